@@ -1,0 +1,1 @@
+"""Scripts that turn PyTorch checkpoints into model folders, and back."""

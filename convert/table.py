@@ -1,0 +1,138 @@
+"""A conversion is a table: which source tensor becomes which parameter, and how it is turned.
+
+The table is strict: a source key that no rule knows, a parameter that no key gives, a parameter
+given twice or of another shape is an error that names it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spirit_jax.checkpoint import flatten, unflatten
+from spirit_jax.errors import InputError
+
+
+def keep(array: np.ndarray) -> np.ndarray:
+    """The array as it is."""
+    return array
+
+
+def transpose(array: np.ndarray) -> np.ndarray:
+    """All axes reversed: torch Linear (out, in) to (in, out), Conv1d (out, in, k) to (k, in, out)."""
+    return np.ascontiguousarray(array.T)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Source keys that match `source` (a whole-key regular expression) become `target`.
+
+    `target` is a `/`-separated parameter path that may use the groups of `source` (`\\1`), or None
+    for keys that are known and not needed.
+    """
+
+    source: str
+    target: str | None
+    turn: Callable[[np.ndarray], np.ndarray] = keep
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One planned move: the source key, the parameter path, and how the array is turned."""
+
+    source: str
+    target: str
+    turn: Callable[[np.ndarray], np.ndarray]
+
+
+def plan(
+    keys: Sequence[str], rules: Sequence[Rule], targets: Sequence[str], where: str
+) -> list[Step]:
+    """The moves from `keys` to `targets`; raises `InputError` naming a key that does not fit."""
+    steps: dict[str, Step] = {}
+    for key in keys:
+        rule, match = _find_rule(key, rules, where)
+        if rule.target is None:
+            continue
+        target = match.expand(rule.target)
+        if target in steps:
+            raise InputError(f"{where}: '{steps[target].source}' and '{key}' both give '{target}'.")
+        if target not in targets:
+            raise InputError(f"{where}: '{key}' gives '{target}', which this config does not have.")
+        steps[target] = Step(key, target, rule.turn)
+    missing = [target for target in targets if target not in steps]
+    if missing:
+        raise InputError(f"{where}: no tensor gives the parameter '{missing[0]}'.")
+    return [steps[target] for target in targets]
+
+
+def run(
+    tensors: Mapping[str, np.ndarray], steps: Sequence[Step], abstract: Mapping[str, Any], where: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Reads, turns and checks one array after another: (parameter path, array)."""
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
+    for step in steps:
+        source = tensors[step.source]
+        array = step.turn(source)
+        if array.shape != shapes[step.target]:
+            raise InputError(
+                f"{where}: '{step.source}' has shape {source.shape}, which gives {array.shape} "
+                f"where the config asks for {shapes[step.target]}."
+            )
+        yield step.target, array
+
+
+def convert(
+    tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], abstract: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """A whole parameter tree shaped as `abstract`, from `tensors` by `rules`."""
+    steps = plan(list(tensors), rules, list(flatten(abstract)), where)
+    return unflatten(dict(run(tensors, steps, abstract, where)))
+
+
+def fold_weight_norm(tensors: Mapping[str, np.ndarray], dim: int) -> dict[str, np.ndarray]:
+    """Replaces the pairs of weight norm over `dim` by the weight that they stand for.
+
+    Both spellings are read: `X.weight_g` with `X.weight_v`, and
+    `X.parametrizations.weight.original0` with `original1`. w = g v / |v|.
+    """
+    folded = {}
+    for key, value in tensors.items():
+        name, spelling = _split_weight_norm(key)
+        if spelling is None:
+            folded[key] = value
+        elif spelling[0] == key[len(name) :]:
+            direction_key = name + spelling[1]
+            if direction_key not in tensors:
+                raise InputError(f"'{key}' stands without '{direction_key}'.")
+            v = tensors[direction_key]
+            axes = tuple(axis for axis in range(v.ndim) if axis != dim % v.ndim)
+            norm = np.sqrt(np.sum(np.square(v, dtype=np.float32), axis=axes, keepdims=True))
+            folded[name + ".weight"] = v * (value / norm)
+        elif name + spelling[0] not in tensors:
+            raise InputError(f"'{key}' stands without '{name + spelling[0]}'.")
+    return folded
+
+
+_SPELLINGS = (
+    (".weight_g", ".weight_v"),
+    (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+)
+
+
+def _split_weight_norm(key: str) -> tuple[str, tuple[str, str] | None]:
+    for spelling in _SPELLINGS:
+        for suffix in spelling:
+            if key.endswith(suffix):
+                return key.removesuffix(suffix), spelling
+    return key, None
+
+
+def _find_rule(key: str, rules: Sequence[Rule], where: str) -> tuple[Rule, re.Match]:
+    for rule in rules:
+        match = re.fullmatch(rule.source, key)
+        if match:
+            return rule, match
+    raise InputError(f"{where}: the key '{key}' is unknown.")

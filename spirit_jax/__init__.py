@@ -1,0 +1,1 @@
+"""Spirit LM in JAX and Flax: reads, hears, writes and speaks in one stream of tokens."""

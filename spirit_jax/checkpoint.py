@@ -1,0 +1,141 @@
+"""Model folders: a network is `config.json` beside `params/`, its arrays written through Orbax.
+
+Arrays are stored one by one under their path in the parameter tree. What is written goes to a
+temporary name first, so a folder is whole or absent.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+
+from spirit_jax import config as config_lib
+from spirit_jax.errors import InputError
+
+T = TypeVar("T")
+Params = Mapping[str, Any]
+
+
+def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:
+    """Writes one parameter tree, given whole or as disjoint parts that are written in turn.
+
+    Memory holds one part at a time, so a network larger than the memory can be written.
+
+    Raises:
+      InputError: something exists at `path` already.
+    """
+    path = Path(path).absolute()
+    if path.exists():
+        raise InputError(f"{path}: exists already; remove it or choose another output.")
+    unfinished = path.with_name(path.name + ".partial_save")  # the name that Orbax gives it
+    shutil.rmtree(unfinished, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for part in [parts] if isinstance(parts, Mapping) else parts:
+            ocp.partial.save(path, part)
+        ocp.partial.finalize(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def read_shapes(path: str | Path) -> Params:
+    """The tree of `jax.ShapeDtypeStruct` that a `params/` folder holds; reads no array."""
+    path = Path(path).absolute()
+    try:
+        tree = ocp.metadata(path).metadata
+    except Exception as error:
+        raise InputError(
+            f"{path}: is not a whole parameter folder (missing, half copied or damaged)."
+        ) from error
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def load_params(path: str | Path, abstract: Params | None = None) -> Params:
+    """Reads a parameter tree: numpy arrays, or arrays placed as `abstract` says.
+
+    Args:
+      path: a `params/` folder.
+      abstract: a tree of `jax.ShapeDtypeStruct`; with shardings, every array goes straight onto
+        its shards of the mesh. Parts of the stored tree that are not in it are not read.
+
+    Raises:
+      InputError: the folder is missing or damaged, or does not hold what `abstract` asks for.
+    """
+    path = Path(path).absolute()
+    stored = read_shapes(path)
+    if abstract is None:
+        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
+    else:
+        _check_shapes(path, stored, abstract)
+    options = ocp.options.PyTreeOptions(
+        loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
+    )
+    try:
+        with ocp.Context(pytree_options=options):
+            return ocp.load(path, abstract)
+    except Exception as error:
+        raise InputError(f"{path}: its arrays cannot be read (half copied or damaged).") from error
+
+
+def save_network(folder: str | Path, config: Any, params: Params | Iterable[Params]) -> None:
+    """Writes a network: its config as `config.json`, its arrays as `params/`."""
+    folder = Path(folder)
+    save_params(folder / "params", params)
+    config_lib.write(config, folder / "config.json")
+
+
+def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:
+    """The config and the numpy parameters of a network's folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder; a converted network was expected.")
+    return config_lib.read(config_cls, folder / "config.json"), load_params(folder / "params")
+
+
+def hash_params(params: Params) -> str:
+    """A SHA-256 over the names, shapes, dtypes and values of a parameter tree."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(params).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
+        digest.update(array.view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()
+
+
+def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level of `a/b/c` names."""
+    leaves = {}
+    for name, value in tree.items():
+        path = f"{prefix}/{name}" if prefix else str(name)
+        leaves.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested mapping that `flatten` came from."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def _check_shapes(path: Path, stored: Params, abstract: Params) -> None:
+    have, want = flatten(stored), flatten(abstract)
+    for name, leaf in want.items():
+        if name not in have:
+            raise InputError(f"{path}: holds no parameter '{name}', which the config asks for.")
+        if tuple(have[name].shape) != tuple(leaf.shape):
+            raise InputError(
+                f"{path}: parameter '{name}' has shape {tuple(have[name].shape)}, and the config "
+                f"asks for {tuple(leaf.shape)}."
+            )

@@ -1,0 +1,30 @@
+"""Eight simulated devices and no network, for every test."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "release_tiny"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The tiny release-format checkpoint tree with what the release computes from it."""
+    if not GOLDEN.is_dir():
+        pytest.skip(f"the golden tree is not at {GOLDEN}")
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def fcpe_weights() -> Path:
+    """FCPE's real weights, from the MIT-licensed package torchfcpe."""
+    path = os.environ.get("SPIRIT_FCPE_PT")
+    if not path:
+        pytest.skip("SPIRIT_FCPE_PT does not name torchfcpe's assets/fcpe_c_v001.pt")
+    return Path(path)
