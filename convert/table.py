@@ -21,7 +21,7 @@ def keep(array: np.ndarray) -> np.ndarray:
 
 
 def transpose(array: np.ndarray) -> np.ndarray:
-    """All axes reversed: torch Linear (out, in) to (in, out), Conv1d (out, in, k) to (k, in, out)."""
+    """All axes reversed: torch's Linear (out, in) and Conv1d (out, in, k) become ours."""
     return np.ascontiguousarray(array.T)
 
 
@@ -53,7 +53,7 @@ def plan(
     """The moves from `keys` to `targets`; raises `InputError` naming a key that does not fit."""
     steps: dict[str, Step] = {}
     for key in keys:
-        rule, match = _find_rule(key, rules, where)
+        rule, match = find_rule(key, rules, where)
         if rule.target is None:
             continue
         target = match.expand(rule.target)
@@ -69,7 +69,10 @@ def plan(
 
 
 def run(
-    tensors: Mapping[str, np.ndarray], steps: Sequence[Step], abstract: Mapping[str, Any], where: str
+    tensors: Mapping[str, np.ndarray],
+    steps: Sequence[Step],
+    abstract: Mapping[str, Any],
+    where: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Reads, turns and checks one array after another: (parameter path, array)."""
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
@@ -85,11 +88,28 @@ def run(
 
 
 def convert(
-    tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], abstract: Mapping[str, Any], where: str
+    tensors: Mapping[str, np.ndarray],
+    rules: Sequence[Rule],
+    abstract: Mapping[str, Any],
+    where: str,
 ) -> dict[str, Any]:
     """A whole parameter tree shaped as `abstract`, from `tensors` by `rules`."""
     steps = plan(list(tensors), rules, list(flatten(abstract)), where)
     return unflatten(dict(run(tensors, steps, abstract, where)))
+
+
+def batches(
+    arrays: Iterator[tuple[str, np.ndarray]], max_bytes: int = 256 << 20
+) -> Iterator[dict[str, Any]]:
+    """Gathers (path, array) pairs into trees of about `max_bytes`, to be written in turn."""
+    leaves: dict[str, np.ndarray] = {}
+    for path, array in arrays:
+        leaves[path] = array
+        if sum(leaf.nbytes for leaf in leaves.values()) >= max_bytes:
+            yield unflatten(leaves)
+            leaves = {}
+    if leaves:
+        yield unflatten(leaves)
 
 
 def fold_weight_norm(tensors: Mapping[str, np.ndarray], dim: int) -> dict[str, np.ndarray]:
@@ -130,7 +150,8 @@ def _split_weight_norm(key: str) -> tuple[str, tuple[str, str] | None]:
     return key, None
 
 
-def _find_rule(key: str, rules: Sequence[Rule], where: str) -> tuple[Rule, re.Match]:
+def find_rule(key: str, rules: Sequence[Rule], where: str) -> tuple[Rule, re.Match]:
+    """The rule that knows `key`, and its match; raises `InputError` where none does."""
     for rule in rules:
         match = re.fullmatch(rule.source, key)
         if match:

@@ -1,0 +1,103 @@
+"""Writes the language model of a model folder as a Hugging Face Llama folder.
+
+    python -m convert.export --model MODEL_DIR --output HF_DIR
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save_file
+
+from convert import table, torch_files
+from convert.llama import export_rules, write_config
+from convert.main import run_main
+from spirit_jax import checkpoint, config
+from spirit_jax.errors import InputError
+from spirit_jax.models.llama import LlamaConfig
+
+SHARD_BYTES = 2 << 30
+
+
+def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | list[int]) -> None:
+    """Writes a network folder as `config.json` and (sharded) safetensors, a shard at a time.
+
+    Raises:
+      InputError: `output` exists already, or the network folder is not whole.
+    """
+    network, output = Path(network), Path(output)
+    if output.exists():
+        raise InputError(f"{output}: exists already; remove it or choose another output.")
+    cfg = config.read(LlamaConfig, network / "config.json")
+    stored = checkpoint.flatten(checkpoint.read_shapes(network / "params"))
+    steps = [_step(path, cfg, str(network)) for path in stored]
+    shards = _split(steps, {path: _bytes(leaf) for path, leaf in stored.items()})
+    unfinished = output.with_name(output.name + ".tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        weight_map = {}
+        for i, shard in enumerate(shards, start=1):
+            name = f"model-{i:05}-of-{len(shards):05}.safetensors"
+            name = "model.safetensors" if len(shards) == 1 else name
+            tree = checkpoint.unflatten({s.source: stored[s.source] for s in shard})
+            host = checkpoint.flatten(checkpoint.load_params(network / "params", as_numpy(tree)))
+            tensors = {s.target: torch_files.to_torch(s.turn(host[s.source])) for s in shard}
+            save_file(tensors, unfinished / name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, name)
+        if len(shards) > 1:
+            total = sum(_bytes(leaf) for leaf in stored.values())
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            config.write(index, unfinished / "model.safetensors.index.json")
+        dtype = str(stored["embed/embedding"].dtype)
+        config.write(write_config(cfg, eos, bos, dtype), unfinished / "config.json")
+        unfinished.replace(output)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def as_numpy(tree):
+    """Asks `load_params` for host arrays of these shapes."""
+    return checkpoint.unflatten(
+        {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in checkpoint.flatten(tree).items()}
+    )
+
+
+def _step(path: str, cfg: LlamaConfig, where: str) -> table.Step:
+    rule, match = table.find_rule(path, export_rules(cfg), where)
+    return table.Step(path, match.expand(rule.target), rule.turn)
+
+
+def _split(steps: list[table.Step], sizes: dict[str, int]) -> list[list[table.Step]]:
+    shards: list[list[table.Step]] = [[]]
+    for step in steps:
+        if shards[-1] and sum(sizes[s.source] for s in [*shards[-1], step]) > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(step)
+    return shards
+
+
+def _bytes(leaf) -> int:
+    return int(np.prod(leaf.shape)) * leaf.dtype.itemsize
+
+
+def main() -> None:
+    from spirit_jax.vocab import Vocab
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--output", required=True, help="Hugging Face folder to write")
+    args = parser.parse_args()
+    model, output = Path(args.model), Path(args.output)
+    vocab = config.read(Vocab, model / "vocab.json")
+    export_llama(model / "llama", output, vocab.bos, list(vocab.eos))
+    for file in (model / "text_tokenizer").iterdir():
+        shutil.copyfile(file, output / file.name)
+    print(json.dumps({"output": str(output)}))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,320 @@
+"""The Llama decoder, every size of it: the language model of Spirit LM.
+
+Letters: b batch, t positions, d model width, f MLP width, h query heads, g key-value heads, k head
+width, v vocabulary, l layers.
+
+Follows Llama 2 and 3 (arXiv 2307.09288, 2407.21783): pre-norm blocks of grouped-query attention
+with rotary positions (rotate-half layout) and a gated SiLU MLP.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from spirit_jax import checkpoint, config, sharding
+from spirit_jax.errors import InputError
+from spirit_jax.models.attention import (
+    KVCache,
+    LayerCache,
+    RopeScaling,
+    apply_rope,
+    attend,
+    cache_mask,
+    causal_mask,
+    rope_frequencies,
+    write_cache,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a Llama. `vocab_size` counts the rows of the embedding, padding rows included."""
+
+    vocab_size: int = 32512
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int = 32
+    head_dim: int = 128
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 100_000.0
+    rope_scaling: RopeScaling | None = None
+    max_positions: int = 4096
+    tie_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    init_std: float = 0.02
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value ones."
+            )
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, the mean square taken in float32."""
+
+    eps: float
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        scale_d = self.param("scale", nn.initializers.ones, (x_btd.shape[-1],), self.param_dtype)
+        x32_btd = x_btd.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x32_btd), axis=-1, keepdims=True)
+        normed_btd = (x32_btd * jax.lax.rsqrt(mean_square + self.eps)).astype(x_btd.dtype)
+        return scale_d.astype(x_btd.dtype) * normed_btd
+
+
+class Block(nn.Module):
+    """One decoder layer: attention, then the gated MLP, each on a normed input and added back."""
+
+    config: LlamaConfig
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, carry, layer, positions_bt, mask_bts, slot):
+        """`carry` is (x_btd, LayerCache or None); `layer` picks the layer of a stacked cache."""
+        x_btd, cache = carry
+        cfg = self.config
+        frequencies = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+
+        y_btd = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="attention_norm")(x_btd)
+        head, kv_head = (cfg.num_heads, cfg.head_dim), (cfg.num_kv_heads, cfg.head_dim)
+        bias = cfg.attention_bias
+        q_bthk = self._linear("q", ("embed",), head, ("heads", "head_dim"), bias)(y_btd)
+        k_btgk = self._linear("k", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
+        v_btgk = self._linear("v", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
+        q_bthk = apply_rope(q_bthk, positions_bt, frequencies)
+        k_btgk = apply_rope(k_btgk, positions_bt, frequencies)
+        if cache is not None:
+            cache, k_btgk, v_btgk = write_cache(cache, k_btgk, v_btgk, slot, layer)
+        q_bthk = sharding.constrain(q_bthk, "batch", None, "heads", None)
+        y_bthk = attend(q_bthk, k_btgk.astype(self.dtype), v_btgk.astype(self.dtype), mask_bts)
+        out = self._linear("o", ("heads", "head_dim"), (cfg.hidden_size,), ("embed",), bias)
+        x_btd = sharding.constrain(x_btd + out(y_bthk), "batch", None, None)
+
+        y_btd = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="mlp_norm")(x_btd)
+        width, bias = (cfg.intermediate_size,), cfg.mlp_bias
+        gate_btf = self._linear("gate", ("embed",), width, ("mlp",), bias)(y_btd)
+        up_btf = self._linear("up", ("embed",), width, ("mlp",), bias)(y_btd)
+        y_btf = sharding.constrain(nn.silu(gate_btf) * up_btf, "batch", None, "mlp")
+        down = self._linear("down", ("mlp",), (cfg.hidden_size,), ("embed",), bias)
+        x_btd = sharding.constrain(x_btd + down(y_btf), "batch", None, None)
+        return (x_btd, cache), None
+
+    def _linear(self, name, in_axes, out_shape, out_axes, use_bias):
+        kernel_init = nn.initializers.normal(self.config.init_std)
+        return nn.DenseGeneral(
+            out_shape,
+            axis=tuple(range(-len(in_axes), 0)),
+            use_bias=use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=nn.with_logical_partitioning(kernel_init, in_axes + out_axes),
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, out_axes),
+            name=name,
+        )
+
+
+class Unrolled(nn.Module):
+    """The layers one after another, each with parameters of its own: `0`, `1`, ..."""
+
+    config: LlamaConfig
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, carry, layers, positions_bt, mask_bts, slot):
+        x_btd, caches = carry
+        new_caches = []
+        for i in range(self.config.num_layers):
+            block = Block(self.config, self.dtype, self.param_dtype, name=str(i))
+            cache = None if caches is None else caches[i]
+            (x_btd, cache), _ = block((x_btd, cache), None, positions_bt, mask_bts, slot)
+            new_caches.append(cache)
+        return (x_btd, None if caches is None else tuple(new_caches)), None
+
+
+class Llama(nn.Module):
+    """Token ids to logits.
+
+    Attributes:
+      config: the sizes.
+      dtype: of the computation; norms, softmax, rotary angles and logits are float32 in any case.
+      param_dtype: of newly initialised parameters.
+      scan_layers: one compiled layer looped over stacked parameters (quick to compile, for
+        training and accelerators), or all layers written out (no slicing of parameters and cache:
+        faster decoding on a CPU). The results are the same.
+    """
+
+    config: LlamaConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    scan_layers: bool = False
+
+    def setup(self):
+        cfg = self.config
+        init = nn.initializers.normal(cfg.init_std)
+        self.embed = nn.Embed(
+            cfg.vocab_size,
+            cfg.hidden_size,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            embedding_init=nn.with_logical_partitioning(init, ("vocab", "embed")),
+        )
+        stack = Unrolled
+        if self.scan_layers:
+            stack = nn.scan(
+                Block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                length=cfg.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+        self.layers = stack(cfg, self.dtype, self.param_dtype)
+        self.final_norm = RMSNorm(cfg.rms_norm_eps, self.param_dtype)
+        if not cfg.tie_embeddings:
+            self.head = self.param(
+                "head",
+                nn.with_logical_partitioning(init, ("embed", "vocab")),
+                (cfg.hidden_size, cfg.vocab_size),
+                self.param_dtype,
+            )
+
+    def __call__(
+        self,
+        tokens_bt: jax.Array,
+        segments_bt: jax.Array,
+        positions_bt: jax.Array,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Logits of the next token.
+
+        Args:
+          tokens_bt: int32 ids.
+          segments_bt: int32, 0 for padding; a token attends to earlier tokens of its own segment.
+            With a cache, all tokens of a row are one segment.
+          positions_bt: int32 rotary positions, counted from 0 in each segment.
+          cache: earlier tokens; the new ones are added to it.
+          last_only: only the logits of the last position, (b, 1, v).
+
+        Returns:
+          float32 logits_btv, and the cache with the new tokens in it (None without one).
+        """
+        slot, layer_caches = None, None
+        if cache is None:
+            mask_bts = causal_mask(segments_bt)
+        else:
+            slot, layer_caches = cache.length, cache.layers
+            valid_bs = jax.lax.dynamic_update_slice(cache.valid_bs, segments_bt > 0, (0, slot))
+            mask_bts = cache_mask(valid_bs, slot, tokens_bt.shape[1])
+        x_btd = sharding.constrain(self.embed(tokens_bt), "batch", None, None)
+        layer_ids = jnp.arange(self.config.num_layers)
+        (x_btd, layer_caches), _ = self.layers(
+            (x_btd, layer_caches), layer_ids, positions_bt, mask_bts, slot
+        )
+        if cache is not None:
+            cache = KVCache(layer_caches, valid_bs, slot + tokens_bt.shape[1])
+        x_btd = self.final_norm(x_btd[:, -1:] if last_only else x_btd)
+        head_dv = self.embed.embedding.T if self.config.tie_embeddings else self.head
+        logits_btv = jnp.einsum(
+            "btd,dv->btv", x_btd, head_dv.astype(self.dtype), preferred_element_type=jnp.float32
+        )
+        return sharding.constrain(logits_btv, "batch", None, "vocab"), cache
+
+
+def init_cache(model: Llama, batch: int, slots: int) -> KVCache:
+    """An empty cache of `slots` tokens a row, in the model's computation dtype."""
+    cfg = model.config
+    shape = (batch, slots, cfg.num_kv_heads, cfg.head_dim)
+
+    def zeros(*leading):
+        array = jnp.zeros(leading + shape, model.dtype)
+        axes = ("batch", None, "kv_heads", None)
+        return sharding.constrain(array, *((None,) * len(leading) + axes))
+
+    def layer(*leading):
+        return LayerCache(zeros(*leading), zeros(*leading))
+
+    layers = (
+        layer(cfg.num_layers)
+        if model.scan_layers
+        else tuple(layer() for _ in range(cfg.num_layers))
+    )
+    return KVCache(layers, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
+
+
+def abstract_params(model: Llama, boxed: bool = False) -> Any:
+    """The tree of `jax.ShapeDtypeStruct` of the model's parameters; `boxed` keeps logical axes."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens, tokens)["params"]
+    return tree if boxed else nn.unbox(tree)
+
+
+def load(
+    folder: str | Path,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: Any = None,
+    compute_dtype: Any = None,
+    scan_layers: bool = False,
+) -> tuple[Llama, Any]:
+    """The model of a folder and its parameters, each array read straight onto its shards.
+
+    Args:
+      folder: holds `config.json` and `params/`, one array a layer.
+      mesh: where to place the parameters; the default device without one.
+      dtype: of the parameters; as they are stored if not given.
+      compute_dtype: of the computation; `dtype` if not given, else float32.
+      scan_layers: see `Llama`; the layers are stacked as they are read, one parameter at a time.
+    """
+    folder = Path(folder)
+    cfg = config.read(LlamaConfig, folder / "config.json")
+    compute_dtype = compute_dtype or dtype or jnp.float32
+    stored = checkpoint.flatten(checkpoint.read_shapes(folder / "params"))
+    model = Llama(cfg, compute_dtype, scan_layers=scan_layers)
+    unrolled = Llama(cfg, compute_dtype)
+    boxed = abstract_params(unrolled, boxed=True)
+    sharding_of = checkpoint.flatten(
+        sharding.param_shardings(boxed, mesh)
+        if mesh is not None
+        else jax.tree.map(lambda _: sharding.default_sharding(), nn.unbox(boxed))
+    )
+    wanted = checkpoint.flatten(nn.unbox(boxed))
+
+    def abstract(path: str) -> jax.ShapeDtypeStruct:
+        kept = stored[path].dtype if path in stored else jnp.float32
+        return jax.ShapeDtypeStruct(wanted[path].shape, dtype or kept, sharding=sharding_of[path])
+
+    if not scan_layers:
+        tree = checkpoint.unflatten({path: abstract(path) for path in wanted})
+        return model, checkpoint.load_params(folder / "params", tree)
+    return model, _load_stacked(folder / "params", cfg, {path: abstract(path) for path in wanted})
+
+
+def _load_stacked(path: Path, cfg: LlamaConfig, wanted: dict[str, jax.ShapeDtypeStruct]) -> Any:
+    """Reads the layers of one parameter, stacks them on their shards, and goes on to the next."""
+
+    def read(names: list[str]) -> dict[str, jax.Array]:
+        tree = checkpoint.unflatten({name: wanted[name] for name in names})
+        return checkpoint.flatten(checkpoint.load_params(path, tree))
+
+    params = read([name for name in wanted if not name.startswith("layers/")])
+    for name in [n.removeprefix("layers/0/") for n in wanted if n.startswith("layers/0/")]:
+        layers = [f"layers/{i}/{name}" for i in range(cfg.num_layers)]
+        arrays = read(layers)
+        stack = jax.jit(
+            lambda *parts: jnp.stack(parts),
+            out_shardings=sharding.stacked(wanted[layers[0]].sharding),
+        )
+        params[f"layers/{name}"] = stack(*(arrays.pop(layer) for layer in layers))
+    return checkpoint.unflatten(params)

@@ -1,0 +1,129 @@
+"""The device mesh, and the one table from logical axes to mesh axes.
+
+Parameters and activations name their axes by meaning (`embed`, `heads`, ...); this table says which
+mesh axis splits which. Only this file makes a `PartitionSpec`.
+
+Mesh axes: `data` (replicas, across slices), `fsdp` (parameters and batch), `tensor` (heads, MLP and
+vocabulary).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from spirit_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. An axis that is not listed is not split.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+}
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of `data` x `fsdp` x `tensor` devices (all devices there are, unless given).
+
+    Raises:
+      InputError: the product is not the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = (data, fsdp, tensor)
+    if math.prod(shape) != len(devices):
+        raise InputError(
+            f"A mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {math.prod(shape)} "
+            f"devices, and there are {len(devices)}."
+        )
+    return jax.make_mesh(
+        shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices
+    )
+
+
+def as_auto(mesh: Mesh) -> Mesh:
+    """The same mesh with every axis of type Auto, which is how this package places arrays.
+
+    Raises:
+      InputError: the mesh has an axis that the table does not know.
+    """
+    for name in mesh.axis_names:
+        if name not in MESH_AXES:
+            raise InputError(
+                f"The mesh has an axis '{name}'; known are {', '.join(MESH_AXES)} (any of them)."
+            )
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def batch_multiple(mesh: Mesh | None) -> int:
+    """How many parts the mesh splits a batch into; rows are padded to a multiple of it."""
+    if mesh is None:
+        return 1
+    return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
+
+
+def param_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """The sharding of every parameter of a tree whose leaves carry logical axes.
+
+    Args:
+      boxed: the result of `jax.eval_shape(module.init, ...)`, leaves boxed by
+        `nn.with_logical_partitioning` where they can be split.
+      mesh: the mesh to place them on.
+    """
+
+    def place(leaf: Any) -> NamedSharding:
+        if isinstance(leaf, nn.LogicallyPartitioned):
+            return NamedSharding(mesh, _spec(leaf.value.shape, leaf.names, mesh.shape))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree.map(place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def default_sharding() -> jax.sharding.Sharding:
+    """Everything on the first device: what is used without a mesh."""
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def stacked(of_one: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """The sharding of many arrays stacked along a new first axis, which stays whole."""
+    if not isinstance(of_one, NamedSharding):
+        return of_one
+    return NamedSharding(of_one.mesh, PartitionSpec(None, *of_one.spec))
+
+
+def place_batch(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
+    """Puts a host array on the mesh, its first axis split as a batch (or on the default device)."""
+    if mesh is None:
+        return jax.numpy.asarray(array)
+    spec = _spec(array.shape, ("batch",) + (None,) * (array.ndim - 1), mesh.shape)
+    return jax.device_put(array, NamedSharding(mesh, spec))
+
+
+def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
+    """Asks the compiler to split an activation by its logical axes; a no-op without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, _spec(array.shape, axes, mesh.shape))
+
+
+def _spec(
+    shape: Sequence[int], axes: Sequence[str | None], mesh_shape: dict[str, int]
+) -> PartitionSpec:
+    """Maps logical axes to mesh axes; a dimension that a mesh axis does not divide stays whole."""
+    parts = []
+    for size, axis in zip(shape, axes, strict=True):
+        names = tuple(name for name in RULES.get(axis, ()) if name in mesh_shape)
+        divides = names and size % math.prod(mesh_shape[name] for name in names) == 0
+        parts.append(names if divides else None)
+    return PartitionSpec(*parts)
