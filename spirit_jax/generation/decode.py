@@ -1,0 +1,242 @@
+"""Batched generation: one compiled prefill and one compiled decode loop for all rows.
+
+Prompts of unequal length are padded on the left, so that every row writes the same cache slot in
+a step; positions count from each row's first token and the padding is masked, so a row's result
+does not depend on the others. Rows, prompt lengths and output lengths are padded to a few sizes,
+so that few programs are compiled.
+
+Letters: b rows, t prompt positions, n new tokens, v vocabulary.
+"""
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from spirit_jax import sharding
+from spirit_jax.errors import InputError
+from spirit_jax.generation.sampling import (
+    GenerationConfig,
+    SamplingParams,
+    StaticSampling,
+    next_tokens,
+)
+from spirit_jax.models.attention import KVCache
+from spirit_jax.models.llama import Llama, init_cache
+
+
+@struct.dataclass
+class DecodeState:
+    """What the decode loop carries from step to step.
+
+    Attributes:
+      step: int32 scalar, the tokens made so far.
+      tokens_bn: int32, the tokens made; the rest is the padding id.
+      last_b: int32, the newest token of each row.
+      positions_b: int32, the rotary position of the next token.
+      done_b: bool, rows that ended; they run on harmlessly and write padding.
+      seen_bv: bool, the tokens of prompt and output, for a repetition penalty; else None.
+      cache: keys and values of all tokens before `last_b`.
+    """
+
+    step: jax.Array
+    tokens_bn: jax.Array
+    last_b: jax.Array
+    positions_b: jax.Array
+    done_b: jax.Array
+    seen_bv: jax.Array | None
+    cache: KVCache
+
+
+def bucket(size: int, smallest: int) -> int:
+    """The least power of two times `smallest` that holds `size`."""
+    while smallest < size:
+        smallest *= 2
+    return smallest
+
+
+@functools.partial(jax.jit, static_argnames=("model", "slots", "static"))
+def prefill(
+    model: Llama,
+    params: Any,
+    tokens_bt: jax.Array,
+    segments_bt: jax.Array,
+    slots: int,
+    static: StaticSampling,
+) -> tuple[jax.Array, KVCache, jax.Array | None]:
+    """Reads left-padded prompts: (float32 logits_bv of the next token, the cache, seen_bv)."""
+    positions_bt = jnp.maximum(jnp.cumsum(segments_bt, axis=1) - 1, 0)
+    cache = init_cache(model, tokens_bt.shape[0], slots)
+    logits_btv, cache = model.apply(
+        {"params": params}, tokens_bt, segments_bt, positions_bt, cache, last_only=True
+    )
+    seen_bv = None
+    if static.penalise:
+        rows_b1 = jnp.arange(tokens_bt.shape[0])[:, None]
+        seen_bv = jnp.zeros((tokens_bt.shape[0], model.config.vocab_size), bool)
+        seen_bv = seen_bv.at[rows_b1, tokens_bt].max(segments_bt > 0)
+    return logits_btv[:, 0], cache, seen_bv
+
+
+@functools.partial(jax.jit, static_argnames=("model", "buffer", "static"), donate_argnames="cache")
+def decode(
+    model: Llama,
+    params: Any,
+    logits_bv: jax.Array,
+    cache: KVCache,
+    seen_bv: jax.Array | None,
+    lengths_b: jax.Array,
+    done_b: jax.Array,
+    allowed_v: jax.Array,
+    eos_e: jax.Array,
+    pad: jax.Array,
+    limit: jax.Array,
+    seed: jax.Array,
+    sampling: SamplingParams,
+    buffer: int,
+    static: StaticSampling,
+) -> DecodeState:
+    """Makes up to `limit` tokens a row, its EOS included: the state after the last step.
+
+    The cache given is taken over, not copied.
+    """
+    rows_b = jnp.arange(lengths_b.shape[0])
+    row_keys_b = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows_b)
+
+    def choose(state: DecodeState, logits_bv: jax.Array) -> DecodeState:
+        keys_b = jax.vmap(jax.random.fold_in, (0, None))(row_keys_b, state.step)
+        chosen_b = next_tokens(logits_bv, allowed_v[None], state.seen_bv, keys_b, sampling, static)
+        chosen_b = jnp.where(state.done_b, pad, chosen_b)
+        seen_bv = state.seen_bv
+        if static.penalise:
+            seen_bv = seen_bv.at[rows_b, chosen_b].max(~state.done_b)
+        return state.replace(
+            step=state.step + 1,
+            tokens_bn=jax.lax.dynamic_update_slice(
+                state.tokens_bn, chosen_b[:, None], (0, state.step)
+            ),
+            last_b=chosen_b,
+            done_b=state.done_b | jnp.isin(chosen_b, eos_e),
+            seen_bv=seen_bv,
+        )
+
+    def unfinished(state: DecodeState) -> jax.Array:
+        return (state.step < limit) & ~jnp.all(state.done_b)
+
+    def body(state: DecodeState) -> DecodeState:
+        last_b1 = state.last_b[:, None]
+        logits_btv, cache = model.apply(
+            {"params": params},
+            last_b1,
+            jnp.ones_like(last_b1),
+            state.positions_b[:, None],
+            state.cache,
+        )
+        state = state.replace(cache=cache, positions_b=state.positions_b + 1)
+        return choose(state, logits_btv[:, 0])
+
+    state = DecodeState(
+        step=jnp.zeros((), jnp.int32),
+        tokens_bn=jnp.full((lengths_b.shape[0], buffer), pad, jnp.int32),
+        last_b=jnp.zeros_like(lengths_b),
+        positions_b=lengths_b,
+        done_b=done_b,
+        seen_bv=seen_bv,
+        cache=cache,
+    )
+    return jax.lax.while_loop(unfinished, body, choose(state, logits_bv))
+
+
+def generate(
+    model: Llama,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    allowed_v: np.ndarray,
+    eos: Sequence[int],
+    config: GenerationConfig,
+    mesh: jax.sharding.Mesh | None = None,
+) -> list[list[int]]:
+    """Continues every prompt: the new ids of each, the EOS included where it came.
+
+    Args:
+      model, params: the language model; `params` may be sharded over `mesh`.
+      prompts: token ids, each prompt at least one.
+      allowed_v: bool (v,), the tokens that may be made; the modality is a mask, and so are the
+        padding rows of the vocabulary.
+      eos: ids that end a row.
+      config: how to generate; tokens that would pass the model's last position are not made.
+      mesh: shards the rows over its `data` and `fsdp` axes.
+
+    Raises:
+      InputError: an empty prompt, an id outside the vocabulary, or a prompt that leaves no room.
+    """
+    if not prompts:
+        return []
+    _check(prompts, model)
+    lengths = [len(prompt) for prompt in prompts]
+    limit = min(config.max_new_tokens, model.config.max_positions - max(lengths))
+    if limit < 1:
+        raise InputError(
+            f"A prompt has {max(lengths)} tokens, and the model has {model.config.max_positions} "
+            "positions: there is no room for a new one."
+        )
+    rows = bucket(len(prompts), sharding.batch_multiple(mesh))
+    width, buffer = bucket(max(lengths), 16), bucket(limit, 16)
+    tokens_bt = np.zeros((rows, width), np.int32)
+    segments_bt = np.zeros((rows, width), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens_bt[row, width - len(prompt) :] = prompt
+        segments_bt[row, width - len(prompt) :] = 1
+    lengths_b = np.array(lengths + [1] * (rows - len(prompts)), np.int32)
+    done_b = np.arange(rows) >= len(prompts)
+
+    static = StaticSampling.of(config)
+    sampling = SamplingParams(
+        config.temperature, config.top_p, config.top_k, config.repetition_penalty
+    )
+    place = functools.partial(sharding.place_batch, mesh=mesh)
+    with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+        logits_bv, cache, seen_bv = prefill(
+            model, params, place(tokens_bt), place(segments_bt), width + buffer, static
+        )
+        state = decode(
+            model,
+            params,
+            logits_bv,
+            cache,
+            seen_bv,
+            place(lengths_b),
+            place(done_b),
+            allowed_v,
+            np.asarray(eos, np.int32),
+            np.int32(eos[0]),
+            np.int32(limit),
+            np.uint32(config.seed),
+            sampling,
+            buffer,
+            static,
+        )
+        tokens_bn = np.asarray(state.tokens_bn)
+    return [_until_eos(tokens_bn[row, :limit], eos) for row in range(len(prompts))]
+
+
+def _until_eos(tokens_n: np.ndarray, eos: Sequence[int]) -> list[int]:
+    ends = np.flatnonzero(np.isin(tokens_n, eos))
+    return tokens_n[: ends[0] + 1 if len(ends) else None].tolist()
+
+
+def _check(prompts: Sequence[Sequence[int]], model: Llama) -> None:
+    for i, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise InputError(f"Prompt {i} has no tokens; a prompt has at least the BOS token.")
+        outside = [token for token in prompt if not 0 <= token < model.config.vocab_size]
+        if outside:
+            raise InputError(
+                f"Prompt {i} has the token {outside[0]}, and the vocabulary has "
+                f"{model.config.vocab_size}."
+            )

@@ -1,0 +1,160 @@
+"""From logits to the next token: penalties, masks, temperature, top-k and top-p.
+
+Letters: b batch, v vocabulary. Names and order are Hugging Face's: repetition penalty, mask, then
+for sampling temperature, top-k, top-p.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from spirit_jax.errors import InputError
+
+NEVER = jnp.float32(-jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How to generate.
+
+    Attributes:
+      max_new_tokens: the most tokens to add to a prompt.
+      do_sample: draw tokens at random; otherwise take the likeliest each time.
+      temperature: logits are divided by it before a draw; below 1 is more careful.
+      top_p: draw among the likeliest tokens that together have this probability.
+      top_k: draw among this many likeliest tokens; 0 for all.
+      repetition_penalty: logits of tokens seen before are divided by it (multiplied, if negative).
+      seed: the same seed draws the same tokens; a row's draws do not depend on the other rows.
+
+    Raises:
+      InputError: a value outside its range.
+    """
+
+    max_new_tokens: int = 200
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        limits = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature > 0, "above 0 (do_sample=False is greedy)"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "at least 0"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+        }
+        for name, (holds, range_) in limits.items():
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be {range_}.")
+
+
+def penalise_repetition(logits_bv: jax.Array, seen_bv: jax.Array, penalty: jax.Array) -> jax.Array:
+    """Makes tokens that were seen before less likely (CTRL, arXiv 1909.05858, section 4.1)."""
+    penalised_bv = jnp.where(logits_bv > 0, logits_bv / penalty, logits_bv * penalty)
+    return jnp.where(seen_bv, penalised_bv, logits_bv)
+
+
+def keep_top_k(logits_bv: jax.Array, k: jax.Array) -> jax.Array:
+    """Forbids all but the `k` likeliest tokens (ties with the last of them stay)."""
+
+    def count(kept_bv, _):
+        return jnp.sum(kept_bv, axis=-1)
+
+    return _keep_largest(logits_bv, count, k)
+
+
+def keep_top_p(logits_bv: jax.Array, p: jax.Array) -> jax.Array:
+    """Forbids all but the smallest set of likeliest tokens whose probability reaches `p`."""
+
+    def mass(kept_bv, probs_bv):
+        return jnp.sum(jnp.where(kept_bv, probs_bv, 0.0), axis=-1)
+
+    return _keep_largest(logits_bv, mass, p)
+
+
+def _keep_largest(logits_bv: jax.Array, measure, enough: jax.Array) -> jax.Array:
+    """Keeps the fewest largest logits whose `measure(kept, probabilities)` is at least `enough`.
+
+    The threshold is found by bisection over the bits of a float32 probability, whose integer order
+    is its numeric order: 31 sums over the vocabulary take a twentieth of the time of sorting it.
+    """
+    probs_bv = jax.nn.softmax(logits_bv, axis=-1)
+    bits_bv = jax.lax.bitcast_convert_type(probs_bv, jnp.int32)
+
+    def halve(_, bounds):
+        low_b, high_b = bounds
+        middle_b = low_b + (high_b - low_b) // 2
+        reaches_b = measure(bits_bv >= middle_b[:, None], probs_bv) >= enough
+        return jnp.where(reaches_b, middle_b, low_b), jnp.where(reaches_b, high_b, middle_b)
+
+    rows = logits_bv.shape[0]
+    above_one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32) + 1
+    bounds = jnp.zeros(rows, jnp.int32), jnp.full(rows, above_one)
+    low_b, _ = jax.lax.fori_loop(0, 31, halve, bounds)
+    return jnp.where(bits_bv >= low_b[:, None], logits_bv, NEVER)
+
+
+@struct.dataclass
+class SamplingParams:
+    """The numbers of a `GenerationConfig` that the compiled loop takes as arguments."""
+
+    temperature: jax.Array
+    top_p: jax.Array
+    top_k: jax.Array
+    repetition_penalty: jax.Array
+
+
+def next_tokens(
+    logits_bv: jax.Array,
+    allowed_bv: jax.Array,
+    seen_bv: jax.Array | None,
+    keys_b: jax.Array,
+    params: SamplingParams,
+    config: "StaticSampling",
+) -> jax.Array:
+    """The next token of each row, int32 (b,).
+
+    Args:
+      logits_bv: float32.
+      allowed_bv: bool, the tokens that may be chosen.
+      seen_bv: bool, the tokens of prompt and output so far; only for a repetition penalty.
+      keys_b: a random key a row.
+      params: numbers that may differ from call to call without compiling anew.
+      config: which of the rules are in use; decides what is compiled.
+    """
+    if config.penalise:
+        logits_bv = penalise_repetition(logits_bv, seen_bv, params.repetition_penalty)
+    logits_bv = jnp.where(allowed_bv, logits_bv, NEVER)
+    if not config.sample:
+        return jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
+    logits_bv = logits_bv / params.temperature
+    if config.use_top_k:
+        logits_bv = keep_top_k(logits_bv, params.top_k)
+    if config.use_top_p:
+        logits_bv = keep_top_p(logits_bv, params.top_p)
+    return jax.vmap(jax.random.categorical)(keys_b, logits_bv).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticSampling:
+    """Which sampling rules a compiled loop contains."""
+
+    sample: bool
+    use_top_k: bool
+    use_top_p: bool
+    penalise: bool
+
+    @classmethod
+    def of(cls, config: GenerationConfig) -> "StaticSampling":
+        """The rules that `config` needs."""
+        return cls(
+            sample=config.do_sample,
+            use_top_k=config.do_sample and config.top_k > 0,
+            use_top_p=config.do_sample and config.top_p < 1,
+            penalise=config.repetition_penalty != 1,
+        )

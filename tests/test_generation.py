@@ -1,0 +1,190 @@
+"""Batched generation: exact whatever the batch-mates, and the sampling rules."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from spirit_jax import sharding
+from spirit_jax.errors import InputError
+from spirit_jax.generation.decode import generate
+from spirit_jax.generation.sampling import (
+    GenerationConfig,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+)
+from spirit_jax.models.llama import Llama, LlamaConfig
+
+CONFIG = LlamaConfig(
+    vocab_size=96,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=8,
+    max_positions=64,
+    init_std=0.5,
+)
+MODEL = Llama(CONFIG)
+EOS = (2,)
+ALLOWED = np.arange(96) < 90
+GREEDY = GenerationConfig(max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def params():
+    ones = jnp.ones((1, 4), jnp.int32)
+    return nn.unbox(MODEL.init(jax.random.key(1), ones, ones, ones)["params"])
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 90, n).tolist() for n in (5, 16, 9, 2, 11)]
+
+
+def run(params, prompts, config=GREEDY, allowed=ALLOWED, eos=EOS, **kwargs):
+    return generate(MODEL, params, prompts, allowed, eos, config, **kwargs)
+
+
+def plain_greedy(params, prompt, allowed, eos, steps):
+    """A full forward for every token: what the engine must give."""
+    tokens = list(prompt)
+    for _ in range(steps):
+        padded = jnp.asarray([tokens + [0] * (32 - len(tokens))])
+        segments = (jnp.arange(32) < len(tokens)).astype(jnp.int32)[None]
+        logits, _ = APPLY({"params": params}, padded, segments, jnp.arange(32)[None])
+        tokens.append(int(np.where(allowed, logits[0, len(tokens) - 1], -np.inf).argmax()))
+        if tokens[-1] in eos:
+            break
+    return tokens[len(prompt) :]
+
+
+APPLY = jax.jit(MODEL.apply)
+
+
+def test_greedy_equals_a_full_forward_for_every_token(params, prompts):
+    expected = [plain_greedy(params, prompt, ALLOWED, EOS, 12) for prompt in prompts]
+    assert run(params, prompts) == expected
+
+
+def test_batch_mates_do_not_matter(params, prompts):
+    together = run(params, prompts)
+    assert together == [run(params, [prompt])[0] for prompt in prompts]
+
+
+def test_scanned_layers_generate_the_same(params, prompts):
+    layers = [params["layers"][str(i)] for i in range(2)]
+    stacked = dict(params, layers=jax.tree.map(lambda *parts: jnp.stack(parts), *layers))
+    scanned = Llama(CONFIG, scan_layers=True)
+    assert generate(scanned, stacked, prompts, ALLOWED, EOS, GREEDY) == run(params, prompts)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2), (1, 2, 4)])
+def test_sharded_generation_is_the_same(params, prompts, shape):
+    mesh = sharding.make_mesh(*shape)
+    tokens = jnp.ones((1, 1), jnp.int32)
+    boxed = jax.eval_shape(MODEL.init, jax.random.key(0), tokens, tokens, tokens)["params"]
+    placed = jax.device_put(params, sharding.param_shardings(boxed, mesh))
+    assert run(placed, prompts, mesh=mesh) == run(params, prompts)
+
+
+def test_a_row_that_ends_does_no_harm(params, prompts):
+    """Its EOS is the last id it gives, and the others go on as before."""
+    free = run(params, prompts)
+    ending = free[0][3]
+    expected = [ids[: ids.index(ending) + 1] if ending in ids else ids for ids in free]
+    ended = run(params, prompts, eos=(ending,))
+    assert ended == expected
+    assert len(ended[0]) < 12
+
+
+def test_forbidden_tokens_are_never_made(params, prompts):
+    allowed = (np.arange(96) >= 40) & (np.arange(96) < 60)
+    sampling = GenerationConfig(max_new_tokens=16, do_sample=True, temperature=50.0)
+    for config in (GREEDY, sampling):
+        made = np.concatenate(run(params, prompts, config, allowed))
+        assert made.min() >= 40 and made.max() < 60
+
+
+def test_seeds_decide_the_draws(params, prompts):
+    config = GenerationConfig(max_new_tokens=12, do_sample=True, temperature=2.0, top_p=0.9)
+    first = run(params, prompts, config)
+    assert run(params, prompts, config) == first
+    assert run(params, prompts, dataclasses.replace(config, seed=1)) != first
+    assert run(params, prompts[:2], config) == first[:2], "a row's draws depend on other rows"
+    assert len({tuple(ids) for ids in run(params, [prompts[0]] * 4, config)}) > 1
+
+
+def test_top_k_of_one_and_tiny_top_p_are_greedy(params, prompts):
+    for limits in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
+        config = GenerationConfig(max_new_tokens=12, do_sample=True, **limits)
+        assert run(params, prompts, config) == run(params, prompts), limits
+
+
+def test_a_repetition_penalty_stops_repeating(params):
+    greedy = run(params, [[5, 5, 5]], GenerationConfig(max_new_tokens=40))[0]
+    config = GenerationConfig(max_new_tokens=40, repetition_penalty=1e6)
+    varied = run(params, [[5, 5, 5]], config)[0]
+    assert len(set(varied)) == len(varied) and 5 not in varied
+    assert len(set(greedy)) < len(greedy)
+
+
+def test_top_k_and_top_p_keep_what_sorting_keeps():
+    logits = np.random.default_rng(0).normal(size=(7, 300)).astype(np.float32) * 3
+    probs = np.exp(logits.astype(np.float64))
+    probs /= probs.sum(axis=1, keepdims=True)
+    order = np.argsort(-probs, axis=1)
+    ranked = np.take_along_axis(probs, order, axis=1)
+    before = np.cumsum(ranked, axis=1) - ranked
+    for p in (0.1, 0.5, 0.95, 0.999):
+        kept = np.isfinite(np.asarray(jax.jit(keep_top_p)(logits, p)))
+        sure = np.abs(before - p) > 1e-6  # the rest is within rounding of the sum
+        kept_in_order = np.take_along_axis(kept, order, axis=1)
+        assert np.array_equal(kept_in_order[sure], (before < p)[sure])
+    for k in (1, 10, 300):
+        kept = np.isfinite(np.asarray(jax.jit(keep_top_k)(logits, k)))
+        expected = np.zeros_like(kept)
+        np.put_along_axis(expected, order, np.arange(300)[None] < k, axis=1)
+        assert np.array_equal(kept, expected)
+
+
+def test_the_penalty_follows_its_formula():
+    logits = jnp.asarray([[2.0, -2.0, 3.0]])
+    seen = jnp.asarray([[True, True, False]])
+    assert penalise_repetition(logits, seen, 2.0).tolist() == [[1.0, -4.0, 3.0]]
+
+
+def test_generation_stops_at_the_last_position(params):
+    assert len(run(params, [[7] * 60], GenerationConfig(max_new_tokens=50), eos=(95,))[0]) == 4
+    with pytest.raises(InputError, match="no room"):
+        run(params, [[7] * 64])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"), [([[]], "no tokens"), ([[3], [96]], "Prompt 1 has the token 96")]
+)
+def test_bad_prompts_are_named(params, prompts, message):
+    with pytest.raises(InputError, match=message):
+        run(params, prompts)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": 0.0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"repetition_penalty": 0.0},
+    ],
+)
+def test_settings_outside_their_range_are_named(field):
+    with pytest.raises(InputError, match=next(iter(field))):
+        GenerationConfig(**field)
