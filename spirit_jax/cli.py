@@ -1,0 +1,161 @@
+"""The command `spirit-jax`: one subcommand a stage. Only here is the environment read."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from spirit_jax import audio as audio_lib
+from spirit_jax.errors import InputError
+
+app = typer.Typer(
+    help="Spirit LM: encode speech, resynthesise it, and generate text and speech.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ModelDir = Annotated[Path, typer.Argument(help="Model folder, as python -m convert.release writes")]
+
+
+@app.command()
+def encode(
+    model: ModelDir,
+    audio: Annotated[list[Path], typer.Argument(help="Audio files: any rate, channels and length")],
+    string: Annotated[bool, typer.Option("--string", help="The token string instead")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit with status 1 if a file was skipped")] = False,
+) -> None:
+    """Print the units of recordings, a JSON line a file.
+
+    A file that cannot be read is skipped, named on standard error and counted.
+    """
+    from spirit_jax.speech_tokenizer import SpeechTokenizer
+
+    tokenizer = SpeechTokenizer.from_pretrained(model)
+    skipped = 0
+    for path in _progress(audio, "encoding"):
+        try:
+            units = tokenizer.encode(path)
+        except InputError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            skipped += 1
+            continue
+        values = {"string": tokenizer.to_string(units)} if string else units.to_dict()
+        print(json.dumps({"audio": str(path)} | values), flush=True)
+    if skipped:
+        print(f"{skipped} of {len(audio)} files were skipped.", file=sys.stderr)
+        if strict or skipped == len(audio):
+            raise typer.Exit(1)
+
+
+@app.command()
+def resynth(
+    model: ModelDir,
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Audio file")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.wav", help="WAV file to write")],
+    speaker: Annotated[str | None, typer.Option(help="Speaker, by name or number")] = None,
+    style: Annotated[str | None, typer.Option(help="Style, by name or number (Base)")] = None,
+) -> None:
+    """Speak a recording anew from its units alone, with their timing."""
+    from spirit_jax.speech_tokenizer import SpeechTokenizer
+
+    tokenizer = SpeechTokenizer.from_pretrained(model)
+    units = tokenizer.encode(source)
+    wave = tokenizer.decode(units, speaker_id=speaker, style_id=style)
+    audio_lib.write_wav(output, wave)
+    print(f"{output}: {len(wave) / audio_lib.SAMPLE_RATE:.2f} s from {len(units.hubert)} units")
+
+
+@app.command()
+def generate(
+    model: ModelDir,
+    inputs: Annotated[list[str], typer.Argument(help='The prompt: "text:..." and speech:FILE')],
+    to: Annotated[str, typer.Option(help="text, speech or arbitrary")] = "arbitrary",
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to add")] = 200,
+    temperature: Annotated[float, typer.Option(help="Below 1 is more careful")] = 0.9,
+    top_p: Annotated[float, typer.Option(help="Draw within this probability")] = 0.95,
+    top_k: Annotated[int, typer.Option(help="Draw among this many; 0 for all")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 repeats less")] = 1.0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token")] = False,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same")] = 0,
+    speaker: Annotated[str | None, typer.Option(help="Speaker, by name or number")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the WAV files")] = Path("."),
+) -> None:
+    """Continue a prompt of text and speech; prints text, writes speech to WAV files."""
+    from spirit_jax.spiritlm import SpiritLM
+
+    prompt = [_parse_input(item) for item in inputs]
+    lm = SpiritLM.from_pretrained(model)
+    pieces = lm.generate(
+        prompt,
+        output_modality=to,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        do_sample=not greedy,
+        seed=seed,
+        speaker_id=speaker,
+    )
+    for number, piece in enumerate(pieces):
+        if piece.content_type == "text":
+            print(f"text: {piece.content}")
+        else:
+            path = output / f"speech-{number}.wav"
+            audio_lib.write_wav(path, piece.content)
+            print(f"speech: {path}")
+    if not pieces:
+        print("nothing was generated (the model ended at once)", file=sys.stderr)
+
+
+@app.command()
+def demo(
+    speech: Annotated[Path | None, typer.Option(help="A recording of your own")] = None,
+    output: Annotated[Path, typer.Option(help="Folder to write to")] = Path("spirit-jax-demo"),
+) -> None:
+    """Take a recording through the whole way: units, resynthesis, generation, and a picture."""
+    from spirit_jax.demo import run
+
+    run(output, speech, Console())
+
+
+def main() -> None:
+    """Runs the command line; a bad input is one line on standard error and exit status 1."""
+    _use_compilation_cache()
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second start is quick."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "spirit_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _parse_input(item: str) -> tuple[str, str]:
+    kind, separator, content = item.partition(":")
+    if not separator or kind not in ("text", "speech"):
+        raise InputError(f"'{item}' is no input; write \"text:...\" or speech:FILE.")
+    return kind, content
+
+
+def _progress(items: list[Path], what: str):
+    """The items, with a bar on a terminal and nothing otherwise (the results are the lines)."""
+    if not sys.stderr.isatty() or len(items) < 2:
+        yield from items
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield from progress.track(items)

@@ -1,0 +1,62 @@
+"""Configs: nested, frozen, checked, and written whole."""
+
+import dataclasses
+
+import pytest
+
+from spirit_jax import config
+from spirit_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    width: int = 3
+    shape: tuple[tuple[int, int], ...] = ((1, 2),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    name: str
+    rate: float = 0.5
+    inner: Inner = Inner()
+    spare: Inner | None = None
+
+
+def test_what_is_written_is_read(tmp_path):
+    value = Outer("a", 0.25, Inner(7, ((3, 4), (5, 6))), spare=Inner(1))
+    config.write(value, tmp_path / "sub" / "c.json")
+    assert config.read(Outer, tmp_path / "sub" / "c.json") == value
+    assert hash(config.read(Outer, tmp_path / "sub" / "c.json")) == hash(value)
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["c.json"]
+
+
+def test_yaml_and_dotted_overrides(tmp_path):
+    (tmp_path / "c.yaml").write_text("name: b\ninner:\n  width: 4\n")
+    value = config.read(Outer, tmp_path / "c.yaml", ["inner.width=9", "rate=1"])
+    assert value == Outer("b", 1.0, Inner(9))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": "a", "rat": 1}, ["'rat'", "'rate'"]),
+        ({"name": "a", "inner": {"with": 1}}, ["'with'", "inner"]),
+        ({"name": "a", "rate": "fast"}, ["fast", "rate"]),
+        ({}, ["name"]),
+    ],
+)
+def test_faults_are_named_with_their_place(values, words):
+    with pytest.raises(InputError) as error:
+        config.from_dict(Outer, values, source="run.yaml")
+    for word in ["run.yaml", *words]:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", ""])
+def test_files_that_are_no_mapping_are_named(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(InputError, match="c.json"):
+        config.read(Outer, tmp_path / "c.json")
+    with pytest.raises(InputError, match="absent.json"):
+        config.read(Outer, tmp_path / "absent.json")
