@@ -1,0 +1,112 @@
+"""Audio in and out: any file, rate and channels to one channel at 16 kHz, and back to WAV."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from spirit_jax.errors import InputError
+
+SAMPLE_RATE = 16_000
+MIN_SAMPLES = 1_280  # a shorter chunk (80 ms) has no units
+MAX_CHANNELS = 64
+
+Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int]
+
+
+def load_audio(audio: Audio, channel: int | None = None) -> np.ndarray:
+    """Audio as float32 samples in -1..1, one channel at 16 kHz.
+
+    Args:
+      audio: a path; the bytes of a file; an array at 16 kHz; or (array, rate). An array is
+        (samples,) or has its channels on the shorter axis; integers are scaled by their range.
+      channel: which channel to take, from 0; the mean of all by default.
+
+    Raises:
+      InputError: no audio, none whole, NaN or infinite samples, or no such channel.
+    """
+    if isinstance(audio, str | Path | bytes):
+        name, samples_tc, rate = _decode(audio)
+    else:
+        name = "the array"
+        array, rate = audio if isinstance(audio, tuple) else (audio, SAMPLE_RATE)
+        samples_tc = _as_channels(array)
+    if not 0 < rate < 1e7:
+        raise InputError(f"{name}: has a sampling rate of {rate}; expected Hz, such as 16000.")
+    if not np.isfinite(samples_tc).all():
+        raise InputError(f"{name}: has samples that are NaN or infinite.")
+    if channel is None:
+        samples_t = samples_tc.mean(axis=1)
+    elif 0 <= channel < samples_tc.shape[1]:
+        samples_t = samples_tc[:, channel]
+    else:
+        raise InputError(f"{name}: has {samples_tc.shape[1]} channels, and no channel {channel}.")
+    if rate != SAMPLE_RATE:
+        samples_t = soxr.resample(samples_t, rate, SAMPLE_RATE, quality="VHQ")
+    return np.ascontiguousarray(samples_t, dtype=np.float32)
+
+
+def chunks(samples_t: np.ndarray, seconds: float = 100.0) -> Iterator[np.ndarray]:
+    """Cuts audio into pieces of `seconds`; a piece under 80 ms is left out."""
+    size = round(seconds * SAMPLE_RATE)
+    for start in range(0, len(samples_t), size):
+        if len(chunk := samples_t[start : start + size]) >= MIN_SAMPLES:
+            yield chunk
+
+
+def write_wav(path: str | Path, samples_t: np.ndarray) -> None:
+    """Writes one channel at 16 kHz as 16-bit WAV, whole or not at all; clips to -1..1.
+
+    Raises:
+      InputError: the place cannot be written to.
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clipped = np.clip(samples_t, -1, 1)
+        soundfile.write(unfinished, clipped, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+        unfinished.replace(path)
+    except (OSError, soundfile.LibsndfileError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error}).") from error
+
+
+def _decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
+    """(name for messages, float64 samples (t, channels), rate) of a file."""
+    in_memory = isinstance(audio, bytes)
+    name = "the bytes given" if in_memory else str(audio)
+    if not in_memory and not Path(audio).is_file():
+        raise InputError(f"{name}: there is no such file.")
+    try:
+        with soundfile.SoundFile(io.BytesIO(audio) if in_memory else audio) as file:
+            samples_tc = file.read(dtype="float64", always_2d=True)
+            expected, rate = file.frames, file.samplerate
+    except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
+        raise InputError(f"{name}: is not audio that can be read (or is cut short).") from error
+    if len(samples_tc) < expected:
+        raise InputError(
+            f"{name}: is cut short, {len(samples_tc)} of {expected} samples are there."
+        )
+    return name, samples_tc, rate
+
+
+def _as_channels(array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype.kind == "u":
+        middle = (np.iinfo(array.dtype).max + 1) / 2
+        array = (array.astype(np.float64) - middle) / middle
+    elif array.dtype.kind == "i":
+        array = array.astype(np.float64) / -float(np.iinfo(array.dtype).min)
+    elif array.dtype.kind != "f":
+        raise InputError(f"The array has values of type {array.dtype}; expected numbers.")
+    if array.ndim == 1:
+        return array[:, None]
+    if array.ndim != 2 or min(array.shape) > MAX_CHANNELS:
+        raise InputError(
+            f"The array has shape {array.shape}; expected (samples,) or with channels."
+        )
+    return array if array.shape[0] >= array.shape[1] else array.T

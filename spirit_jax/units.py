@@ -1,0 +1,202 @@
+"""Units, and the strings that stand for them: deduplicated, merged by time, split and parsed.
+
+The rules are those of the release: Hu and Pi drop repeats, St keeps all; the streams are merged by
+time at 24.99, 12.5 and 1 units a second; a unit string gives every Hu the latest Pi and St.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from spirit_jax.errors import InputError
+from spirit_jax.vocab import Modality
+
+HUBERT_RATE, PITCH_RATE, STYLE_RATE = 24.99, 12.5, 1.0  # units a second, for merging
+COMMON_STYLE = 71  # for a string that has pitch but no style
+MIN_SPEECH_UNITS = 24  # a shorter run of speech after other content is not spoken
+
+_UNIT = re.compile(r"\[(Hu|Pi|St)(\d+)\]")
+_UNIT_RUN = re.compile(r"(?:\[(?:Hu|Pi|St)\d+\])+")
+_MARKER = re.compile(r"\[(?:Text|Speech)\]")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Units:
+    """Units of one recording.
+
+    Attributes:
+      hubert: int32 (n,), phonetic units, 25 a second with repeats; or one each Hu of a string.
+      pitch: int32, 12.5 a second; or one each Hu; None without pitch.
+      style: int32, 1 a second; or one each Hu; None without style.
+    """
+
+    hubert: np.ndarray
+    pitch: np.ndarray | None = None
+    style: np.ndarray | None = None
+
+    def __post_init__(self):
+        for name in ("hubert", "pitch", "style"):
+            stream = getattr(self, name)
+            if stream is None and name != "hubert":
+                continue
+            array = np.asarray([] if stream is None else stream)
+            if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+                raise InputError(
+                    f"{name} units must be one row of integers, not {array.shape} of {array.dtype}."
+                )
+            object.__setattr__(self, name, array.astype(np.int32))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Units) and self.to_dict() == other.to_dict()
+
+    def __len__(self) -> int:
+        return len(self.hubert)
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """The streams that there are, as lists."""
+        streams = {"hubert": self.hubert, "pitch": self.pitch, "style": self.style}
+        return {name: stream.tolist() for name, stream in streams.items() if stream is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[int]]) -> "Units":
+        """The inverse of `to_dict`."""
+        return cls(*(values.get(name) for name in ("hubert", "pitch", "style")))
+
+
+def dedup(stream: np.ndarray) -> np.ndarray:
+    """The index of the first unit of every run of equal ones."""
+    if not len(stream):
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(np.concatenate([[True], stream[1:] != stream[:-1]]))
+
+
+def to_string(units: Units) -> str:
+    """The unit string: Hu and Pi without repeats, merged with St by time, ties in order St Pi Hu."""
+    timed: list[tuple[float, str]] = []
+    if units.style is not None:
+        timed += [(i / STYLE_RATE, f"[St{unit}]") for i, unit in enumerate(units.style)]
+    if units.pitch is not None:
+        timed += [(i / PITCH_RATE, f"[Pi{units.pitch[i]}]") for i in dedup(units.pitch)]
+    timed += [(i / HUBERT_RATE, f"[Hu{units.hubert[i]}]") for i in dedup(units.hubert)]
+    timed.sort(key=lambda item: item[0])
+    return "".join(token for _, token in timed)
+
+
+def from_string(string: str) -> Units:
+    """Units of a string: every Hu takes the latest Pi and St before it.
+
+    A Hu before the first Pi (St) takes the first of the string. With pitch but no style anywhere,
+    the style is `COMMON_STYLE`. Markers and white space are passed over.
+
+    Raises:
+      InputError: anything else in the string.
+    """
+    junk = _UNIT.sub("", _MARKER.sub("", string)).strip()
+    if junk:
+        raise InputError(f"'{junk[:40]}' is no unit; a unit string has [Hu..], [Pi..] and [St..].")
+    tokens = [(kind, int(number)) for kind, number in _UNIT.findall(string)]
+    firsts = {kind: number for kind, number in reversed(tokens)}
+    latest = dict(firsts)
+    if "Pi" in firsts:
+        latest.setdefault("St", COMMON_STYLE)
+    streams: dict[str, list[int]] = {"Hu": [], "Pi": [], "St": []}
+    for kind, number in tokens:
+        latest[kind] = number
+        if kind == "Hu":
+            for name, stream in streams.items():
+                if name in latest:
+                    stream.append(latest[name])
+    pitch, style = (streams[name] if name in latest else None for name in ("Pi", "St"))
+    return Units(np.array(streams["Hu"], np.int32), pitch, style)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A stretch of one modality in a generated string."""
+
+    modality: Modality
+    content: str
+
+
+def split(string: str) -> list[Piece]:
+    """A string as text and speech in turn; markers are dropped, neighbours of one kind joined."""
+    pieces: list[Piece] = []
+
+    def add(modality: Modality, content: str) -> None:
+        if content and pieces and pieces[-1].modality is modality:
+            content = pieces.pop().content + content
+        if content:
+            pieces.append(Piece(modality, content))
+
+    for part in _MARKER.split(string):
+        end = 0
+        for run in _UNIT_RUN.finditer(part):
+            add(Modality.TEXT, part[end : run.start()])
+            add(Modality.SPEECH, run.group())
+            end = run.end()
+        add(Modality.TEXT, part[end:])
+    return pieces
+
+
+def build_prompt(inputs: Sequence[tuple[Modality, str]], output_modality: Modality) -> str:
+    """The prompt string: a marker wherever the modality changes, and for the wanted output.
+
+    Args:
+      inputs: in order, each a modality (text or speech) and its text or unit string.
+      output_modality: text and speech add their marker unless the last input was of that kind.
+    """
+    prompt, last = "", None
+    for modality, content in inputs:
+        prompt += ("" if modality is last else _marker(modality)) + content
+        last = modality
+    if output_modality not in (Modality.ARBITRARY, last):
+        prompt += _marker(output_modality)
+    return prompt
+
+
+def _marker(modality: Modality) -> str:
+    return {Modality.TEXT: "[Text]", Modality.SPEECH: "[Speech]"}[modality]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """A unit string to vocode, of which the first `skip` of every 1 of its samples is cut off."""
+
+    content: str
+    skip: float = 0.0
+
+
+def plan_outputs(prompt: str, generated: str) -> list[str | Spoken]:
+    """What a generation says: text as it stands, and speech to vocode (the release's rules).
+
+    The generated string is stripped, then split. A run of speech that is not the first piece and
+    has fewer than `MIN_SPEECH_UNITS` Hu is dropped. Where speech goes on from the speech at the
+    end of the prompt, the two are vocoded together, so that pitch and style carry over, and the
+    prompt's share is cut off; with fewer than `MIN_SPEECH_UNITS` new Hu it is dropped.
+    """
+    outputs: list[str | Spoken] = []
+    prompt_pieces = split(prompt)
+    before = prompt_pieces[-1] if prompt_pieces else None
+    ends_in_speech = before is not None and before.modality is Modality.SPEECH
+    ends_in_speech &= not prompt.endswith("[Text]")
+    for index, piece in enumerate(split(generated.strip())):
+        if piece.modality is Modality.TEXT:
+            outputs.append(piece.content)
+            continue
+        new = count_hubert(piece.content)
+        continues = index == 0 and ends_in_speech
+        if new < MIN_SPEECH_UNITS and (index > 0 or continues):
+            continue
+        if continues:
+            old = count_hubert(before.content)
+            outputs.append(Spoken(before.content + piece.content, old / (old + new + 1)))
+        elif new:
+            outputs.append(Spoken(piece.content))
+    return outputs
+
+
+def count_hubert(string: str) -> int:
+    """How many Hu tokens a string has."""
+    return string.count("[Hu")

@@ -1,0 +1,117 @@
+"""The id layout of one stream of tokens: text pieces, two markers, then Hu, Pi and St units.
+
+It is data, kept in the model folder, since it differs with the text vocabulary. No token id is a
+literal outside this file.
+"""
+
+import dataclasses
+import enum
+
+import numpy as np
+
+from spirit_jax.errors import InputError
+
+HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS = 501, 64, 100  # 500 phonetic units and the CTC blank
+
+
+class Modality(enum.StrEnum):
+    """What a prompt's item is, or what is to be generated."""
+
+    TEXT = "text"
+    SPEECH = "speech"
+    ARBITRARY = "arbitrary"
+
+    @classmethod
+    def of(cls, name: "str | Modality") -> "Modality":
+        """The modality of a name in any case; raises `InputError` for another."""
+        try:
+            return cls(str(getattr(name, "value", name)).lower())
+        except ValueError:
+            raise InputError(f"'{name}' is no modality; known are {', '.join(cls)}.") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocab:
+    """Where each kind of token stands; after `text_size` text pieces come the markers, Hu, Pi, St.
+
+    Attributes:
+      text_size: text pieces, with ids from 0.
+      bos, eos: the id a prompt begins with, and those that end a generation.
+      padded_size: rows of the embedding; those past the last token are never sampled.
+      hubert_units, pitch_units, style_units: tokens of each stream; 0 if the model has none.
+    """
+
+    text_size: int = 32000
+    bos: int = 1
+    eos: tuple[int, ...] = (2,)
+    padded_size: int = 32512
+    hubert_units: int = HUBERT_UNITS
+    pitch_units: int = 0
+    style_units: int = 0
+
+    def __post_init__(self):
+        if self.padded_size < self.size:
+            raise InputError(
+                f"The embedding has {self.padded_size} rows, and the vocabulary {self.size} tokens."
+            )
+        for token in (self.bos, *self.eos):
+            if not 0 <= token < self.text_size:
+                raise InputError(f"BOS or EOS {token} is none of {self.text_size} text pieces.")
+
+    @classmethod
+    def make(
+        cls,
+        kind: str,
+        text_size: int,
+        bos: int = 1,
+        eos: tuple[int, ...] = (2,),
+        padded_size: int | None = None,
+    ) -> "Vocab":
+        """The layout of a "base" or "expressive" model.
+
+        `padded_size` is rounded up to a multiple of 128 if not given (the release's embeddings
+        have 32,512 rows for 32,503 tokens and 32,768 for 32,667).
+        """
+        if kind not in ("base", "expressive"):
+            raise InputError(f"'{kind}' is no kind of model; known are base and expressive.")
+        units = (HUBERT_UNITS, 0, 0) if kind == "base" else (HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS)
+        size = text_size + 2 + sum(units)
+        rows = -(-size // 128) * 128 if padded_size is None else padded_size
+        return cls(text_size, bos, tuple(eos), rows, *units)
+
+    @property
+    def text_marker(self) -> int:
+        """The id of `[Text]`."""
+        return self.text_size
+
+    @property
+    def speech_marker(self) -> int:
+        """The id of `[Speech]`."""
+        return self.text_size + 1
+
+    @property
+    def first_unit(self) -> int:
+        """The id of `[Hu0]`."""
+        return self.text_size + 2
+
+    @property
+    def size(self) -> int:
+        """Tokens in all, padding rows left out."""
+        return self.first_unit + self.hubert_units + self.pitch_units + self.style_units
+
+    def token_strings(self) -> list[str]:
+        """The markers and units as they are written, in the order of their ids from `text_size`."""
+        streams = (("Hu", self.hubert_units), ("Pi", self.pitch_units), ("St", self.style_units))
+        units = [f"[{name}{i}]" for name, count in streams for i in range(count)]
+        return ["[Text]", "[Speech]", *units]
+
+    def allowed(self, modality: "str | Modality") -> np.ndarray:
+        """bool (padded_size,): the ids that may be generated; EOS always, padding rows never."""
+        modality = Modality.of(modality)
+        ids = np.arange(self.padded_size)
+        if modality is Modality.TEXT:
+            return ids < self.text_size
+        if modality is Modality.SPEECH:
+            speech = (ids >= self.first_unit) & (ids < self.size)
+            return speech | np.isin(ids, self.eos)
+        return ids < self.size
