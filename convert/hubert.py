@@ -1,0 +1,316 @@
+"""HuBERT and its quantizer: from the release's files, or a Hugging Face folder and centroids.
+
+python -m convert.hubert --checkpoint mhubert_base_25hz.pt --quantizer L11_quantizer_500.pt --output DIR
+python -m convert.hubert --hf HF_DIR [--kmeans centroids.npy] --output DIR
+
+Writes the networks `DIR/hubert` and `DIR/quantizer`.
+"""  # noqa: E501
+
+import argparse
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from convert import table, torch_files
+from convert.main import run_main
+from convert.table import Rule
+from convert.trunk import (
+    check_layer,
+    hf_rules,
+    layer_pattern,
+    linear_rules,
+    norm_rules,
+    read_activation,
+    read_hf_tensors,
+    read_hf_trunk,
+    read_preprocessor,
+    refuse,
+    skip_layers,
+)
+from spirit_jax import checkpoint, config
+from spirit_jax.errors import InputError
+from spirit_jax.models.hubert import HubertConfig, QuantizerConfig, make_quantizer
+from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, abstract_params
+
+FAIRSEQ_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
+FAIRSEQ_EXTRACTOR_MODES = {"default": "group", "layer_norm": "layer"}
+FAIRSEQ_INPUT_NORM_EPS = 1e-5
+MAX_EXPRESSION = 1000  # characters; the real one has 46
+MAX_CONV_LAYERS = 64
+
+
+def parse_conv_layers(expression: Any, where: str) -> tuple[tuple[int, int, int], ...]:
+    """The (channels, kernel, stride) triples that fairseq keeps as a Python expression.
+
+    Read by walking its syntax tree: whole numbers, lists, tuples, + and * only.
+
+    Raises:
+      InputError: anything else, or an unreasonable number of layers.
+    """
+    problem = InputError(
+        f"{where}: conv_feature_layers is {str(expression)[:100]!r}, expected a list of "
+        f"(channels, kernel, stride), at most {MAX_CONV_LAYERS}, written with + and * only."
+    )
+    if not isinstance(expression, str) or len(expression) > MAX_EXPRESSION:
+        raise problem
+    try:
+        layers = _evaluate(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise problem from error
+    if not isinstance(layers, list | tuple) or not 0 < len(layers) <= MAX_CONV_LAYERS:
+        raise problem
+    for layer in layers:
+        whole = isinstance(layer, list | tuple) and all(type(n) is int and n > 0 for n in layer)
+        if not whole or len(layer) != 3:
+            raise problem
+    return tuple(tuple(layer) for layer in layers)
+
+
+def _evaluate(node: ast.AST) -> Any:
+    match node:
+        case ast.Constant(value=int()):
+            return node.value
+        case ast.List():
+            return [_evaluate(item) for item in node.elts]
+        case ast.Tuple():
+            return tuple(_evaluate(item) for item in node.elts)
+        case ast.BinOp(op=ast.Add()):
+            return _evaluate(node.left) + _evaluate(node.right)
+        case ast.BinOp(op=ast.Mult()):
+            left, right = _evaluate(node.left), _evaluate(node.right)
+            if isinstance(left, int):
+                left, right = right, left
+            # Before it is made: a short expression can ask for more than the memory holds.
+            if not isinstance(left, int) and len(left) * right > MAX_CONV_LAYERS:
+                raise ValueError("too long")
+            return left * right
+        case _:
+            raise ValueError(f"{type(node).__name__} is not allowed")
+
+
+def read_release_encoder(path: str | Path, layer: int = 11) -> tuple[HubertConfig, dict[str, Any]]:
+    """Config and parameters of a fairseq-style HuBERT file, up to transformer layer `layer`.
+
+    Raises:
+      InputError: the file is damaged, or holds a network of another form.
+    """
+    saved = _read_parts(path, ("model_cfg", "model_weight"))
+    cfg, task = saved["model_cfg"], saved.get("task_cfg") or {}
+    total = cfg.get("encoder_layers", 12)
+    check_layer(path, layer, total)
+    refuse(path, cfg, pos_conv_depth=1, layer_type="transformer", conv_pos_batch_norm=False)
+    mode = cfg.get("extractor_mode", "default")
+    tensors = table.fold_weight_norm(_as_float32(saved["model_weight"], path), dim=2)
+    norm_first = cfg.get("layer_norm_first", False)
+    conv_layers = parse_conv_layers(
+        cfg.get("conv_feature_layers", FAIRSEQ_CONV_LAYERS), where=str(path)
+    )
+    width = cfg.get("encoder_embed_dim", 768)
+    trunk = {
+        "input_norm_eps": FAIRSEQ_INPUT_NORM_EPS if task.get("normalize") else None,
+        "conv_layers": conv_layers,
+        "conv_norm": FAIRSEQ_EXTRACTOR_MODES.get(mode, mode),
+        "conv_bias": cfg.get("conv_bias", False),
+        "feature_projection": conv_layers[-1][0] != width,
+        "conv_pos": cfg.get("conv_pos", 128),
+        "conv_pos_groups": cfg.get("conv_pos_groups", 16),
+        "hidden_size": width,
+        "num_layers": layer,
+        "num_heads": cfg.get("encoder_attention_heads", 12),
+        "ffn_size": cfg.get("encoder_ffn_embed_dim", 3072),
+        "activation": read_activation(path, cfg.get("activation_fn", "gelu")),
+        "norm_first": norm_first,
+        "final_norm": not norm_first or layer == total,
+    }
+    values = {"trunk": trunk, "sample_rate": task.get("sample_rate", 16000)}
+    ours = config.from_dict(HubertConfig, values, source=str(path))
+    rules = release_rules(ours.trunk, total)
+    params = table.convert(tensors, rules, abstract_params(Trunk(ours.trunk)), str(path))
+    return ours, params
+
+
+def release_rules(cfg: TrunkConfig, total_layers: int) -> list[Rule]:
+    """fairseq's names to ours; layers from `cfg.num_layers` to `total_layers` are not needed."""
+    conv, layer = r"feature_extractor\.conv_layers\.(\d+)\.", layer_pattern("encoder")
+    return [
+        *norm_rules(conv + (r"2\.1" if cfg.conv_norm == "layer" else "2"), r"conv/\1/norm"),
+        *linear_rules(conv + "0", r"conv/\1"),
+        *norm_rules("layer_norm", "feature_norm"),
+        *linear_rules("post_extract_proj", "feature_projection"),
+        *linear_rules(r"encoder\.pos_conv\.0", "pos_conv"),
+        *norm_rules(r"encoder\.layer_norm", "norm" if cfg.final_norm else None),
+        *skip_layers("encoder", cfg.num_layers, total_layers),
+        *linear_rules(layer + r"self_attn\.(q|k|v|out)_proj", r"layers/\1/attention/\2"),
+        *norm_rules(layer + r"self_attn_layer_norm", r"layers/\1/attention_norm"),
+        *linear_rules(layer + r"(fc1|fc2)", r"layers/\1/\2"),
+        *norm_rules(layer + r"final_layer_norm", r"layers/\1/ffn_norm"),
+        # What only its training needed.
+        Rule(r"label_embs_concat|mask_emb|final_proj\..*", None),
+    ]
+
+
+def read_hf_encoder(folder: str | Path, layer: int = 11) -> tuple[HubertConfig, dict[str, Any]]:
+    """Config and parameters of a Hugging Face HubertModel folder, up to layer `layer`.
+
+    Raises:
+      InputError: the folder is not whole, or holds a network of another form.
+    """
+    path = Path(folder) / "config.json"
+    hf = config.read_mapping(path)
+    trunk = read_hf_trunk(folder, hf, ("hubert", "wav2vec2"), layer)
+    values = {"trunk": trunk, "sample_rate": read_preprocessor(folder).get("sampling_rate", 16000)}
+    ours = config.from_dict(HubertConfig, values, source=str(path))
+    rules = [
+        *hf_rules(ours.trunk, hf["num_hidden_layers"], r"(?:hubert\.|wav2vec2\.)?"),
+        Rule(r"label_embs_concat|(?:final_proj|lm_head)\..*", None),
+    ]
+    tensors = read_hf_tensors(folder)
+    return ours, table.convert(tensors, rules, abstract_params(Trunk(ours.trunk)), str(folder))
+
+
+def read_release_quantizer(path: str | Path) -> tuple[QuantizerConfig, dict[str, Any]]:
+    """Config and parameters of the release's quantizer file.
+
+    Raises:
+      InputError: the file is damaged, or holds a network of another form.
+    """
+    saved = _read_parts(path, ("model_cfg", "model_weight"))
+    cfg = saved["model_cfg"]
+    try:
+        vocab_size, dim = cfg["vocab_size"], cfg["dim"]
+        middle = cfg["upstream_dim"] - (vocab_size + 1)
+        hidden = (dim - middle // 4, dim - middle // 2)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: model_cfg needs the numbers vocab_size, dim and upstream_dim."
+        ) from error
+    if min(hidden) < 1:
+        raise InputError(f"{path}: model_cfg asks for layers of {hidden} channels.")
+    values = {"kind": "mlp", "vocab_size": vocab_size, "dim": dim, "hidden_sizes": hidden}
+    ours = config.from_dict(QuantizerConfig, values, source=str(path))
+    # A leaky ReLU without parameters stands between two of the numbered layers.
+    rules = [rule for i in range(3) for rule in linear_rules(str(2 * i), f"linear{i}")]
+    tensors = _as_float32(saved["model_weight"], path)
+    return ours, table.convert(tensors, rules, _quantizer_shapes(ours), str(path))
+
+
+def read_kmeans(path: str | Path) -> tuple[QuantizerConfig, dict[str, Any]]:
+    """Config and parameters of a file of centroids, (units, channels).
+
+    Args:
+      path: `.npy`, or `.npz`, `.safetensors`, `.pt`, `.bin` that hold one matrix.
+
+    Raises:
+      InputError: another kind of file, or not exactly one matrix in it.
+    """
+    path = Path(path)
+    matrices = [array for array in _read_arrays(path) if array.ndim == 2 and array.size]
+    if len(matrices) != 1:
+        raise InputError(f"{path}: holds {len(matrices)} matrices, expected one, of centroids.")
+    centroids = np.asarray(matrices[0], np.float32)
+    cfg = QuantizerConfig("kmeans", vocab_size=centroids.shape[0], dim=centroids.shape[1])
+    return cfg, {"centroids": centroids}
+
+
+def _read_arrays(path: Path) -> list[np.ndarray]:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file.")
+    if path.suffix in (".npy", ".npz"):
+        try:
+            saved = np.load(path, allow_pickle=False)
+            return [saved] if path.suffix == ".npy" else [saved[name] for name in saved]
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(f"{path}: is not a whole numpy file of numbers.") from error
+    if path.suffix == ".safetensors":
+        tensors = torch_files.Tensors({name: path for name in torch_files.tensor_names(path)})
+        return list(tensors.values())
+    if path.suffix in (".pt", ".bin"):
+        saved = torch_files.load_pickle(path)
+        values = list(saved.values()) if isinstance(saved, dict) else [saved]
+        return [torch_files.to_numpy(value) for value in values if torch.is_tensor(value)]
+    raise InputError(f"{path}: centroids are read from .npy, .npz, .safetensors, .pt and .bin.")
+
+
+def convert_hubert(
+    output: str | Path,
+    encoder: tuple[HubertConfig, dict[str, Any]],
+    quantizer: tuple[QuantizerConfig, dict[str, Any]] | None = None,
+) -> None:
+    """Writes the network folders `hubert` and `quantizer` in `output`.
+
+    Args:
+      output: the folder to write in.
+      encoder: what `read_release_encoder` or `read_hf_encoder` gave.
+      quantizer: what `read_release_quantizer` or `read_kmeans` gave.
+
+    Raises:
+      InputError: the two do not fit each other, or a folder is there already.
+    """
+    output = Path(output)
+    networks = {"hubert": encoder} | ({"quantizer": quantizer} if quantizer else {})
+    if quantizer and quantizer[0].dim != encoder[0].trunk.hidden_size:
+        raise InputError(
+            f"The quantizer takes {quantizer[0].dim} channels, and the encoder gives "
+            f"{encoder[0].trunk.hidden_size}."
+        )
+    for name in networks:
+        if (output / name).exists():
+            raise InputError(f"{output / name}: exists already; choose another output.")
+    for name, (cfg, params) in networks.items():
+        checkpoint.save_network(output / name, cfg, params)
+
+
+def _read_parts(path: str | Path, parts: Sequence[str]) -> dict[str, Any]:
+    saved = torch_files.load_pickle(path)
+    for part in parts:
+        if not isinstance(saved, dict) or not isinstance(saved.get(part), dict):
+            raise InputError(f"{path}: has no '{part}'; a HuBERT file of the release was expected.")
+    return saved
+
+
+def _as_float32(state: Mapping[str, Any], path: str | Path) -> dict[str, np.ndarray]:
+    for name, tensor in state.items():
+        if not torch.is_tensor(tensor):
+            raise InputError(f"{path}: '{name}' is not a tensor.")
+    return {n: np.asarray(torch_files.to_numpy(t), np.float32) for n, t in state.items()}
+
+
+def _quantizer_shapes(cfg: QuantizerConfig) -> dict[str, Any]:
+    features = jax.ShapeDtypeStruct((1, 1, cfg.dim), jnp.float32)
+    return jax.eval_shape(make_quantizer(cfg).init, jax.random.key(0), features)["params"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="the release's HuBERT file (.pt)")
+    source.add_argument("--hf", help="Hugging Face folder of a HubertModel")
+    quantizer = parser.add_mutually_exclusive_group()
+    quantizer.add_argument("--quantizer", help="the release's quantizer file (.pt)")
+    quantizer.add_argument("--kmeans", help="centroids: .npy, .npz, .safetensors, .pt or .bin")
+    parser.add_argument("--layer", type=int, default=11, help="whose output is quantized, from 1")
+    parser.add_argument("--output", required=True, help="folder to write `hubert` and more in")
+    args = parser.parse_args()
+    if args.hf:
+        encoder = read_hf_encoder(args.hf, args.layer)
+    else:
+        encoder = read_release_encoder(args.checkpoint, args.layer)
+    units = None
+    if args.quantizer:
+        units = read_release_quantizer(args.quantizer)
+    elif args.kmeans:
+        units = read_kmeans(args.kmeans)
+    convert_hubert(args.output, encoder, units)
+    summary = {"output": args.output, "layers": args.layer, "width": encoder[0].trunk.hidden_size}
+    print(json.dumps(summary | {"units": units[0].vocab_size if units else None}))
+
+
+if __name__ == "__main__":
+    run_main(main)

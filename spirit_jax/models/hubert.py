@@ -1,0 +1,168 @@
+"""Phonetic units: HuBERT's inner features and the quantizer that turns each into a unit.
+
+Letters: b batch, t time (samples, then frames), d feature width, v units (and the blank).
+
+The encoder and the quantizer are two networks, since one encoder has served several quantizers; a
+unit's number means something only together with both.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from spirit_jax import checkpoint
+from spirit_jax.errors import InputError
+from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
+
+NO_UNIT = -1
+MLP_NEGATIVE_SLOPE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class HubertConfig:
+    """The encoder: its trunk, cut after the layer whose output is quantized.
+
+    `sample_rate` is that of the audio it takes; units come at `sample_rate / trunk.stride` Hz.
+    """
+
+    trunk: TrunkConfig = TrunkConfig()
+    sample_rate: int = 16000
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerConfig:
+    """Features to units.
+
+    Attributes:
+      kind: "mlp", a classifier with a CTC blank as its last class, or "kmeans", the nearest
+        centroid.
+      vocab_size: units, without the blank.
+      dim: width of the features.
+      hidden_sizes: widths between the layers of an MLP.
+      precision: as in `TrunkConfig`.
+    """
+
+    kind: str = "mlp"
+    vocab_size: int = 500
+    dim: int = 768
+    hidden_sizes: tuple[int, ...] = ()
+    precision: str = "highest"
+
+    def __post_init__(self):
+        if self.kind not in ("mlp", "kmeans"):
+            raise InputError(f"A quantizer is 'mlp' or 'kmeans', not '{self.kind}'.")
+        if self.kind == "kmeans" and self.hidden_sizes:
+            raise InputError("A k-means quantizer has no hidden_sizes.")
+
+    @property
+    def blank(self) -> int:
+        """The unit that means "as before"; k-means never gives it."""
+        return self.vocab_size
+
+
+class MlpQuantizer(nn.Module):
+    """Linear layers with leaky ReLU between them."""
+
+    config: QuantizerConfig
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        """(b, t, d) features to (b, t, v + 1) scores, the blank's last."""
+        cfg = self.config
+        for i, size in enumerate((*cfg.hidden_sizes, cfg.vocab_size + 1)):
+            if i:
+                x_btd = nn.leaky_relu(x_btd, MLP_NEGATIVE_SLOPE)
+            x_btd = nn.Dense(size, precision=cfg.precision, name=f"linear{i}")(x_btd)
+        return x_btd
+
+
+class KMeansQuantizer(nn.Module):
+    """Nearness to centroids."""
+
+    config: QuantizerConfig
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        """(b, t, d) features to (b, t, v) scores: minus the squared distances to the centroids."""
+        cfg = self.config
+        init = nn.initializers.normal(1.0)
+        centroids_vd = self.param("centroids", init, (cfg.vocab_size, cfg.dim))
+        products_btv = jnp.einsum("btd,vd->btv", x_btd, centroids_vd, precision=cfg.precision)
+        squares_bt1 = jnp.square(x_btd).sum(-1, keepdims=True)
+        return 2 * products_btv - jnp.square(centroids_vd).sum(-1) - squares_bt1
+
+
+def make_quantizer(config: QuantizerConfig, name: str | None = None) -> nn.Module:
+    """The quantizer that a config asks for: features (b, t, d) to scores, the best one the unit."""
+    kinds = {"mlp": MlpQuantizer, "kmeans": KMeansQuantizer}
+    return kinds[config.kind](config, name=name)
+
+
+class HubertUnits(nn.Module):
+    """Waveforms to units; its parameters are `{"hubert": ..., "quantizer": ...}`."""
+
+    config: HubertConfig
+    quantizer: QuantizerConfig
+
+    @nn.compact
+    def __call__(self, wave_bt: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The unit of every frame, blanks as they come: see `fill_blanks`.
+
+        Args:
+          wave_bt: float32, one channel at `config.sample_rate`; not read after true lengths.
+          lengths_b: int32, true lengths in samples.
+
+        Returns:
+          units_bt: int32; `NO_UNIT` from each row's true number of frames on.
+          frame_lengths_b: int32, the true numbers of frames.
+        """
+        hidden_btd, frames_b = Trunk(self.config.trunk, name="hubert")(wave_bt, lengths_b)
+        scores_btv = make_quantizer(self.quantizer, "quantizer")(hidden_btd)
+        units_bt = jnp.argmax(scores_btv, axis=-1).astype(jnp.int32)
+        return jnp.where(length_mask(frames_b, units_bt.shape[1]), units_bt, NO_UNIT), frames_b
+
+
+def fill_blanks(units_t: np.ndarray, blank: int, max_rounds: int = 10_000) -> np.ndarray:
+    """Gives every blank of one utterance the nearest other unit on its left.
+
+    The release does it in rounds: every blank takes the unit on its left, until none is left or
+    `max_rounds` are over. Its shift is circular, so leading blanks take the last unit of the
+    utterance; if all are blank they stay.
+
+    Args:
+      units_t: integers, one utterance at its true length.
+      blank: the unit to replace.
+      max_rounds: a blank further than this from the unit it should take stays.
+
+    Returns:
+      A new array of the same shape and dtype.
+    """
+    (kept,) = np.nonzero(units_t != blank)
+    if not kept.size:
+        return units_t.copy()
+    places = np.arange(len(units_t))
+    # For places before the first kept one this is index -1: the last kept one, a lap before.
+    nearest = kept[np.searchsorted(kept, places, side="right") - 1]
+    distance = (places - nearest) % len(units_t)
+    return np.where(distance <= max_rounds, units_t[nearest], units_t)
+
+
+def load(encoder: str | Path, quantizer: str | Path) -> tuple[HubertUnits, dict]:
+    """The model of an encoder's and a quantizer's folder, and its parameters (numpy arrays).
+
+    Raises:
+      InputError: a folder is not whole, or the two do not fit each other.
+    """
+    encoder_cfg, encoder_params = checkpoint.load_network(encoder, HubertConfig)
+    quantizer_cfg, quantizer_params = checkpoint.load_network(quantizer, QuantizerConfig)
+    if encoder_cfg.trunk.hidden_size != quantizer_cfg.dim:
+        raise InputError(
+            f"{quantizer}: quantizes {quantizer_cfg.dim} channels, and {encoder} gives "
+            f"{encoder_cfg.trunk.hidden_size}."
+        )
+    model = HubertUnits(encoder_cfg, quantizer_cfg)
+    return model, {"hubert": encoder_params, "quantizer": quantizer_params}

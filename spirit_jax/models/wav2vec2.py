@@ -1,0 +1,397 @@
+"""The network that HuBERT and wav2vec 2.0 share: waveform -> conv features -> transformer.
+
+Letters: b batch, t time (samples, then frames), c conv channels, d model width, h heads, k head
+width, s frames attended to.
+
+Follows wav2vec 2.0 (arXiv 2006.11477) and HuBERT (arXiv 2106.07447), in both of their forms: a
+group norm in the first conv with post-norm layers (Base), and a layer norm in every conv with
+pre-norm layers (Large). Where a fact is not in the papers it is that of the released checkpoints.
+
+A batch is padded to a common length and comes with its true lengths. No result on true frames
+depends on the padding: statistics over time and attention see true frames only, and the one conv
+that pads its input sees zeros after the last of them, as it does for a recording alone.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from spirit_jax.errors import InputError
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrunkConfig:
+    """Sizes and form of a trunk; the defaults are those of HuBERT and wav2vec 2.0 Base.
+
+    Attributes:
+      input_norm_eps: the waveform is brought to mean 0 and variance 1, this added to its variance;
+        None leaves it as it is.
+      conv_layers: (channels, kernel, stride) of each conv, none of which pads.
+      conv_norm: "group" normalises every channel over time after the first conv only, "layer"
+        normalises every frame over channels after each.
+      conv_bias: whether the convs have a bias.
+      conv_activation: after each conv and the positional conv; a name in `ACTIVATIONS`.
+      conv_norm_eps: of the norms between convs.
+      feature_norm: whether the conv features pass a LayerNorm.
+      feature_projection: whether a linear layer takes them to `hidden_size`.
+      conv_pos, conv_pos_groups: kernel and groups of the positional conv.
+      num_layers: transformer layers; for an inner layer's output give its number, counted from 1.
+      activation: in the feed-forward part; a name in `ACTIVATIONS`.
+      norm_first: pre-norm layers rather than post-norm ones.
+      final_norm: whether a pre-norm encoder's LayerNorm follows the last layer; False for the
+        output of an inner layer.
+      norm_eps: of all other LayerNorms.
+      precision: a `jax.lax.Precision` name, for every matmul and conv. Below "highest" a TPU
+        multiplies float32 in bfloat16, which changes units.
+    """
+
+    input_norm_eps: float | None = None
+    conv_layers: tuple[tuple[int, int, int], ...] = (
+        (512, 10, 5),
+        *((512, 3, 2),) * 4,
+        *((512, 2, 2),) * 2,
+    )
+    conv_norm: str = "group"
+    conv_bias: bool = False
+    conv_activation: str = "gelu"
+    conv_norm_eps: float = 1e-5
+    feature_norm: bool = True
+    feature_projection: bool = True
+    conv_pos: int = 128
+    conv_pos_groups: int = 16
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    ffn_size: int = 3072
+    activation: str = "gelu"
+    norm_first: bool = False
+    final_norm: bool = True
+    norm_eps: float = 1e-5
+    precision: str = "highest"
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads or self.hidden_size % self.conv_pos_groups:
+            raise InputError(
+                f"A width of {self.hidden_size} does not divide into {self.num_heads} heads and "
+                f"{self.conv_pos_groups} groups of the positional conv."
+            )
+        if self.conv_norm not in ("group", "layer"):
+            raise InputError(f"conv_norm is '{self.conv_norm}', expected 'group' or 'layer'.")
+        for name in (self.activation, self.conv_activation):
+            if name not in ACTIVATIONS:
+                raise InputError(f"activation '{name}' is none of {', '.join(ACTIVATIONS)}.")
+        if not self.conv_layers or any(
+            len(layer) != 3 or min(layer) < 1 for layer in self.conv_layers
+        ):
+            raise InputError(
+                f"conv_layers is {self.conv_layers}, expected (channels, kernel, stride) triples."
+            )
+        if not self.feature_projection and self.conv_layers[-1][0] != self.hidden_size:
+            raise InputError(
+                f"{self.conv_layers[-1][0]} conv channels need a feature_projection to a width of "
+                f"{self.hidden_size}."
+            )
+        if not self.norm_first and not self.final_norm:
+            raise InputError("final_norm can be left out of pre-norm encoders only (norm_first).")
+
+    @property
+    def stride(self) -> int:
+        """Samples from one frame to the next."""
+        return math.prod(stride for _, _, stride in self.conv_layers)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees: the shortest audio that gives a frame."""
+        field = 1
+        for _, kernel, stride in reversed(self.conv_layers):
+            field = (field - 1) * stride + kernel
+        return field
+
+
+def frame_lengths(lengths, conv_layers: tuple[tuple[int, int, int], ...]):
+    """Frames that `lengths` samples give: a conv makes floor((n - k) / s) + 1 of n, or none.
+
+    Args:
+      lengths: an int, or integers in a numpy or JAX array of any shape.
+      conv_layers: (channels, kernel, stride) of each conv.
+
+    Returns:
+      Integers of the same shape, numpy for numpy.
+    """
+    frames = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
+    for _, kernel, stride in conv_layers:
+        frames = ((frames - kernel) // stride + 1).clip(0)
+    return frames
+
+
+def length_mask(lengths_b: jax.Array, size: int) -> jax.Array:
+    """(b, size) booleans: true on the first `lengths_b` places."""
+    return jnp.arange(size)[None, :] < lengths_b[:, None]
+
+
+def masked_standardize(x_btc: jax.Array, mask_bt: jax.Array, eps: float) -> jax.Array:
+    """Each channel to mean 0 and (population) variance 1 over its true times."""
+    mask_bt1 = mask_bt[..., None]
+    count_b11 = jnp.maximum(mask_bt1.sum(axis=1, keepdims=True), 1)
+
+    def mean(y_btc):
+        return jnp.where(mask_bt1, y_btc, 0).sum(axis=1, keepdims=True) / count_b11
+
+    centered_btc = x_btc - mean(x_btc)
+    return centered_btc * jax.lax.rsqrt(mean(jnp.square(centered_btc)) + eps)
+
+
+def layer_norm(eps: float, name: str) -> nn.LayerNorm:
+    # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large.
+    return nn.LayerNorm(epsilon=eps, use_fast_variance=False, name=name)
+
+
+class TimeNorm(nn.Module):
+    """Every channel normalised over the true frames: a group norm with a group a channel."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x_btc: jax.Array, mask_bt: jax.Array) -> jax.Array:
+        scale_c = self.param("scale", nn.initializers.ones, (x_btc.shape[-1],))
+        bias_c = self.param("bias", nn.initializers.zeros, (x_btc.shape[-1],))
+        return masked_standardize(x_btc, mask_bt, self.eps) * scale_c + bias_c
+
+
+class ConvLayer(nn.Module):
+    """One conv of the feature extractor, without padding, its norm and its activation."""
+
+    config: TrunkConfig
+    index: int
+
+    @nn.compact
+    def __call__(self, x_btc: jax.Array, frames_b: jax.Array) -> jax.Array:
+        """`frames_b`: true lengths of the result."""
+        cfg = self.config
+        channels, kernel, stride = cfg.conv_layers[self.index]
+        init = nn.initializers.he_normal()
+        kernel_kcd = self.param("kernel", init, (kernel, x_btc.shape[-1], channels))
+        if x_btc.shape[-1] == 1:
+            # With one channel to contract, a conv leaves a TPU's matrix unit nearly idle.
+            x_btk = split_frames(x_btc[..., 0], kernel, stride)
+            x_btc = jnp.einsum("btk,kd->btd", x_btk, kernel_kcd[:, 0], precision=cfg.precision)
+        else:
+            x_btc = jax.lax.conv_general_dilated(
+                x_btc,
+                kernel_kcd,
+                window_strides=(stride,),
+                padding="VALID",
+                dimension_numbers=("NWC", "WIO", "NWC"),
+                precision=cfg.precision,
+            )
+        if cfg.conv_bias:
+            x_btc += self.param("bias", nn.initializers.zeros, (channels,))
+        if cfg.conv_norm == "layer":
+            x_btc = layer_norm(cfg.conv_norm_eps, "norm")(x_btc)
+        elif self.index == 0:
+            mask_bt = length_mask(frames_b, x_btc.shape[1])
+            x_btc = TimeNorm(cfg.conv_norm_eps, name="norm")(x_btc, mask_bt)
+        return ACTIVATIONS[cfg.conv_activation](x_btc)
+
+
+def split_frames(x_bt: jax.Array, kernel: int, stride: int) -> jax.Array:
+    """All whole windows of `kernel` samples, one every `stride`: (b, t) -> (b, frames, kernel)."""
+    frames = (x_bt.shape[1] - kernel) // stride + 1
+    hops = -(-kernel // stride)
+    size = (frames + hops - 1) * stride
+    x_bt = jnp.pad(x_bt, ((0, 0), (0, max(0, size - x_bt.shape[1]))))[:, :size]
+    hops_bts = x_bt.reshape(x_bt.shape[0], -1, stride)
+    windows = [hops_bts[:, i : i + frames] for i in range(hops)]
+    return jnp.concatenate(windows, axis=-1)[..., :kernel]
+
+
+class ConvLayers(nn.Module):
+    """The feature extractor: (b, t, 1) samples to (b, t, c) frames and their true lengths."""
+
+    config: TrunkConfig
+
+    @nn.compact
+    def __call__(self, x_btc: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        for i, layer in enumerate(self.config.conv_layers):
+            lengths_b = frame_lengths(lengths_b, (layer,))
+            x_btc = ConvLayer(self.config, i, name=str(i))(x_btc, lengths_b)
+        return x_btc, lengths_b
+
+
+class PositionalConv(nn.Module):
+    """What stands for positions: a wide grouped conv over frames, as long as its input."""
+
+    config: TrunkConfig
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        cfg = self.config
+        width = x_btd.shape[-1]
+        shape = (cfg.conv_pos, width // cfg.conv_pos_groups, width)
+        init = nn.initializers.normal(math.sqrt(4 / (cfg.conv_pos * width)))
+        left = cfg.conv_pos // 2
+        x_btd = jax.lax.conv_general_dilated(
+            x_btd,
+            self.param("kernel", init, shape),
+            window_strides=(1,),
+            # torch pads k // 2 on both sides and drops the last frame of an even kernel.
+            padding=((left, cfg.conv_pos - 1 - left),),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=cfg.conv_pos_groups,
+            precision=cfg.precision,
+        )
+        x_btd += self.param("bias", nn.initializers.zeros, (width,))
+        return ACTIVATIONS[cfg.conv_activation](x_btd)
+
+
+class Attention(nn.Module):
+    """Self-attention of every frame to every true frame."""
+
+    config: TrunkConfig
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array, mask_bs: jax.Array) -> jax.Array:
+        cfg = self.config
+        heads = (*x_btd.shape[:-1], cfg.num_heads, cfg.hidden_size // cfg.num_heads)
+        q_bthk, k_bshk, v_bshk = (
+            nn.Dense(cfg.hidden_size, precision=cfg.precision, name=name)(x_btd).reshape(heads)
+            for name in ("q", "k", "v")
+        )
+        q_bthk *= heads[-1] ** -0.5
+        scores_bhts = jnp.einsum("bthk,bshk->bhts", q_bthk, k_bshk, precision=cfg.precision)
+        # Finite, so that a row without any true frame gives numbers (masked later), not NaN.
+        lowest = jnp.finfo(scores_bhts.dtype).min
+        scores_bhts = jnp.where(mask_bs[:, None, None, :], scores_bhts, lowest)
+        weights_bhts = jax.nn.softmax(scores_bhts, axis=-1)
+        y_bthk = jnp.einsum("bhts,bshk->bthk", weights_bhts, v_bshk, precision=cfg.precision)
+        out = nn.Dense(cfg.hidden_size, precision=cfg.precision, name="out")
+        return out(y_bthk.reshape(x_btd.shape))
+
+
+class Layer(nn.Module):
+    """One transformer layer, its two parts each added to their input and normed."""
+
+    config: TrunkConfig
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array, mask_bt: jax.Array) -> jax.Array:
+        cfg = self.config
+        attention_norm = layer_norm(cfg.norm_eps, "attention_norm")
+        ffn_norm = layer_norm(cfg.norm_eps, "ffn_norm")
+        attention = Attention(cfg, name="attention")
+        widen = nn.Dense(cfg.ffn_size, precision=cfg.precision, name="fc1")
+        narrow = nn.Dense(cfg.hidden_size, precision=cfg.precision, name="fc2")
+
+        def feed_forward(y_btd):
+            return narrow(ACTIVATIONS[cfg.activation](widen(y_btd)))
+
+        if cfg.norm_first:
+            x_btd += attention(attention_norm(x_btd), mask_bt)
+            return x_btd + feed_forward(ffn_norm(x_btd))
+        x_btd = attention_norm(x_btd + attention(x_btd, mask_bt))
+        return ffn_norm(x_btd + feed_forward(x_btd))
+
+
+class Layers(nn.Module):
+    """The transformer layers in turn, named `0`, `1`, ..."""
+
+    config: TrunkConfig
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array, mask_bt: jax.Array) -> jax.Array:
+        for i in range(self.config.num_layers):
+            x_btd = Layer(self.config, name=str(i))(x_btd, mask_bt)
+        return x_btd
+
+
+class Trunk(nn.Module):
+    """Waveforms to one vector a frame.
+
+    The three methods that `__call__` goes through are there for training, which masks or quantizes
+    what goes from one to the next.
+    """
+
+    config: TrunkConfig
+
+    def setup(self):
+        cfg = self.config
+        self.conv = ConvLayers(cfg)
+        if cfg.feature_norm:
+            self.feature_norm = layer_norm(cfg.norm_eps, None)
+        if cfg.feature_projection:
+            self.feature_projection = nn.Dense(cfg.hidden_size, precision=cfg.precision)
+        self.pos_conv = PositionalConv(cfg)
+        if cfg.final_norm:
+            self.norm = layer_norm(cfg.norm_eps, None)
+        self.layers = Layers(cfg)
+
+    def __call__(self, wave_bt: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The last layer's output.
+
+        Args:
+          wave_bt: float32 samples at the checkpoint's rate (16 kHz for all known ones); what
+            stands after a row's true length is not read.
+          lengths_b: int32, true lengths in samples.
+
+        Returns:
+          hidden_btd: float32, zero from each row's true number of frames on. There is room for the
+            frames of t samples, at least one.
+          frame_lengths_b: int32, the true numbers of frames; 0 for audio shorter than
+            `config.receptive_field`.
+        """
+        features_btc, frames_b = self.extract(wave_bt, lengths_b)
+        hidden_btd = self.project(self.normalize(features_btc))
+        return self.contextualize(hidden_btd, frames_b), frames_b
+
+    def extract(self, wave_bt: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Conv features, (b, t, c), and the true number of frames; junk after those."""
+        short = self.config.receptive_field - wave_bt.shape[1]
+        wave_bt = jnp.pad(wave_bt, ((0, 0), (0, max(0, short))))
+        mask_bt = length_mask(lengths_b, wave_bt.shape[1])
+        wave_bt = jnp.where(mask_bt, wave_bt, 0)
+        if self.config.input_norm_eps is not None:
+            eps = self.config.input_norm_eps
+            wave_bt = masked_standardize(wave_bt[..., None], mask_bt, eps)[..., 0]
+        return self.conv(wave_bt[..., None], lengths_b)
+
+    def normalize(self, features_btc: jax.Array) -> jax.Array:
+        """The LayerNorm over conv features, where there is one."""
+        return self.feature_norm(features_btc) if self.config.feature_norm else features_btc
+
+    def project(self, features_btc: jax.Array) -> jax.Array:
+        """Conv features to the transformer's width."""
+        if not self.config.feature_projection:
+            return features_btc
+        return self.feature_projection(features_btc)
+
+    def contextualize(self, hidden_btd: jax.Array, frames_b: jax.Array) -> jax.Array:
+        """The transformer over frames, (b, t, d) to (b, t, d); zero after the true ones."""
+        cfg = self.config
+        mask_bt = length_mask(frames_b, hidden_btd.shape[1])
+        hidden_btd = jnp.where(mask_bt[..., None], hidden_btd, 0)
+        hidden_btd += self.pos_conv(hidden_btd)
+        if not cfg.norm_first:
+            hidden_btd = self.norm(hidden_btd)
+        hidden_btd = self.layers(hidden_btd, mask_bt)
+        if cfg.norm_first and cfg.final_norm:
+            hidden_btd = self.norm(hidden_btd)
+        return jnp.where(mask_bt[..., None], hidden_btd, 0)
+
+
+def abstract_params(module: nn.Module) -> dict:
+    """The tree of `jax.ShapeDtypeStruct` of a module that takes (wave_bt, lengths_b)."""
+    wave = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return jax.eval_shape(module.init, jax.random.key(0), wave, lengths)["params"]
