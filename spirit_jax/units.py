@@ -73,7 +73,7 @@ def dedup(stream: np.ndarray) -> np.ndarray:
 
 
 def to_string(units: Units) -> str:
-    """The unit string: Hu and Pi without repeats, merged with St by time, ties in order St Pi Hu."""
+    """The unit string: Hu and Pi without repeats, merged with St by time; ties go St, Pi, Hu."""
     timed: list[tuple[float, str]] = []
     if units.style is not None:
         timed += [(i / STYLE_RATE, f"[St{unit}]") for i, unit in enumerate(units.style)]

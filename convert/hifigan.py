@@ -1,0 +1,140 @@
+"""A unit HiFi-GAN: from the release's folder (config.json, generator.pt, speakers.txt, styles.txt).
+
+python -m convert.hifigan --checkpoint FOLDER --output DIR
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from convert import table, torch_files
+from convert.main import run_main
+from convert.table import Rule
+from convert.trunk import linear_rules, norm_rules, refuse
+from spirit_jax import checkpoint, config
+from spirit_jax.errors import InputError
+from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, abstract_params
+
+DEFAULT_SPEAKER, DEFAULT_STYLE = 2, 8  # the release's
+NUM_SPEAKERS, NUM_STYLES = 200, 100  # the release's, where its config gives no number
+
+
+def convert_hifigan(folder: str | Path, output: str | Path) -> HifiGanConfig:
+    """Writes the network folder of a vocoder, and gives its config.
+
+    Raises:
+      InputError: the folder is not whole or holds another network, or `output` is there already.
+    """
+    folder = Path(folder)
+    cfg = read_config(folder)
+    state = torch_files.load_pickle(folder / "generator.pt")
+    if not isinstance(state, Mapping) or not isinstance(state.get("generator"), Mapping):
+        raise InputError(f"{folder / 'generator.pt'}: expected a mapping with 'generator' in it.")
+    arrays = {
+        name: np.asarray(torch_files.to_numpy(tensor), np.float32)
+        for name, tensor in state["generator"].items()
+    }
+    params = table.convert(
+        table.fold_weight_norm(arrays, dim=0),
+        rules(cfg),
+        abstract_params(HifiGan(cfg)),
+        str(folder),
+    )
+    checkpoint.save_network(output, cfg, params)
+    return cfg
+
+
+def read_config(folder: Path) -> HifiGanConfig:
+    """Our config of a folder in the release's form."""
+    path = folder / "config.json"
+    h = config.read_mapping(path)
+    # Older relatives take F0 itself, or bins of it; their keys are not known.
+    refuse(path, h, f0=None, f0_quant_num_bin=0, embedder_params=None, resblock="1")
+    try:
+        duration = h.get("dur_predictor_params") or {}
+        num_speakers = (h.get("num_speakers") or NUM_SPEAKERS) if h.get("multispkr") else 0
+        num_style_ids = (h.get("num_styles") or NUM_STYLES) if h.get("multistyle") else 0
+        cfg = HifiGanConfig(
+            num_codes=h["num_embeddings"],
+            num_pitch=h.get("num_f0_tokens") or 0,
+            num_style=h.get("num_style_tokens") or 0,
+            num_speakers=num_speakers,
+            num_style_ids=num_style_ids,
+            speakers=_read_names(folder / "speakers.txt", num_speakers),
+            styles=_read_names(folder / "styles.txt", num_style_ids),
+            default_speaker=min(DEFAULT_SPEAKER, max(num_speakers - 1, 0)),
+            default_style=min(DEFAULT_STYLE, max(num_style_ids - 1, 0)),
+            embedding_dim=h["embedding_dim"],
+            upsample_rates=tuple(h["upsample_rates"]),
+            upsample_kernels=tuple(h["upsample_kernel_sizes"]),
+            initial_channels=h["upsample_initial_channel"],
+            resblock_kernels=tuple(h["resblock_kernel_sizes"]),
+            resblock_dilations=tuple(tuple(row) for row in h["resblock_dilation_sizes"]),
+            duration_hidden=duration.get("var_pred_hidden_dim", 0),
+            duration_kernel=duration.get("var_pred_kernel_size", 3),
+            code_hop=h["code_hop_size"],
+            pitch_hop=h.get("f0_hop_size") or HifiGanConfig.pitch_hop,
+            style_hop=h.get("style_hop_size") or HifiGanConfig.style_hop,
+        )
+    except KeyError as error:
+        raise InputError(f"{path}: has no {error}.") from error
+    width = cfg.embedding_dim * len(cfg.channels)
+    if h.get("model_in_dim", width) != width:
+        raise InputError(
+            f"{path}: model_in_dim is {h['model_in_dim']}, and {len(cfg.channels)} channels "
+            f"({', '.join(cfg.channels)}) of {cfg.embedding_dim} make {width}."
+        )
+    return cfg
+
+
+def rules(cfg: HifiGanConfig) -> list[Rule]:
+    """The release's names to ours."""
+    names = {"dict": "code", "f0_dict": "pitch", "style_dict": "style"}
+    names |= {"spkr": "speaker", "style": "style_id"}
+    found = [
+        Rule(rf"{theirs}\.weight", f"embed_{ours}/embedding") for theirs, ours in names.items()
+    ]
+    for i in range(2):
+        found += linear_rules(rf"dur_predictor\.conv{i + 1}\.0", f"duration/conv{i}")
+        found += norm_rules(rf"dur_predictor\.ln{i + 1}", f"duration/norm{i}")
+    found += linear_rules(r"dur_predictor\.proj", "duration/out")
+    found += linear_rules(r"(conv_pre|conv_post)", r"generator/\1")
+    found.append(Rule(r"ups\.(\d+)\.weight", r"generator/up\1/kernel", _turn_transposed))
+    found.append(Rule(r"ups\.(\d+)\.bias", r"generator/up\1/bias"))
+    blocks = len(cfg.resblock_kernels)
+    for j in range(blocks * len(cfg.upsample_rates)):
+        target = f"generator/res{j // blocks}_{j % blocks}"
+        found += linear_rules(rf"resblocks\.{j}\.convs1\.(\d+)", target + r"/dilated\1")
+        found += linear_rules(rf"resblocks\.{j}\.convs2\.(\d+)", target + r"/plain\1")
+    return found
+
+
+def _turn_transposed(array: np.ndarray) -> np.ndarray:
+    """torch's ConvTranspose1d (in, out, k) to (k, in, out)."""
+    return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _read_names(path: Path, count: int) -> tuple[str, ...]:
+    """The lines of a file, if there is one; raises `InputError` for more than `count`."""
+    if not count or not path.is_file():
+        return ()
+    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    if len(names) > count:
+        raise InputError(f"{path}: has {len(names)} names, and the vocoder {count} of them.")
+    return names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True, help="folder with config.json, generator.pt")
+    parser.add_argument("--output", required=True, help="network folder to write")
+    args = parser.parse_args()
+    cfg = convert_hifigan(args.checkpoint, args.output)
+    print(json.dumps({"output": args.output, "channels": cfg.channels}))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,162 @@
+"""The vocoder and its conversion against PyTorch and the release's waveforms."""
+
+import copy
+import json
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch_hifigan import TorchHifiGan  # noqa: E402
+
+from convert.hifigan import convert_hifigan  # noqa: E402
+from spirit_jax.errors import InputError  # noqa: E402
+from spirit_jax.models import hifigan  # noqa: E402
+
+RELEASE = {
+    "num_embeddings": 13,
+    "embedding_dim": 6,
+    "model_in_dim": 24,
+    "multispkr": "from_input_file",
+    "num_speakers": 3,
+    "num_f0_tokens": 5,
+    "f0_hop_size": 40,
+    "num_style_tokens": 4,
+    "style_hop_size": 500,
+    "code_hop_size": 20,
+    "sampling_rate": 16000,
+    "upsample_initial_channel": 16,
+    "upsample_rates": [5, 4],
+    "upsample_kernel_sizes": [11, 8],
+    "resblock_kernel_sizes": [3, 7, 11],
+    "resblock_dilation_sizes": [[1, 3, 5]] * 3,
+    "dur_predictor_params": {
+        "encoder_embed_dim": 6,
+        "var_pred_hidden_dim": 8,
+        "var_pred_kernel_size": 3,
+        "var_pred_dropout": 0.5,
+    },
+}
+
+
+def torch_vocoder(**changes):
+    torch.manual_seed(0)
+    network = TorchHifiGan(RELEASE | changes).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.5).add_(0.02)
+    return network
+
+
+def old_spelling(state):
+    """Weight norm as torch spelt it before `parametrizations`, as the release has it."""
+    spelling = {".parametrizations.weight.original0": ".weight_g"}
+    spelling[".parametrizations.weight.original1"] = ".weight_v"
+    renamed = {}
+    for name, tensor in state.items():
+        for new, old in spelling.items():
+            name = name.replace(new, old)
+        renamed[name] = tensor
+    return renamed
+
+
+def write_release(folder, network, state=None, **changes):
+    folder.mkdir()
+    torch.save({"generator": state or network.state_dict()}, folder / "generator.pt")
+    (folder / "config.json").write_text(json.dumps(network.h | changes))
+    (folder / "speakers.txt").write_text("ann\nbob\ncarl\n")
+    return folder
+
+
+def convert(folder, tmp_path):
+    convert_hifigan(folder, tmp_path / "ours")
+    model, params = hifigan.load(tmp_path / "ours")
+    return model, jax.jit(lambda ids, n: model.apply({"params": params}, ids, n)), params
+
+
+@pytest.mark.parametrize("spelling", ["old", "new"])
+def test_equals_pytorch(tmp_path, spelling):
+    network = torch_vocoder()
+    state = network.state_dict()
+    folder = write_release(
+        tmp_path / "r", network, old_spelling(state) if spelling == "old" else state
+    )
+    model, speak, params = convert(folder, tmp_path)
+    assert model.config.speakers == ("ann", "bob", "carl")
+    counts = list(model.config.channels.values())
+    ids = np.random.default_rng(0).integers(0, counts, (2, 31, len(counts))).astype(np.int32)
+    streams = [torch.from_numpy(ids[..., i]).long() for i in range(len(counts))]
+    with torch.no_grad():
+        theirs, durations = network(streams).numpy(), network.durations(streams[0]).numpy()
+    ours, samples = speak(ids, np.array([31, 31], np.int32))
+    assert samples.tolist() == [620, 620]
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    frames, _ = model.apply({"params": params}, ids[..., 0], np.array([31, 31]), method="durations")
+    np.testing.assert_array_equal(frames, durations)
+    assert len(set(durations[0].tolist())) > 1
+
+
+def test_base_has_speaker_and_style_id(tmp_path):
+    base = {"num_f0_tokens": None, "num_style_tokens": None, "multistyle": "x", "model_in_dim": 18}
+    network = torch_vocoder(**base)
+    model, speak, _ = convert(write_release(tmp_path / "r", network), tmp_path)
+    assert model.config.channels == {"code": 13, "speaker": 3, "style_id": 100}
+    assert (model.config.default_speaker, model.config.default_style) == (2, 8)
+    ids = np.array([[[3, 1, 8], [4, 1, 8], [5, 1, 8]]], np.int32)
+    with torch.no_grad():
+        theirs = network([torch.from_numpy(ids[..., i]).long() for i in range(3)]).numpy()
+    assert np.abs(speak(ids, np.array([3]))[0] - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    network = torch_vocoder()
+    state = network.state_dict()
+
+    def refused(name, match, state=state, **changes):
+        folder = write_release(tmp_path / name, network, state, **changes)
+        with pytest.raises(InputError, match=match):
+            convert_hifigan(folder, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    refused("unknown", "'odd.weight' is unknown", state | {"odd.weight": state["dict.weight"]})
+    missing = {k: v for k, v in state.items() if k != "dur_predictor.proj.bias"}
+    refused("missing", "duration/out/bias", missing)
+    wrong = copy.copy(state) | {"spkr.weight": state["spkr.weight"][:2]}
+    refused("shape", r"'spkr.weight' has shape \(2, 6\)", wrong)
+    half = {k: v for k, v in state.items() if k != "ups.0.parametrizations.weight.original0"}
+    refused("half", "ups.0.parametrizations.weight.original1' stands without", half)
+    refused("width", "model_in_dim is 25", model_in_dim=25)
+    refused("f0", "f0 is True", f0=True)
+    refused("rates", "code_hop", code_hop_size=21)
+
+
+@pytest.mark.parametrize(
+    "model_name, folder",
+    [
+        ("spirit-lm-base-7b", "hifigan_spiritlm_base"),
+        ("spirit-lm-expressive-7b", "hifigan_spiritlm_expressive_w2v2"),
+    ],
+)
+def test_waveforms_are_those_of_the_release(golden, tmp_path, model_name, folder):
+    _, speak, _ = convert(golden / "checkpoints/speech_tokenizer" / folder, tmp_path)
+    expected = json.loads((golden / "expected.json").read_text())[model_name]["audio"]
+    arrays = np.load(golden / "expected_arrays.npz")
+    for name, streams in expected.items():
+        codes, *others = (
+            np.array(streams[key].split(), int)
+            for key in ("hubert", "pitch", "style")
+            if streams.get(key)
+        )
+        columns = [codes]
+        for stream, hop in zip(others, (1280, 16000), strict=False):
+            columns.append(hifigan.expand_stream(stream, hop, 640, len(codes)))
+        columns.append(np.full(len(codes), 1))
+        columns += [] if others else [np.full(len(codes), 8)]
+        ids = np.zeros((1, 256, len(columns)), np.int32)
+        ids[0, : len(codes)] = np.stack(columns, -1)
+        wave, (samples,) = speak(ids, np.array([len(codes)], np.int32))
+        theirs = arrays[f"{model_name}/{name}/wav_units"]
+        assert samples == len(theirs)
+        assert np.abs(wave[0, :samples] - theirs).max() <= 1e-3 * theirs.std()

@@ -1,0 +1,191 @@
+"""The vocoder: exact batching and windows, durations, ids of speakers, every field."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spirit_jax.errors import InputError
+from spirit_jax.models import hifigan
+from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
+
+CONFIG = HifiGanConfig(
+    num_codes=11,
+    num_pitch=5,
+    num_style=4,
+    num_speakers=3,
+    num_style_ids=0,
+    speakers=("ann", "bob", "7"),
+    embedding_dim=4,
+    upsample_rates=(5, 2),
+    upsample_kernels=(11, 4),
+    initial_channels=12,
+    resblock_kernels=(3, 5),
+    resblock_dilations=((1, 2), (1, 3)),
+    duration_hidden=6,
+    code_hop=10,
+    pitch_hop=20,
+    style_hop=250,
+)
+
+
+@pytest.fixture(scope="module")
+def vocoder():
+    """(speak, durations), jitted, on random parameters that are not small."""
+    model = HifiGan(CONFIG)
+    params = jax.jit(lambda key: hifigan.init_params(model, key))(jax.random.key(0))
+    params = jax.tree.map(lambda p: p + 0.1 * jnp.sign(p + 1e-9), params)
+    params["duration"]["out"]["bias"] += 1.5
+    speak = jax.jit(lambda ids, n: model.apply({"params": params}, ids, n))
+    durations = jax.jit(
+        lambda codes, n: model.apply({"params": params}, codes, n, method="durations")
+    )
+    return speak, durations
+
+
+def random_ids(rows, frames):
+    rng = np.random.default_rng(0)
+    counts = list(CONFIG.channels.values())
+    return rng.integers(0, counts, (rows, frames, len(counts))).astype(np.int32)
+
+
+def test_a_batch_speaks_as_each_row_alone(vocoder):
+    speak, durations = vocoder
+    ids, lengths = random_ids(3, 14), np.array([14, 9, 0], np.int32)
+    wave, samples = speak(ids, lengths)
+    frames, _ = durations(ids[..., 0], lengths)
+    assert samples.tolist() == [140, 90, 0]
+    assert len(set(np.asarray(frames)[0].tolist())) > 1
+    for row, length in ((0, 14), (1, 9)):
+        alone, _ = speak(ids[row : row + 1, :length], np.array([length]))
+        np.testing.assert_allclose(wave[row, : 10 * length], alone[0], atol=1e-6)
+        alone, _ = durations(ids[row : row + 1, :length, 0], np.array([length]))
+        np.testing.assert_array_equal(frames[row, :length], alone[0])
+    assert not np.asarray(wave[1, 90:]).any() and not np.asarray(wave[2]).any()
+
+
+def test_every_channel_is_heard(vocoder):
+    speak, _ = vocoder
+    ids, length = random_ids(1, 14), np.array([14])
+    wave, _ = speak(ids, length)
+    assert list(CONFIG.channels) == ["code", "pitch", "style", "speaker"]
+    for channel, count in enumerate(CONFIG.channels.values()):
+        other = ids.copy()
+        other[..., channel] = (other[..., channel] + 1) % count
+        assert np.abs(speak(other, length)[0] - wave).max() > 1e-4
+
+
+def test_receptive_frames_bounds_what_a_sample_sees(vocoder):
+    speak, _ = vocoder
+    reach, frames = CONFIG.receptive_frames, 60
+    ids, length = random_ids(1, frames), np.array([frames])
+    other = ids.copy()
+    other[:, 30] = (other[:, 30] + 1) % 3
+    changed = np.flatnonzero(np.abs(np.asarray(speak(other, length)[0] - speak(ids, length)[0]))[0])
+    first, last = changed[0] // 10, changed[-1] // 10
+    assert 30 - reach <= first and last <= 30 + reach
+    assert 30 - first > reach / 2  # and it is not far too careful
+
+
+def test_a_frame_lasts_at_least_one_and_rounds_to_the_nearest():
+    model = HifiGan(CONFIG)
+    params = jax.jit(lambda key: hifigan.init_params(model, key))(jax.random.key(0))
+    params["duration"]["out"]["kernel"] *= 0
+    durations = jax.jit(
+        lambda p: model.apply(
+            {"params": p}, jnp.zeros((1, 3), int), jnp.array([3]), method="durations"
+        )
+    )
+    for frames, expected in ((-0.9, 1), (2.4, 2), (2.6, 3), (1e9, hifigan.MAX_DURATION)):
+        params["duration"]["out"]["bias"] = jnp.log1p(jnp.array([frames]))
+        assert durations(params)[0].tolist() == [[expected] * 3]
+
+
+def test_expand_stream():
+    stream = np.array([3, 1, 2])
+    expand = hifigan.expand_stream
+    assert expand(stream, 1280, 640, 5).tolist() == [3, 3, 1, 1, 2]
+    assert expand(stream, 1280, 640, 8).tolist() == [3, 3, 1, 1, 2, 2, 2, 2]
+    assert expand(stream, 16000, 640, 26).tolist() == [3] * 25 + [1]
+
+
+def test_speakers_go_by_name_and_by_number():
+    def find(wanted):
+        return hifigan.find_id(wanted, CONFIG.speakers, 3, 1, "speaker")
+
+    assert [find(w) for w in ("bob", 0, "0", None, "7")] == [1, 0, 0, 1, 2]
+    for unknown in ("carl", 3, -1, "", "²"):
+        with pytest.raises(InputError, match=f"no speaker '{unknown}'; known are 0 to 2 or ann"):
+            find(unknown)
+
+
+def test_every_field_acts():
+    """A change of a number changes the program, its shapes, or is an error.
+
+    But names, defaults and the streams' own hops, which the speech tokenizer reads (tested there).
+    """
+    lengths = jax.ShapeDtypeStruct((1,), int)
+
+    def program(change):
+        try:
+            model = HifiGan(dataclasses.replace(CONFIG, **change))
+        except InputError as error:
+            return str(error)
+        abstract = hifigan.abstract_params(model)
+        channels = len(model.config.channels)
+        speak = jax.ShapeDtypeStruct((1, 6, channels), int)
+        made = jax.make_jaxpr(lambda p, i, n: model.apply({"params": p}, i, n))(
+            abstract, speak, lengths
+        )
+        if not model.config.duration_hidden:
+            return str(made)
+        codes = jax.ShapeDtypeStruct((1, 6), int)
+        return str(made) + str(
+            jax.make_jaxpr(lambda p, c, n: model.apply({"params": p}, c, n, method="durations"))(
+                abstract, codes, lengths
+            )
+        )
+
+    changes = [
+        {"num_codes": 12},
+        {"num_pitch": 6},
+        {"num_pitch": 0},
+        {"num_style": 5},
+        {"num_speakers": 4},
+        {"num_style_ids": 9},
+        {"embedding_dim": 5},
+        {"upsample_rates": (2, 5), "upsample_kernels": (4, 11)},
+        {"upsample_kernels": (11, 6)},
+        {"upsample_kernels": (11, 5)},
+        {"initial_channels": 16},
+        {"initial_channels": 2},
+        {"resblock_kernels": (3, 7)},
+        {"resblock_kernels": (3, 4)},
+        {"resblock_dilations": ((1, 2), (1, 4))},
+        {"resblock_dilations": ((1, 2),)},
+        {"duration_hidden": 0},
+        {"duration_hidden": 7},
+        {"duration_kernel": 2},
+        {"duration_kernel": 5},
+        {"code_hop": 20},
+        {"default_speaker": 3},
+        {"precision": "default"},
+    ]
+    programs = [program(change) for change in ({}, *changes)]
+    assert len(set(programs)) == len(programs)
+    read_by_the_tokenizer = {"speakers", "styles", "default_style", "pitch_hop", "style_hop"}
+    touched = {name for change in changes for name in change} | read_by_the_tokenizer
+    assert touched == {field.name for field in dataclasses.fields(HifiGanConfig)}
+
+
+def test_a_duration_kernel_of_two_gives_one_duration_a_unit():
+    model = HifiGan(dataclasses.replace(CONFIG, duration_kernel=2))
+    codes = random_ids(2, 7)[..., 0]
+    lengths = jnp.array([7, 4])
+    params = model.init(jax.random.key(0), codes, lengths, method="durations")
+    both, _ = model.apply(params, codes, lengths, method="durations")
+    alone, _ = model.apply(params, codes[1:, :4], lengths[1:], method="durations")
+    assert both.shape == (2, 7)
+    np.testing.assert_array_equal(both[1, :4], alone[0])
