@@ -49,7 +49,7 @@ def main() -> None:
             num_key_value_heads=CONFIG.num_kv_heads,
         )
     ).eval()
-    vocab = Vocab.base(32000, padded_size=CONFIG.vocab_size)
+    vocab = Vocab.make("base", 32000, padded_size=CONFIG.vocab_size)
     config = GenerationConfig(max_new_tokens=NEW_TOKENS)
 
     for batch in (1, 16):

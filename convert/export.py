@@ -1,6 +1,6 @@
 """Writes the language model of a model folder as a Hugging Face Llama folder.
 
-    python -m convert.export --model MODEL_DIR --output HF_DIR
+python -m convert.export --model MODEL_DIR --output HF_DIR
 """
 
 import argparse

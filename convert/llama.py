@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from convert import table, torch_files
-from convert.main import run_main
+from convert.main import run_main, whole_folder
 from convert.table import Rule
 from spirit_jax import checkpoint, config
 from spirit_jax.errors import InputError
@@ -230,10 +230,10 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="model folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the new rows")
     args = parser.parse_args()
-    output = Path(args.output)
-    vocab = convert_tokenizer(args.checkpoint, args.add_speech_tokens, output, add=True)
-    cfg = convert_llama(args.checkpoint, output / "llama", vocab.padded_size, args.seed)
-    print(json.dumps({"output": str(output), "layers": cfg.num_layers, "rows": cfg.vocab_size}))
+    with whole_folder(args.output) as folder:
+        vocab = convert_tokenizer(args.checkpoint, args.add_speech_tokens, folder, add=True)
+        cfg = convert_llama(args.checkpoint, folder / "llama", vocab.padded_size, args.seed)
+    print(json.dumps({"output": args.output, "layers": cfg.num_layers, "rows": cfg.vocab_size}))
 
 
 if __name__ == "__main__":

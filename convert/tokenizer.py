@@ -45,9 +45,16 @@ def convert_tokenizer(folder: str | Path, kind: str, output: str | Path, add: bo
                     f"{folder}: the token {string} has the id {known.get(string)}, and {place} was "
                     f"expected for a model of kind {kind}."
                 )
+        if not vocab.pitch_units and "[Pi0]" in known:
+            raise InputError(f"{folder}: has pitch tokens, which a model of kind {kind} has not.")
     _write_files(folder, target, vocab)
     config.write(vocab, Path(output) / "vocab.json")
     return vocab
+
+
+def find_kind(folder: str | Path) -> str:
+    """"base" or "expressive": whether a Spirit LM's tokenizer has pitch tokens."""
+    return "expressive" if "[Pi0]" in _known_tokens(Path(folder)) else "base"
 
 
 def _known_tokens(folder: Path) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """Audio in and out: any file, rate and channels to one channel at 16 kHz, and back to WAV."""
 
 import io
+import numbers
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from spirit_jax.errors import InputError
 SAMPLE_RATE = 16_000
 MIN_SAMPLES = 1_280  # a shorter chunk (80 ms) has no units
 MAX_CHANNELS = 64
+MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz; others are mistakes, and slow ones grow huge at 16 kHz
 
 Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int]
 
@@ -32,9 +35,11 @@ def load_audio(audio: Audio, channel: int | None = None) -> np.ndarray:
         name, samples_tc, rate = _decode(audio)
     else:
         name = "the array"
+        if isinstance(audio, tuple) and len(audio) != 2:
+            raise InputError(f"The audio is a tuple of {len(audio)}; expected (samples, rate).")
         array, rate = audio if isinstance(audio, tuple) else (audio, SAMPLE_RATE)
         samples_tc = _as_channels(array)
-    if not 0 < rate < 1e7:
+    if not isinstance(rate, numbers.Real) or not MIN_RATE <= rate <= MAX_RATE:
         raise InputError(f"{name}: has a sampling rate of {rate}; expected Hz, such as 16000.")
     if not np.isfinite(samples_tc).all():
         raise InputError(f"{name}: has samples that are NaN or infinite.")
@@ -50,8 +55,14 @@ def load_audio(audio: Audio, channel: int | None = None) -> np.ndarray:
 
 
 def chunks(samples_t: np.ndarray, seconds: float = 100.0) -> Iterator[np.ndarray]:
-    """Cuts audio into pieces of `seconds`; a piece under 80 ms is left out."""
+    """Cuts audio into pieces of `seconds`; a piece under 80 ms is left out.
+
+    Raises:
+      InputError: `seconds` is under 80 ms.
+    """
     size = round(seconds * SAMPLE_RATE)
+    if size < MIN_SAMPLES:
+        raise InputError(f"Audio cannot be cut into pieces of {seconds} s; 80 ms is the least.")
     for start in range(0, len(samples_t), size):
         if len(chunk := samples_t[start : start + size]) >= MIN_SAMPLES:
             yield chunk
@@ -64,6 +75,8 @@ def write_wav(path: str | Path, samples_t: np.ndarray) -> None:
       InputError: the place cannot be written to.
     """
     path = Path(path)
+    if not path.name:
+        raise InputError(f"'{path}': is no name for an audio file.")
     unfinished = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +84,8 @@ def write_wav(path: str | Path, samples_t: np.ndarray) -> None:
         soundfile.write(unfinished, clipped, SAMPLE_RATE, subtype="PCM_16", format="WAV")
         unfinished.replace(path)
     except (OSError, soundfile.LibsndfileError) as error:
-        unfinished.unlink(missing_ok=True)
+        if unfinished.is_file():
+            unfinished.unlink()
         raise InputError(f"{path}: cannot be written ({error}).") from error
 
 
@@ -79,7 +93,7 @@ def _decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
     """(name for messages, float64 samples (t, channels), rate) of a file."""
     in_memory = isinstance(audio, bytes)
     name = "the bytes given" if in_memory else str(audio)
-    if not in_memory and not Path(audio).is_file():
+    if not in_memory and not os.path.isfile(audio):  # Path.is_file fails on a name too long
         raise InputError(f"{name}: there is no such file.")
     try:
         with soundfile.SoundFile(io.BytesIO(audio) if in_memory else audio) as file:
@@ -95,7 +109,10 @@ def _decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
 
 
 def _as_channels(array: np.ndarray) -> np.ndarray:
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except ValueError as error:  # rows of unequal length
+        raise InputError("The array has rows of unequal length.") from error
     if array.dtype.kind == "u":
         middle = (np.iinfo(array.dtype).max + 1) / 2
         array = (array.astype(np.float64) - middle) / middle
@@ -109,4 +126,6 @@ def _as_channels(array: np.ndarray) -> np.ndarray:
         raise InputError(
             f"The array has shape {array.shape}; expected (samples,) or with channels."
         )
+    if not array.size:  # the axis that is empty is time
+        return np.zeros((0, max(1, *array.shape)))
     return array if array.shape[0] >= array.shape[1] else array.T

@@ -110,7 +110,13 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
         return SplitTokenizer(processor.encode, decode_pieces, vocab)
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizers(folder / "tokenizer.json")
-        _check_size(folder, vocab.text_size if tokenizer.id_to_token(0) else 0, vocab)
+        strings = vocab.token_strings()
+        if any(tokenizer.token_to_id(s) != i for i, s in enumerate(strings, vocab.text_size)):
+            raise InputError(
+                f"{folder}: its tokenizer.json does not have the markers and units from id "
+                f"{vocab.text_size} on."
+            )
+        tokenizer.encode_special_tokens = True  # <s> in a text is text, as SentencePiece has it
         return SplitTokenizer(
             lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True),

@@ -17,9 +17,11 @@ HUBERT_RATE, PITCH_RATE, STYLE_RATE = 24.99, 12.5, 1.0  # units a second, for me
 COMMON_STYLE = 71  # for a string that has pitch but no style
 MIN_SPEECH_UNITS = 24  # a shorter run of speech after other content is not spoken
 
-_UNIT = re.compile(r"\[(Hu|Pi|St)(\d+)\]")
-_UNIT_RUN = re.compile(r"(?:\[(?:Hu|Pi|St)\d+\])+")
+# Nine ASCII digits at most: more would not fit the ids' int32, and \d is any script's digits.
+_UNIT = re.compile(r"\[(Hu|Pi|St)([0-9]{1,9})\]")
+_UNIT_RUN = re.compile(r"(?:\[(?:Hu|Pi|St)[0-9]{1,9}\])+")
 _MARKER = re.compile(r"\[(?:Text|Speech)\]")
+_UNIT_OR_MARKER = re.compile(rf"{_UNIT.pattern}|{_MARKER.pattern}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,12 +43,18 @@ class Units:
             stream = getattr(self, name)
             if stream is None and name != "hubert":
                 continue
-            array = np.asarray([] if stream is None else stream)
+            try:
+                array = np.asarray([] if stream is None else stream)
+            except ValueError as error:  # rows of unequal length
+                raise InputError(f"{name} units must be one row of integers.") from error
             if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
                 raise InputError(
                     f"{name} units must be one row of integers, not {array.shape} of {array.dtype}."
                 )
-            object.__setattr__(self, name, array.astype(np.int32))
+            small = array.astype(np.int32)
+            if (small != array).any():
+                raise InputError(f"{name} units must fit 32 bits: {array[small != array][0]}.")
+            object.__setattr__(self, name, small)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Units) and self.to_dict() == other.to_dict()
@@ -93,9 +101,9 @@ def from_string(string: str) -> Units:
     Raises:
       InputError: anything else in the string.
     """
-    junk = _UNIT.sub("", _MARKER.sub("", string)).strip()
+    junk = _UNIT_OR_MARKER.sub("", string).strip()
     if junk:
-        raise InputError(f"'{junk[:40]}' is no unit; a unit string has [Hu..], [Pi..] and [St..].")
+        raise InputError(f"{junk[:40]!r} is no unit; a unit string has [Hu..], [Pi..] and [St..].")
     tokens = [(kind, int(number)) for kind, number in _UNIT.findall(string)]
     firsts = {kind: number for kind, number in reversed(tokens)}
     latest = dict(firsts)
@@ -149,7 +157,7 @@ def build_prompt(inputs: Sequence[tuple[Modality, str]], output_modality: Modali
     """
     prompt, last = "", None
     for modality, content in inputs:
-        prompt += ("" if modality is last else _marker(modality)) + content
+        prompt += ("" if modality == last else _marker(modality)) + content
         last = modality
     if output_modality not in (Modality.ARBITRARY, last):
         prompt += _marker(output_modality)

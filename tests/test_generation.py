@@ -160,6 +160,13 @@ def test_the_penalty_follows_its_formula():
     assert penalise_repetition(logits, seen, 2.0).tolist() == [[1.0, -4.0, 3.0]]
 
 
+def test_a_long_batch_mate_does_not_cut_a_row_short(params, prompts):
+    config = GenerationConfig(max_new_tokens=20)
+    together = run(params, [[7] * 60, prompts[0]], config, eos=(95,))
+    assert [len(row) for row in together] == [4, 20]
+    assert together[1] == run(params, [prompts[0]], config, eos=(95,))[0]
+
+
 def test_generation_stops_at_the_last_position(params):
     assert len(run(params, [[7] * 60], GenerationConfig(max_new_tokens=50), eos=(95,))[0]) == 4
     with pytest.raises(InputError, match="no room"):

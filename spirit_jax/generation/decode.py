@@ -91,17 +91,16 @@ def decode(
     cache: KVCache,
     seen_bv: jax.Array | None,
     lengths_b: jax.Array,
-    done_b: jax.Array,
+    limits_b: jax.Array,
     allowed_v: jax.Array,
     eos_e: jax.Array,
     pad: jax.Array,
-    limit: jax.Array,
     seed: jax.Array,
     sampling: SamplingParams,
     buffer: int,
     static: StaticSampling,
 ) -> DecodeState:
-    """Makes up to `limit` tokens a row, its EOS included: the state after the last step.
+    """Makes up to `limits_b` tokens a row, its EOS included: the state after the last step.
 
     The cache given is taken over, not copied.
     """
@@ -121,12 +120,12 @@ def decode(
                 state.tokens_bn, chosen_b[:, None], (0, state.step)
             ),
             last_b=chosen_b,
-            done_b=state.done_b | jnp.isin(chosen_b, eos_e),
+            done_b=state.done_b | jnp.isin(chosen_b, eos_e) | (state.step + 1 >= limits_b),
             seen_bv=seen_bv,
         )
 
     def unfinished(state: DecodeState) -> jax.Array:
-        return (state.step < limit) & ~jnp.all(state.done_b)
+        return ~jnp.all(state.done_b)
 
     def body(state: DecodeState) -> DecodeState:
         last_b1 = state.last_b[:, None]
@@ -145,7 +144,7 @@ def decode(
         tokens_bn=jnp.full((lengths_b.shape[0], buffer), pad, jnp.int32),
         last_b=jnp.zeros_like(lengths_b),
         positions_b=lengths_b,
-        done_b=done_b,
+        done_b=limits_b == 0,
         seen_bv=seen_bv,
         cache=cache,
     )
@@ -179,21 +178,22 @@ def generate(
         return []
     _check(prompts, model)
     lengths = [len(prompt) for prompt in prompts]
-    limit = min(config.max_new_tokens, model.config.max_positions - max(lengths))
-    if limit < 1:
+    limits = [min(config.max_new_tokens, model.config.max_positions - n) for n in lengths]
+    if min(limits) < 1:
         raise InputError(
             f"A prompt has {max(lengths)} tokens, and the model has {model.config.max_positions} "
             "positions: there is no room for a new one."
         )
     rows = bucket(len(prompts), sharding.batch_multiple(mesh))
-    width, buffer = bucket(max(lengths), 16), bucket(limit, 16)
+    width, buffer = bucket(max(lengths), 16), bucket(max(limits), 16)
     tokens_bt = np.zeros((rows, width), np.int32)
     segments_bt = np.zeros((rows, width), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_bt[row, width - len(prompt) :] = prompt
         segments_bt[row, width - len(prompt) :] = 1
-    lengths_b = np.array(lengths + [1] * (rows - len(prompts)), np.int32)
-    done_b = np.arange(rows) >= len(prompts)
+    empty_rows = rows - len(prompts)
+    lengths_b = np.array(lengths + [1] * empty_rows, np.int32)
+    limits_b = np.array(limits + [0] * empty_rows, np.int32)
 
     static = StaticSampling.of(config)
     sampling = SamplingParams(
@@ -211,18 +211,17 @@ def generate(
             cache,
             seen_bv,
             place(lengths_b),
-            place(done_b),
+            place(limits_b),
             allowed_v,
             np.asarray(eos, np.int32),
             np.int32(eos[0]),
-            np.int32(limit),
             np.uint32(config.seed),
             sampling,
             buffer,
             static,
         )
         tokens_bn = np.asarray(state.tokens_bn)
-    return [_until_eos(tokens_bn[row, :limit], eos) for row in range(len(prompts))]
+    return [_until_eos(tokens_bn[row, :limit], eos) for row, limit in enumerate(limits)]
 
 
 def _until_eos(tokens_n: np.ndarray, eos: Sequence[int]) -> list[int]:

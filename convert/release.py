@@ -1,0 +1,110 @@
+"""The PyTorch release to a model folder: language model, text tokenizer and speech tokenizer.
+
+python -m convert.release --checkpoints DIR --model spirit-lm-base-7b --output MODEL_DIR
+
+DIR holds `speech_tokenizer/` and `spiritlm_model/`; it is $SPIRITLM_CHECKPOINTS_DIR by default.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from convert import fcpe, hifigan, hubert, llama, pitch, style, tokenizer
+from convert.main import run_main, whole_folder
+from spirit_jax import speech_tokenizer
+from spirit_jax.errors import InputError
+
+VOCODERS = {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}
+
+
+def convert_release(
+    checkpoints: str | Path, model: str, output: str | Path, fcpe_weights: str | Path | None = None
+) -> None:
+    """Writes a model folder; whole, or not at all.
+
+    Args:
+      checkpoints: the release's root.
+      model: a folder in its `spiritlm_model/`, base or expressive by its tokens.
+      output: the model folder to write.
+      fcpe_weights: torchfcpe's `fcpe_c_v001.pt`, which an expressive model needs for pitch; by
+        default what `convert.fcpe.find_weights` finds. Without any the rest is converted.
+
+    Raises:
+      InputError: a file is missing, damaged, or not what it should be; `output` exists.
+    """
+    checkpoints, console = Path(checkpoints), Console(stderr=True)
+    for name in ("speech_tokenizer", "spiritlm_model"):
+        if not (checkpoints / name).is_dir():
+            raise InputError(f"{checkpoints}: has no folder '{name}'; is it the release's root?")
+    source = checkpoints / "spiritlm_model" / model
+    if not source.is_dir():
+        known = sorted(folder.name for folder in source.parent.iterdir() if folder.is_dir())
+        raise InputError(f"{source}: there is no such model; known are {', '.join(known)}.")
+    kind = tokenizer.find_kind(source)
+    with whole_folder(output) as folder:
+        with console.status("converting the speech tokenizer"):
+            convert_speech_tokenizer(
+                checkpoints / "speech_tokenizer",
+                kind,
+                folder / speech_tokenizer.FOLDER,
+                fcpe_weights,
+            )
+        vocab = tokenizer.convert_tokenizer(source, kind, folder, add=False)
+        cfg = llama.convert_llama(source, folder / "llama")
+        if cfg.vocab_size != vocab.padded_size:
+            raise InputError(
+                f"{source}: vocab_size is {vocab.padded_size}, and the embedding has "
+                f"{cfg.vocab_size} rows."
+            )
+
+
+def convert_speech_tokenizer(
+    source: Path, kind: str, output: Path, fcpe_weights: str | Path | None = None
+) -> None:
+    """Writes the folder of a speech tokenizer, its networks tied together by their hashes."""
+    encoder = hubert.read_release_encoder(source / "hubert_25hz" / "mhubert_base_25hz.pt")
+    quantizer = hubert.read_release_quantizer(source / "hubert_25hz" / "L11_quantizer_500.pt")
+    hubert.convert_hubert(output, encoder, quantizer)
+    hifigan.convert_hifigan(source / VOCODERS[kind], output / "hifigan")
+    if kind == "expressive":
+        pitch.convert_pitch(source / "vqvae_f0_quantizer", output / "pitch")
+        style.convert_style(source / "style_encoder_w2v2", output / "style")
+        weights = fcpe.find_weights(fcpe_weights)
+        if weights is not None:
+            fcpe.convert_fcpe(weights, output / "fcpe")
+        else:
+            print(
+                "warning: FCPE's weights were not found, so this model cannot encode pitch yet. "
+                "Take them from the wheel of torchfcpe (pip download --no-deps torchfcpe==0.0.4) "
+                "and run python -m convert.fcpe --weights fcpe_c_v001.pt --model MODEL_DIR.",
+                file=sys.stderr,
+            )
+    speech_tokenizer.seal(output, kind)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--checkpoints",
+        default=os.environ.get("SPIRITLM_CHECKPOINTS_DIR"),
+        help="root of the release; $SPIRITLM_CHECKPOINTS_DIR by default",
+    )
+    parser.add_argument(
+        "--model", required=True, help="folder in spiritlm_model, such as spirit-lm-base-7b"
+    )
+    parser.add_argument("--output", required=True, help="model folder to write")
+    parser.add_argument(
+        "--fcpe", help="torchfcpe's fcpe_c_v001.pt, for an expressive model's pitch"
+    )
+    args = parser.parse_args()
+    if not args.checkpoints:
+        raise InputError("Give --checkpoints DIR, or set SPIRITLM_CHECKPOINTS_DIR.")
+    convert_release(args.checkpoints, args.model, args.output, args.fcpe)
+    print(f"wrote {args.output}; try: spirit-jax encode {args.output} AUDIO")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,342 @@
+"""Waveforms to units and back: the ears and the voice of Spirit LM.
+
+Encoding makes up to three streams of a recording: phonetic units (HuBERT, 25 a second) and, for
+Expressive models, pitch units (12.5 a second) and style units (1 a second). Decoding speaks them.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spirit_jax import batching, checkpoint, config, f0, units
+from spirit_jax.audio import SAMPLE_RATE, Audio, chunks, load_audio
+from spirit_jax.errors import InputError
+from spirit_jax.models import fcpe, hifigan, hubert, pitch, style
+from spirit_jax.units import Units
+
+BUCKET_SECONDS = (1.5, 3, 6, 10, 16, 30, 60, 100)  # audio is padded to these: eight programs
+BATCH_SECONDS = 320  # audio in one batch on an accelerator; a CPU gains nothing from batches
+F0_RATE, VOCODER_RATE = 200, 25  # frames a second
+WINDOW_FRAMES = 2_500  # longer units are spoken in windows of this length
+DURATION_REACH = 2  # units on each side that a unit's duration depends on
+
+FOLDER, CONFIG_NAME = "speech_tokenizer", "speech_tokenizer.json"
+NETWORKS = {
+    "base": ("hubert", "quantizer", "hifigan"),
+    "expressive": ("hubert", "quantizer", "pitch", "style", "fcpe", "hifigan"),
+}
+MAY_BE_ABSENT = ("fcpe", "hifigan")  # until they are needed
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechTokenizerConfig:
+    """What a speech tokenizer's folder holds.
+
+    Attributes:
+      kind: "base" (phonetic units) or "expressive" (with pitch and style).
+      f0_method: "fcpe" or "pyin", for pitch units.
+      chunk_seconds: longer audio is cut into pieces of this length, each encoded alone.
+      hashes: the SHA-256 of the parameters of each network, by folder name. They tie the set
+        together: units of one encoder and quantizer mean nothing to another's vocoder.
+    """
+
+    kind: str = "base"
+    f0_method: str = "fcpe"
+    chunk_seconds: float = 100.0
+    hashes: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.kind not in NETWORKS:
+            raise InputError(f"kind is '{self.kind}', expected {' or '.join(NETWORKS)}.")
+        if self.f0_method not in f0.METHODS:
+            raise InputError(f"f0_method is '{self.f0_method}', expected {' or '.join(f0.METHODS)}.")
+        if not 1 <= self.chunk_seconds <= 1000:
+            raise InputError(f"chunk_seconds is {self.chunk_seconds}, expected 1 to 1000.")
+
+
+def seal(folder: str | Path, kind: str, f0_method: str = "fcpe") -> SpeechTokenizerConfig:
+    """Writes the config of a folder of networks, with the hashes that tie them together."""
+    folder = Path(folder)
+    hashes = {
+        name: checkpoint.hash_params(checkpoint.load_params(folder / name / "params"))
+        for name in NETWORKS[kind]
+        if (folder / name).is_dir()
+    }
+    cfg = SpeechTokenizerConfig(kind, f0_method, hashes=hashes)
+    config.write(cfg, folder / CONFIG_NAME)
+    return cfg
+
+
+class SpeechTokenizer:
+    """Encodes audio to `Units` and speaks them; `from_pretrained` makes one.
+
+    Results do not depend on what else is in a batch.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, f0_method: str | None = None
+    ) -> "SpeechTokenizer":
+        """Loads the speech tokenizer of a model folder.
+
+        Args:
+          folder: a model folder, or the `speech_tokenizer` folder in it.
+          f0_method: "fcpe" or "pyin"; what the folder says by default.
+
+        Raises:
+          InputError: the folder is not whole, or its networks are not of one set.
+        """
+        folder = Path(folder)
+        if (folder / FOLDER).is_dir():
+            folder = folder / FOLDER
+        if not (folder / CONFIG_NAME).is_file():
+            raise InputError(f"{folder}: holds no speech tokenizer ({CONFIG_NAME} is not there).")
+        cfg = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
+        if f0_method is not None:
+            cfg = dataclasses.replace(cfg, f0_method=f0_method)
+        return cls(folder, cfg)
+
+    def __init__(self, folder: Path, cfg: SpeechTokenizerConfig):
+        self.config, self._folder = cfg, folder
+        names = NETWORKS[cfg.kind]
+        for name in names:
+            if not (folder / name).is_dir() and (name in cfg.hashes or name not in MAY_BE_ABSENT):
+                raise InputError(f"{folder}: the network '{name}' is not there (half copied?).")
+        model, params = hubert.load(folder / "hubert", folder / "quantizer")
+        self._check("hubert", params["hubert"], model.config.sample_rate)
+        self._check("quantizer", params["quantizer"])
+        self._blank = model.quantizer.blank
+        self._hubert = _compile(model, params)
+        if cfg.kind == "expressive":
+            self._pitch_model, params = pitch.load(folder / "pitch")
+            self._check("pitch", params)
+            self._pitch = _compile(self._pitch_model, params)
+            model, params = style.load(folder / "style")
+            self._check("style", params, model.config.sample_rate)
+            self._style = _compile(model, params, finish=_best)
+            if (folder / "fcpe").is_dir():
+                model, params = fcpe.load(folder / "fcpe")
+                self._check("fcpe", params, model.config.sample_rate)
+                self._fcpe = _compile(model, params)
+        self._vocoder = None
+        if (folder / "hifigan").is_dir():
+            self._vocoder, params = hifigan.load(folder / "hifigan")
+            self._check("hifigan", params)
+            self._speak = _compile(self._vocoder, params)
+            self._durations = _compile(self._vocoder, params, method="durations")
+        on_cpu = jax.default_backend() == "cpu"
+        self._batch_seconds = 0 if on_cpu else BATCH_SECONDS
+
+    def encode(self, audio: Audio, channel: int | None = None) -> Units:
+        """The units of one recording; see `encode_batch`."""
+        return self.encode_batch([audio], channel)[0]
+
+    def encode_batch(self, audios: Sequence[Audio], channel: int | None = None) -> list[Units]:
+        """The units of recordings, in order.
+
+        Args:
+          audios: each a path, the bytes of a file, an array at 16 kHz or (array, rate); any
+            length. Under 80 ms there are no units.
+          channel: which channel to take, from 0; the mean of all by default.
+
+        Raises:
+          InputError: audio that cannot be used.
+        """
+        waves = [load_audio(audio, channel) for audio in audios]
+        pieces = [list(chunks(wave, self.config.chunk_seconds)) for wave in waves]
+        flat = [(chunk,) for chunks_of_one in pieces for chunk in chunks_of_one]
+        streams = [self._encode_hubert(flat)]
+        if self.config.kind == "expressive":
+            streams += [self._encode_pitch(flat), self._run(self._style, flat, SAMPLE_RATE)]
+        taken = [iter(stream) for stream in streams]
+        nothing = np.zeros(0, np.int32)
+        return [
+            Units(*(np.concatenate([nothing, *(next(s) for _ in own)]) for s in taken))
+            for own in pieces
+        ]
+
+    def encode_string(self, audio: Audio, channel: int | None = None) -> str:
+        """The unit string of one recording: without repeats, streams merged by time."""
+        return self.to_string(self.encode(audio, channel))
+
+    def to_string(self, recorded: Units) -> str:
+        """The string of units; a Base model writes phonetic units alone."""
+        base = self.config.kind == "base"
+        return units.to_string(Units(recorded.hubert) if base else recorded)
+
+    def decode(
+        self,
+        spoken: Units | str,
+        speaker_id: int | str | None = None,
+        style_id: int | str | None = None,
+        predict_durations: bool | None = None,
+    ) -> np.ndarray:
+        """Speaks units: float32 samples at 16 kHz; see `decode_batch`."""
+        return self.decode_batch([spoken], speaker_id, style_id, predict_durations)[0]
+
+    def decode_batch(
+        self,
+        spoken: Sequence[Units | str],
+        speaker_id: int | str | None = None,
+        style_id: int | str | None = None,
+        predict_durations: bool | None = None,
+    ) -> list[np.ndarray]:
+        """Speaks units, each as float32 samples at 16 kHz, in order.
+
+        Args:
+          spoken: `Units`, whose timing is kept, or unit strings, whose durations are predicted.
+          speaker_id: the voice, by number or name; the vocoder's default if not given.
+          style_id: the manner, by number or name, of vocoders that have it (Base).
+          predict_durations: predict them for `Units` too (repeats are dropped first), or give
+            every Hu of a string one frame of 40 ms.
+
+        Raises:
+          InputError: no such speaker, style or unit; units that lack what the vocoder needs; no
+            vocoder.
+        """
+        cfg = self._vocoder_config()
+        voice = {
+            "speaker": hifigan.find_id(
+                speaker_id, cfg.speakers, cfg.num_speakers, cfg.default_speaker, "speaker"
+            ),
+            "style_id": hifigan.find_id(
+                style_id, cfg.styles, cfg.num_style_ids, cfg.default_style, "style"
+            ),
+        }
+        items, to_predict = [], []  # ids of each utterance; which of them last as predicted
+        for index, item in enumerate(spoken):
+            predict = isinstance(item, str) if predict_durations is None else predict_durations
+            predict &= bool(cfg.duration_hidden)
+            if isinstance(item, str):
+                item = units.from_string(item)
+            elif predict and not _one_each(item):
+                item = units.from_string(units.to_string(item))
+            items.append(_stack_channels(item, voice, cfg))
+            to_predict += [index] if predict else []
+        codes = [items[index][:, 0] for index in to_predict]
+        made = self._run_windows(self._durations, codes, DURATION_REACH) if codes else []
+        for index, durations in zip(to_predict, made, strict=True):
+            items[index] = np.repeat(items[index], durations.astype(int), axis=0)
+        return self._run_windows(self._speak, items, cfg.receptive_frames, cfg.code_hop)
+
+    def _encode_hubert(self, flat: list[batching.Item]) -> list[np.ndarray]:
+        encoded = self._run(self._hubert, flat, SAMPLE_RATE)
+        return [hubert.fill_blanks(chunk, self._blank) for chunk in encoded]
+
+    def _encode_pitch(self, flat: list[batching.Item]) -> list[np.ndarray]:
+        if self.config.f0_method == "pyin":
+            tracks = [f0.pyin_f0(wave) for (wave,) in flat]
+        elif hasattr(self, "_fcpe"):
+            raw = self._run(self._fcpe, flat, SAMPLE_RATE)
+            tracks = [
+                f0.postprocess(track, len(wave)) for track, (wave,) in zip(raw, flat, strict=True)
+            ]
+        else:
+            raise InputError(
+                f"{self._folder}: has no F0 network. Convert torchfcpe's weights (python -m "
+                f"convert.fcpe --weights fcpe_c_v001.pt --model {self._folder.parent}), or use "
+                "f0_method='pyin'."
+            )
+        features = [(pitch.normalise_f0(*track, self._pitch_model.config),) for track in tracks]
+        return self._run(self._pitch, features, F0_RATE, extra=1)
+
+    def _run_windows(self, function, utterances, reach: int, hop: int = 1) -> list[np.ndarray]:
+        """Runs the vocoder over ids of any length; each row of them gives `hop` values."""
+        pieces = [list(_windows(len(ids), reach)) for ids in utterances]
+        items = [
+            (ids[low:high],)
+            for ids, windows in zip(utterances, pieces, strict=True)
+            for low, high, _ in windows
+        ]
+        made = iter(self._run(function, items, VOCODER_RATE))
+        nothing = np.zeros(0, np.float32)
+        results = []
+        for windows in pieces:
+            parts = [next(made)[keep.start * hop : keep.stop * hop] for _, _, keep in windows]
+            results.append(np.concatenate(parts) if parts else nothing)
+        return results
+
+    def _run(self, function, items, rate: int, extra: int = 0) -> list[np.ndarray]:
+        """Runs a network over items of `rate` rows a second (and `extra`), padded to buckets."""
+        longest = self.config.chunk_seconds if rate != VOCODER_RATE else WINDOW_FRAMES / rate
+        seconds = [*(s for s in BUCKET_SECONDS if s < longest), longest]
+        buckets = [math.ceil(s * rate) + extra for s in seconds]
+
+        def rows_of(bucket: int) -> int:
+            return max(1, self._batch_seconds * rate // bucket)
+
+        return batching.run(function, items, buckets, rows_of)
+
+    def _vocoder_config(self) -> hifigan.HifiGanConfig:
+        if self._vocoder is None:
+            raise InputError(f"{self._folder}: has no vocoder, so units cannot be spoken.")
+        return self._vocoder.config
+
+    def _check(self, name: str, params: checkpoint.Params, sample_rate: int = SAMPLE_RATE) -> None:
+        """That a network is the one the set was made with."""
+        if checkpoint.hash_params(params) != self.config.hashes.get(name):
+            raise InputError(
+                f"{self._folder}: the network '{name}' is not the one this set was made with, so "
+                "its units would mean other sounds; copy the whole folder, or convert again."
+            )
+        if sample_rate != SAMPLE_RATE:
+            raise InputError(
+                f"{self._folder / name}: works at {sample_rate} Hz; only {SAMPLE_RATE} is known."
+            )
+
+
+def _compile(model, params, method=None, finish: Callable[..., Any] = lambda *out: out) -> Callable:
+    """The jitted network with its parameters on the device."""
+
+    def apply(params, *args):
+        return finish(*model.apply({"params": params}, *args, method=method))
+
+    return functools.partial(jax.jit(apply), jax.device_put(params))
+
+
+def _best(logits: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), lengths
+
+
+def _one_each(item: Units) -> bool:
+    """Whether pitch (and style) stand one each Hu, as in `Units` of a string."""
+    return item.pitch is not None and len(item.pitch) == len(item.hubert)
+
+
+def _stack_channels(
+    item: Units, voice: dict[str, int], cfg: hifigan.HifiGanConfig
+) -> np.ndarray:
+    """int32 (n, channels): the vocoder's ids for every Hu; negative ones are left out."""
+    n = len(item.hubert)
+    streams = {"code": (item.hubert, cfg.code_hop), "pitch": (item.pitch, cfg.pitch_hop)}
+    streams["style"] = (item.style, cfg.style_hop)
+    columns = []
+    for name, count in cfg.channels.items():
+        if name in voice:
+            columns.append(np.full(n, voice[name]))
+            continue
+        stream, hop = streams[name]
+        if stream is None or (n and not len(stream)):
+            raise InputError(f"This vocoder needs {name} units, and there are none.")
+        if len(stream) != n:
+            stream = hifigan.expand_stream(stream, hop, cfg.code_hop, n)
+        if n and stream.max() >= count:
+            raise InputError(f"There is no {name} unit {stream.max()}; known are 0 to {count - 1}.")
+        columns.append(stream)
+    ids = np.stack(columns, axis=-1).astype(np.int32)
+    return ids[item.hubert >= 0]
+
+
+def _windows(n: int, reach: int) -> Iterator[tuple[int, int, slice]]:
+    """Windows (low, high) over `n` frames, and the part of each whose context is whole."""
+    step = n if n <= WINDOW_FRAMES else WINDOW_FRAMES - 2 * reach
+    for start in range(0, n, max(step, 1)):
+        low, high = max(0, start - reach), min(n, start + step + reach)
+        yield low, high, slice(start - low, min(start + step, n) - low)

@@ -1,0 +1,297 @@
+"""What a user calls: prompts of text and speech in, text and speech out."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spirit_jax import config, sharding, units
+from spirit_jax.audio import Audio
+from spirit_jax.errors import InputError
+from spirit_jax.generation import decode
+from spirit_jax.generation.sampling import GenerationConfig
+from spirit_jax.models import llama
+from spirit_jax.speech_tokenizer import FOLDER as SPEECH_FOLDER
+from spirit_jax.speech_tokenizer import SpeechTokenizer
+from spirit_jax.text import load_text_tokenizer
+from spirit_jax.units import Spoken, Units
+from spirit_jax.vocab import Modality, Vocab
+
+Input = tuple[Modality | str, str | Audio | Units]
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """A piece of what was generated.
+
+    Attributes:
+      content: the text, or float32 samples at 16 kHz.
+      content_type: `Modality.TEXT` or `Modality.SPEECH`.
+    """
+
+    content: str | np.ndarray
+    content_type: Modality
+
+
+class SpiritLM:
+    """A language model of text and speech; `from_pretrained` makes one.
+
+    Attributes:
+      vocab: the id layout.
+      text_tokenizer: prompt strings to ids and back.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        mesh: jax.sharding.Mesh | None = None,
+        dtype: Any = None,
+        scan_layers: bool | None = None,
+    ) -> "SpiritLM":
+        """Loads a model folder.
+
+        Args:
+          folder: what a conversion or a training wrote.
+          mesh: shards the parameters and the rows of a batch; see `sharding.make_mesh`.
+          dtype: of the parameters; as they are stored by default. The computation is in float32
+            on a CPU and in bfloat16 on accelerators, unless `dtype` is given.
+          scan_layers: one compiled layer for all, quicker to compile. By default on accelerators.
+
+        Raises:
+          InputError: no whole model folder, or parts that do not belong together.
+        """
+        folder = Path(folder)
+        if not (folder / "vocab.json").is_file():
+            raise InputError(
+                f"{folder}: is no model folder (vocab.json is not there). The PyTorch release is "
+                "converted by python -m convert.release."
+            )
+        on_cpu = jax.default_backend() == "cpu"
+        mesh = None if mesh is None else sharding.as_auto(mesh)
+        vocab = config.read(Vocab, folder / "vocab.json")
+        model, params = llama.load(
+            folder / "llama",
+            mesh,
+            dtype,
+            compute_dtype=dtype or (jnp.float32 if on_cpu else jnp.bfloat16),
+            scan_layers=not on_cpu if scan_layers is None else scan_layers,
+        )
+        speech_tokenizer = None
+        if (folder / SPEECH_FOLDER).is_dir():
+            speech_tokenizer = SpeechTokenizer.from_pretrained(folder)
+        text_tokenizer = load_text_tokenizer(folder / "text_tokenizer", vocab)
+        return cls(folder, vocab, text_tokenizer, speech_tokenizer, model, params, mesh)
+
+    def __init__(self, folder, vocab, text_tokenizer, speech_tokenizer, model, params, mesh):
+        kind = "expressive" if vocab.pitch_units else "base"
+        if model.config.vocab_size != vocab.padded_size:
+            raise InputError(
+                f"{folder}: the language model has {model.config.vocab_size} rows, and vocab.json "
+                f"{vocab.padded_size}."
+            )
+        if speech_tokenizer is not None and speech_tokenizer.config.kind != kind:
+            raise InputError(
+                f"{folder}: the vocabulary is of kind {kind}, and the speech tokenizer "
+                f"{speech_tokenizer.config.kind}."
+            )
+        self.vocab, self.text_tokenizer = vocab, text_tokenizer
+        self._folder, self._speech_tokenizer = folder, speech_tokenizer
+        self._model, self._params, self._mesh = model, params, mesh
+
+    @property
+    def speech_tokenizer(self) -> SpeechTokenizer:
+        """Speech to units and back; raises `InputError` for a model folder without one."""
+        if self._speech_tokenizer is None:
+            raise InputError(
+                f"{self._folder}: has no speech tokenizer; copy the folder '{SPEECH_FOLDER}' of a "
+                "converted release into it."
+            )
+        return self._speech_tokenizer
+
+    def build_prompt(
+        self, inputs: Sequence[Input], output_modality: Modality | str = Modality.ARBITRARY
+    ) -> str:
+        """The prompt string of inputs, with the marker of the wanted output.
+
+        Args:
+          inputs: in order, each a modality and its content: text; or for speech audio in any form
+            that `SpeechTokenizer.encode` takes, `Units`, or a unit string.
+          output_modality: text, speech or arbitrary.
+
+        Raises:
+          InputError: an unknown modality, or content that cannot be used.
+        """
+        strings = []
+        for modality, content in inputs:
+            modality = Modality.of(modality)
+            if modality is Modality.ARBITRARY:
+                raise InputError("An input is text or speech, not arbitrary.")
+            if modality is Modality.SPEECH:
+                content = self._speech_string(content)
+            elif not isinstance(content, str):
+                raise InputError(f"A text input must be a string, not {type(content).__name__}.")
+            strings.append((modality, content))
+        return units.build_prompt(strings, Modality.of(output_modality))
+
+    def generate(
+        self,
+        inputs: Sequence[Input] = (),
+        output_modality: Modality | str = Modality.ARBITRARY,
+        prompt: str | None = None,
+        generation_config: GenerationConfig | None = None,
+        speaker_id: int | str | None = None,
+        style_id: int | str | None = None,
+        **options: Any,
+    ) -> list[Output]:
+        """Continues one prompt; see `generate_batch`.
+
+        Args:
+          inputs: what `build_prompt` takes.
+          prompt: a ready prompt string in place of `inputs`.
+        """
+        prompts = [self._one_prompt(inputs, prompt, output_modality)]
+        return self._generate(
+            prompts, output_modality, generation_config, speaker_id, style_id, options
+        )[0]
+
+    def generate_batch(
+        self,
+        batch: Sequence[Sequence[Input] | str],
+        output_modality: Modality | str = Modality.ARBITRARY,
+        generation_config: GenerationConfig | None = None,
+        speaker_id: int | str | None = None,
+        style_id: int | str | None = None,
+        **options: Any,
+    ) -> list[list[Output]]:
+        """Continues many prompts, of unequal length, in one call.
+
+        Args:
+          batch: each prompt's inputs, or a ready prompt string.
+          output_modality: what may be generated: text, speech, or arbitrary for both.
+          generation_config: how to generate.
+          speaker_id, style_id: the voice and manner of speech, by number or name.
+          options: fields of `GenerationConfig`, which replace those of `generation_config`.
+
+        Returns:
+          For every prompt what was generated, in order. Speech that follows other content and has
+          fewer than 24 Hu is dropped; speech that goes on from the prompt's is spoken together
+          with it, and the prompt's share is cut off.
+
+        Raises:
+          InputError: an input or option that cannot be used, no such speaker or style.
+        """
+        prompts = [
+            self._one_prompt((), item, output_modality)
+            if isinstance(item, str)
+            else self._one_prompt(item, None, output_modality)
+            for item in batch
+        ]
+        return self._generate(
+            prompts, output_modality, generation_config, speaker_id, style_id, options
+        )
+
+    def generate_ids(
+        self,
+        prompts: Sequence[str],
+        output_modality: Modality | str = Modality.ARBITRARY,
+        generation_config: GenerationConfig | None = None,
+        **options: Any,
+    ) -> list[list[int]]:
+        """The new token ids of each prompt string, the EOS included where it came."""
+        return decode.generate(
+            self._model,
+            self._params,
+            [self.text_tokenizer.encode(prompt) for prompt in prompts],
+            self.vocab.allowed(output_modality),
+            self.vocab.eos,
+            _merge_options(generation_config, options),
+            self._mesh,
+        )
+
+    def logits(self, prompt: str) -> np.ndarray:
+        """float32 (tokens, padded vocabulary): what is expected after every token of a prompt."""
+        tokens = self.text_tokenizer.encode(prompt)
+        rows = sharding.batch_multiple(self._mesh)
+        tokens_bt = np.zeros((rows, decode.bucket(len(tokens), 16)), np.int32)
+        tokens_bt[:, : len(tokens)] = tokens
+        segments_bt = np.zeros_like(tokens_bt)
+        segments_bt[:, : len(tokens)] = 1
+        place = functools.partial(sharding.place_batch, mesh=self._mesh)
+        mesh = self._mesh
+        with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+            logits_btv = _forward(self._model, self._params, place(tokens_bt), place(segments_bt))
+        return np.asarray(logits_btv[0, : len(tokens)])
+
+    def _one_prompt(self, inputs, prompt: str | None, output_modality) -> str:
+        if prompt is None:
+            return self.build_prompt(inputs, output_modality)
+        if inputs:
+            raise InputError("Give either inputs or a prompt, not both.")
+        return prompt
+
+    def _generate(
+        self, prompts, output_modality, generation_config, speaker_id, style_id, options
+    ) -> list[list[Output]]:
+        new_ids = self.generate_ids(prompts, output_modality, generation_config, **options)
+        plans = []
+        for prompt, ids in zip(prompts, new_ids, strict=True):
+            plans.append(units.plan_outputs(prompt, self.text_tokenizer.decode(ids)))
+        spoken = [piece for plan in plans for piece in plan if self._can_speak(piece)]
+        if spoken:
+            waves = iter(
+                self.speech_tokenizer.decode_batch(
+                    [piece.content for piece in spoken], speaker_id, style_id
+                )
+            )
+        outputs = []
+        for plan in plans:
+            outputs.append([])
+            for piece in plan:
+                if isinstance(piece, str):
+                    outputs[-1].append(Output(piece, Modality.TEXT))
+                elif self._can_speak(piece):
+                    wave = next(waves)
+                    wave = wave[math.ceil(len(wave) * piece.skip) :]
+                    outputs[-1].append(Output(wave, Modality.SPEECH))
+                else:
+                    warnings.warn("Speech without any pitch unit was left out.", stacklevel=4)
+        return outputs
+
+    def _can_speak(self, piece: str | Spoken) -> bool:
+        """Whether it is speech, with what the vocoder needs."""
+        return isinstance(piece, Spoken) and (not self.vocab.pitch_units or "[Pi" in piece.content)
+
+    def _speech_string(self, content: str | Audio | Units) -> str:
+        if isinstance(content, str) and content.lstrip().startswith(("[Hu", "[Pi", "[St")):
+            units.from_string(content)  # complains about junk
+            return content
+        if isinstance(content, Units):
+            recorded = content
+        else:
+            recorded = self.speech_tokenizer.encode(content)
+        if not len(recorded):
+            raise InputError("A speech input has no units: it is shorter than 80 ms.")
+        return self.speech_tokenizer.to_string(recorded)
+
+
+def _merge_options(base: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
+    known = {field.name for field in dataclasses.fields(GenerationConfig)}
+    for name in options:
+        if name not in known:
+            raise InputError(f"'{name}' is no option; known are {', '.join(sorted(known))}.")
+    return dataclasses.replace(base or GenerationConfig(), **options)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(model: llama.Llama, params: Any, tokens_bt: jax.Array, segments_bt: jax.Array):
+    positions_bt = jnp.maximum(jnp.cumsum(segments_bt, axis=1) - 1, 0)
+    return model.apply({"params": params}, tokens_bt, segments_bt, positions_bt)[0]

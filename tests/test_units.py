@@ -1,0 +1,344 @@
+"""Units and their strings: merged by time, parsed, split, and planned for output."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spirit_jax import units
+from spirit_jax.errors import InputError
+from spirit_jax.units import COMMON_STYLE, Piece, Spoken, Units, build_prompt, plan_outputs, split
+from spirit_jax.vocab import Modality
+
+TEXT, SPEECH, ARBITRARY = Modality
+
+# Text that has every way to look like a unit or a marker, and any other text.
+SHARDS = [
+    "[Hu1]",
+    "[Hu500]",
+    "[Pi3]",
+    "[St71]",
+    "[Text]",
+    "[Speech]",
+    "[",
+    "]",
+    "[Hu",
+    "[Te",
+    "xt]",
+]
+SHARDS += [
+    "12",
+    "٣",
+    "\n",
+    " ",
+    "Hu",
+    "[Hu99999999999999999999]",
+    "[Hu٣]",
+    "[Hu-1]",
+    "[]",
+    "\0",
+    "é",
+]
+near_units = st.lists(st.sampled_from(SHARDS) | st.text(max_size=3), max_size=12).map("".join)
+
+hubert_units = st.lists(st.integers(0, 500), max_size=60)
+pitch_units = st.lists(st.integers(0, 63), max_size=30)
+style_units = st.lists(st.integers(0, 99), max_size=4)
+
+
+def run_of(count, kind="Hu"):
+    return "".join(f"[{kind}{7 * i}]" for i in range(count))
+
+
+def without_repeats(stream):
+    return [unit for i, unit in enumerate(stream) if i == 0 or unit != stream[i - 1]]
+
+
+# Streams to strings.
+
+
+def test_dedup_keeps_the_first_of_each_run():
+    assert units.dedup(np.array([5, 5, 7, 7, 7, 5])).tolist() == [0, 2, 5]
+    assert units.dedup(np.array([], np.int32)).tolist() == []
+
+
+def test_streams_are_merged_by_time_and_ties_go_style_pitch_hubert():
+    # Hu at 0 and 0.04 s, Pi at 0 and 0.08 s, St at 0 and 1 s.
+    assert units.to_string(Units([1, 2], [3, 4], [5, 6])) == "[St5][Pi3][Hu1][Hu2][Pi4][St6]"
+
+
+def test_repeats_are_dropped_from_hubert_and_pitch_but_not_from_style():
+    string = units.to_string(Units([1, 1, 1, 2], [3, 3, 4], [5, 5]))
+    # The second Hu is at 0.12 s and the second Pi at 0.16 s, the time of the first of their runs.
+    assert string == "[St5][Pi3][Hu1][Hu2][Pi4][St5]"
+
+
+def test_phonetic_units_are_timed_at_24_99_a_second():
+    # Before the style of second 100 there are 2,499 units, and 2,500 if the rate were 25.
+    hubert, style = np.arange(2_502) % 2, np.arange(102) % 100
+    string = units.to_string(Units(hubert, None, style))
+    tokens = re.findall(r"\[(\w\w)\d+\]", string)
+    second_100 = [i for i, token in enumerate(tokens) if token == "St"][100]
+    assert tokens[:second_100].count("Hu") == 2_499
+
+
+def test_base_writes_phonetic_units_alone():
+    assert units.to_string(Units([1, 1, 2])) == "[Hu1][Hu2]"
+
+
+def test_no_units_are_an_empty_string():
+    assert units.to_string(Units([], [], [])) == ""
+
+
+# Strings to streams.
+
+
+@pytest.mark.parametrize(
+    ("string", "expected"),
+    [
+        ("[Hu1]", {"hubert": [1]}),
+        ("", {"hubert": []}),
+        ("[Hu5][Hu5][Pi3][Hu7][St9][Hu8]", dict(hubert=[5, 5, 7, 8], pitch=[3] * 4, style=[9] * 4)),
+        ("[St1][Hu5][St2][Hu6]", {"hubert": [5, 6], "style": [1, 2]}),
+        ("[Pi1][Hu5][Pi2][Hu6]", dict(hubert=[5, 6], pitch=[1, 2], style=[COMMON_STYLE] * 2)),
+        ("[Pi4][St2]", {"hubert": [], "pitch": [], "style": []}),
+        ("[Hu5][Hu6][Pi2][Hu7][Pi3]", dict(hubert=[5, 6, 7], pitch=[2] * 3, style=[71] * 3)),
+        (" [Speech][Hu1]\n[Hu2] [Text]", {"hubert": [1, 2]}),
+    ],
+)
+def test_every_phonetic_unit_takes_the_latest_pitch_and_style(string, expected):
+    assert units.from_string(string).to_dict() == expected
+
+
+@pytest.mark.parametrize(
+    "junk", ["[Hu]", "[Hu-1]", "[hu1]", "[Hu٣]", "[Hu99999999999999999999]", "hello", "[", "[Hu 1]"]
+)
+def test_what_is_no_unit_is_named(junk):
+    with pytest.raises(InputError, match=re.escape(junk)) as error:
+        units.from_string(f"[Hu1]{junk}[Pi2]")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("string", ["[Hu[Text]1]", "[Te[Hu1]xt]", "[Hu[Hu1]2]"])
+def test_taking_units_out_does_not_make_new_ones(string):
+    with pytest.raises(InputError):
+        units.from_string(string)
+
+
+@given(near_units)
+def test_any_string_gives_units_or_an_input_error(string):
+    try:
+        parsed = units.from_string(string)
+    except InputError as error:
+        assert "is no unit" in str(error)
+    else:
+        left = re.sub(r"\[(Hu|Pi|St)[0-9]+\]|\[Text\]|\[Speech\]", "", string)
+        assert not left.strip()
+        assert len(parsed) == string.count("[Hu")
+
+
+@given(hubert_units, st.none() | pitch_units, st.none() | style_units)
+def test_string_and_back_keeps_the_deduplicated_hubert_units(hubert, pitch, style):
+    string = units.to_string(Units(hubert, pitch, style))
+    back = units.from_string(string)
+    assert back.hubert.tolist() == without_repeats(hubert)
+    assert string.count("[Pi") == len(without_repeats(pitch or []))
+    assert string.count("[St") == len(style or [])
+    for stream in (back.pitch, back.style):
+        assert stream is None or len(stream) == len(back)
+    assert (back.pitch is None) == (not pitch)
+    assert (back.style is None) == (not pitch and not style)
+
+
+# The streams themselves.
+
+
+def test_streams_are_int32_rows_and_equal_by_value():
+    some = Units([1, 2], np.array([3], np.int64), ())
+    assert some.hubert.dtype == some.pitch.dtype == some.style.dtype == np.int32
+    assert len(some) == 2
+    assert Units.from_dict(some.to_dict()) == some
+    assert some != Units([1, 2], [3])
+    assert some != Units([1, 2], [4], [])
+    assert json.loads(json.dumps(some.to_dict())) == {"hubert": [1, 2], "pitch": [3], "style": []}
+
+
+@pytest.mark.parametrize("stream", [[[1, 2]], [0.5], 3, "12", [[1], [1, 2]], [2**40], [None]])
+def test_streams_of_something_else_are_named(stream):
+    with pytest.raises(InputError, match="pitch"):
+        Units([1], stream)
+
+
+# Strings that hold text and speech.
+
+
+@pytest.mark.parametrize(
+    ("string", "expected"),
+    [
+        ("", []),
+        ("[Text][Speech]", []),
+        ("abc[]", [(TEXT, "abc[]")]),
+        ("[Hu5]", [(SPEECH, "[Hu5]")]),
+        ("a[Hu5][St1]b[", [(TEXT, "a"), (SPEECH, "[Hu5][St1]"), (TEXT, "b[")]),
+        ("x[Text]y", [(TEXT, "xy")]),
+        ("[Hu1][Speech][Hu2]", [(SPEECH, "[Hu1][Hu2]")]),
+        ("[Hu1] [Hu2]", [(SPEECH, "[Hu1]"), (TEXT, " "), (SPEECH, "[Hu2]")]),
+        ("[[Hu1]]", [(TEXT, "["), (SPEECH, "[Hu1]"), (TEXT, "]")]),
+        ("[Hu٣][Hu99999999999999999999]", [(TEXT, "[Hu٣][Hu99999999999999999999]")]),
+    ],
+)
+def test_split(string, expected):
+    assert split(string) == [Piece(*piece) for piece in expected]
+
+
+@given(near_units)
+def test_split_loses_markers_only_and_neighbours_differ(string):
+    pieces = split(string)
+    assert "".join(piece.content for piece in pieces) == re.sub(r"\[(Text|Speech)\]", "", string)
+    for piece, after in zip(pieces, pieces[1:], strict=False):
+        assert piece.modality is not after.modality
+    for piece in pieces:
+        assert piece.content
+        if piece.modality is SPEECH:
+            units.from_string(piece.content)
+
+
+# Prompts.
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "expected"),
+    [
+        ([], ARBITRARY, ""),
+        ([], SPEECH, "[Speech]"),
+        ([(TEXT, "a")], ARBITRARY, "[Text]a"),
+        ([(TEXT, "a")], TEXT, "[Text]a"),
+        ([(TEXT, "a")], SPEECH, "[Text]a[Speech]"),
+        ([(SPEECH, "[Hu1]")], TEXT, "[Speech][Hu1][Text]"),
+        ([(TEXT, "a"), (TEXT, " b"), (SPEECH, "[Hu1]")], SPEECH, "[Text]a b[Speech][Hu1]"),
+        (
+            [(SPEECH, "[Hu1]"), (TEXT, "a"), (SPEECH, "[Hu2]")],
+            ARBITRARY,
+            "[Speech][Hu1][Text]a[Speech][Hu2]",
+        ),
+    ],
+)
+def test_markers_stand_where_the_modality_changes(inputs, output, expected):
+    assert build_prompt(inputs, output) == expected
+
+
+text_content = st.text(st.characters(exclude_characters="[]"), min_size=1, max_size=5)
+speech_content = st.integers(1, 4).map(run_of)
+prompt_items = st.tuples(st.just(TEXT), text_content) | st.tuples(st.just(SPEECH), speech_content)
+
+
+@given(st.lists(prompt_items, max_size=6), st.sampled_from(Modality))
+def test_a_prompt_splits_into_its_inputs(inputs, output):
+    joined = []
+    for modality, content in inputs:
+        if joined and joined[-1].modality is modality:
+            content = joined.pop().content + content
+        joined.append(Piece(modality, content))
+    assert split(build_prompt(inputs, output)) == joined
+
+
+# Outputs.
+
+
+def test_text_is_stripped_at_the_ends_of_the_generation_only():
+    outputs = plan_outputs("[Text]hello", f"  a {run_of(24)} b ")
+    assert outputs == ["a ", Spoken(run_of(24)), " b"]
+
+
+@pytest.mark.parametrize(("count", "spoken"), [(23, False), (24, True)])
+def test_short_speech_after_text_is_dropped(count, spoken):
+    expected = ["so", *([Spoken(run_of(count))] if spoken else []), "on"]
+    assert plan_outputs("[Text]hello", f"so[Speech]{run_of(count)}[Text]on") == expected
+
+
+def test_short_speech_that_comes_first_is_spoken():
+    assert plan_outputs("[Text]hello", "[Speech]" + run_of(1)) == [Spoken(run_of(1))]
+    assert plan_outputs("[Text]hello[Speech]", run_of(1)) == [Spoken(run_of(1))]
+    assert plan_outputs("[Speech][Hu1][Text]", run_of(1)) == [Spoken(run_of(1))]
+
+
+def test_speech_that_goes_on_takes_the_last_run_of_the_prompt_with_it():
+    prompt = "[Speech][Hu9][Text]a[Speech][St1]" + run_of(5)
+    assert plan_outputs(prompt, run_of(24)) == [
+        Spoken("[St1]" + run_of(5) + run_of(24), skip=5 / 30)  # 5 of the 5 + 24 + 1
+    ]
+    assert plan_outputs(prompt, run_of(23)) == []
+    assert plan_outputs(prompt, f"b[Speech]{run_of(24)}") == ["b", Spoken(run_of(24))]
+
+
+def test_speech_without_phonetic_units_says_nothing():
+    assert plan_outputs("", "[St1][Pi2]") == []
+    assert plan_outputs("", " ") == []
+
+
+@given(near_units, near_units)
+def test_any_generation_has_a_plan(prompt, generated):
+    for output in plan_outputs(prompt, generated):
+        assert output
+        if isinstance(output, Spoken):
+            assert 0 <= output.skip < 1
+            assert len(units.from_string(output.content))
+
+
+# What the release computes.
+
+
+@pytest.fixture(scope="module", params=["base", "expressive"])
+def expected(request, golden):
+    return json.loads((golden / "expected.json").read_text())[f"spirit-lm-{request.param}-7b"]
+
+
+def numbers(row):
+    return None if row is None else np.array(row.split(), np.int64)
+
+
+def as_units(streams):
+    return Units(*(numbers(streams.get(name)) for name in ("hubert", "pitch", "style")))
+
+
+def test_strings_of_the_release(expected):
+    assert expected["audio"]
+    for streams in expected["audio"].values():
+        assert units.to_string(as_units(streams)) == streams["string"]
+
+
+def test_long_merge_of_the_release(expected):
+    (case,) = expected["merge"]
+    whole = as_units(case)
+    assert len(whole) > 100 * 25
+    written = whole if "[Pi" in case["string"] else Units(whole.hubert)
+    assert units.to_string(written) == case["string"]
+
+
+def test_units_of_the_release(expected):
+    for string, streams in expected["units_of"]:
+        assert units.from_string(string) == as_units(streams)
+
+
+def test_pieces_of_the_release(expected):
+    for string, pieces in expected["parse"]:
+        assert [[piece.content, piece.modality[0]] for piece in split(string)] == pieces
+
+
+def test_outputs_of_the_release(expected):
+    for case in expected["decode_rules"]:
+        kinds = [
+            "SPEECH" if isinstance(output, Spoken) else output
+            for output in plan_outputs(case["prompt"], case["generated"])
+        ]
+        assert kinds == [o["text"] if o["type"] == "TEXT" else o["type"] for o in case["outputs"]]
+
+
+def test_prompts_of_the_release(expected):
+    for case in expected["gen"]:
+        pieces = [(piece.modality, piece.content) for piece in split(case["prompt"])]
+        assert [modality.name for modality, _ in pieces] == case["inputs"]
+        assert build_prompt(pieces, Modality.of(case["output_modality"])) == case["prompt"]
