@@ -20,6 +20,7 @@ from flax import linen as nn
 
 from spirit_jax import checkpoint
 from spirit_jax.errors import InputError
+from spirit_jax.models.conv import Conv1d, conv1d
 from spirit_jax.models.wav2vec2 import length_mask
 
 SLOPE, FINAL_SLOPE = 0.1, 0.01  # of the leaky ReLUs: between layers, and before the last conv
@@ -184,14 +185,7 @@ class Upsample(nn.Module):
         phases = phases.reshape(taps, self.rate, channels, self.features)
         # A conv's weights run against those of a transposed one.
         phases = phases[::-1].transpose(0, 2, 1, 3).reshape(taps, channels, -1)
-        y_btd = jax.lax.conv_general_dilated(
-            x_btc,
-            phases,
-            window_strides=(1,),
-            padding=((taps - 1, taps - 1),),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            precision=self.precision,
-        )
+        y_btd = conv1d(x_btc, phases, padding=(taps - 1, taps - 1), precision=self.precision)
         y_btd = y_btd.reshape(batch, -1, self.features)
         start = (self.kernel_size - self.rate) // 2
         return y_btd[:, start : start + frames * self.rate] + bias_d
@@ -210,14 +204,7 @@ class ResBlock(nn.Module):
             y_btc = x_btc
             for name, step in ((f"dilated{i}", dilation), (f"plain{i}", 1)):
                 y_btc = jax.nn.leaky_relu(y_btc, SLOPE) * mask_bt1
-                conv = nn.Conv(
-                    x_btc.shape[-1],
-                    (self.kernel_size,),
-                    kernel_dilation=(step,),
-                    padding=((step * (self.kernel_size - 1) // 2,) * 2,),
-                    precision=self.precision,
-                    name=name,
-                )
+                conv = Conv1d(x_btc.shape[-1], self.kernel_size, step, self.precision, name=name)
                 y_btc = conv(y_btc)
             x_btc += y_btc
         return x_btc
@@ -232,7 +219,8 @@ class Generator(nn.Module):
     def __call__(self, x_btc: jax.Array, lengths_b: jax.Array) -> jax.Array:
         cfg = self.config
         mask_bt1 = length_mask(lengths_b, x_btc.shape[1])[..., None]
-        x_btc = self._conv7(cfg.initial_channels, "conv_pre")(x_btc * mask_bt1)
+        conv_pre = Conv1d(cfg.initial_channels, 7, precision=cfg.precision, name="conv_pre")
+        x_btc = conv_pre(x_btc * mask_bt1)
         for i, (rate, size) in enumerate(
             zip(cfg.upsample_rates, cfg.upsample_kernels, strict=True)
         ):
@@ -247,12 +235,8 @@ class Generator(nn.Module):
                 for j, (kernel, dilations) in enumerate(blocks)
             ) / len(cfg.resblock_kernels)
         x_btc = jax.nn.leaky_relu(x_btc, FINAL_SLOPE) * mask_bt1
-        return jnp.tanh(self._conv7(1, "conv_post")(x_btc))[..., 0] * mask_bt1[..., 0]
-
-    def _conv7(self, features: int, name: str) -> nn.Conv:
-        return nn.Conv(
-            features, (7,), padding=((3, 3),), precision=self.config.precision, name=name
-        )
+        conv_post = Conv1d(1, 7, precision=cfg.precision, name="conv_post")
+        return jnp.tanh(conv_post(x_btc))[..., 0] * mask_bt1[..., 0]
 
 
 class HifiGan(nn.Module):
