@@ -1,0 +1,136 @@
+"""The pitch VQ-VAE: from the release's folder (config.yaml, model.pt).
+
+python -m convert.pitch --checkpoint FOLDER --output DIR
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import table, torch_files
+from convert.main import run_main
+from convert.table import Rule
+from convert.trunk import linear_rules, refuse
+from spirit_jax import checkpoint, config
+from spirit_jax.errors import InputError
+from spirit_jax.models.pitch import PitchConfig, PitchVqVae, StackConfig, abstract_params
+
+
+def convert_pitch(folder: str | Path, output: str | Path) -> PitchConfig:
+    """Writes the network folder of a pitch VQ-VAE, and gives its config.
+
+    Raises:
+      InputError: the folder is not whole or holds another network, or `output` is there already.
+    """
+    folder = Path(folder)
+    cfg = read_config(folder / "config.yaml")
+    state = torch_files.load_pickle(folder / "model.pt")
+    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
+        raise InputError(f"{folder / 'model.pt'}: expected a mapping with 'model' in it.")
+    arrays = {
+        name: np.asarray(torch_files.to_numpy(tensor), np.float32)
+        for name, tensor in state["model"].items()
+    }
+    params = table.convert(arrays, rules(cfg), abstract_params(PitchVqVae(cfg)), str(folder))
+    checkpoint.save_network(output, cfg, params)
+    return cfg
+
+
+def read_config(path: str | Path) -> PitchConfig:
+    """Our config of the release's `config.yaml`."""
+    values = config.read_mapping(path)
+    try:
+        encoder, decoder, vq = (values[f"{name}_params"] for name in ("encoder", "decoder", "vq"))
+        for params in (encoder, decoder, vq):
+            refuse(path, params, levels=1)
+        for name in ("downs_t", "strides_t", "input_emb_width", "output_emb_width"):
+            if encoder[name] != decoder[name]:
+                raise InputError(f"{path}: {name} of the encoder and the decoder differ.")
+        if encoder["input_emb_width"] != 2 or encoder["output_emb_width"] != vq["emb_width"]:
+            raise InputError(
+                f"{path}: expected input_emb_width 2, and output_emb_width as vq's emb_width."
+            )
+        return PitchConfig(
+            features=values["features"],
+            speaker_norm=bool(values.get("speaker_norm", False)),
+            downs=read_downs(path, encoder["downs_t"][0], encoder["strides_t"][0]),
+            encoder=_read_stack(encoder, reverse=False),
+            decoder=_read_stack(decoder, decoder.get("reverse_decoder_dilation", False)),
+            num_codes=vq["l_bins"],
+            code_dim=vq["emb_width"],
+        )
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path}: lacks or misspells {error}.") from error
+
+
+def read_downs(path: str | Path, count: int, strides: Any) -> tuple[tuple[int, int, int], ...]:
+    """(stride, kernel, padding) of each strided conv.
+
+    One stride for all has a kernel of twice it; strides listed one by one have kernels of twice it,
+    and one more where they are odd.
+    """
+    if isinstance(strides, int):
+        return ((strides, 2 * strides, strides // 2),) * count
+    if len(strides) != count:
+        raise InputError(f"{path}: {count} strided convs, and strides {strides}.")
+    return tuple((s, 2 * s + s % 2, s // 2 + s % 2) for s in strides)
+
+
+def rules(cfg: PitchConfig) -> list[Rule]:
+    """The release's names to ours."""
+    n = len(cfg.downs)
+    level = r"(?:encoder|decoder)\.level_blocks\.0\.model\."
+    encoder, decoder = level.replace("|decoder", ""), level.replace("encoder|", "")
+    found = [Rule(r"vq\.level_blocks\.0\.k", "codebook")]
+    found += [Rule(r"vq\.level_blocks\.0\.k_(?:sum|elem)", None)]  # of training
+    found += linear_rules(encoder + str(n), "encoder/out")
+    found += linear_rules(decoder + "0", "decoder/in")
+    found += linear_rules(r"decoder\.out", "decoder/out")
+    for i in range(n):
+        up = decoder + str(i + 1)
+        found += linear_rules(rf"{encoder}{i}\.0", f"encoder/down{i}")
+        found += _block_rules(rf"{encoder}{i}\.1", f"encoder/blocks{i}")
+        found += _block_rules(rf"{up}\.0", f"decoder/blocks{i}")
+        found.append(Rule(rf"{up}\.1\.weight", f"decoder/up{i}/kernel", _turn_transposed))
+        found.append(Rule(rf"{up}\.1\.bias", f"decoder/up{i}/bias"))
+    return found
+
+
+def _block_rules(source: str, target: str) -> list[Rule]:
+    block = source + r"\.model\.(\d+)\.model\."
+    return [
+        *linear_rules(block + "1", target + r"/\1_wide"),
+        *linear_rules(block + "3", target + r"/\1_narrow"),
+    ]
+
+
+def _turn_transposed(array: np.ndarray) -> np.ndarray:
+    """torch's ConvTranspose1d (in, out, k) to (k, in, out), against time as Flax has it."""
+    return np.ascontiguousarray(array.transpose(2, 0, 1)[::-1])
+
+
+def _read_stack(values: Mapping[str, Any], reverse: bool) -> StackConfig:
+    return StackConfig(
+        width=values["width"],
+        hidden=int(values.get("m_conv", 1.0) * values["width"]),
+        depth=values["depth"],
+        growth=values.get("dilation_growth_rate", 1),
+        reverse=bool(reverse),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True, help="folder with config.yaml and model.pt")
+    parser.add_argument("--output", required=True, help="network folder to write")
+    args = parser.parse_args()
+    cfg = convert_pitch(args.checkpoint, args.output)
+    print(json.dumps({"output": args.output, "codes": cfg.num_codes, "features": cfg.features}))
+
+
+if __name__ == "__main__":
+    run_main(main)

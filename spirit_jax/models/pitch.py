@@ -1,0 +1,243 @@
+"""Pitch units: a VQ-VAE over F0, 12.5 units a second.
+
+Letters: b batch, t time (frames), c channels, d code width, v codes.
+
+Follows Jukebox's VQ-VAE (arXiv 2005.00341) at one level, as used for F0 in arXiv 2104.00355. Each
+frame is [F0, voiced]. A batch is padded and comes with its true lengths; every conv that pads sees
+zeros after a row's true end, as it does for that row alone.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from spirit_jax import checkpoint
+from spirit_jax.errors import InputError
+from spirit_jax.models.wav2vec2 import length_mask
+
+FEATURES = ("f0,vuv", "f0_interp,vuv", "norm_f0,vuv", "norm_f0_interp,vuv")
+
+
+@dataclasses.dataclass(frozen=True)
+class StackConfig:
+    """The residual convs of an encoder or a decoder.
+
+    Attributes:
+      width: channels between blocks.
+      hidden: channels inside a residual block.
+      depth: residual blocks beside every strided conv.
+      growth: block i of them is dilated growth ** i times.
+      reverse: the most dilated comes first.
+    """
+
+    width: int = 32
+    hidden: int = 32
+    depth: int = 4
+    growth: int = 3
+    reverse: bool = False
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        """Of each residual block, in order."""
+        dilations = tuple(self.growth**i for i in range(self.depth))
+        return dilations[::-1] if self.reverse else dilations
+
+
+@dataclasses.dataclass(frozen=True)
+class PitchConfig:
+    """Sizes of the VQ-VAE.
+
+    Attributes:
+      features: one of `FEATURES`. With `f0_interp` unvoiced frames hold interpolated F0, otherwise
+        0; with `norm_` the mean is subtracted.
+      speaker_norm: subtract the mean whatever `features` says.
+      downs: (stride, kernel, padding) of each strided conv.
+      encoder, decoder: what stands between those.
+      num_codes, code_dim: the codebook.
+      precision: a `jax.lax.Precision` name, for every matmul and conv.
+    """
+
+    features: str = "norm_f0_interp,vuv"
+    speaker_norm: bool = True
+    downs: tuple[tuple[int, int, int], ...] = ((2, 4, 1),) * 4
+    encoder: StackConfig = StackConfig()
+    decoder: StackConfig = StackConfig(reverse=True)
+    num_codes: int = 64
+    code_dim: int = 128
+    precision: str = "highest"
+
+    def __post_init__(self):
+        if self.features not in FEATURES:
+            raise InputError(f"features is '{self.features}', expected one of {FEATURES}.")
+        if any(len(down) != 3 or min(down[:2]) < 1 for down in self.downs):
+            raise InputError(f"downs is {self.downs}, expected (stride, kernel, padding) triples.")
+
+
+def normalise_f0(
+    f0_t: np.ndarray, voiced_t: np.ndarray, config: PitchConfig, mean: float | None = None
+) -> np.ndarray:
+    """The network's input for one utterance.
+
+    Args:
+      f0_t: F0 in Hz, interpolated over unvoiced frames; 0 where there is none.
+      voiced_t: 1 on voiced frames, else 0.
+      config: says which features.
+      mean: of a speaker's F0; the mean over the utterance's voiced frames by default, 0 without
+        any. It is subtracted where F0 is not 0.
+
+    Returns:
+      float32 (t, 2).
+    """
+    f0_t, voiced_t = np.asarray(f0_t, np.float32), np.asarray(voiced_t, np.float32)
+    voiced = voiced_t > 0
+    if mean is None:
+        mean = f0_t[voiced].mean() if voiced.any() else 0.0
+    if "f0_interp" not in config.features:
+        f0_t = np.where(voiced, f0_t, 0)
+    if config.speaker_norm or config.features.startswith("norm_"):
+        f0_t = np.where(f0_t != 0, f0_t - np.float32(mean), 0)
+    return np.stack([f0_t, voiced_t], axis=-1).astype(np.float32)
+
+
+class ResidualBlocks(nn.Module):
+    """x + conv1(relu(conv3(relu(x)))), over and over, the wide conv dilated."""
+
+    config: StackConfig
+    precision: str
+
+    @nn.compact
+    def __call__(self, x_btc: jax.Array, lengths_b: jax.Array) -> jax.Array:
+        cfg = self.config
+        mask_bt1 = length_mask(lengths_b, x_btc.shape[1])[..., None]
+        for i, dilation in enumerate(cfg.dilations):
+            wide = nn.Conv(
+                cfg.hidden,
+                (3,),
+                kernel_dilation=(dilation,),
+                padding=((dilation, dilation),),
+                precision=self.precision,
+                name=f"{i}_wide",
+            )
+            narrow = nn.Conv(cfg.width, (1,), precision=self.precision, name=f"{i}_narrow")
+            x_btc += narrow(jax.nn.relu(wide(jax.nn.relu(x_btc) * mask_bt1)))
+        return x_btc
+
+
+class Encoder(nn.Module):
+    """Features to latents, one for every product of strides frames."""
+
+    config: PitchConfig
+
+    @nn.compact
+    def __call__(self, x_btc: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cfg = self.config
+        for i, (stride, kernel, padding) in enumerate(cfg.downs):
+            down = nn.Conv(
+                cfg.encoder.width,
+                (kernel,),
+                strides=(stride,),
+                padding=((padding, padding),),
+                precision=cfg.precision,
+                name=f"down{i}",
+            )
+            x_btc = down(_mask(x_btc, lengths_b))
+            lengths_b = jnp.maximum((lengths_b + 2 * padding - kernel) // stride + 1, 0)
+            x_btc = ResidualBlocks(cfg.encoder, cfg.precision, name=f"blocks{i}")(x_btc, lengths_b)
+        out = nn.Conv(cfg.code_dim, (3,), padding=((1, 1),), precision=cfg.precision, name="out")
+        return out(_mask(x_btc, lengths_b)), lengths_b
+
+
+class Decoder(nn.Module):
+    """Latents back to features: the encoder mirrored."""
+
+    config: PitchConfig
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cfg = self.config
+        conv3 = {"kernel_size": (3,), "padding": ((1, 1),), "precision": cfg.precision}
+        x_btc = nn.Conv(cfg.decoder.width, name="in", **conv3)(_mask(x_btd, lengths_b))
+        for i, (stride, kernel, padding) in enumerate(reversed(cfg.downs)):
+            x_btc = ResidualBlocks(cfg.decoder, cfg.precision, name=f"blocks{i}")(x_btc, lengths_b)
+            last = i == len(cfg.downs) - 1
+            up = nn.ConvTranspose(
+                cfg.code_dim if last else cfg.decoder.width,
+                (kernel,),
+                strides=(stride,),
+                padding=((kernel - 1 - padding,) * 2,),
+                precision=cfg.precision,
+                name=f"up{i}",
+            )
+            x_btc = up(_mask(x_btc, lengths_b))
+            lengths_b = jnp.where(
+                lengths_b > 0, (lengths_b - 1) * stride + kernel - 2 * padding, 0
+            )
+        return nn.Conv(2, name="out", **conv3)(_mask(x_btc, lengths_b)), lengths_b
+
+
+class PitchVqVae(nn.Module):
+    """F0 to pitch units, and back."""
+
+    config: PitchConfig
+
+    def setup(self):
+        cfg = self.config
+        self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
+        shape = (cfg.num_codes, cfg.code_dim)
+        self.codebook = self.param("codebook", nn.initializers.normal(1.0), shape)
+
+    def __call__(self, features_bt2: jax.Array, lengths_b: jax.Array):
+        """The code of every 80 ms.
+
+        Args:
+          features_bt2: float32 (b, t, 2), from `normalise_f0`, 200 frames a second; not read after
+            a row's true length.
+          lengths_b: int32 (b,), true numbers of frames.
+
+        Returns:
+          codes_bt: int32 (b, t'); junk after a row's true number of codes.
+          code_lengths_b: int32 (b,), those numbers.
+        """
+        latent_btd, lengths_b = self.latent(features_bt2, lengths_b)
+        products_btv = jnp.einsum(
+            "btd,vd->btv", latent_btd, self.codebook, precision=self.config.precision
+        )
+        distances_btv = jnp.square(self.codebook).sum(-1) - 2 * products_btv
+        return jnp.argmin(distances_btv, axis=-1).astype(jnp.int32), lengths_b
+
+    def latent(self, features_bt2: jax.Array, lengths_b: jax.Array):
+        """What is quantized: float32 (b, t', d), and the true numbers of codes."""
+        return self.encoder(features_bt2, lengths_b)
+
+    def decode(self, codes_bt: jax.Array, lengths_b: jax.Array):
+        """Codes to features: float32 (b, t', 2), and the true numbers of frames."""
+        return self.decoder(self.codebook[codes_bt], lengths_b)
+
+    def everything(self, features_bt2: jax.Array, lengths_b: jax.Array) -> None:
+        """Touches every parameter, for `init`."""
+        self.decode(*self(features_bt2, lengths_b))
+
+
+def init_params(model: PitchVqVae, key: jax.Array) -> dict:
+    """Random parameters."""
+    features = jnp.zeros((1, 64, 2))
+    return model.init(key, features, jnp.array([64]), method="everything")["params"]
+
+
+def abstract_params(model: PitchVqVae) -> dict:
+    """The parameter tree as `jax.ShapeDtypeStruct`."""
+    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+
+
+def load(folder: str | Path) -> tuple[PitchVqVae, dict]:
+    """The model of a network folder and its parameters (numpy arrays)."""
+    cfg, params = checkpoint.load_network(folder, PitchConfig)
+    return PitchVqVae(cfg), params
+
+
+def _mask(x_btc: jax.Array, lengths_b: jax.Array) -> jax.Array:
+    return jnp.where(length_mask(lengths_b, x_btc.shape[1])[..., None], x_btc, 0)
