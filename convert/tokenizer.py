@@ -1,5 +1,6 @@
 """Text tokenizers of Hugging Face Llama folders: the id layout, and what a model folder keeps."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -27,18 +28,19 @@ def convert_tokenizer(folder: str | Path, kind: str, output: str | Path, add: bo
     """
     folder, target = Path(folder), Path(output) / "text_tokenizer"
     hf = config.read_mapping(folder / "config.json")
+    rows = hf.get("vocab_size")
+    if not isinstance(rows, int):
+        raise InputError(f"{folder / 'config.json'}: vocab_size is {rows}; expected a number.")
     known = _known_tokens(folder)
     if add:
         if "[Text]" in known:
             raise InputError(f"{folder}: has speech tokens already; convert it as it is.")
         vocab = Vocab.make(kind, _text_size(folder), *_bos_eos(folder, hf))
-        vocab = config.from_dict(
-            Vocab, vars(vocab) | {"padded_size": max(vocab.padded_size, hf["vocab_size"])}
-        )
+        vocab = dataclasses.replace(vocab, padded_size=max(vocab.padded_size, rows))
     else:
         if "[Text]" not in known:
             raise InputError(f"{folder}: its tokenizer has no token [Text]; is this a Spirit LM?")
-        vocab = Vocab.make(kind, known["[Text]"], *_bos_eos(folder, hf), hf["vocab_size"])
+        vocab = Vocab.make(kind, known["[Text]"], *_bos_eos(folder, hf), rows)
         for place, string in enumerate(vocab.token_strings(), start=vocab.text_size):
             if known.get(string) != place:
                 raise InputError(
@@ -53,7 +55,7 @@ def convert_tokenizer(folder: str | Path, kind: str, output: str | Path, add: bo
 
 
 def find_kind(folder: str | Path) -> str:
-    """"base" or "expressive": whether a Spirit LM's tokenizer has pitch tokens."""
+    """The kind of a Spirit LM: "expressive" if its tokenizer has pitch tokens, else "base"."""
     return "expressive" if "[Pi0]" in _known_tokens(Path(folder)) else "base"
 
 
@@ -71,7 +73,12 @@ def _known_tokens(folder: Path) -> dict[str, int]:
         added = config.read_mapping(folder / "tokenizer_config.json").get(
             "added_tokens_decoder", {}
         )
-        known |= {entry["content"]: int(token) for token, entry in added.items()}
+        try:
+            known |= {entry["content"]: int(token) for token, entry in added.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{folder / 'tokenizer_config.json'}: added_tokens_decoder cannot be read."
+            ) from error
     if (folder / "added_tokens.json").is_file():
         known |= config.read_mapping(folder / "added_tokens.json")
     return known
@@ -90,16 +97,22 @@ def _bos_eos(folder: Path, hf: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
         generation = config.read_mapping(folder / "generation_config.json")
     values = {**hf, **{k: v for k, v in generation.items() if v is not None}}
     bos, eos = values.get("bos_token_id"), values.get("eos_token_id")
-    if bos is None or eos is None:
-        raise InputError(f"{folder / 'config.json'}: names no bos_token_id or no eos_token_id.")
-    return bos, tuple(eos) if isinstance(eos, list) else (eos,)
+    ends = tuple(eos) if isinstance(eos, list) else (eos,)
+    if not all(isinstance(token, int) for token in (bos, *ends)):
+        raise InputError(
+            f"{folder / 'config.json'}: has no number for bos_token_id ({bos}) or eos_token_id "
+            f"({eos})."
+        )
+    return bos, ends
 
 
 def _write_files(folder: Path, target: Path, vocab: Vocab) -> None:
     """Copies the tokenizer, with the markers and units listed so that transformers knows them."""
     target.mkdir(parents=True, exist_ok=True)
     strings = vocab.token_strings()
-    settings: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "legacy": True}
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if (folder / "tokenizer.model").is_file():
+        settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True}
     if (folder / "tokenizer_config.json").is_file():
         settings = config.read_mapping(folder / "tokenizer_config.json")
     if (folder / "tokenizer.model").is_file():

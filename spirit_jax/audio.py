@@ -80,8 +80,7 @@ def write_wav(path: str | Path, samples_t: np.ndarray) -> None:
     unfinished = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        clipped = np.clip(samples_t, -1, 1)
-        soundfile.write(unfinished, clipped, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+        soundfile.write(unfinished, samples_t, SAMPLE_RATE, subtype="PCM_16", format="WAV")
         unfinished.replace(path)
     except (OSError, soundfile.LibsndfileError) as error:
         if unfinished.is_file():
@@ -99,7 +98,8 @@ def _decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
         with soundfile.SoundFile(io.BytesIO(audio) if in_memory else audio) as file:
             samples_tc = file.read(dtype="float64", always_2d=True)
             expected, rate = file.frames, file.samplerate
-    except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError, ValueError, MemoryError) as error:
+        # a damaged header may promise more samples than memory holds
         raise InputError(f"{name}: is not audio that can be read (or is cut short).") from error
     if len(samples_tc) < expected:
         raise InputError(

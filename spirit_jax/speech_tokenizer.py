@@ -56,7 +56,9 @@ class SpeechTokenizerConfig:
         if self.kind not in NETWORKS:
             raise InputError(f"kind is '{self.kind}', expected {' or '.join(NETWORKS)}.")
         if self.f0_method not in f0.METHODS:
-            raise InputError(f"f0_method is '{self.f0_method}', expected {' or '.join(f0.METHODS)}.")
+            raise InputError(
+                f"f0_method is '{self.f0_method}', expected {' or '.join(f0.METHODS)}."
+            )
         if not 1 <= self.chunk_seconds <= 1000:
             raise InputError(f"chunk_seconds is {self.chunk_seconds}, expected 1 to 1000.")
 
@@ -81,9 +83,7 @@ class SpeechTokenizer:
     """
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, f0_method: str | None = None
-    ) -> "SpeechTokenizer":
+    def from_pretrained(cls, folder: str | Path, f0_method: str | None = None) -> "SpeechTokenizer":
         """Loads the speech tokenizer of a model folder.
 
         Args:
@@ -310,9 +310,7 @@ def _one_each(item: Units) -> bool:
     return item.pitch is not None and len(item.pitch) == len(item.hubert)
 
 
-def _stack_channels(
-    item: Units, voice: dict[str, int], cfg: hifigan.HifiGanConfig
-) -> np.ndarray:
+def _stack_channels(item: Units, voice: dict[str, int], cfg: hifigan.HifiGanConfig) -> np.ndarray:
     """int32 (n, channels): the vocoder's ids for every Hu; negative ones are left out."""
     n = len(item.hubert)
     streams = {"code": (item.hubert, cfg.code_hop), "pitch": (item.pitch, cfg.pitch_hop)}

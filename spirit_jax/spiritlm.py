@@ -182,9 +182,7 @@ class SpiritLM:
           options: fields of `GenerationConfig`, which replace those of `generation_config`.
 
         Returns:
-          For every prompt what was generated, in order. Speech that follows other content and has
-          fewer than 24 Hu is dropped; speech that goes on from the prompt's is spoken together
-          with it, and the prompt's share is cut off.
+          For every prompt what was generated, in order; see `decode_outputs`.
 
         Raises:
           InputError: an input or option that cannot be used, no such speaker or style.
@@ -242,9 +240,22 @@ class SpiritLM:
         self, prompts, output_modality, generation_config, speaker_id, style_id, options
     ) -> list[list[Output]]:
         new_ids = self.generate_ids(prompts, output_modality, generation_config, **options)
-        plans = []
-        for prompt, ids in zip(prompts, new_ids, strict=True):
-            plans.append(units.plan_outputs(prompt, self.text_tokenizer.decode(ids)))
+        generated = [self.text_tokenizer.decode(ids) for ids in new_ids]
+        return self.decode_outputs(prompts, generated, speaker_id, style_id)
+
+    def decode_outputs(
+        self,
+        prompts: Sequence[str],
+        generated: Sequence[str],
+        speaker_id: int | str | None = None,
+        style_id: int | str | None = None,
+    ) -> list[list[Output]]:
+        """Text and speech of generated strings, one for each prompt string.
+
+        Speech that follows other content and has fewer than 24 Hu is dropped; speech that goes on
+        from the prompt's is spoken together with it, and the prompt's share is cut off.
+        """
+        plans = [units.plan_outputs(*pair) for pair in zip(prompts, generated, strict=True)]
         spoken = [piece for plan in plans for piece in plan if self._can_speak(piece)]
         if spoken:
             waves = iter(
@@ -263,7 +274,7 @@ class SpiritLM:
                     wave = wave[math.ceil(len(wave) * piece.skip) :]
                     outputs[-1].append(Output(wave, Modality.SPEECH))
                 else:
-                    warnings.warn("Speech without any pitch unit was left out.", stacklevel=4)
+                    warnings.warn("Speech without any pitch unit was left out.", stacklevel=2)
         return outputs
 
     def _can_speak(self, piece: str | Spoken) -> bool:

@@ -25,7 +25,13 @@ class TextTokenizer(Protocol):
     """What every kind can do."""
 
     def encode(self, string: str) -> list[int]:
-        """Ids of a prompt string, BOS first, no EOS."""
+        """Ids of a prompt string, BOS first, no EOS.
+
+        Names of special tokens, such as `<s>`, are text.
+
+        Raises:
+          InputError: the string is no Unicode text (it holds half a surrogate pair).
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """The string of ids; markers and units verbatim, BOS and EOS left out."""
@@ -39,6 +45,7 @@ class PieceTokenizer:
 
     def encode(self, string: str) -> list[int]:
         """See `TextTokenizer`."""
+        _check_unicode(string)
         return [self._vocab.bos, *self._processor.encode(string)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -62,6 +69,7 @@ class SplitTokenizer:
 
     def encode(self, string: str) -> list[int]:
         """See `TextTokenizer`."""
+        _check_unicode(string)
         ids, text = [self._vocab.bos], ""
         for part in re.split(r"(\[(?:Text|Speech|(?:Hu|Pi|St)\d+)\])", string):
             if part not in self._ids:  # text, or a unit that this model does not have
@@ -102,12 +110,7 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
                 )
             return PieceTokenizer(processor, vocab)
         _check_size(folder, processor.get_piece_size(), vocab)
-        control = {i for i in range(vocab.text_size) if processor.is_control(i)}
-
-        def decode_pieces(ids: list[int]) -> str:
-            return processor.decode([i for i in ids if i not in control])
-
-        return SplitTokenizer(processor.encode, decode_pieces, vocab)
+        return SplitTokenizer(processor.encode, processor.decode, vocab)
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizers(folder / "tokenizer.json")
         strings = vocab.token_strings()
@@ -116,7 +119,7 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
                 f"{folder}: its tokenizer.json does not have the markers and units from id "
                 f"{vocab.text_size} on."
             )
-        tokenizer.encode_special_tokens = True  # <s> in a text is text, as SentencePiece has it
+        tokenizer.encode_special_tokens = True  # else <s> in a text would be BOS
         return SplitTokenizer(
             lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
@@ -139,6 +142,16 @@ def load_tokenizers(path: str | Path) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         raise InputError(f"{path}: is not a tokenizer.json that can be read.") from error
+
+
+def _check_unicode(string: str) -> None:
+    try:
+        string.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The text {string[:40]!a} is not valid Unicode: it has half a character at "
+            f"{error.start}."
+        ) from error
 
 
 def _check_size(folder: Path, pieces: int, vocab: Vocab) -> None:

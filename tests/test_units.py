@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spirit_jax import units
@@ -128,6 +128,7 @@ def test_taking_units_out_does_not_make_new_ones(string):
         units.from_string(string)
 
 
+@settings(deadline=None)
 @given(near_units)
 def test_any_string_gives_units_or_an_input_error(string):
     try:
@@ -140,6 +141,7 @@ def test_any_string_gives_units_or_an_input_error(string):
         assert len(parsed) == string.count("[Hu")
 
 
+@settings(deadline=None)
 @given(hubert_units, st.none() | pitch_units, st.none() | style_units)
 def test_string_and_back_keeps_the_deduplicated_hubert_units(hubert, pitch, style):
     string = units.to_string(Units(hubert, pitch, style))
@@ -194,6 +196,7 @@ def test_split(string, expected):
     assert split(string) == [Piece(*piece) for piece in expected]
 
 
+@settings(deadline=None)
 @given(near_units)
 def test_split_loses_markers_only_and_neighbours_differ(string):
     pieces = split(string)
@@ -235,6 +238,7 @@ speech_content = st.integers(1, 4).map(run_of)
 prompt_items = st.tuples(st.just(TEXT), text_content) | st.tuples(st.just(SPEECH), speech_content)
 
 
+@settings(deadline=None)
 @given(st.lists(prompt_items, max_size=6), st.sampled_from(Modality))
 def test_a_prompt_splits_into_its_inputs(inputs, output):
     joined = []
@@ -279,6 +283,7 @@ def test_speech_without_phonetic_units_says_nothing():
     assert plan_outputs("", " ") == []
 
 
+@settings(deadline=None)
 @given(near_units, near_units)
 def test_any_generation_has_a_plan(prompt, generated):
     for output in plan_outputs(prompt, generated):

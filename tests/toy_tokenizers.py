@@ -1,4 +1,4 @@
-"""Small text tokenizers of the kinds that Llama folders hold, trained on Python's own help texts."""
+"""Small text tokenizers of the kinds that Llama folders hold, trained on Python's help texts."""
 
 import json
 import struct

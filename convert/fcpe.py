@@ -1,0 +1,139 @@
+"""FCPE, the F0 estimator: from the weights in PyPI's package torchfcpe (MIT).
+
+python -m convert.fcpe --weights fcpe_c_v001.pt --output DIR
+python -m convert.fcpe --weights fcpe_c_v001.pt --model MODEL_DIR
+
+The second form gives F0 to a model folder that was converted without. Take the weights by
+`pip download --no-deps torchfcpe==0.0.4`; the wheel is a zip file, and they are in
+torchfcpe/assets.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import table, torch_files
+from convert.main import run_main
+from convert.table import Rule
+from convert.trunk import linear_rules, norm_rules, refuse
+from spirit_jax import checkpoint, config, speech_tokenizer
+from spirit_jax.errors import InputError
+from spirit_jax.models.fcpe import Fcpe, FcpeConfig
+from spirit_jax.models.wav2vec2 import abstract_params
+
+ASSET = "assets/fcpe_c_v001.pt"
+
+
+def find_weights(path: str | Path | None = None) -> Path | None:
+    """The weights' file: `path`, else $SPIRIT_FCPE_PT, else that of an installed torchfcpe.
+
+    The package is looked up and not imported. None if there is none.
+    """
+    path = path or os.environ.get("SPIRIT_FCPE_PT")
+    if path:
+        return Path(path)
+    package = importlib.util.find_spec("torchfcpe")
+    if package is None or package.origin is None:
+        return None
+    asset = Path(package.origin).parent / ASSET
+    return asset if asset.is_file() else None
+
+
+def convert_fcpe(path: str | Path, output: str | Path) -> FcpeConfig:
+    """Writes the network folder of FCPE, and gives its config.
+
+    Raises:
+      InputError: the file is not FCPE's, or `output` is there already.
+    """
+    state = torch_files.load_pickle(path)
+    if not isinstance(state, Mapping) or not {"model", "config_dict"} <= set(state):
+        raise InputError(f"{path}: expected a mapping with 'model' and 'config_dict' in it.")
+    cfg = read_config(path, state["config_dict"])
+    arrays = {
+        name: np.asarray(torch_files.to_numpy(tensor), np.float32)
+        for name, tensor in state["model"].items()
+    }
+    folded = table.fold_weight_norm(arrays, dim=0)
+    params = table.convert(folded, RULES, abstract_params(Fcpe(cfg)), str(path))
+    checkpoint.save_network(output, cfg, params)
+    return cfg
+
+
+def read_config(path: str | Path, values: Mapping[str, Any]) -> FcpeConfig:
+    """Our config of the file's `config_dict`."""
+    try:
+        mel, model = values["mel"], values["model"]
+        refuse(path, model, type="CFNaiveMelPE", conv_only=True, use_harmonic_emb=False)
+        refuse(path, mel, win_size=mel["n_fft"], type="default")
+        return FcpeConfig(
+            sample_rate=mel["sr"],
+            window=mel["n_fft"],
+            hop=mel["hop_size"],
+            num_mels=mel["num_mels"],
+            fmin=float(mel["fmin"]),
+            fmax=float(mel["fmax"]),
+            hidden_size=model["hidden_dims"],
+            num_layers=model["n_layers"],
+            num_bins=model["out_dims"],
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: its config lacks or misspells {error}.") from error
+
+
+_LAYER = r"net\.encoder_layers\.(\d+)\."
+RULES = [
+    *linear_rules(r"input_stack\.0", "conv0"),
+    *norm_rules(r"input_stack\.1", "group_norm"),
+    *linear_rules(r"input_stack\.3", "conv1"),
+    *norm_rules(_LAYER + r"conformer\.net\.0", r"layers_\1/norm"),
+    Rule(_LAYER + r"conformer\.net\.2\.weight", r"layers_\1/widen/kernel", lambda x: x[..., 0].T),
+    Rule(_LAYER + r"conformer\.net\.2\.bias", r"layers_\1/widen/bias"),
+    *linear_rules(_LAYER + r"conformer\.net\.4\.conv", r"layers_\1/depthwise"),
+    Rule(_LAYER + r"conformer\.net\.6\.weight", r"layers_\1/narrow/kernel", lambda x: x[..., 0].T),
+    Rule(_LAYER + r"conformer\.net\.6\.bias", r"layers_\1/narrow/bias"),
+    Rule(_LAYER + r"norm\..*", None),  # of the attention that these weights are without
+    *norm_rules("norm", "norm"),
+    *linear_rules("output_proj", "out"),
+    Rule("cent_table", "cents"),
+    Rule("gaussian_blurred_cent_mask", None),  # of training
+]
+
+
+def add_to_model(path: str | Path, model: str | Path) -> None:
+    """Puts FCPE into the speech tokenizer of a model folder, and its hash beside the others."""
+    folder = Path(model) / speech_tokenizer.FOLDER
+    config_path = folder / speech_tokenizer.CONFIG_NAME
+    if not config_path.is_file():
+        raise InputError(f"{model}: has no speech tokenizer.")
+    cfg = config.read(speech_tokenizer.SpeechTokenizerConfig, config_path)
+    convert_fcpe(path, folder / "fcpe")
+    digest = checkpoint.hash_params(checkpoint.load_params(folder / "fcpe" / "params"))
+    config.write(dataclasses.replace(cfg, hashes=cfg.hashes | {"fcpe": digest}), config_path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", help="fcpe_c_v001.pt; $SPIRIT_FCPE_PT by default")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--output", help="network folder to write")
+    target.add_argument("--model", help="model folder to add it to")
+    args = parser.parse_args()
+    weights = find_weights(args.weights)
+    if weights is None:
+        raise InputError("Give --weights fcpe_c_v001.pt, or set SPIRIT_FCPE_PT.")
+    if args.model:
+        add_to_model(weights, args.model)
+    else:
+        convert_fcpe(weights, args.output)
+    print(json.dumps({"output": args.output or args.model, "weights": str(weights)}))
+
+
+if __name__ == "__main__":
+    run_main(main)

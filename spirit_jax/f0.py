@@ -1,0 +1,70 @@
+"""F0 of an utterance at 200 frames a second, voiced or not: what pitch units are made of.
+
+Two methods: "fcpe", a network whose frames `postprocess` brings to this form, and "pyin", librosa's.
+"""
+
+import librosa
+import numpy as np
+
+from spirit_jax.audio import SAMPLE_RATE
+
+METHODS = ("fcpe", "pyin")
+HOP = 80  # samples from a frame to the next
+FRAME_RATE = SAMPLE_RATE // HOP
+LOWEST, HIGHEST = 50.0, 1100.0  # Hz
+PYIN_WINDOW = 1024  # samples; three periods of the lowest F0
+
+
+def postprocess(f0_frames: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """F0 and voicing of one utterance, as torchfcpe's `infer` makes them of a network's frames.
+
+    Frames under 50 Hz are unvoiced and interpolated from the voiced around them; what is above
+    1100 Hz becomes that; frames are repeated or left out to make samples // 80 + 1.
+
+    Args:
+      f0_frames: (t,) Hz, in any even spacing over the utterance.
+      samples: the utterance's length at 16 kHz.
+
+    Returns:
+      f0_t: float32 in Hz; all 0 where no frame is voiced.
+      voiced_t: float32, 1 on voiced frames, else 0.
+    """
+    voiced = np.asarray(f0_frames) >= LOWEST
+    f0 = np.minimum(_interpolate(f0_frames, voiced), np.float32(HIGHEST))
+    frames = samples // HOP + 1
+    # Single precision, as torch computes the frame that is nearest.
+    source = np.floor(np.arange(frames, dtype=np.float32) * np.float32(len(f0) / frames))
+    source = np.minimum(source.astype(int), len(f0) - 1)
+    return f0[source], voiced[source].astype(np.float32)
+
+
+def pyin_f0(wave_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """F0 and voicing of one utterance by probabilistic YIN (Mauch and Dixon, 2014).
+
+    Args:
+      wave_t: float32 samples at 16 kHz.
+
+    Returns:
+      f0_t, voiced_t: as of `postprocess`, samples // 80 + 1 frames.
+    """
+    if not np.any(wave_t):
+        silent = np.zeros(len(wave_t) // HOP + 1, np.float32)
+        return silent, silent.copy()
+    f0, voiced, _ = librosa.pyin(
+        wave_t,
+        fmin=LOWEST,
+        fmax=HIGHEST,
+        sr=SAMPLE_RATE,
+        frame_length=PYIN_WINDOW,
+        hop_length=HOP,
+        fill_na=0.0,
+    )
+    return _interpolate(f0, voiced), voiced.astype(np.float32)
+
+
+def _interpolate(f0_t: np.ndarray, voiced_t: np.ndarray) -> np.ndarray:
+    """float32; unvoiced frames on a line between the voiced ones around them, 0 without any."""
+    if not voiced_t.any():
+        return np.zeros(len(f0_t), np.float32)
+    places = np.arange(len(f0_t))
+    return np.interp(places, places[voiced_t], f0_t[voiced_t]).astype(np.float32)

@@ -1,0 +1,201 @@
+"""FCPE: the fundamental frequency of speech, 100 frames a second.
+
+Letters: b batch, t time (samples, then frames), w samples in a window, f frequencies of the DFT,
+m mel bands, d model width, c cent bins, n neighbours of the best bin.
+
+The network and the decoding are those of torchfcpe (MIT), in the form that its bundled weights
+have: convolutional conformer blocks without attention. A batch is padded and comes with its true
+lengths; nothing on a row's true frames depends on what stands after them.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import librosa
+import numpy as np
+from flax import linen as nn
+
+from spirit_jax import checkpoint
+from spirit_jax.models.wav2vec2 import layer_norm, length_mask, split_frames
+
+MAGNITUDE_FLOOR, MEL_FLOOR = 1e-9, 1e-5
+NEIGHBOURS = 4  # bins on each side of the best that are averaged
+CENTS_FROM = 10.0  # Hz of 0 cents
+
+
+@dataclasses.dataclass(frozen=True)
+class FcpeConfig:
+    """Sizes of the front end and the network; the defaults are those of the bundled weights.
+
+    Attributes:
+      sample_rate, window, hop: in Hz, samples, samples.
+      num_mels, fmin, fmax: the mel bands, in Hz.
+      hidden_size, num_layers, num_bins: of the network; a bin is a step in cents.
+      kernel: of the depthwise convs.
+      expansion: their width over `hidden_size`.
+      norm_groups: of the group norm between the two first convs.
+      threshold: a frame whose best bin has no more than this is unvoiced.
+      precision: a `jax.lax.Precision` name, for every matmul and conv.
+    """
+
+    sample_rate: int = 16000
+    window: int = 1024
+    hop: int = 160
+    num_mels: int = 128
+    fmin: float = 0.0
+    fmax: float = 8000.0
+    hidden_size: int = 512
+    num_layers: int = 6
+    num_bins: int = 360
+    kernel: int = 31
+    expansion: int = 2
+    norm_groups: int = 4
+    threshold: float = 0.05
+    precision: str = "highest"
+
+
+def log_mel(wave_bt: jax.Array, lengths_b: jax.Array, cfg: FcpeConfig):
+    """Log mel spectrogram: float32 (b, t // hop + 1, m), and the true numbers of frames.
+
+    The first window begins (window - hop) / 2 samples before the audio, which is reflected at both
+    ends (padded with zeros where it is too short for that). The last frame stands twice.
+    """
+    before = (cfg.window - cfg.hop) // 2
+    after = (cfg.window - cfg.hop + 1) // 2
+    size = wave_bt.shape[1]
+    longest = max(size // cfg.hop, 1)  # windows of the longest row
+    padded_size = (longest - 1) * cfg.hop + cfg.window
+    lengths_b1 = lengths_b[:, None]
+
+    place_bt = jnp.arange(padded_size)[None] - before
+    inside_bt = (place_bt >= 0) & (place_bt < lengths_b1)
+    reflected_bt = jnp.abs(place_bt)
+    reflected_bt = jnp.where(
+        reflected_bt < lengths_b1, reflected_bt, 2 * (lengths_b1 - 1) - reflected_bt
+    )
+    use_bt = inside_bt | ((lengths_b1 > after) & (place_bt < lengths_b1 + after))
+    wave_bt = jnp.take_along_axis(wave_bt, jnp.clip(reflected_bt, 0, size - 1), axis=1)
+    wave_bt = jnp.where(use_bt, wave_bt, 0)
+
+    hann_w = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(cfg.window) / cfg.window)
+    windows_btw = split_frames(wave_bt, cfg.window, cfg.hop) * hann_w.astype(np.float32)
+    spectrum_btf = jnp.fft.rfft(windows_btw)
+    power_btf = jnp.square(spectrum_btf.real) + jnp.square(spectrum_btf.imag)
+    magnitude_btf = jnp.sqrt(power_btf + MAGNITUDE_FLOOR)
+    bands_mf = librosa.filters.mel(
+        sr=cfg.sample_rate, n_fft=cfg.window, n_mels=cfg.num_mels, fmin=cfg.fmin, fmax=cfg.fmax
+    )
+    mel_btm = jnp.einsum("btf,mf->btm", magnitude_btf, bands_mf, precision=cfg.precision)
+    mel_btm = jnp.log(jnp.maximum(mel_btm, MEL_FLOOR))
+
+    last_b1 = jnp.maximum(lengths_b1 // cfg.hop, 1) - 1
+    frame_bt = jnp.minimum(jnp.arange(size // cfg.hop + 1)[None], last_b1)
+    mel_btm = jnp.take_along_axis(mel_btm, frame_bt[..., None], axis=1)
+    return mel_btm, jnp.where(lengths_b > 0, lengths_b // cfg.hop + 1, 0)
+
+
+class MaskedGroupNorm(nn.Module):
+    """Each group of channels to mean 0 and variance 1 over the true frames."""
+
+    groups: int
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array, mask_bt: jax.Array) -> jax.Array:
+        batch, frames, width = x_btd.shape
+        scale_d = self.param("scale", nn.initializers.ones, (width,))
+        bias_d = self.param("bias", nn.initializers.zeros, (width,))
+        x_btgk = x_btd.reshape(batch, frames, self.groups, -1)
+        mask = mask_bt[:, :, None, None]
+        count = jnp.maximum(mask.sum(axis=1, keepdims=True), 1) * x_btgk.shape[-1]
+
+        def mean(y_btgk):
+            return jnp.where(mask, y_btgk, 0).sum(axis=(1, 3), keepdims=True) / count
+
+        centered = x_btgk - mean(x_btgk)
+        normed = centered * jax.lax.rsqrt(mean(jnp.square(centered)) + self.eps)
+        return normed.reshape(x_btd.shape) * scale_d + bias_d
+
+
+class ConvBlock(nn.Module):
+    """The conv module of a conformer (arXiv 2005.08100), added to its input."""
+
+    config: FcpeConfig
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array, mask_bt: jax.Array) -> jax.Array:
+        cfg = self.config
+        inner = cfg.hidden_size * cfg.expansion
+        y_btd = layer_norm(1e-5, "norm")(x_btd)
+        y_btd = nn.Dense(2 * inner, precision=cfg.precision, name="widen")(y_btd)
+        value_btd, gate_btd = jnp.split(y_btd, 2, axis=-1)
+        y_btd = value_btd * jax.nn.sigmoid(gate_btd) * mask_bt[..., None]
+        left = cfg.kernel // 2
+        depthwise = nn.Conv(
+            inner,
+            (cfg.kernel,),
+            padding=((left, cfg.kernel - 1 - left),),
+            feature_group_count=inner,
+            precision=cfg.precision,
+            name="depthwise",
+        )
+        y_btd = jax.nn.silu(depthwise(y_btd))
+        return x_btd + nn.Dense(cfg.hidden_size, precision=cfg.precision, name="narrow")(y_btd)
+
+
+class Fcpe(nn.Module):
+    """Waveforms to F0."""
+
+    config: FcpeConfig
+
+    @nn.compact
+    def __call__(self, wave_bt: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """F0 of every 10 ms.
+
+        Args:
+          wave_bt: float32, one channel at `config.sample_rate`; not read after true lengths.
+          lengths_b: int32 (b,), true lengths in samples.
+
+        Returns:
+          f0_bt: float32 in Hz, (b, t // hop + 1); 0 on unvoiced frames, junk after a row's true
+            number of frames.
+          frames_b: int32 (b,), those numbers: length // hop + 1.
+        """
+        mel_btm, frames_b = log_mel(wave_bt, lengths_b, self.config)
+        return self.pick(self.score(mel_btm, frames_b)), frames_b
+
+    def score(self, mel_btm: jax.Array, frames_b: jax.Array) -> jax.Array:
+        """How well each cent bin fits a frame: 0..1, (b, t, c)."""
+        cfg = self.config
+        mask_bt = length_mask(frames_b, mel_btm.shape[1])
+        conv3 = {"kernel_size": (3,), "padding": ((1, 1),), "precision": cfg.precision}
+        x_btd = nn.Conv(cfg.hidden_size, name="conv0", **conv3)(
+            jnp.where(mask_bt[..., None], mel_btm, 0)
+        )
+        x_btd = MaskedGroupNorm(cfg.norm_groups, name="group_norm")(x_btd, mask_bt)
+        x_btd = jax.nn.leaky_relu(x_btd, 0.01) * mask_bt[..., None]
+        x_btd = nn.Conv(cfg.hidden_size, name="conv1", **conv3)(x_btd)
+        for i in range(cfg.num_layers):
+            x_btd = ConvBlock(cfg, name=f"layers_{i}")(x_btd, mask_bt)
+        x_btd = layer_norm(1e-5, "norm")(x_btd)
+        return jax.nn.sigmoid(nn.Dense(cfg.num_bins, precision=cfg.precision, name="out")(x_btd))
+
+    def pick(self, scores_btc: jax.Array) -> jax.Array:
+        """F0 in Hz: the mean of the best bin and its neighbours; 0 below the threshold."""
+        cfg = self.config
+        cents_c = self.param("cents", nn.initializers.uniform(9000.0), (cfg.num_bins,))
+        best_bt1 = jnp.argmax(scores_btc, axis=-1, keepdims=True)
+        near_btn = best_bt1 + jnp.arange(-NEIGHBOURS, NEIGHBOURS + 1)
+        near_btn = jnp.clip(near_btn, 0, cfg.num_bins - 1)
+        weights_btn = jnp.take_along_axis(scores_btc, near_btn, axis=-1)
+        cents_bt = (cents_c[near_btn] * weights_btn).sum(-1) / weights_btn.sum(-1)
+        f0_bt = CENTS_FROM * jnp.exp2(cents_bt / 1200)
+        return jnp.where(scores_btc.max(axis=-1) > cfg.threshold, f0_bt, 0)
+
+
+def load(folder: str | Path) -> tuple[Fcpe, dict]:
+    """The model of a network folder and its parameters (numpy arrays)."""
+    cfg, params = checkpoint.load_network(folder, FcpeConfig)
+    return Fcpe(cfg), params

@@ -1,0 +1,117 @@
+"""A small model folder with random weights: every network, file and stream is there, no meaning.
+
+For the demo until the package has a trained model, and for tests.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from spirit_jax import checkpoint, config, speech_tokenizer
+from spirit_jax.checkpoint import Params
+from spirit_jax.models import hifigan, hubert, llama, pitch, style, wav2vec2
+from spirit_jax.vocab import PITCH_UNITS, STYLE_UNITS, Vocab
+
+CONV_LAYERS = ((16, 10, 5), *((16, 3, 2),) * 4, *((16, 2, 2),) * 2)  # 50 frames a second
+TRUNK = {
+    "conv_pos": 8,
+    "conv_pos_groups": 2,
+    "hidden_size": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "ffn_size": 32,
+}
+TEXT_PIECES = 400
+
+
+def write_random_model(folder: str | Path, kind: str = "expressive", seed: int = 0) -> None:
+    """Writes a model folder of kind "base" or "expressive"; its F0 comes from `pyin`."""
+    folder = Path(folder)
+    _write_tokenizer(folder / "text_tokenizer")
+    vocab = Vocab.make(kind, TEXT_PIECES)
+    llama_config = llama.LlamaConfig(
+        vocab_size=vocab.padded_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        max_positions=2048,
+    )
+    networks = {
+        "llama": (llama_config, llama.abstract_params(llama.Llama(llama_config))),
+        **{f"speech_tokenizer/{name}": parts for name, parts in _speech_networks(kind).items()},
+    }
+    rng = np.random.default_rng(seed)
+    for name, (cfg, abstract) in networks.items():
+        checkpoint.save_network(folder / name, cfg, random_params(abstract, rng))
+    speech_tokenizer.seal(folder / speech_tokenizer.FOLDER, kind, f0_method="pyin")
+    config.write(vocab, folder / "vocab.json")
+
+
+def random_params(abstract: Params, rng: np.random.Generator) -> Params:
+    """Arrays for an abstract tree: norms and biases neutral, others of a spread by their inputs."""
+
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        if path.endswith(("scale", "bias")):
+            return np.full(shape, path.endswith("scale"), np.float32)
+        inputs = 1 if path.endswith("embedding") else math.prod(shape[:-1])
+        return rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(inputs))
+
+    leaves = checkpoint.flatten(abstract)
+    return checkpoint.unflatten({path: draw(path, leaf.shape) for path, leaf in leaves.items()})
+
+
+def _speech_networks(kind: str) -> dict[str, tuple]:
+    """(config, abstract parameters) of each network."""
+    trunk = wav2vec2.TrunkConfig(conv_layers=(*CONV_LAYERS, (16, 2, 2)), **TRUNK)
+    units = hubert.HubertUnits(
+        hubert.HubertConfig(trunk=trunk),
+        hubert.QuantizerConfig(vocab_size=500, dim=trunk.hidden_size),
+    )
+    unit_params = wav2vec2.abstract_params(units)
+    expressive = kind == "expressive"
+    vocoder = hifigan.HifiGanConfig(
+        num_pitch=PITCH_UNITS if expressive else 0,
+        num_style=STYLE_UNITS if expressive else 0,
+        num_style_ids=0 if expressive else 26,
+        speakers=("ex01", "ex02", "ex03", "ex04"),
+        embedding_dim=8,
+        initial_channels=64,
+        duration_hidden=8,
+    )
+    networks = {
+        "hubert": (units.config, unit_params["hubert"]),
+        "quantizer": (units.quantizer, unit_params["quantizer"]),
+        "hifigan": (vocoder, hifigan.abstract_params(hifigan.HifiGan(vocoder))),
+    }
+    if expressive:
+        pitch_config = pitch.PitchConfig()
+        networks["pitch"] = (pitch_config, pitch.abstract_params(pitch.PitchVqVae(pitch_config)))
+        style_config = style.StyleConfig(
+            trunk=wav2vec2.TrunkConfig(input_norm_eps=1e-7, conv_layers=CONV_LAYERS, **TRUNK),
+            projection_size=16,
+            num_styles=STYLE_UNITS,
+        )
+        encoder = style.StyleEncoder(style_config)
+        networks["style"] = (style_config, wav2vec2.abstract_params(encoder))
+    return networks
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """A SentencePiece model in the Llama manner, learnt from this package's own words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
+    with (folder / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter("\n".join(text).splitlines()),
+            model_writer=file,
+            vocab_size=TEXT_PIECES,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            minloglevel=2,
+        )

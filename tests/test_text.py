@@ -1,0 +1,362 @@
+"""Text tokenizers of all three kinds: ids of a prompt string, and back."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import toy_tokenizers as toy
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from convert.tokenizer import convert_tokenizer
+from spirit_jax import config
+from spirit_jax.errors import InputError
+from spirit_jax.text import PieceTokenizer, SplitTokenizer, TextTokenizer, load_text_tokenizer
+from spirit_jax.vocab import Vocab
+
+BASE = Vocab.make("base", toy.TEXT_SIZE)
+EXPRESSIVE = Vocab.make("expressive", toy.TEXT_SIZE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A Llama folder, the model folder that it became, and the tokenizer that this gives."""
+
+    llama: Path
+    vocab: Vocab
+    tokenizer: TextTokenizer
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """The text tokenizers that everything here starts from, by name."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    text = toy.train_sentencepiece(folder / "text.model")
+    return {
+        "text": text,
+        "pieces": toy.append_pieces(text, folder / "pieces.model", BASE.token_strings()),
+        "json": toy.train_bpe(folder / "text.json"),
+    }
+
+
+def converted(llama, kind, add):
+    vocab = convert_tokenizer(llama, kind, llama / "out", add)
+    return Kind(llama, vocab, load_text_tokenizer(llama / "out" / "text_tokenizer", vocab))
+
+
+@pytest.fixture(scope="session")
+def kinds(files, tmp_path_factory):
+    """Every kind of tokenizer, by name; `pieces` is of kind base, the others are expressive."""
+    folder = tmp_path_factory.mktemp("llama")
+    pieces = toy.write_llama_folder(folder / "pieces", files["pieces"], BASE.padded_size)
+    text = toy.write_llama_folder(folder / "text", files["text"], toy.TEXT_SIZE)
+    bpe = toy.write_llama_folder(folder / "json", files["json"], toy.TEXT_SIZE)
+    return {
+        "pieces": converted(pieces, "base", add=False),
+        "text": converted(text, "expressive", add=True),
+        "json": converted(bpe, "expressive", add=True),
+    }
+
+
+@pytest.fixture(params=["pieces", "text", "json"])
+def kind(request, kinds):
+    return kinds[request.param]
+
+
+def test_each_folder_gives_its_kind(kinds):
+    assert isinstance(kinds["pieces"].tokenizer, PieceTokenizer)
+    assert isinstance(kinds["text"].tokenizer, SplitTokenizer)
+    assert isinstance(kinds["json"].tokenizer, SplitTokenizer)
+    assert kinds["pieces"].vocab == BASE
+    assert kinds["text"].vocab == kinds["json"].vocab == EXPRESSIVE
+
+
+# Strings to ids.
+
+
+def test_an_empty_string_is_bos(kind):
+    assert kind.tokenizer.encode("") == [kind.vocab.bos]
+
+
+def test_markers_and_units_are_one_id_each(kind):
+    strings = kind.vocab.token_strings()
+    ids = kind.tokenizer.encode("a" + "".join(strings))
+    assert ids[-len(strings) :] == list(range(kind.vocab.text_size, kind.vocab.size))
+
+
+def test_the_prefix_space_stands_once_where_the_tokens_are_pieces(kinds):
+    encode = kinds["pieces"].tokenizer.encode
+    space = encode(" ")[1]
+    text, marker = BASE.text_marker, BASE.speech_marker
+    assert encode("[Text]") == [1, space, text]
+    assert encode("[Text]the[Speech]the") == [1, space, text, *encode("a[Text]the")[-2:]] + [
+        marker,
+        *encode("a[Text]the")[-2:],
+    ]
+    assert encode("[Text]the") != encode("[Text] the")
+
+
+def test_every_stretch_of_text_has_its_prefix_space_where_the_tokens_are_added(kinds):
+    encode = kinds["text"].tokenizer.encode
+    text, marker = EXPRESSIVE.text_marker, EXPRESSIVE.speech_marker
+    the = encode("the")[1:]
+    assert encode("[Text]the[Speech]the") == [1, text, *the, marker, *the]
+    assert encode("the[Text] ") == [1, *the, text, *encode(" ")[1:]]
+
+
+def test_a_byte_level_tokenizer_adds_no_space(kinds):
+    encode = kinds["json"].tokenizer.encode
+    the = encode("the")[1:]
+    assert encode("[Text]the") == [1, EXPRESSIVE.text_marker, *the]
+    assert encode("[Text] the") != encode("[Text]the")
+
+
+@pytest.mark.parametrize("string", ["[Hu501]", "[Pi64]", "[hu1]", "[Hu01]", "[Hu٣]", "[Te", "Hu1]"])
+def test_what_is_no_token_of_the_model_is_text(kind, string):
+    ids = kind.tokenizer.encode(f"a{string}b[Hu1]c")
+    assert [i for i in ids if i >= kind.vocab.text_size] == [kind.vocab.first_unit + 1]
+    assert kind.tokenizer.decode(ids) == f"a{string}b[Hu1]c"
+
+
+def test_units_that_a_base_model_lacks_are_text(kinds):
+    ids = kinds["pieces"].tokenizer.encode("[Pi3][Hu1]")
+    assert [i for i in ids if i >= BASE.text_size] == [BASE.first_unit + 1]
+
+
+@pytest.mark.parametrize("string", ["<s>", "</s>", "<unk>", "a</s>[Hu1]<s>"])
+def test_names_of_special_tokens_are_text(kind, string):
+    bos, *ids = kind.tokenizer.encode(string)
+    assert bos == kind.vocab.bos
+    assert not {0, 1, 2} & set(ids)
+    assert kind.tokenizer.decode(ids) == string
+
+
+def test_what_is_no_unicode_text_is_named(kind):
+    with pytest.raises(InputError, match=r"'ab\\ud800c'.*at 2"):
+        kind.tokenizer.encode("ab\ud800c")
+
+
+# Ids to strings.
+
+
+@pytest.mark.parametrize(
+    "string",
+    [
+        "the cat",
+        "  two  spaces  ",
+        "naïve café — 你好 😀",
+        "one\ntwo\n\n\tthree\r\n",
+        "[Text]the cat[Speech][Hu12][Hu500][Text] sat [Speech]",
+        "[Hu1] [Hu2]",
+    ],
+)
+def test_strings_come_back(kind, string):
+    assert kind.tokenizer.decode(kind.tokenizer.encode(string)) == string
+
+
+parts = st.sampled_from(["[Text]", "[Speech]", "[Hu7]", "[Hu500]", "[", " ", "  ", "\n", "the "])
+# SentencePiece writes a space as U+2581, so that character comes back as a space.
+any_text = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=4
+)
+
+
+@settings(deadline=None)
+@given(st.lists(parts | any_text, max_size=8).map("".join))
+@example("")
+def test_any_string_comes_back(kinds, string):
+    for kind in kinds.values():
+        ids = kind.tokenizer.encode(string)
+        assert all(0 <= i < kind.vocab.size for i in ids)
+        assert kind.tokenizer.decode(ids) == string
+
+
+def test_bos_eos_and_padding_rows_are_left_out(kind):
+    _, *ids = kind.tokenizer.encode("[Hu1]the")
+    padding = range(kind.vocab.size, kind.vocab.padded_size)
+    assert kind.tokenizer.decode([kind.vocab.bos, *ids, *kind.vocab.eos, *padding]) == "[Hu1]the"
+    assert kind.tokenizer.decode([]) == ""
+
+
+# Folders.
+
+
+def test_a_layout_that_the_pieces_do_not_have_is_named(kind):
+    folder = kind.llama / "out" / "text_tokenizer"
+    other = Vocab.make("base", 900)
+    with pytest.raises(InputError, match="text_tokenizer.* 900"):
+        load_text_tokenizer(folder, other)
+
+
+def test_pieces_that_end_early_are_named(kinds):
+    folder = kinds["pieces"].llama / "out" / "text_tokenizer"
+    with pytest.raises(InputError, match="1503 pieces.*1667"):
+        load_text_tokenizer(folder, EXPRESSIVE)
+
+
+@pytest.mark.parametrize("part", [0, 0.5, 0.99])
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_files_that_are_cut_short_are_named(files, tmp_path, name, part):
+    whole = files["text" if name == "tokenizer.model" else "json"].read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(InputError, match=str(tmp_path)):
+        load_text_tokenizer(tmp_path, EXPRESSIVE)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"{}", b"not a tokenizer", b"\xff\x00\xfe" * 50])
+def test_files_of_something_else_are_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        load_text_tokenizer(tmp_path, EXPRESSIVE)
+
+
+def test_a_folder_without_tokenizer_is_named(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path}.*tokenizer.model or tokenizer.json"):
+        load_text_tokenizer(tmp_path, BASE)
+
+
+# Conversion.
+
+
+def test_the_layout_is_written_beside_the_tokenizer(kind):
+    out = kind.llama / "out"
+    assert config.read(Vocab, out / "vocab.json") == kind.vocab
+    names = {path.name for path in (out / "text_tokenizer").iterdir()}
+    assert names == {
+        "tokenizer_config.json",
+        next(p.name for p in kind.llama.glob("tokenizer.*") if p.suffix in (".model", ".json")),
+    }
+
+
+def test_a_converted_folder_converts_to_the_same(kind, tmp_path):
+    """What is written lists the tokens, so it is a Llama folder with speech tokens itself."""
+    llama = tmp_path / "llama"
+    llama.mkdir()
+    for path in (kind.llama / "out" / "text_tokenizer").iterdir():
+        (llama / path.name).write_bytes(path.read_bytes())
+    settings = config.read_mapping(kind.llama / "config.json")
+    toy.write_json(llama / "config.json", settings | {"vocab_size": kind.vocab.padded_size})
+    name = "base" if kind.vocab == BASE else "expressive"
+    again = converted(llama, name, add=False)
+    assert again.vocab == kind.vocab
+    string = "[Text]the cat[Speech][Hu12][Hu500]  a"
+    assert again.tokenizer.encode(string) == kind.tokenizer.encode(string)
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "added_tokens.json"])
+def test_added_tokens_are_found_in_either_file(files, tmp_path, place):
+    folder = toy.write_llama_folder(tmp_path / "llama", files["text"], 1_792)
+    ids = {s: toy.TEXT_SIZE + i for i, s in enumerate(EXPRESSIVE.token_strings())}
+    added = {"added_tokens_decoder": {str(i): {"content": s} for s, i in ids.items()}}
+    toy.write_json(folder / place, ids if place == "added_tokens.json" else added)
+    kind = converted(folder, "expressive", add=False)
+    assert kind.vocab == dataclasses.replace(EXPRESSIVE, padded_size=1_792)
+    assert kind.tokenizer.encode("[St99]") == [1, EXPRESSIVE.size - 1]
+
+
+def test_a_large_vocabulary_with_several_ends(tmp_path):
+    tokenizer = toy.made_up_bpe(tmp_path / "large.json", 128_256)
+    folder = toy.write_llama_folder(tmp_path / "llama", tokenizer, 128_256, eos_token_id=5)
+    toy.write_json(folder / "generation_config.json", {"eos_token_id": [2, 7], "bos_token_id": 1})
+    kind = converted(folder, "expressive", add=True)
+    assert kind.vocab == Vocab.make("expressive", 128_256, eos=(2, 7))
+    ids = kind.tokenizer.encode("[Text]é[St99]")
+    assert ids[:2] + ids[-1:] == [1, 128_256, kind.vocab.size - 1]
+    assert len(ids) == 5
+    assert kind.tokenizer.decode(ids) == "[Text]é[St99]"
+
+
+def test_more_rows_than_tokens_stay(files, tmp_path):
+    folder = toy.write_llama_folder(tmp_path / "llama", files["text"], 4_096)
+    assert convert_tokenizer(folder, "base", tmp_path / "out", add=True).padded_size == 4_096
+
+
+def edit(path, **changes):
+    toy.write_json(path, json.loads(path.read_text()) | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "add", "changes", "words"),
+    [
+        ("text", "base", False, {}, [r"\[Text\]", "Spirit LM"]),
+        ("json", "base", False, {}, [r"\[Text\]", "Spirit LM"]),
+        ("pieces", "base", True, {}, ["already"]),
+        ("pieces", "expressive", False, {"vocab_size": 1_792}, [r"\[Pi0\]", "expressive"]),
+        ("text", "large", True, {}, ["'large'"]),
+        ("pieces", "base", False, {"vocab_size": 1_500}, ["1500", "1503"]),
+        ("text", "base", True, {"bos_token_id": None}, ["bos_token_id", "config.json"]),
+        ("text", "base", True, {"eos_token_id": "two"}, ["eos_token_id", "config.json"]),
+        ("text", "base", True, {"vocab_size": None}, ["vocab_size", "config.json"]),
+        ("text", "base", True, {"eos_token_id": 5_000}, ["5000"]),
+    ],
+)
+def test_folders_that_do_not_fit_are_named(files, tmp_path, name, kind, add, changes, words):
+    folder = toy.write_llama_folder(tmp_path / "llama", files[name], BASE.padded_size)
+    edit(folder / "config.json", **changes)
+    with pytest.raises(InputError, match=".*".join(words[:1])) as error:
+        convert_tokenizer(folder, kind, tmp_path / "out", add)
+    for word in words[1:]:
+        assert word in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_expressive_tokenizer_is_not_taken_for_base(kinds, tmp_path):
+    llama = tmp_path / "llama"
+    llama.mkdir()
+    for path in (kinds["text"].llama / "out" / "text_tokenizer").iterdir():
+        (llama / path.name).write_bytes(path.read_bytes())
+    toy.write_json(
+        llama / "config.json", {"vocab_size": 1_792, "bos_token_id": 1, "eos_token_id": 2}
+    )
+    with pytest.raises(InputError, match="pitch"):
+        convert_tokenizer(llama, "base", tmp_path / "out", add=False)
+
+
+def test_tokens_out_of_order_are_named(files, tmp_path):
+    strings = BASE.token_strings()
+    strings[3], strings[4] = strings[4], strings[3]
+    mixed = toy.append_pieces(files["text"], tmp_path / "mixed.model", strings)
+    folder = toy.write_llama_folder(tmp_path / "llama", mixed, BASE.padded_size)
+    with pytest.raises(InputError, match=r"\[Hu1\].*1004.*1003"):
+        convert_tokenizer(folder, "base", tmp_path / "out", add=False)
+
+
+def test_a_damaged_list_of_added_tokens_is_named(files, tmp_path):
+    folder = toy.write_llama_folder(tmp_path / "llama", files["text"], 1_792)
+    toy.write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": {"x": {}}})
+    with pytest.raises(InputError, match="tokenizer_config.json"):
+        convert_tokenizer(folder, "base", tmp_path / "out", add=False)
+
+
+# What the release computes.
+
+
+@pytest.fixture(scope="module", params=["base", "expressive"])
+def release(request, golden, tmp_path_factory):
+    """(tokenizer, expected numbers) of one of the release's models."""
+    name = f"spirit-lm-{request.param}-7b"
+    folder = golden / "checkpoints" / "spiritlm_model" / name
+    out = tmp_path_factory.mktemp("release")
+    vocab = convert_tokenizer(folder, request.param, out, add=False)
+    expected = json.loads((golden / "expected.json").read_text())[name]
+    assert vocab.size == expected["n_vocab"]
+    return load_text_tokenizer(out / "text_tokenizer", vocab), expected
+
+
+def test_ids_of_the_release(release):
+    tokenizer, expected = release
+    for string, ids in expected["text_ids"]:
+        assert tokenizer.encode(string) == ids
+    for case in expected["gen"]:
+        assert tokenizer.encode(case["prompt"]) == case["prompt_ids"]
+
+
+def test_strings_of_the_release(release):
+    tokenizer, expected = release
+    for case in expected["gen"]:
+        assert tokenizer.decode(case["prompt_ids"]) == case["prompt"]
+        if isinstance(tokenizer, PieceTokenizer):  # the other form joins tokens by spaces there
+            ids = case["prompt_ids"] + case["generated_ids"]
+            assert tokenizer.decode(ids) == case["decoded"]
