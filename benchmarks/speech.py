@@ -3,8 +3,8 @@
     python -m benchmarks.speech
 
 10 s of audio. HuBERT: ours, trunk and quantizer, against Hugging Face `HubertModel` with the 25 Hz
-config, eleven layers each. Vocoder: ours against a plain PyTorch HiFi-GAN, weight norm folded. Both run in
-float32 on the CPU with two threads.
+config, eleven layers each. Vocoder: ours against a plain PyTorch HiFi-GAN, weight norm folded. Both
+run in float32 on the CPU with two threads.
 """
 
 import json

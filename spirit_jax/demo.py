@@ -57,19 +57,15 @@ def run(output: str | Path, speech: str | Path | None, console: Console) -> None
         write_wav(output / "resynthesis.wav", spoken)
     console.print(f"spoke   {output / 'resynthesis.wav'} ({len(spoken) / SAMPLE_RATE:.2f} s)")
     with console.status("generating"):
-        said = lm.generate(
-            [("text", "Listen to this: "), ("speech", heard)],
-            max_new_tokens=120,
-            temperature=0.8,
-            do_sample=True,
-        )
+        prompt = [("text", "Listen to this: "), ("speech", heard)]
+        written = lm.generate(prompt, "text", max_new_tokens=16, do_sample=True)
+        said = lm.generate(prompt, "speech", max_new_tokens=160, do_sample=True)
+    for piece in written:
+        console.print(f"wrote   {piece.content!r}", markup=False, highlight=False)
     for number, piece in enumerate(said):
-        if piece.content_type == "text":
-            console.print(f"said    text: {piece.content!r}", markup=False, highlight=False)
-        else:
-            path = output / f"generated-{number}.wav"
-            write_wav(path, piece.content)
-            console.print(f"said    speech: {path} ({len(piece.content) / SAMPLE_RATE:.2f} s)")
+        path = output / f"generated-{number}.wav"
+        write_wav(path, piece.content)
+        console.print(f"said    {path} ({len(piece.content) / SAMPLE_RATE:.2f} s)")
     with console.status("drawing"):
         draw(output / "units.png", wave, heard, spoken)
     console.print(f"drew    {output / 'units.png'}")

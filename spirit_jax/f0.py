@@ -1,6 +1,6 @@
 """F0 of an utterance at 200 frames a second, voiced or not: what pitch units are made of.
 
-Two methods: "fcpe", a network whose frames `postprocess` brings to this form, and "pyin", librosa's.
+Two methods: "fcpe", a network whose frames `postprocess` brings to this form, and librosa's "pyin".
 """
 
 import librosa

@@ -130,7 +130,7 @@ class SpeechTokenizer:
             self._vocoder, params = hifigan.load(folder / "hifigan")
             self._check("hifigan", params)
             self._speak = _compile(self._vocoder, params)
-            self._durations = _compile(self._vocoder, params, method="durations")
+            self._durations = _compile(self._vocoder, params, method="log_durations")
         on_cpu = jax.default_backend() == "cpu"
         self._batch_seconds = 0 if on_cpu else BATCH_SECONDS
 
@@ -222,8 +222,8 @@ class SpeechTokenizer:
             to_predict += [index] if predict else []
         codes = [items[index][:, 0] for index in to_predict]
         made = self._run_windows(self._durations, codes, DURATION_REACH) if codes else []
-        for index, durations in zip(to_predict, made, strict=True):
-            items[index] = np.repeat(items[index], durations.astype(int), axis=0)
+        for index, log_frames in zip(to_predict, made, strict=True):
+            items[index] = np.repeat(items[index], hifigan.to_frames(log_frames), axis=0)
         return self._run_windows(self._speak, items, cfg.receptive_frames, cfg.code_hop)
 
     def _encode_hubert(self, flat: list[batching.Item]) -> list[np.ndarray]:

@@ -99,7 +99,7 @@ def test_prompts_logits_and_greedy_ids(model):
 def test_what_generations_say(model):
     lm, expected, _, _ = model
     for case in expected["decode_rules"]:
-        (outputs,) = lm.decode_outputs([case["prompt"]], [case["generated"]])
+        (outputs,) = lm.decode_outputs([case["prompt"]], [case["generated"]], speaker_id=1)
         assert len(outputs) == len(case["outputs"])
         for ours, theirs in zip(outputs, case["outputs"], strict=True):
             assert ours.content_type.upper() == theirs["type"]

@@ -271,22 +271,22 @@ class HifiGan(nn.Module):
         wave_bs = self.generator(jnp.concatenate(embedded, axis=-1), lengths_b)
         return wave_bs, lengths_b * self.config.code_hop
 
-    def durations(self, codes_bt: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """How many frames each unit lasts: 1 .. MAX_DURATION; and `lengths_b`.
+    def log_durations(
+        self, codes_bt: jax.Array, lengths_b: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """How long each unit lasts: float32 (b, t) for `to_frames`, and `lengths_b`.
 
         Args:
           codes_bt: int32 (b, t), phonetic units without repeats; not read after true lengths.
           lengths_b: int32 (b,), true numbers of units.
         """
-        log_frames_bt = self.duration(self.embed["code"](codes_bt), lengths_b)
-        frames_bt = jnp.round(jnp.exp(log_frames_bt) - 1)  # half to even, as torch.round
-        return jnp.clip(frames_bt, 1, MAX_DURATION).astype(jnp.int32), lengths_b
+        return self.duration(self.embed["code"](codes_bt), lengths_b), lengths_b
 
     def everything(self, ids_btc: jax.Array, lengths_b: jax.Array) -> None:
         """Touches every parameter, for `init`."""
         self(ids_btc, lengths_b)
         if self.config.duration_hidden:
-            self.durations(ids_btc[..., 0], lengths_b)
+            self.log_durations(ids_btc[..., 0], lengths_b)
 
 
 def init_params(model: HifiGan, key: jax.Array) -> dict:
@@ -304,6 +304,16 @@ def load(folder: str | Path) -> tuple[HifiGan, dict]:
     """The model of a network folder and its parameters (numpy arrays)."""
     cfg, params = checkpoint.load_network(folder, HifiGanConfig)
     return HifiGan(cfg), params
+
+
+def to_frames(log_frames: np.ndarray) -> np.ndarray:
+    """int32 frames that units last, at least 1: exp(x) - 1 rounded, half to even.
+
+    The exponential is taken exactly and rounded to float32 once, which is what the release's comes
+    to; an approximate one lands on the other side of a half now and then.
+    """
+    frames = np.exp(log_frames.astype(np.float64)).astype(np.float32) - np.float32(1)
+    return np.clip(np.round(frames), 1, MAX_DURATION).astype(np.int32)
 
 
 def expand_stream(stream: np.ndarray, hop: int, code_hop: int, frames: int) -> np.ndarray:

@@ -173,9 +173,7 @@ class Decoder(nn.Module):
                 name=f"up{i}",
             )
             x_btc = up(_mask(x_btc, lengths_b))
-            lengths_b = jnp.where(
-                lengths_b > 0, (lengths_b - 1) * stride + kernel - 2 * padding, 0
-            )
+            lengths_b = jnp.where(lengths_b > 0, (lengths_b - 1) * stride + kernel - 2 * padding, 0)
         return nn.Conv(2, name="out", **conv3)(_mask(x_btc, lengths_b)), lengths_b
 
 
