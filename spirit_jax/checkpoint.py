@@ -73,11 +73,10 @@ def load_params(path: str | Path, abstract: Params | None = None) -> Params:
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
     else:
         _check_shapes(path, stored, abstract)
-    options = ocp.options.PyTreeOptions(
-        loading=ocp.options.PyTreeOptions.Loading(partial_load=True)
-    )
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
     try:
-        with ocp.Context(pytree_options=options):
+        with context:
             return ocp.load(path, abstract)
     except Exception as error:
         raise InputError(f"{path}: its arrays cannot be read (half copied or damaged).") from error
