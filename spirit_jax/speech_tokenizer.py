@@ -201,15 +201,7 @@ class SpeechTokenizer:
           InputError: no such speaker, style or unit; units that lack what the vocoder needs; no
             vocoder.
         """
-        cfg = self._vocoder_config()
-        voice = {
-            "speaker": hifigan.find_id(
-                speaker_id, cfg.speakers, cfg.num_speakers, cfg.default_speaker, "speaker"
-            ),
-            "style_id": hifigan.find_id(
-                style_id, cfg.styles, cfg.num_style_ids, cfg.default_style, "style"
-            ),
-        }
+        cfg, voice = self._vocoder_config(), self.find_voice(speaker_id, style_id)
         items, to_predict = [], []  # ids of each utterance; which of them last as predicted
         for index, item in enumerate(spoken):
             predict = isinstance(item, str) if predict_durations is None else predict_durations
@@ -225,6 +217,18 @@ class SpeechTokenizer:
         for index, log_frames in zip(to_predict, made, strict=True):
             items[index] = np.repeat(items[index], hifigan.to_frames(log_frames), axis=0)
         return self._run_windows(self._speak, items, cfg.receptive_frames, cfg.code_hop)
+
+    def find_voice(self, speaker_id: int | str | None, style_id: int | str | None):
+        """The numbers {"speaker", "style_id"} of a voice; `InputError` where there is none such."""
+        cfg = self._vocoder_config()
+        return {
+            "speaker": hifigan.find_id(
+                speaker_id, cfg.speakers, cfg.num_speakers, cfg.default_speaker, "speaker"
+            ),
+            "style_id": hifigan.find_id(
+                style_id, cfg.styles, cfg.num_style_ids, cfg.default_style, "style"
+            ),
+        }
 
     def _encode_hubert(self, flat: list[batching.Item]) -> list[np.ndarray]:
         encoded = self._run(self._hubert, flat, SAMPLE_RATE)
@@ -321,7 +325,8 @@ def _stack_channels(item: Units, voice: dict[str, int], cfg: hifigan.HifiGanConf
             columns.append(np.full(n, voice[name]))
             continue
         stream, hop = streams[name]
-        if stream is None or (n and not len(stream)):
+        stream = np.zeros(0, np.int32) if stream is None else stream
+        if n and not len(stream):
             raise InputError(f"This vocoder needs {name} units, and there are none.")
         if len(stream) != n:
             stream = hifigan.expand_stream(stream, hop, cfg.code_hop, n)

@@ -239,6 +239,8 @@ class SpiritLM:
     def _generate(
         self, prompts, output_modality, generation_config, speaker_id, style_id, options
     ) -> list[list[Output]]:
+        if speaker_id is not None or style_id is not None:
+            self.speech_tokenizer.find_voice(speaker_id, style_id)  # complain before the work
         new_ids = self.generate_ids(prompts, output_modality, generation_config, **options)
         generated = [self.text_tokenizer.decode(ids) for ids in new_ids]
         return self.decode_outputs(prompts, generated, speaker_id, style_id)

@@ -22,6 +22,26 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def base_folder(tmp_path_factory) -> Path:
+    """A small model folder of kind base, with random weights."""
+    return _random_model(tmp_path_factory, "base")
+
+
+@pytest.fixture(scope="session")
+def expressive_folder(tmp_path_factory) -> Path:
+    """A small model folder of kind expressive, with random weights and pyin for F0."""
+    return _random_model(tmp_path_factory, "expressive")
+
+
+def _random_model(tmp_path_factory, kind: str) -> Path:
+    from spirit_jax.random_model import write_random_model
+
+    folder = tmp_path_factory.mktemp(kind) / "model"
+    write_random_model(folder, kind)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def fcpe_weights() -> Path:
     """FCPE's real weights, from the MIT-licensed package torchfcpe."""
     path = os.environ.get("SPIRIT_FCPE_PT")

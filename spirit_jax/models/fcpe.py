@@ -150,7 +150,17 @@ class Fcpe(nn.Module):
 
     config: FcpeConfig
 
-    @nn.compact
+    def setup(self):
+        cfg = self.config
+        conv3 = {"kernel_size": (3,), "padding": ((1, 1),), "precision": cfg.precision}
+        self.conv0 = nn.Conv(cfg.hidden_size, **conv3)
+        self.group_norm = MaskedGroupNorm(cfg.norm_groups)
+        self.conv1 = nn.Conv(cfg.hidden_size, **conv3)
+        self.layers = [ConvBlock(cfg) for _ in range(cfg.num_layers)]
+        self.norm = layer_norm(1e-5, None)
+        self.out = nn.Dense(cfg.num_bins, precision=cfg.precision)
+        self.cents = self.param("cents", nn.initializers.uniform(9000.0), (cfg.num_bins,))
+
     def __call__(self, wave_bt: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
         """F0 of every 10 ms.
 
@@ -168,31 +178,24 @@ class Fcpe(nn.Module):
 
     def score(self, mel_btm: jax.Array, frames_b: jax.Array) -> jax.Array:
         """How well each cent bin fits a frame: 0..1, (b, t, c)."""
-        cfg = self.config
         mask_bt = length_mask(frames_b, mel_btm.shape[1])
-        conv3 = {"kernel_size": (3,), "padding": ((1, 1),), "precision": cfg.precision}
-        x_btd = nn.Conv(cfg.hidden_size, name="conv0", **conv3)(
-            jnp.where(mask_bt[..., None], mel_btm, 0)
-        )
-        x_btd = MaskedGroupNorm(cfg.norm_groups, name="group_norm")(x_btd, mask_bt)
-        x_btd = jax.nn.leaky_relu(x_btd, 0.01) * mask_bt[..., None]
-        x_btd = nn.Conv(cfg.hidden_size, name="conv1", **conv3)(x_btd)
-        for i in range(cfg.num_layers):
-            x_btd = ConvBlock(cfg, name=f"layers_{i}")(x_btd, mask_bt)
-        x_btd = layer_norm(1e-5, "norm")(x_btd)
-        return jax.nn.sigmoid(nn.Dense(cfg.num_bins, precision=cfg.precision, name="out")(x_btd))
+        x_btd = self.conv0(jnp.where(mask_bt[..., None], mel_btm, 0))
+        x_btd = jax.nn.leaky_relu(self.group_norm(x_btd, mask_bt), 0.01)
+        x_btd = self.conv1(x_btd * mask_bt[..., None])
+        for layer in self.layers:
+            x_btd = layer(x_btd, mask_bt)
+        return jax.nn.sigmoid(self.out(self.norm(x_btd)))
 
     def pick(self, scores_btc: jax.Array) -> jax.Array:
         """F0 in Hz: the mean of the best bin and its neighbours; 0 below the threshold."""
-        cfg = self.config
-        cents_c = self.param("cents", nn.initializers.uniform(9000.0), (cfg.num_bins,))
         best_bt1 = jnp.argmax(scores_btc, axis=-1, keepdims=True)
         near_btn = best_bt1 + jnp.arange(-NEIGHBOURS, NEIGHBOURS + 1)
-        near_btn = jnp.clip(near_btn, 0, cfg.num_bins - 1)
+        near_btn = jnp.clip(near_btn, 0, self.config.num_bins - 1)
         weights_btn = jnp.take_along_axis(scores_btc, near_btn, axis=-1)
-        cents_bt = (cents_c[near_btn] * weights_btn).sum(-1) / weights_btn.sum(-1)
+        cents_btn = jnp.take(self.cents, near_btn)
+        cents_bt = (cents_btn * weights_btn).sum(-1) / weights_btn.sum(-1)
         f0_bt = CENTS_FROM * jnp.exp2(cents_bt / 1200)
-        return jnp.where(scores_btc.max(axis=-1) > cfg.threshold, f0_bt, 0)
+        return jnp.where(scores_btc.max(axis=-1) > self.config.threshold, f0_bt, 0)
 
 
 def load(folder: str | Path) -> tuple[Fcpe, dict]:

@@ -333,6 +333,8 @@ def find_id(wanted: int | str | None, names: tuple[str, ...], count: int, defaul
     """
     if wanted is None:
         return default
+    if not count:
+        raise InputError(f"This vocoder has no {what} to choose, so not '{wanted}' either.")
     name = str(wanted).strip()
     if name in names:
         return names.index(name)

@@ -213,7 +213,7 @@ class PitchVqVae(nn.Module):
 
     def decode(self, codes_bt: jax.Array, lengths_b: jax.Array):
         """Codes to features: float32 (b, t', 2), and the true numbers of frames."""
-        return self.decoder(self.codebook[codes_bt], lengths_b)
+        return self.decoder(jnp.take(self.codebook, codes_bt, axis=0), lengths_b)
 
     def everything(self, features_bt2: jax.Array, lengths_b: jax.Array) -> None:
         """Touches every parameter, for `init`."""

@@ -1,0 +1,141 @@
+"""FCPE and its conversion against torchfcpe's own code and the release's F0."""
+
+import importlib
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+soundfile = pytest.importorskip("soundfile")
+
+from convert import fcpe as convert_fcpe  # noqa: E402
+from spirit_jax import SpeechTokenizer, f0  # noqa: E402
+from spirit_jax.errors import InputError  # noqa: E402
+from spirit_jax.models import fcpe  # noqa: E402
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def ours(fcpe_weights, tmp_path_factory):
+    """(model, params, jitted function of (wave_bt, lengths_b)) with the real weights."""
+    folder = tmp_path_factory.mktemp("fcpe") / "fcpe"
+    convert_fcpe.convert_fcpe(fcpe_weights, folder)
+    model, params = fcpe.load(folder)
+    return model, params, jax.jit(lambda wave, n: model.apply({"params": params}, wave, n))
+
+
+@pytest.fixture(scope="module")
+def theirs(fcpe_weights):
+    """torchfcpe's model; the package needs torchaudio for a resampling that is not used here."""
+    pytest.importorskip("einops")
+    pytest.importorskip("local_attention")
+    stub = types.ModuleType("torchaudio.transforms")
+    stub.Resample = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torchaudio", types.ModuleType("torchaudio"))
+        patch.setitem(sys.modules, "torchaudio.transforms", stub)
+        patch.syspath_prepend(str(fcpe_weights.parents[2]))
+        package = importlib.import_module("torchfcpe")
+        yield package.spawn_bundled_infer_model("cpu")
+
+
+def speechlike(samples):
+    time = np.arange(samples) / RATE
+    pitch = 150 + 60 * np.sin(2 * np.pi * 0.7 * time)
+    wave = sum(np.sin(k * 2 * np.pi * np.cumsum(pitch) / RATE) / k for k in range(1, 12))
+    wave *= 0.1 * (np.sin(2 * np.pi * 1.5 * time) > -0.5)
+    noise = np.random.default_rng(0).standard_normal(samples)
+    return (wave + 0.003 * noise).astype(np.float32)
+
+
+def test_every_part_equals_torchfcpe(ours, theirs):
+    model, params, _ = ours
+    wave = speechlike(30_000)
+    with torch.no_grad():
+        mel = theirs.wav2mel(torch.from_numpy(wave)[None, :, None], RATE)
+        scores = theirs.model(mel)
+        hertz = theirs.model.infer(mel, decoder="local_argmax", threshold=0.05)[..., 0]
+    our_mel, frames = fcpe.log_mel(wave[None], np.array([len(wave)]), model.config)
+    assert our_mel.shape == mel.shape and frames.tolist() == [mel.shape[1]]
+    assert np.abs(our_mel - mel.numpy()).max() <= 1e-5 * np.abs(mel.numpy()).max()
+    our_scores = model.apply({"params": params}, mel.numpy(), frames, method="score")
+    assert np.abs(our_scores - scores.numpy()).max() <= 1e-5 * scores.numpy().max()
+    picked = model.apply({"params": params}, scores.numpy(), method="pick")
+    np.testing.assert_allclose(picked, hertz, rtol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1280, 1500, 15_999, 24_161])
+def test_f0_equals_torchfcpe(ours, theirs, samples):
+    wave = speechlike(samples)
+    frames = samples // 80 + 1
+    hertz, unvoiced = theirs.infer(
+        torch.from_numpy(wave)[None, :, None],
+        sr=RATE,
+        decoder_mode="local_argmax",
+        threshold=0.05,
+        f0_min=50,
+        f0_max=1100,
+        interp_uv=True,
+        output_interp_target_length=frames,
+        retur_uv=True,
+    )
+    padded = np.full((1, 26_000), 0.1, np.float32)
+    padded[0, :samples] = wave
+    raw, (count,) = ours[2](padded, np.array([samples], np.int32))
+    track, voiced = f0.postprocess(np.asarray(raw)[0, :count], samples)
+    np.testing.assert_array_equal(voiced, 1 - unvoiced.numpy().ravel())
+    np.testing.assert_allclose(track, hertz.numpy().ravel(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("hertz", [100, 220, 440])
+def test_tones_are_found(ours, hertz):
+    time = np.arange(26_000) / RATE
+    wave = sum(np.sin(2 * np.pi * hertz * k * time) / k for k in range(1, 6))
+    raw, (count,) = ours[2]((0.2 * wave).astype(np.float32)[None], np.array([26_000], np.int32))
+    bin_width = 2 ** (20 / 1200) - 1
+    np.testing.assert_allclose(np.asarray(raw)[0, 5 : count - 5], hertz, rtol=bin_width)
+
+
+def test_silence_is_unvoiced(ours):
+    raw, _ = ours[2](np.zeros((1, 26_000), np.float32), np.array([26_000], np.int32))
+    assert not np.asarray(raw).any()
+
+
+def test_f0_is_that_of_the_release(golden, ours):
+    arrays = np.load(golden / "expected_arrays.npz")
+    paths = sorted((golden / "audio").iterdir())
+    waves = [soundfile.read(p, dtype="float32", always_2d=True)[0].mean(axis=1) for p in paths]
+    batch = np.zeros((len(waves), max(map(len, waves))), np.float32)
+    for row, wave in zip(batch, waves, strict=True):
+        row[: len(wave)] = wave
+    raw, counts = ours[2](batch, np.array([len(wave) for wave in waves], np.int32))
+    for path, wave, frames, count in zip(paths, waves, np.asarray(raw), counts, strict=True):
+        track, voiced = f0.postprocess(frames[:count], len(wave))
+        np.testing.assert_array_equal(voiced, arrays[f"f0/{path.name}/vuv"])
+        np.testing.assert_allclose(track, arrays[f"f0/{path.name}/f0"], rtol=1e-3)
+
+
+def test_a_model_without_f0_gets_it(expressive_folder, fcpe_weights, tmp_path, monkeypatch, capsys):
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(expressive_folder, model)
+    argv = ["convert.fcpe", "--weights", str(fcpe_weights), "--model", str(model)]
+    monkeypatch.setattr(sys, "argv", argv)
+    convert_fcpe.main()
+    assert str(model) in capsys.readouterr().out
+    tokenizer = SpeechTokenizer.from_pretrained(model, f0_method="fcpe")
+    assert len(tokenizer.encode(speechlike(8000)).pitch) == 6
+
+
+def test_other_files_are_refused(tmp_path):
+    torch.save({"model": {}}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="expected a mapping with 'model' and 'config_dict'"):
+        convert_fcpe.convert_fcpe(tmp_path / "a.pt", tmp_path / "out")
+    torch.save({"model": {}, "config_dict": {"mel": {}, "model": {}}}, tmp_path / "b.pt")
+    with pytest.raises(InputError, match="lacks or misspells"):
+        convert_fcpe.convert_fcpe(tmp_path / "b.pt", tmp_path / "out")

@@ -1,0 +1,178 @@
+"""Prompts of text and speech in, text and speech out."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from spirit_jax import GenerationConfig, InputError, Modality, SpiritLM, Units
+from spirit_jax.sharding import make_mesh
+
+SPEECH = ("speech", "[St1][Pi3][Hu5][Hu6][Hu7]")
+TEXT = ("text", "Every field acts")
+
+
+@pytest.fixture(scope="module")
+def lm(expressive_folder):
+    return SpiritLM.from_pretrained(expressive_folder)
+
+
+def test_prompts_have_a_marker_wherever_the_modality_changes(lm):
+    assert lm.build_prompt([TEXT, SPEECH]) == f"[Text]{TEXT[1]}[Speech]{SPEECH[1]}"
+    assert lm.build_prompt([SPEECH, SPEECH], "speech") == f"[Speech]{SPEECH[1] * 2}"
+    assert lm.build_prompt([SPEECH], "text") == f"[Speech]{SPEECH[1]}[Text]"
+    assert lm.build_prompt([], Modality.SPEECH) == "[Speech]"
+
+
+def test_speech_may_be_audio_units_or_a_string(lm):
+    wave = np.sin(np.arange(16_000) / 20).astype(np.float32)
+    units = lm.speech_tokenizer.encode(wave)
+    string = lm.speech_tokenizer.encode_string(wave)
+    prompts = {
+        lm.build_prompt([("speech", form)])
+        for form in (wave, (np.stack([wave, wave]), 16_000), units, string)
+    }
+    assert prompts == {"[Speech]" + string}
+
+
+@pytest.mark.parametrize("modality", ["text", "speech", "arbitrary"])
+def test_a_batch_continues_every_prompt_as_alone(lm, modality):
+    prompts = [lm.build_prompt(inputs, modality) for inputs in ([TEXT], [TEXT, SPEECH], [SPEECH])]
+    together = lm.generate_ids(prompts, modality, max_new_tokens=20)
+    assert together == [
+        lm.generate_ids([prompt], modality, max_new_tokens=20)[0] for prompt in prompts
+    ]
+    allowed = lm.vocab.allowed(modality)
+    assert all(allowed[token] for row in together for token in row)
+
+
+def test_text_and_speech_come_out_as_asked(lm):
+    texts = lm.generate([SPEECH], "text", max_new_tokens=30, do_sample=True)
+    assert texts and all(
+        piece.content_type == "text" and isinstance(piece.content, str) for piece in texts
+    )
+    speech = lm.generate([TEXT], "speech", max_new_tokens=80, do_sample=True, speaker_id="ex02")
+    assert speech and all(piece.content_type is Modality.SPEECH for piece in speech)
+    assert all(piece.content.dtype == np.float32 and len(piece.content) for piece in speech)
+    again = lm.generate([TEXT], "speech", max_new_tokens=80, do_sample=True, speaker_id="ex02")
+    np.testing.assert_array_equal(again[0].content, speech[0].content)
+    other = lm.generate([TEXT], "speech", max_new_tokens=80, do_sample=True, seed=1)
+    assert not np.array_equal(other[0].content, speech[0].content)
+
+
+def test_batches_of_outputs_are_those_of_each_prompt(lm):
+    batch = [[TEXT], lm.build_prompt([TEXT, SPEECH], "text")]
+    together = lm.generate_batch(batch, "text", max_new_tokens=12)
+    assert together == [
+        lm.generate([TEXT], "text", max_new_tokens=12),
+        lm.generate(prompt=batch[1], output_modality="text", max_new_tokens=12),
+    ]
+    assert lm.generate_batch([], "text") == []
+
+
+def test_speech_goes_on_from_the_prompt(lm):
+    """The prompt's units are spoken with the new ones, and their share is cut off."""
+    old, new = [f"[Hu{i}]" for i in range(30)], [f"[Hu{i}]" for i in range(40, 70)]
+    prompt = "[Speech][St2][Pi9]" + "".join(old)
+    ((output,),) = lm.decode_outputs([prompt], ["".join(new)])
+    whole = lm.speech_tokenizer.decode("[St2][Pi9]" + "".join(old + new))
+    skipped = int(np.ceil(len(whole) * 30 / 61))
+    np.testing.assert_array_equal(output.content, whole[skipped:])
+
+
+def test_speech_without_pitch_is_left_out_and_said_so(lm):
+    with pytest.warns(UserWarning, match="without any pitch"):
+        (outputs,) = lm.decode_outputs(["[Text]a"], ["b[Speech]" + "[Hu1][Hu2]" * 20])
+    assert [piece.content for piece in outputs] == ["b"]
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2), (2, 1, 4)])
+def test_a_mesh_changes_nothing(lm, expressive_folder, shape):
+    sharded = SpiritLM.from_pretrained(expressive_folder, mesh=make_mesh(*shape))
+    prompts = [lm.build_prompt(inputs) for inputs in ([TEXT], [TEXT, SPEECH])]
+    assert sharded.generate_ids(prompts, max_new_tokens=12) == lm.generate_ids(
+        prompts, max_new_tokens=12
+    )
+    ours, theirs = sharded.logits(prompts[1]), lm.logits(prompts[1])
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def test_a_mesh_with_explicit_axes_works(expressive_folder, lm):
+    explicit = jax.sharding.AxisType.Explicit
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(explicit, explicit))
+    sharded = SpiritLM.from_pretrained(expressive_folder, mesh=mesh)
+    assert sharded.generate_ids(["[Text]ab"], max_new_tokens=5) == lm.generate_ids(
+        ["[Text]ab"], max_new_tokens=5
+    )
+
+
+def test_bfloat16_and_scanned_layers(lm, expressive_folder):
+    prompt = lm.build_prompt([TEXT, SPEECH])
+    exact = lm.logits(prompt)
+    scanned = SpiritLM.from_pretrained(expressive_folder, scan_layers=True).logits(prompt)
+    assert np.abs(scanned - exact).max() <= 1e-5 * np.abs(exact).max()
+    low = SpiritLM.from_pretrained(expressive_folder, dtype=jax.numpy.bfloat16).logits(prompt)
+    assert 1e-5 < np.abs(low - exact).max() / np.abs(exact).max() < 0.05
+
+
+def test_options_override_a_config(lm):
+    config = GenerationConfig(max_new_tokens=3)
+    prompts = ["[Text]a"]
+    assert len(lm.generate_ids(prompts, "text", config)[0]) <= 3
+    assert lm.generate_ids(prompts, "text", config, max_new_tokens=9) == lm.generate_ids(
+        prompts, "text", max_new_tokens=9
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda lm: lm.generate([("image", "x")]), "'image' is no modality"),
+        (lambda lm: lm.generate([("arbitrary", "x")]), "text or speech, not arbitrary"),
+        (lambda lm: lm.generate([("text", b"x")]), "must be a string, not bytes"),
+        (lambda lm: lm.generate([("speech", "nowhere.wav")]), "nowhere.wav: there is no such file"),
+        (lambda lm: lm.generate([("speech", "[Hu5]junk")]), "'junk' is no unit"),
+        (lambda lm: lm.generate([("speech", np.zeros(100))]), "shorter than 80 ms"),
+        (lambda lm: lm.generate([("speech", Units([]))]), "shorter than 80 ms"),
+        (lambda lm: lm.generate([TEXT], prompt="x"), "not both"),
+        (lambda lm: lm.generate([TEXT], max_tokens=3), "'max_tokens' is no option"),
+        (lambda lm: lm.generate([TEXT], temperature=0), "temperature is 0"),
+        (lambda lm: lm.generate([TEXT], "sound"), "'sound' is no modality"),
+        (lambda lm: lm.generate([TEXT], "text", speaker_id=9), "no speaker '9'"),
+    ],
+)
+def test_bad_calls_are_one_clear_sentence(lm, call, message):
+    with pytest.raises(InputError, match=message):
+        call(lm)
+
+
+def test_folders_that_do_not_fit_are_named(base_folder, expressive_folder, tmp_path):
+    with pytest.raises(InputError, match="is no model folder"):
+        SpiritLM.from_pretrained(tmp_path)
+
+    text_only = tmp_path / "text"
+    shutil.copytree(base_folder, text_only)
+    shutil.rmtree(text_only / "speech_tokenizer")
+    lm = SpiritLM.from_pretrained(text_only)
+    assert lm.generate([TEXT], "text", max_new_tokens=3) is not None
+    with pytest.raises(InputError, match="has no speech tokenizer"):
+        lm.generate([("speech", np.zeros(16_000))])
+
+    shutil.copytree(expressive_folder / "speech_tokenizer", text_only / "speech_tokenizer")
+    with pytest.raises(InputError, match="kind base, and the speech tokenizer expressive"):
+        SpiritLM.from_pretrained(text_only)
+
+    vocab = tmp_path / "vocab"
+    shutil.copytree(base_folder, vocab)
+    values = json.loads((vocab / "vocab.json").read_text())
+    (vocab / "vocab.json").write_text(json.dumps(values | {"padded_size": 2048}))
+    with pytest.raises(InputError, match="rows, and vocab.json 2048"):
+        SpiritLM.from_pretrained(vocab)
+
+    half = tmp_path / "half"
+    shutil.copytree(base_folder, half)
+    shutil.rmtree(half / "llama" / "params")
+    with pytest.raises(InputError, match="not a whole parameter folder"):
+        SpiritLM.from_pretrained(half)
