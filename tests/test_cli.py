@@ -1,0 +1,138 @@
+"""The command `spirit-jax`, as it is called."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from spirit_jax import SpeechTokenizer, cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command line: (exit status, standard output, standard error)."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # do not touch the user's
+    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+
+    def run_command(*args):
+        monkeypatch.setattr(sys, "argv", ["spirit-jax", *map(str, args)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        return status, *capsys.readouterr()
+
+    return run_command
+
+
+@pytest.fixture
+def recording(tmp_path):
+    path = tmp_path / "speech.flac"
+    soundfile.write(path, 0.3 * np.sin(np.arange(12_000) / 15), 16_000)
+    return path
+
+
+def test_encode_prints_a_line_a_file_and_skips_bad_ones(run, base_folder, recording, tmp_path):
+    (tmp_path / "bad.wav").write_text("no audio")
+    files = (recording, tmp_path / "bad.wav", tmp_path / "absent.wav")
+    status, out, err = run("encode", base_folder, *files)
+    (line,) = out.splitlines()
+    expected = SpeechTokenizer.from_pretrained(base_folder).encode(recording)
+    assert json.loads(line) == {"audio": str(recording)} | expected.to_dict()
+    assert status == 0
+    assert "skipped: " in err and "bad.wav: is not audio" in err and "absent.wav" in err
+    assert "2 of 3 files were skipped" in err
+    assert run("encode", base_folder, "--strict", *files)[0] == 1
+    assert run("encode", base_folder, tmp_path / "bad.wav")[0] == 1
+
+
+def test_encode_prints_strings(run, expressive_folder, recording):
+    _, out, _ = run("encode", expressive_folder, "--string", recording)
+    string = SpeechTokenizer.from_pretrained(expressive_folder).encode_string(recording)
+    assert json.loads(out) == {"audio": str(recording), "string": string}
+
+
+def test_resynth_writes_a_wave_of_the_same_length(run, base_folder, recording, tmp_path):
+    target = tmp_path / "new folder" / "out.wav"
+    status, out, _ = run("resynth", base_folder, recording, target, "--speaker", "ex02")
+    assert status == 0 and str(target) in out
+    wave, rate = soundfile.read(target)
+    assert rate == 16_000 and abs(len(wave) - 12_000) <= 1280
+    expected = SpeechTokenizer.from_pretrained(base_folder)
+    expected = expected.decode(expected.encode(recording), speaker_id=1)
+    np.testing.assert_allclose(wave, expected, atol=1 / 32_000)
+
+
+def test_generate_prints_text_and_writes_speech(run, base_folder, recording, tmp_path):
+    status, out, _ = run(
+        "generate", base_folder, "text:Hello", "--to", "text", "--greedy", "--max-new-tokens", "8"
+    )
+    assert status == 0 and out.startswith("text: ")
+    inputs = ("text:Listen: it says", f"speech:{recording}")
+    output = tmp_path / "answers"
+    status, out, _ = run(
+        "generate",
+        base_folder,
+        *inputs,
+        "--to",
+        "speech",
+        "--max-new-tokens",
+        "60",
+        "--output",
+        output,
+    )
+    assert status == 0 and out.startswith("speech: ")
+    (path,) = output.iterdir()
+    assert soundfile.info(path).samplerate == 16_000
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("encode", "nowhere", "x.wav"), "nowhere"),
+        (("generate", "MODEL", "hello"), "'hello' is no input"),
+        (("generate", "MODEL", "speech:gone.wav"), "gone.wav: there is no such file"),
+        (("generate", "MODEL", "text:a", "--to", "sound"), "'sound' is no modality"),
+        (("generate", "MODEL", "text:a", "--temperature", "0"), "temperature is 0"),
+        (("resynth", "MODEL", "gone.wav", "out.wav"), "gone.wav: there is no such file"),
+    ],
+)
+def test_errors_are_one_line(run, base_folder, args, message):
+    args = [base_folder if arg == "MODEL" else arg for arg in args]
+    status, _, err = run(*args)
+    assert status == 1
+    assert err.startswith("error: ") and message in err and len(err.splitlines()) == 1
+
+
+def test_every_command_helps(run):
+    for args in ((), ("encode",), ("resynth",), ("generate",), ("demo",)):
+        status, out, _ = run(*args, "--help")
+        assert status == 0 and "Usage" in out
+
+
+def test_the_demo_says_that_it_is_random_and_leaves_sound_and_a_picture(run, tmp_path):
+    status, out, _ = run("demo", "--output", tmp_path / "demo")
+    assert status == 0
+    assert "random" in out.splitlines()[0]
+    files = {path.name: path for path in (tmp_path / "demo").iterdir()}
+    assert {"resynthesis.wav", "units.png", "generated-0.wav"} <= set(files)
+    assert files["units.png"].read_bytes().startswith(b"\x89PNG")
+    assert abs(soundfile.info(files["resynthesis.wav"]).duration - 5.15) < 0.1
+
+
+def test_a_second_start_compiles_nothing_anew(base_folder, recording, tmp_path):
+    cache = tmp_path / "cache"
+    start = "from spirit_jax.cli import main; main()"
+    command = [sys.executable, "-c", start, "encode", str(base_folder), str(recording)]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    entries = sorted(path.name for path in cache.iterdir() if "atime" not in path.name)
+    assert any("apply" in name for name in entries)  # the network
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert again.stdout == first.stdout
+    assert sorted(p.name for p in cache.iterdir() if "atime" not in p.name) == entries
