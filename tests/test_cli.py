@@ -15,7 +15,6 @@ from spirit_jax import SpeechTokenizer, cli
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs a command line: (exit status, standard output, standard error)."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # do not touch the user's
     monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
 
     def run_command(*args):

@@ -10,6 +10,7 @@ import pytest
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
+from spirit_jax.random_model import random_params
 
 CONFIG = HifiGanConfig(
     num_codes=11,
@@ -35,8 +36,7 @@ CONFIG = HifiGanConfig(
 def vocoder():
     """(speak, durations), jitted, on random parameters that are not small."""
     model = HifiGan(CONFIG)
-    params = jax.jit(lambda key: hifigan.init_params(model, key))(jax.random.key(0))
-    params = jax.tree.map(lambda p: p + 0.1 * jnp.sign(p + 1e-9), params)
+    params = random_params(hifigan.abstract_params(model), np.random.default_rng(0))
     params["duration"]["out"]["bias"] += 1.5
     speak = jax.jit(lambda ids, n: model.apply({"params": params}, ids, n))
     durations = jax.jit(
@@ -177,8 +177,9 @@ def test_a_duration_kernel_of_two_gives_one_duration_a_unit():
     model = HifiGan(dataclasses.replace(CONFIG, duration_kernel=2))
     codes = random_ids(2, 7)[..., 0]
     lengths = jnp.array([7, 4])
-    params = model.init(jax.random.key(0), codes, lengths, method="log_durations")
-    both, _ = model.apply(params, codes, lengths, method="log_durations")
-    alone, _ = model.apply(params, codes[1:, :4], lengths[1:], method="log_durations")
+    params = random_params(hifigan.abstract_params(model), np.random.default_rng(0))
+    durations = jax.jit(lambda c, n: model.apply({"params": params}, c, n, method="log_durations"))
+    both, _ = durations(codes, lengths)
+    alone, _ = durations(codes[1:, :4], lengths[1:])
     assert both.shape == (2, 7)
     np.testing.assert_allclose(both[1, :4], alone[0], atol=1e-6)

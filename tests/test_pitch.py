@@ -9,6 +9,7 @@ import pytest
 from spirit_jax.errors import InputError
 from spirit_jax.models import pitch
 from spirit_jax.models.pitch import PitchConfig, PitchVqVae, StackConfig
+from spirit_jax.random_model import random_params
 
 CONFIG = PitchConfig(
     downs=((2, 4, 1), (3, 7, 2)),
@@ -25,7 +26,7 @@ MEAN = np.float32((100 + 130 + 140) / 3)
 @pytest.fixture(scope="module")
 def network():
     model = PitchVqVae(CONFIG)
-    params = jax.jit(lambda key: pitch.init_params(model, key))(jax.random.key(0))
+    params = random_params(pitch.abstract_params(model), np.random.default_rng(0))
     encode = jax.jit(lambda x, n: model.apply({"params": params}, x, n))
     latent = jax.jit(lambda x, n: model.apply({"params": params}, x, n, method="latent"))
     decode = jax.jit(lambda c, n: model.apply({"params": params}, c, n, method="decode"))

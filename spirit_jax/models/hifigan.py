@@ -10,6 +10,7 @@ true end, as it does for that row alone.
 """
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -289,15 +290,12 @@ class HifiGan(nn.Module):
             self.log_durations(ids_btc[..., 0], lengths_b)
 
 
-def init_params(model: HifiGan, key: jax.Array) -> dict:
-    """Random parameters."""
-    ids_btc = jnp.zeros((1, 8, len(model.config.channels)), jnp.int32)
-    return model.init(key, ids_btc, jnp.array([8]), method="everything")["params"]
-
-
 def abstract_params(model: HifiGan) -> dict:
     """The parameter tree as `jax.ShapeDtypeStruct`."""
-    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    ids = jax.ShapeDtypeStruct((1, 8, len(model.config.channels)), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    init = functools.partial(model.init, method="everything")
+    return jax.eval_shape(init, jax.random.key(0), ids, lengths)["params"]
 
 
 def load(folder: str | Path) -> tuple[HifiGan, dict]:

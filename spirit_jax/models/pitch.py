@@ -8,6 +8,7 @@ zeros after a row's true end, as it does for that row alone.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -220,15 +221,12 @@ class PitchVqVae(nn.Module):
         self.decode(*self(features_bt2, lengths_b))
 
 
-def init_params(model: PitchVqVae, key: jax.Array) -> dict:
-    """Random parameters."""
-    features = jnp.zeros((1, 64, 2))
-    return model.init(key, features, jnp.array([64]), method="everything")["params"]
-
-
 def abstract_params(model: PitchVqVae) -> dict:
     """The parameter tree as `jax.ShapeDtypeStruct`."""
-    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    features = jax.ShapeDtypeStruct((1, 64, 2), jnp.float32)
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    init = functools.partial(model.init, method="everything")
+    return jax.eval_shape(init, jax.random.key(0), features, lengths)["params"]
 
 
 def load(folder: str | Path) -> tuple[PitchVqVae, dict]:
