@@ -17,8 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from convert import table, torch_files
 from convert.main import run_main
 from convert.table import Rule
@@ -52,15 +50,9 @@ def convert_fcpe(path: str | Path, output: str | Path) -> FcpeConfig:
     Raises:
       InputError: the file is not FCPE's, or `output` is there already.
     """
-    state = torch_files.load_pickle(path)
-    if not isinstance(state, Mapping) or not {"model", "config_dict"} <= set(state):
-        raise InputError(f"{path}: expected a mapping with 'model' and 'config_dict' in it.")
+    state = torch_files.load_parts(path, "model", "config_dict")
     cfg = read_config(path, state["config_dict"])
-    arrays = {
-        name: np.asarray(torch_files.to_numpy(tensor), np.float32)
-        for name, tensor in state["model"].items()
-    }
-    folded = table.fold_weight_norm(arrays, dim=0)
+    folded = table.fold_weight_norm(torch_files.as_float32(state["model"], path), dim=0)
     params = table.convert(folded, RULES, abstract_params(Fcpe(cfg)), str(path))
     checkpoint.save_network(output, cfg, params)
     return cfg

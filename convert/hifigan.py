@@ -3,15 +3,12 @@
 python -m convert.hifigan --checkpoint FOLDER --output DIR
 """
 
-import argparse
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from convert import table, torch_files
-from convert.main import run_main
+from convert.main import convert_folder, run_main
 from convert.table import Rule
 from convert.trunk import linear_rules, norm_rules, refuse
 from spirit_jax import checkpoint, config
@@ -30,19 +27,10 @@ def convert_hifigan(folder: str | Path, output: str | Path) -> HifiGanConfig:
     """
     folder = Path(folder)
     cfg = read_config(folder)
-    state = torch_files.load_pickle(folder / "generator.pt")
-    if not isinstance(state, Mapping) or not isinstance(state.get("generator"), Mapping):
-        raise InputError(f"{folder / 'generator.pt'}: expected a mapping with 'generator' in it.")
-    arrays = {
-        name: np.asarray(torch_files.to_numpy(tensor), np.float32)
-        for name, tensor in state["generator"].items()
-    }
-    params = table.convert(
-        table.fold_weight_norm(arrays, dim=0),
-        rules(cfg),
-        abstract_params(HifiGan(cfg)),
-        str(folder),
-    )
+    path = folder / "generator.pt"
+    arrays = torch_files.as_float32(torch_files.load_parts(path, "generator")["generator"], path)
+    folded = table.fold_weight_norm(arrays, dim=0)
+    params = table.convert(folded, rules(cfg), abstract_params(HifiGan(cfg)), str(folder))
     checkpoint.save_network(output, cfg, params)
     return cfg
 
@@ -128,12 +116,7 @@ def _read_names(path: Path, count: int) -> tuple[str, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, help="folder with config.json, generator.pt")
-    parser.add_argument("--output", required=True, help="network folder to write")
-    args = parser.parse_args()
-    cfg = convert_hifigan(args.checkpoint, args.output)
-    print(json.dumps({"output": args.output, "channels": cfg.channels}))
+    convert_folder(__doc__, convert_hifigan)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Writes the networks `DIR/hubert` and `DIR/quantizer`.
 import argparse
 import ast
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +100,13 @@ def read_release_encoder(path: str | Path, layer: int = 11) -> tuple[HubertConfi
     Raises:
       InputError: the file is damaged, or holds a network of another form.
     """
-    saved = _read_parts(path, ("model_cfg", "model_weight"))
+    saved = torch_files.load_parts(path, "model_cfg", "model_weight")
     cfg, task = saved["model_cfg"], saved.get("task_cfg") or {}
     total = cfg.get("encoder_layers", 12)
     check_layer(path, layer, total)
     refuse(path, cfg, pos_conv_depth=1, layer_type="transformer", conv_pos_batch_norm=False)
     mode = cfg.get("extractor_mode", "default")
-    tensors = table.fold_weight_norm(_as_float32(saved["model_weight"], path), dim=2)
+    tensors = table.fold_weight_norm(torch_files.as_float32(saved["model_weight"], path), dim=2)
     norm_first = cfg.get("layer_norm_first", False)
     conv_layers = parse_conv_layers(
         cfg.get("conv_feature_layers", FAIRSEQ_CONV_LAYERS), where=str(path)
@@ -181,7 +180,7 @@ def read_release_quantizer(path: str | Path) -> tuple[QuantizerConfig, dict[str,
     Raises:
       InputError: the file is damaged, or holds a network of another form.
     """
-    saved = _read_parts(path, ("model_cfg", "model_weight"))
+    saved = torch_files.load_parts(path, "model_cfg", "model_weight")
     cfg = saved["model_cfg"]
     try:
         vocab_size, dim = cfg["vocab_size"], cfg["dim"]
@@ -197,7 +196,7 @@ def read_release_quantizer(path: str | Path) -> tuple[QuantizerConfig, dict[str,
     ours = config.from_dict(QuantizerConfig, values, source=str(path))
     # A leaky ReLU without parameters stands between two of the numbered layers.
     rules = [rule for i in range(3) for rule in linear_rules(str(2 * i), f"linear{i}")]
-    tensors = _as_float32(saved["model_weight"], path)
+    tensors = torch_files.as_float32(saved["model_weight"], path)
     return ours, table.convert(tensors, rules, _quantizer_shapes(ours), str(path))
 
 
@@ -265,21 +264,6 @@ def convert_hubert(
             raise InputError(f"{output / name}: exists already; choose another output.")
     for name, (cfg, params) in networks.items():
         checkpoint.save_network(output / name, cfg, params)
-
-
-def _read_parts(path: str | Path, parts: Sequence[str]) -> dict[str, Any]:
-    saved = torch_files.load_pickle(path)
-    for part in parts:
-        if not isinstance(saved, dict) or not isinstance(saved.get(part), dict):
-            raise InputError(f"{path}: has no '{part}'; a HuBERT file of the release was expected.")
-    return saved
-
-
-def _as_float32(state: Mapping[str, Any], path: str | Path) -> dict[str, np.ndarray]:
-    for name, tensor in state.items():
-        if not torch.is_tensor(tensor):
-            raise InputError(f"{path}: '{name}' is not a tensor.")
-    return {n: np.asarray(torch_files.to_numpy(t), np.float32) for n, t in state.items()}
 
 
 def _quantizer_shapes(cfg: QuantizerConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from convert import table, torch_files
-from convert.main import run_main, whole_folder
+from convert.main import run_main, show_progress, whole_folder
 from convert.table import Rule
 from spirit_jax import checkpoint, config
 from spirit_jax.errors import InputError
@@ -200,7 +200,8 @@ def convert_llama(
         raise InputError(f"{folder}: has {source.vocab_size} rows already, more than {rows}.")
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
-        for path, array in table.run(tensors, steps, shapes, where):
+        moves = table.run(tensors, steps, shapes, where)
+        for path, array in show_progress(moves, len(steps), "converting the language model"):
             if path in ("embed/embedding", "head") and rows > source.vocab_size:
                 array = _add_rows(array, path, rows, seed)
             yield path, array

@@ -3,8 +3,6 @@
 python -m convert.pitch --checkpoint FOLDER --output DIR
 """
 
-import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from convert import table, torch_files
-from convert.main import run_main
+from convert.main import convert_folder, run_main
 from convert.table import Rule
 from convert.trunk import linear_rules, refuse
 from spirit_jax import checkpoint, config
@@ -28,13 +26,8 @@ def convert_pitch(folder: str | Path, output: str | Path) -> PitchConfig:
     """
     folder = Path(folder)
     cfg = read_config(folder / "config.yaml")
-    state = torch_files.load_pickle(folder / "model.pt")
-    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
-        raise InputError(f"{folder / 'model.pt'}: expected a mapping with 'model' in it.")
-    arrays = {
-        name: np.asarray(torch_files.to_numpy(tensor), np.float32)
-        for name, tensor in state["model"].items()
-    }
+    path = folder / "model.pt"
+    arrays = torch_files.as_float32(torch_files.load_parts(path, "model")["model"], path)
     params = table.convert(arrays, rules(cfg), abstract_params(PitchVqVae(cfg)), str(folder))
     checkpoint.save_network(output, cfg, params)
     return cfg
@@ -124,12 +117,7 @@ def _read_stack(values: Mapping[str, Any], reverse: bool) -> StackConfig:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, help="folder with config.yaml and model.pt")
-    parser.add_argument("--output", required=True, help="network folder to write")
-    args = parser.parse_args()
-    cfg = convert_pitch(args.checkpoint, args.output)
-    print(json.dumps({"output": args.output, "codes": cfg.num_codes, "features": cfg.features}))
+    convert_folder(__doc__, convert_pitch)
 
 
 if __name__ == "__main__":

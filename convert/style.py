@@ -3,12 +3,10 @@
 python -m convert.style --checkpoint HF_DIR --output DIR
 """
 
-import argparse
-import json
 from pathlib import Path
 
 from convert import table
-from convert.main import run_main
+from convert.main import convert_folder, run_main
 from convert.table import Rule
 from convert.trunk import hf_rules, linear_rules, read_hf_tensors, read_hf_trunk
 from spirit_jax import checkpoint, config
@@ -46,12 +44,7 @@ def convert_style(folder: str | Path, output: str | Path) -> StyleConfig:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, help="Hugging Face folder")
-    parser.add_argument("--output", required=True, help="network folder to write")
-    args = parser.parse_args()
-    cfg = convert_style(args.checkpoint, args.output)
-    print(json.dumps({"output": args.output, "styles": cfg.num_styles}))
+    convert_folder(__doc__, convert_style)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,23 @@ def load_pickle(path: str | Path) -> Any:
         raise InputError(f"{path}: is not a whole PyTorch checkpoint (half copied?).") from error
 
 
+def load_parts(path: str | Path, *parts: str) -> dict[str, Any]:
+    """The mapping in a `.pt` file; `InputError` unless each of `parts` is a mapping in it."""
+    saved = load_pickle(path)
+    for part in parts:
+        if not isinstance(saved, Mapping) or not isinstance(saved.get(part), Mapping):
+            raise InputError(f"{path}: expected a mapping with '{part}' in it.")
+    return saved
+
+
+def as_float32(state: Mapping[str, Any], path: str | Path) -> dict[str, np.ndarray]:
+    """A mapping of tensors as float32 numpy; raises `InputError` for a value that is none."""
+    for name, tensor in state.items():
+        if not torch.is_tensor(tensor):
+            raise InputError(f"{path}: '{name}' is not a tensor.")
+    return {name: np.asarray(to_numpy(tensor), np.float32) for name, tensor in state.items()}
+
+
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """A copy of a tensor as numpy; bfloat16 stays bfloat16."""
     tensor = tensor.detach().clone().contiguous()

@@ -114,6 +114,7 @@ class SpeechTokenizer:
         self._check("quantizer", params["quantizer"])
         self._blank = model.quantizer.blank
         self._hubert = _compile(model, params)
+        self._fcpe = None
         if cfg.kind == "expressive":
             self._pitch_model, params = pitch.load(folder / "pitch")
             self._check("pitch", params)
@@ -237,7 +238,7 @@ class SpeechTokenizer:
     def _encode_pitch(self, flat: list[batching.Item]) -> list[np.ndarray]:
         if self.config.f0_method == "pyin":
             tracks = [f0.pyin_f0(wave) for (wave,) in flat]
-        elif hasattr(self, "_fcpe"):
+        elif self._fcpe is not None:
             raw = self._run(self._fcpe, flat, SAMPLE_RATE)
             tracks = [
                 f0.postprocess(track, len(wave)) for track, (wave,) in zip(raw, flat, strict=True)

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from convert.release import convert_release  # noqa: E402
 from spirit_jax import InputError, SpiritLM  # noqa: E402
 
 BASE = "spirit-lm-base-7b"
+ROOT = Path(__file__).parents[1]  # convert/ runs from here
 
 
 @pytest.fixture
@@ -229,7 +231,7 @@ def test_conversion_holds_a_small_part_of_the_weights_in_memory(tmp_path):
             "print(status.split('VmHWM:')[1].split()[0])"
         )
         command = [sys.executable, "-c", code, str(folder), str(tmp_path / f"out{layers}")]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         return int(result.stdout.split()[-1]) * 1024, (folder / "pytorch_model.bin").stat().st_size
 
     small, _ = peak_bytes(8)
