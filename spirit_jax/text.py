@@ -22,7 +22,14 @@ from spirit_jax.vocab import Vocab
 
 
 class TextTokenizer(Protocol):
-    """What every kind can do."""
+    """What every kind can do.
+
+    Attributes:
+      word_prefix: what must stand between a marker and a word for the word's usual first piece:
+        a space, or nothing where the tokenizer puts one there by itself.
+    """
+
+    word_prefix: str
 
     def encode(self, string: str) -> list[int]:
         """Ids of a prompt string, BOS first, no EOS.
@@ -39,6 +46,8 @@ class TextTokenizer(Protocol):
 
 class PieceTokenizer:
     """SentencePiece with the markers and units among its pieces."""
+
+    word_prefix = " "  # the dummy prefix stands once, before the whole string
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor, vocab: Vocab):
         self._processor, self._vocab = processor, vocab
@@ -66,6 +75,8 @@ class SplitTokenizer:
         strings = vocab.token_strings()
         self._ids = {string: vocab.text_size + i for i, string in enumerate(strings)}
         self._strings = {token: string for string, token in self._ids.items()}
+        first, second = encode_text("x"), encode_text("x x")
+        self.word_prefix = "" if second[len(second) - len(first) :] == first else " "
 
     def encode(self, string: str) -> list[int]:
         """See `TextTokenizer`."""

@@ -1,0 +1,177 @@
+"""Interleaving of aligned speech and text, drawn anew every time a document is used.
+
+Spirit LM (arXiv 2402.05755, section 3): spans of text and of speech take turns at word boundaries,
+with a marker at every switch. The units of a document are merged and deduplicated once and then cut
+by time.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from spirit_jax import units as units_lib
+from spirit_jax.data.records import Utterance
+from spirit_jax.errors import InputError
+from spirit_jax.text import TextTokenizer
+from spirit_jax.vocab import Modality, Vocab
+
+RULES = ("spans", "poisson", "half", "coin")
+
+
+@dataclasses.dataclass(frozen=True)
+class InterleaveConfig:
+    """How long spans are.
+
+    Attributes:
+      rule: "spans", lengths uniform within the bounds below (the paper); "poisson", lengths of
+        Poisson(`mean_words`), of which `speech_share` is speech (Zeng et al., arXiv 2411.17607);
+        "half", a text span within its bounds and then half as many words of speech; "coin", each
+        word is speech with a chance of `speech_share`.
+      text_words, speech_words: least and most words of a span, for "spans" and "half".
+      mean_words: of a span, for "poisson".
+      speech_share: of words, for "poisson" and "coin".
+    """
+
+    rule: str = "spans"
+    text_words: tuple[int, int] = (10, 30)
+    speech_words: tuple[int, int] = (5, 15)
+    mean_words: float = 10.0
+    speech_share: float = 0.3
+
+    def __post_init__(self):
+        if self.rule not in RULES:
+            raise InputError(f"rule is '{self.rule}', expected one of {', '.join(RULES)}.")
+        for name in ("text_words", "speech_words"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high:
+                raise InputError(f"{name} is {low} to {high}; expected 1 or more, rising.")
+        if not 0 < self.speech_share < 1 or self.mean_words <= 0:
+            raise InputError("speech_share must lie between 0 and 1, and mean_words above 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Words `start` to `stop` of a document, as text or as speech."""
+
+    modality: Modality
+    start: int
+    stop: int
+
+
+def draw_spans(words: int, config: InterleaveConfig, rng: np.random.Generator) -> list[Span]:
+    """Spans that cover `words` words in order, text and speech in turn."""
+    if config.rule == "coin":
+        speech = rng.random(words) < config.speech_share
+        bounds = [0, *(np.flatnonzero(speech[1:] != speech[:-1]) + 1), words] if words else [0]
+        return [
+            Span(Modality.SPEECH if speech[start] else Modality.TEXT, int(start), int(stop))
+            for start, stop in zip(bounds, bounds[1:], strict=False)
+        ]
+    modality = Modality.SPEECH if rng.random() < 0.5 else Modality.TEXT
+    spans: list[Span] = []
+    start = last_text = 0
+    while start < words:
+        length = _draw_length(modality, last_text, config, rng)
+        stop = min(start + length, words)
+        spans.append(Span(modality, start, stop))
+        if modality is Modality.TEXT:
+            last_text = length
+        start = stop
+        modality = Modality.TEXT if modality is Modality.SPEECH else Modality.SPEECH
+    return spans
+
+
+def _draw_length(
+    modality: Modality, last_text: int, config: InterleaveConfig, rng: np.random.Generator
+) -> int:
+    is_speech = modality is Modality.SPEECH
+    if config.rule == "poisson":
+        # Spans take turns, so shares of words are shares of mean lengths.
+        share = config.speech_share if is_speech else 1 - config.speech_share
+        return max(1, int(rng.poisson(2 * config.mean_words * share)))
+    if config.rule == "half" and is_speech:
+        text = last_text or int(rng.integers(config.text_words[0], config.text_words[1] + 1))
+        return max(1, round(text / 2))
+    low, high = config.speech_words if is_speech else config.text_words
+    return int(rng.integers(low, high + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLine:
+    """The speech tokens of one utterance, deduplicated and merged.
+
+    Attributes:
+      ids_n: int32, token ids in order.
+      frames_n: int32, the phonetic frame at which each begins, rising.
+      rate: phonetic frames a second of this recording.
+    """
+
+    ids_n: np.ndarray
+    frames_n: np.ndarray
+    rate: float
+
+    @classmethod
+    def of(cls, utterance: Utterance, vocab: Vocab) -> "TokenLine":
+        """The token line of an utterance with units."""
+        streams = utterance.units
+        rates = {"hubert": units_lib.HUBERT_RATE, "pitch": units_lib.PITCH_RATE}
+        first = vocab.first_unit
+        parts = []  # in the order in which ties go: style, pitch, phonetic
+        offsets = {"pitch": first + vocab.hubert_units}
+        offsets["style"] = offsets["pitch"] + vocab.pitch_units
+        if vocab.style_units and streams.style is not None:
+            times = np.arange(len(streams.style)) / units_lib.STYLE_RATE
+            parts.append((times, streams.style + offsets["style"]))
+        if vocab.pitch_units and streams.pitch is not None:
+            kept = units_lib.dedup(streams.pitch)
+            parts.append((kept / rates["pitch"], streams.pitch[kept] + offsets["pitch"]))
+        kept = units_lib.dedup(streams.hubert)
+        parts.append((kept / rates["hubert"], streams.hubert[kept] + first))
+        times = np.concatenate([times for times, _ in parts])
+        order = np.argsort(times, kind="stable")
+        ids = np.concatenate([ids for _, ids in parts])[order].astype(np.int32)
+        # A pitch or style unit goes with the phonetic unit after it; 1e-6 makes up for rounding.
+        frames = np.ceil(times[order] * rates["hubert"] - 1e-6).astype(np.int32)
+        rate = len(streams.hubert) / utterance.seconds if utterance.seconds else rates["hubert"]
+        return cls(ids, frames, rate)
+
+    def cut(self, start: float, end: float) -> np.ndarray:
+        """Ids of the tokens that begin from floor(start x rate) to before ceil(end x rate)."""
+        low = np.searchsorted(self.frames_n, np.floor(start * self.rate + 1e-6))
+        high = np.searchsorted(self.frames_n, np.ceil(end * self.rate - 1e-6))
+        return self.ids_n[low:high]
+
+
+def interleave(
+    document: Sequence[Utterance],
+    config: InterleaveConfig,
+    tokenizer: TextTokenizer,
+    vocab: Vocab,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Token ids of a document's utterances with aligned words: int32, no BOS or EOS.
+
+    Spans run on from one utterance to the next. Within a span of speech the silences between its
+    words are kept. A word that has no frame of its own in the recording still has its text.
+    """
+    lines = [TokenLine.of(utterance, vocab) for utterance in document]
+    words = [(i, *word) for i, utterance in enumerate(document) for word in utterance.words]
+    pieces: list[np.ndarray] = []
+    for span in draw_spans(len(words), config, rng):
+        chosen = words[span.start : span.stop]
+        if span.modality is Modality.TEXT:
+            pieces.append(encode_text_span([word for _, word, _, _ in chosen], tokenizer, vocab))
+        else:
+            pieces.append(np.array([vocab.speech_marker], np.int32))
+            for i in range(chosen[0][0], chosen[-1][0] + 1):
+                own = [(start, end) for j, _, start, end in chosen if j == i]
+                if own:
+                    pieces.append(lines[i].cut(own[0][0], own[-1][1]))
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+
+
+def encode_text_span(words: Sequence[str], tokenizer: TextTokenizer, vocab: Vocab) -> np.ndarray:
+    """`[Text]` and the ids of words, as a prompt has them."""
+    ids = tokenizer.encode("[Text]" + tokenizer.word_prefix + " ".join(words))
+    return np.array(ids[ids.index(vocab.text_marker) :], np.int32)
