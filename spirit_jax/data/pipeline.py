@@ -1,0 +1,208 @@
+"""The stream of packed rows that training reads.
+
+Every random choice is a function of the seed and an index, so a run gives the same rows whatever
+the number of hosts. The stream is cut into a fixed number of virtual shards, each of which mixes
+and packs alone; which shard a row of a step comes from is fixed. A host runs the shards of its
+rows.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from spirit_jax.data.records import Corpus
+from spirit_jax.data.samples import Documents, SourceConfig, make_sample
+from spirit_jax.errors import InputError
+from spirit_jax.text import TextTokenizer
+from spirit_jax.vocab import Vocab
+
+MEASURED_SAMPLES, MEASURED_TOKENS = 4096, 2_000_000  # of a source, at most, for its mean length
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What to train on.
+
+    Attributes:
+      sources: the mixture.
+      seq_len: tokens of a row.
+      batch_rows: rows of a step, over all hosts.
+      shards: virtual shards; divides `batch_rows` or is divided by it.
+      seed: of all random choices.
+      cross_documents: attention crosses the documents of a row, as in the paper.
+      packing_bins: rows that are filled at a time, by first fit.
+    """
+
+    sources: tuple[SourceConfig, ...] = ()
+    seq_len: int = 1024
+    batch_rows: int = 8
+    shards: int = 64
+    seed: int = 0
+    cross_documents: bool = False
+    packing_bins: int = 8
+
+    def __post_init__(self):
+        if min(self.seq_len - 1, self.batch_rows, self.shards, self.packing_bins) < 1:
+            raise InputError("seq_len must be 2 or more; batch_rows, shards, packing_bins 1.")
+        if self.batch_rows % self.shards and self.shards % self.batch_rows:
+            raise InputError(
+                f"shards is {self.shards}, which neither divides batch_rows {self.batch_rows} nor "
+                "is divided by it."
+            )
+
+
+class Stream(Iterator[dict[str, np.ndarray]]):
+    """The rows of one host, a step at a time; endless.
+
+    Each step is a dict of (rows, seq_len) arrays: int32 `tokens`, `segments` (0 is padding),
+    `positions` (from 0 in every segment), `sources` (of each token, by number), and float32
+    `weights`, 1 where a token is to be predicted from those before it.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: TextTokenizer,
+        vocab: Vocab,
+        host: int = 0,
+        hosts: int = 1,
+    ):
+        """Opens the corpora.
+
+        Raises:
+          InputError: no sources, a corpus that is missing or damaged, a document that lacks what
+            its format needs, rows or shards that do not divide among the hosts.
+        """
+        if not config.sources:
+            raise InputError("The data config names no sources.")
+        if config.batch_rows % hosts or config.shards % hosts:
+            raise InputError(
+                f"{config.batch_rows} rows and {config.shards} shards do not divide among {hosts} "
+                "hosts."
+            )
+        self._config = config
+        per_host = config.batch_rows // hosts
+        self._rows = range(host * per_host, (host + 1) * per_host)
+        self._step = 0
+        mixture = _mix(config, tokenizer, vocab)
+        # After as many steps every row has come from all shards that are ever its own.
+        period = max(config.shards // config.batch_rows, 1)
+        own = {self._shard(step, row) for step in range(period) for row in self._rows}
+        self._iterators = {
+            shard: iter(_pack(mixture[shard :: config.shards], config)) for shard in sorted(own)
+        }
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        rows = [next(self._iterators[self._shard(self._step, row)]) for row in self._rows]
+        self._step += 1
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _shard(self, step: int, row: int) -> int:
+        rows, shards = self._config.batch_rows, self._config.shards
+        if rows > shards:
+            return row // (rows // shards)
+        return (step * rows + row) % shards
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the stream stands: plain values, by virtual shard."""
+        shards = {str(shard): _to_text(it.get_state()) for shard, it in self._iterators.items()}
+        return {"step": self._step, "shards": shards}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where a state was taken, on this or another number of hosts."""
+        self._step = state["step"]
+        for shard, iterator in self._iterators.items():
+            iterator.set_state(_from_text(state["shards"][str(shard)]))
+
+
+def mean_length(documents: Documents, make: Callable, seed: int) -> float:
+    """Mean tokens of a sample, from a few thousand draws that take all documents in turn."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(documents))
+    lengths: list[int] = []
+    total = 0
+    while len(lengths) < MEASURED_SAMPLES and total < MEASURED_TOKENS:
+        lengths.append(len(make(documents[int(order[len(lengths) % len(order)])], rng)))
+        total += lengths[-1]
+    return total / len(lengths)
+
+
+def _mix(config: DataConfig, tokenizer: TextTokenizer, vocab: Vocab) -> grain.MapDataset:
+    """An endless dataset of {"tokens", "sources"}, the sources mixed by their share of tokens."""
+    opened = []
+    for source in config.sources:
+
+        def make(document, rng, source=source):
+            return make_sample(document, source, tokenizer, vocab, rng)
+
+        opened.append((Documents(Corpus(source.path)), make))
+    datasets, weights = [], []
+    for number, (documents, make) in enumerate(opened):
+
+        def sample(document, rng, make=make, number=number):
+            tokens = make(document, rng)
+            return {"tokens": tokens, "sources": np.full(len(tokens), number, np.int32)}
+
+        dataset = grain.MapDataset.source(documents).seed(config.seed * 1000 + number)
+        # Shuffled anew every epoch; the draws depend on the index, which goes on over epochs.
+        datasets.append(dataset.shuffle().repeat().random_map(sample))
+        mean = mean_length(documents, make, config.seed)
+        weights.append(config.sources[number].share / mean)
+    return grain.MapDataset.mix(datasets, weights)
+
+
+class _Split(grain.experimental.FlatMapTransform):
+    """Cuts samples that are longer than a row."""
+
+    max_fan_out = 1 << 20
+
+    def __init__(self, seq_len: int):
+        self._seq_len = seq_len
+
+    def flat_map(self, element: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        length = len(element["tokens"])
+        return [
+            {name: array[start : start + self._seq_len] for name, array in element.items()}
+            for start in range(0, length, self._seq_len)
+        ]
+
+
+def _pack(samples: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
+    """Rows of one virtual shard."""
+    pieces = grain.experimental.FlatMapIterDataset(
+        samples.to_iter_dataset(grain.ReadOptions(num_threads=0)), _Split(config.seq_len)
+    )
+    packed = grain.experimental.FirstFitPackIterDataset(
+        pieces,
+        length_struct={"tokens": config.seq_len, "sources": config.seq_len},
+        num_packing_bins=config.packing_bins,
+        shuffle_bins=False,
+        meta_features=("sources",),
+    )
+
+    def finish(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        segments, positions = row["tokens_segment_ids"], row["tokens_positions"]
+        if config.cross_documents:
+            segments = (segments > 0).astype(np.int32)
+            positions = np.arange(config.seq_len, dtype=np.int32) * segments
+        return {
+            "tokens": row["tokens"],
+            "segments": segments,
+            "positions": positions,
+            "sources": row["sources"],
+            "weights": ((segments > 0) & (positions > 0)).astype(np.float32),
+        }
+
+    return packed.map(finish)
+
+
+def _to_text(state: Any) -> str:
+    return state.decode() if isinstance(state, bytes) else json.dumps(state)
+
+
+def _from_text(text: str) -> Any:
+    return json.loads(text)

@@ -1,0 +1,202 @@
+"""The stream of packed rows: the same on any number of hosts, resumed anywhere, nothing lost."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from test_interleave import VOCAB, make_utterance
+from toy_tokenizers import train_sentencepiece
+
+from spirit_jax.data import pipeline
+from spirit_jax.data.interleave import InterleaveConfig, TokenLine
+from spirit_jax.data.pipeline import DataConfig, Stream
+from spirit_jax.data.records import Corpus, Utterance, write_shard
+from spirit_jax.data.samples import Documents, SourceConfig, make_sample
+from spirit_jax.errors import InputError
+from spirit_jax.text import load_text_tokenizer
+from spirit_jax.vocab import Vocab
+
+WORDS = "the object is called with a value and returns another list of names".split()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    train_sentencepiece(folder / "tokenizer.model")
+    return load_text_tokenizer(folder, VOCAB)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A corpus of 60 utterances of 3 to 20 words; every third goes on from the one before."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    utterances = []
+    for k in range(60):
+        words = [WORDS[i] for i in rng.integers(0, len(WORDS), rng.integers(3, 20))]
+        fields = vars(make_utterance(words, k, name=f"u{k}"))
+        utterances.append(Utterance(**fields | {"document": f"d{k // 3}" if k % 3 < 2 else ""}))
+    write_shard(folder / "a.arrayrecord", utterances[:40])
+    write_shard(folder / "b.arrayrecord", utterances[40:])
+    return folder
+
+
+def data_config(corpus, **changes):
+    sources = tuple(
+        SourceConfig(str(corpus), format=name, share=share)
+        for name, share in (("interleaved", 1.0), ("text", 0.5), ("speech", 1.0))
+    )
+    return DataConfig(
+        **{"sources": sources, "seq_len": 128, "batch_rows": 4, "shards": 8} | changes
+    )
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Mixes by a rough measure of lengths, where shares do not matter."""
+    monkeypatch.setattr(pipeline, "MEASURED_SAMPLES", 32)
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_documents_are_consecutive_utterances_of_one_name(corpus):
+    documents = Documents(Corpus(corpus))
+    assert len(documents) == 40
+    assert [u.id for u in documents[0]] == ["u0", "u1"] and [u.id for u in documents[1]] == ["u2"]
+    assert [u.id for i in range(40) for u in documents[i]] == [f"u{k}" for k in range(60)]
+
+
+@pytest.mark.parametrize("name", ["interleaved", "text", "speech", "asr", "tts"])
+def test_formats(corpus, tokenizer, name):
+    document = Documents(Corpus(corpus))[0]
+    source = SourceConfig(str(corpus), format=name)
+    ids = make_sample(document, source, tokenizer, VOCAB, np.random.default_rng(0))
+    assert ids[0] == VOCAB.bos and ids[-1] == VOCAB.eos[0] and ids.dtype == np.int32
+    lines = [TokenLine.of(utterance, VOCAB).ids_n.tolist() for utterance in document]
+    markers = [int(i) for i in ids if i in (VOCAB.text_marker, VOCAB.speech_marker)]
+    if name == "speech":
+        assert ids[1:-1].tolist() == [VOCAB.speech_marker, *lines[0], *lines[1]]
+    elif name == "text":
+        words = " ".join(utterance.text for utterance in document)
+        assert tokenizer.decode(ids[2:-1].tolist()) == words and markers == [VOCAB.text_marker]
+    elif name != "interleaved":
+        pair = [VOCAB.speech_marker, VOCAB.text_marker]
+        assert markers == (pair if name == "asr" else pair[::-1]) * 2
+
+
+def test_rows_are_whole_samples_side_by_side(quick, corpus, tokenizer):
+    config = data_config(corpus, seq_len=256)
+    rows = list(itertools.islice(Stream(config, tokenizer, VOCAB), 5))
+    starts = 0
+    for row in rows:
+        assert {name: array.shape for name, array in row.items()} == dict.fromkeys(row, (4, 256))
+        for tokens, segments, positions, weights in zip(
+            row["tokens"], row["segments"], row["positions"], row["weights"], strict=True
+        ):
+            for segment in range(1, segments.max() + 1):
+                own = segments == segment
+                assert positions[own].tolist() == list(range(own.sum()))
+                starts += tokens[own][0] == VOCAB.bos
+            assert not tokens[segments == 0].any() and not weights[segments == 0].any()
+            np.testing.assert_array_equal(weights, (segments > 0) & (positions > 0))
+        assert (row["segments"] > 0).mean() > 0.5
+    assert starts > 10
+
+
+def test_nothing_is_lost_of_a_document_longer_than_a_row(tmp_path, tokenizer):
+    utterance = make_utterance(WORDS * 20)
+    write_shard(tmp_path / "a.arrayrecord", [utterance])
+    source = SourceConfig(str(tmp_path), format="speech")
+    config = DataConfig((source,), seq_len=64, batch_rows=1, shards=1, packing_bins=1)
+    stream = Stream(config, tokenizer, VOCAB)
+    whole = make_sample([utterance], source, tokenizer, VOCAB, None).tolist()
+    rows = itertools.islice(stream, 3 * len(whole) // 64 + 3)
+    made = [t for row in rows for t in row["tokens"][row["segments"] > 0].tolist()]
+    assert made[: 2 * len(whole)] == whole * 2
+
+
+@pytest.mark.parametrize("rows", [4, 16])
+def test_hosts_share_the_rows_of_one(quick, corpus, tokenizer, rows):
+    config = data_config(corpus, batch_rows=rows)
+    one = list(itertools.islice(Stream(config, tokenizer, VOCAB), 5))
+    hosts = [Stream(config, tokenizer, VOCAB, host, 2) for host in (0, 1)]
+    for expected in one:
+        parts = [next(stream) for stream in hosts]
+        joined = {name: np.concatenate([p[name] for p in parts]) for name in expected}
+        assert_same(joined, expected)
+
+
+def test_a_stream_goes_on_where_it_was_also_on_other_hosts(quick, corpus, tokenizer):
+    config = data_config(corpus)
+    stream = Stream(config, tokenizer, VOCAB)
+    for _ in range(7):
+        next(stream)
+    state = json.loads(json.dumps(stream.get_state()))
+    expected = list(itertools.islice(stream, 6))
+    again = Stream(config, tokenizer, VOCAB)
+    again.set_state(state)
+    halves = [Stream(config, tokenizer, VOCAB, host, 2) for host in (0, 1)]
+    for half in halves:
+        half.set_state(state)
+    for row in expected:
+        assert_same(next(again), row)
+        parts = [next(half) for half in halves]
+        assert_same({n: np.concatenate([p[n] for p in parts]) for n in row}, row)
+
+
+def test_seeds_and_epochs_draw_anew(quick, corpus, tokenizer):
+    config = data_config(corpus)
+    first = next(Stream(config, tokenizer, VOCAB))
+    assert_same(first, next(Stream(config, tokenizer, VOCAB)))
+    other = next(Stream(data_config(corpus, seed=1), tokenizer, VOCAB))
+    assert not np.array_equal(first["tokens"], other["tokens"])
+
+
+def test_shares_are_shares_of_tokens(corpus, tokenizer):
+    stream = Stream(data_config(corpus), tokenizer, VOCAB)
+    counts = np.zeros(3)
+    for row in itertools.islice(stream, 1200):
+        counts += np.bincount(row["sources"][row["segments"] > 0], minlength=3)
+    np.testing.assert_allclose(counts / counts.sum(), [0.4, 0.2, 0.4], rtol=0.02)
+
+
+def test_the_papers_way_lets_attention_cross_documents(quick, corpus, tokenizer):
+    row = next(Stream(data_config(corpus, cross_documents=True), tokenizer, VOCAB))
+    assert row["segments"].max() == 1
+    filled = (row["segments"] > 0).sum(axis=1)
+    for positions, weights, n in zip(row["positions"], row["weights"], filled, strict=True):
+        assert positions[:n].tolist() == list(range(n))
+        assert weights.sum() == n - 1
+
+
+def test_bad_data_is_named(quick, corpus, tokenizer, tmp_path):
+    with pytest.raises(InputError, match="names no sources"):
+        Stream(DataConfig(), tokenizer, VOCAB)
+    with pytest.raises(InputError, match="do not divide among 3 hosts"):
+        Stream(data_config(corpus), tokenizer, VOCAB, 0, 3)
+    with pytest.raises(InputError, match="shards is 6"):
+        data_config(corpus, shards=6)
+    with pytest.raises(InputError, match="format is 'both'"):
+        SourceConfig("x", format="both")
+    write_shard(tmp_path / "a.arrayrecord", [Utterance("lone", text="only text")])
+    for name, lacks in (("interleaved", "units"), ("speech", "units"), ("asr", "units")):
+        config = DataConfig((SourceConfig(str(tmp_path), format=name),), 64, 1, 1)
+        with pytest.raises(InputError, match=f"'lone' has no {lacks}"):
+            Stream(config, tokenizer, VOCAB)
+    untimed = Utterance("u", make_utterance(["a"]).units, 1.0, "a")
+    write_shard(tmp_path / "b" / "a.arrayrecord", [untimed])
+    with pytest.raises(InputError, match="no word times"):
+        config = DataConfig((SourceConfig(str(tmp_path / "b")),), 64, 1, 1)
+        Stream(config, tokenizer, VOCAB)
+
+
+def test_a_base_vocabulary_and_other_rules_work(quick, corpus, tokenizer):
+    vocab = Vocab.make("base", 1000)
+    source = SourceConfig(str(corpus), interleave=InterleaveConfig(rule="coin"))
+    row = next(Stream(DataConfig((source,), 64, 2, 2), tokenizer, vocab))
+    assert row["tokens"].max() < vocab.size
