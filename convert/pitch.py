@@ -39,7 +39,7 @@ def read_config(path: str | Path) -> PitchConfig:
     try:
         encoder, decoder, vq = (values[f"{name}_params"] for name in ("encoder", "decoder", "vq"))
         for params in (encoder, decoder, vq):
-            refuse(path, params, levels=1)
+            refuse(path, params, levels=1, dilation_cycle=None, res_scale=False)
         for name in ("downs_t", "strides_t", "input_emb_width", "output_emb_width"):
             if encoder[name] != decoder[name]:
                 raise InputError(f"{path}: {name} of the encoder and the decoder differ.")

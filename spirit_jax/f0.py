@@ -29,9 +29,11 @@ def postprocess(f0_frames: np.ndarray, samples: int) -> tuple[np.ndarray, np.nda
       f0_t: float32 in Hz; all 0 where no frame is voiced.
       voiced_t: float32, 1 on voiced frames, else 0.
     """
-    voiced = np.asarray(f0_frames) >= LOWEST
-    f0 = np.minimum(_interpolate(f0_frames, voiced), np.float32(HIGHEST))
     frames = samples // HOP + 1
+    voiced = np.asarray(f0_frames) >= LOWEST
+    if not voiced.any():
+        return np.zeros(frames, np.float32), np.zeros(frames, np.float32)
+    f0 = np.minimum(_interpolate(f0_frames, voiced), np.float32(HIGHEST))
     # Single precision, as torch computes the frame that is nearest.
     source = np.floor(np.arange(frames, dtype=np.float32) * np.float32(len(f0) / frames))
     source = np.minimum(source.astype(int), len(f0) - 1)

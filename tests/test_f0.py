@@ -27,7 +27,7 @@ def test_frames_are_the_nearest_ones():
     assert track.tolist() == [100, 101, 102, 104, 105, 107, 108]
 
 
-@pytest.mark.parametrize("frames", [np.zeros(4), np.full(4, 30.0)])
+@pytest.mark.parametrize("frames", [np.zeros(4), np.full(4, 30.0), np.zeros(0)])
 def test_without_a_voiced_frame_all_is_zero(frames):
     track, voiced = f0.postprocess(frames, samples=400)
     assert track.tolist() == voiced.tolist() == [0] * 6

@@ -8,6 +8,7 @@ with rotary positions (rotate-half layout) and a gated SiLU MLP.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from spirit_jax.models.attention import (
     rope_frequencies,
     write_cache,
 )
+
+REMAT = ("none", "block")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +130,7 @@ class Block(nn.Module):
 class Unrolled(nn.Module):
     """The layers one after another, each with parameters of its own: `0`, `1`, ..."""
 
+    block: Any
     config: LlamaConfig
     dtype: Any
     param_dtype: Any
@@ -136,7 +140,7 @@ class Unrolled(nn.Module):
         x_btd, caches = carry
         new_caches = []
         for i in range(self.config.num_layers):
-            block = Block(self.config, self.dtype, self.param_dtype, name=str(i))
+            block = self.block(self.config, self.dtype, self.param_dtype, name=str(i))
             cache = None if caches is None else caches[i]
             (x_btd, cache), _ = block((x_btd, cache), None, positions_bt, mask_bts, slot)
             new_caches.append(cache)
@@ -153,12 +157,14 @@ class Llama(nn.Module):
       scan_layers: one compiled layer looped over stacked parameters (quick to compile, for
         training and accelerators), or all layers written out (no slicing of parameters and cache:
         faster decoding on a CPU). The results are the same.
+      remat: what a gradient computes again to save memory: "none", or "block", all of a layer.
     """
 
     config: LlamaConfig
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     scan_layers: bool = False
+    remat: str = "none"
 
     def setup(self):
         cfg = self.config
@@ -170,10 +176,15 @@ class Llama(nn.Module):
             param_dtype=self.param_dtype,
             embedding_init=nn.with_logical_partitioning(init, ("vocab", "embed")),
         )
-        stack = Unrolled
+        if self.remat not in REMAT:
+            raise InputError(f"remat is '{self.remat}', expected one of {', '.join(REMAT)}.")
+        # Inside a scan nothing can be merged with the computation that is to be repeated.
+        again = self.remat == "block"
+        block = nn.remat(Block, prevent_cse=not self.scan_layers) if again else Block
+        stack = functools.partial(Unrolled, block)
         if self.scan_layers:
             stack = nn.scan(
-                Block,
+                block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
@@ -211,6 +222,17 @@ class Llama(nn.Module):
         Returns:
           float32 logits_btv, and the cache with the new tokens in it (None without one).
         """
+        x_btd, cache = self.features(tokens_bt, segments_bt, positions_bt, cache)
+        return self.project(x_btd[:, -1:] if last_only else x_btd), cache
+
+    def features(
+        self,
+        tokens_bt: jax.Array,
+        segments_bt: jax.Array,
+        positions_bt: jax.Array,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """What the head projects to logits, (b, t, d) in `dtype`; arguments as of `__call__`."""
         slot, layer_caches = None, None
         if cache is None:
             mask_bts = causal_mask(segments_bt)
@@ -225,12 +247,15 @@ class Llama(nn.Module):
         )
         if cache is not None:
             cache = KVCache(layer_caches, valid_bs, slot + tokens_bt.shape[1])
-        x_btd = self.final_norm(x_btd[:, -1:] if last_only else x_btd)
+        return self.final_norm(x_btd), cache
+
+    def project(self, x_btd: jax.Array) -> jax.Array:
+        """Features to float32 logits, (b, t, v)."""
         head_dv = self.embed.embedding.T if self.config.tie_embeddings else self.head
         logits_btv = jnp.einsum(
             "btd,dv->btv", x_btd, head_dv.astype(self.dtype), preferred_element_type=jnp.float32
         )
-        return sharding.constrain(logits_btv, "batch", None, "vocab"), cache
+        return sharding.constrain(logits_btv, "batch", None, "vocab")
 
 
 def init_cache(model: Llama, batch: int, slots: int) -> KVCache:

@@ -1,5 +1,6 @@
 """FCPE and its conversion against torchfcpe's own code and the release's F0."""
 
+import copy
 import importlib
 import sys
 import types
@@ -29,8 +30,8 @@ def ours(fcpe_weights, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def theirs(fcpe_weights):
-    """torchfcpe's model; the package needs torchaudio for a resampling that is not used here."""
+def torchfcpe(fcpe_weights):
+    """The package; it needs torchaudio for a resampling that is not used here."""
     pytest.importorskip("einops")
     pytest.importorskip("local_attention")
     stub = types.ModuleType("torchaudio.transforms")
@@ -39,8 +40,45 @@ def theirs(fcpe_weights):
         patch.setitem(sys.modules, "torchaudio", types.ModuleType("torchaudio"))
         patch.setitem(sys.modules, "torchaudio.transforms", stub)
         patch.syspath_prepend(str(fcpe_weights.parents[2]))
-        package = importlib.import_module("torchfcpe")
-        yield package.spawn_bundled_infer_model("cpu")
+        yield importlib.import_module("torchfcpe")
+
+
+@pytest.fixture(scope="module")
+def theirs(torchfcpe):
+    return torchfcpe.spawn_bundled_infer_model("cpu")
+
+
+SMALL = {
+    "mel": {
+        "sr": 8000,
+        "n_fft": 256,
+        "win_size": 256,
+        "hop_size": 80,
+        "num_mels": 12,
+        "fmin": 0,
+        "fmax": 4000,
+        "type": "default",
+    },
+    "model": {
+        "type": "CFNaiveMelPE",
+        "conv_only": True,
+        "hidden_dims": 8,
+        "n_layers": 2,
+        "out_dims": 40,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def small(torchfcpe):
+    """torchfcpe's network at another size, with random weights."""
+    torch.manual_seed(0)
+    module = importlib.import_module("torchfcpe.models")
+    model = module.CFNaiveMelPE(12, 40, 8, 2, 2, conv_only=True).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms too, which begin as ones and zeros
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return model
 
 
 def speechlike(samples):
@@ -130,6 +168,56 @@ def test_a_model_without_f0_gets_it(expressive_folder, fcpe_weights, tmp_path, m
     assert str(model) in capsys.readouterr().out
     tokenizer = SpeechTokenizer.from_pretrained(model, f0_method="fcpe")
     assert len(tokenizer.encode(speechlike(8000)).pitch) == 6
+
+
+def test_another_size_equals_torchfcpe_row_by_row(small, tmp_path):
+    torch.save({"model": small.state_dict(), "config_dict": SMALL}, tmp_path / "small.pt")
+    convert_fcpe.convert_fcpe(tmp_path / "small.pt", tmp_path / "fcpe")
+    model, params = fcpe.load(tmp_path / "fcpe")
+    mel = np.random.default_rng(0).standard_normal((2, 50, 12)).astype(np.float32)
+    frames = np.array([50, 23], np.int32)
+    ours = model.apply({"params": params}, mel, frames, method="score")
+    for row, count in enumerate(frames):
+        with torch.no_grad():
+            alone = small(torch.from_numpy(mel[row : row + 1, :count])).numpy()[0]
+        assert np.abs(ours[row, :count] - alone).max() <= 1e-5 * alone.max()
+    np.testing.assert_array_equal(params["cents"], small.cent_table.numpy())
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("model", "norm.bias", None, "no tensor gives the parameter 'norm/bias'"),
+        ("model", "extra", torch.zeros(1), "the key 'extra' is unknown"),
+        ("model", "norm.bias", torch.zeros(9), "'norm.bias' has shape"),
+        ("config_dict", "conv_only", False, "conv_only is False"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(small, tmp_path, part, key, value, message):
+    saved = {"model": dict(small.state_dict()), "config_dict": copy.deepcopy(SMALL)}
+    changed = saved["model"] if part == "model" else saved["config_dict"]["model"]
+    changed[key] = value
+    if value is None:
+        del changed[key]
+    torch.save(saved, tmp_path / "small.pt")
+    with pytest.raises(InputError, match=message):
+        convert_fcpe.convert_fcpe(tmp_path / "small.pt", tmp_path / "fcpe")
+    assert not (tmp_path / "fcpe").exists()
+
+
+def test_weights_are_those_named_or_those_of_an_installed_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPIRIT_FCPE_PT", "/env.pt")
+    assert str(convert_fcpe.find_weights("/given.pt")) == "/given.pt"
+    assert str(convert_fcpe.find_weights()) == "/env.pt"
+    monkeypatch.delenv("SPIRIT_FCPE_PT")
+    monkeypatch.delitem(sys.modules, "torchfcpe", raising=False)
+    package = tmp_path / "torchfcpe"
+    (package / "assets").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('this must not run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert convert_fcpe.find_weights() is None
+    (package / convert_fcpe.ASSET).write_bytes(b"")
+    assert convert_fcpe.find_weights() == package / convert_fcpe.ASSET
 
 
 def test_other_files_are_refused(tmp_path):

@@ -35,8 +35,8 @@ RELEASE = {
 }
 
 
-def with_strides(strides):
-    changes = {"downs_t": [len(strides)], "strides_t": [strides]}
+def with_strides(strides, count=None):
+    changes = {"downs_t": [count or len(strides)], "strides_t": [strides]}
     return RELEASE | {
         name: RELEASE[name] | changes for name in ("encoder_params", "decoder_params")
     }
@@ -49,7 +49,9 @@ def write_release(folder, values, state):
     return folder
 
 
-@pytest.mark.parametrize("values", [RELEASE, with_strides([4, 2]), with_strides([5, 2, 3])])
+@pytest.mark.parametrize(
+    "values", [RELEASE, with_strides(3, count=2), with_strides([4, 2]), with_strides([5, 2, 3])]
+)
 def test_equals_pytorch(tmp_path, values):
     torch.manual_seed(0)
     network = TorchPitch(values).eval()
@@ -88,6 +90,8 @@ def test_what_does_not_fit_is_named(tmp_path):
     refused("shape", r"'decoder.out.bias' has shape \(3,\)", state=short)
     refused("features", "features is 'f1'", values=RELEASE | {"features": "f1"})
     refused("levels", "levels is 2", values=RELEASE | {"vq_params": {"levels": 2}})
+    cycle = RELEASE | {"decoder_params": STACK | {"dilation_cycle": 2}}
+    refused("cycle", "dilation_cycle is 2", values=cycle)
     refused("absent", "lacks", values={"features": "f0,vuv"})
 
 

@@ -1,0 +1,79 @@
+"""AdamW with warm-up, a schedule and clipping."""
+
+import dataclasses
+
+import jax
+import optax
+
+from spirit_jax.errors import InputError
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters move.
+
+    Attributes:
+      learning_rate: at its highest.
+      schedule: after the warm-up "constant" (the paper), or falling by a "linear" or "cosine" curve
+        to `final_share` of it at the last step.
+      warmup_steps: over which it rises from 0.
+      final_share: see `schedule`.
+      beta1, beta2, eps, weight_decay: of AdamW (arXiv 1711.05101); vectors do not decay.
+      clip_norm: gradients of a larger norm are scaled to this; 0 for never.
+    """
+
+    learning_rate: float = 3e-5
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    final_share: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise InputError(
+                f"schedule is '{self.schedule}', expected one of {', '.join(SCHEDULES)}."
+            )
+        if self.learning_rate <= 0 or self.warmup_steps < 0 or self.clip_norm < 0:
+            raise InputError("learning_rate must be above 0; warmup_steps and clip_norm 0 or more.")
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step, for a run of `steps`."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    after = max(steps - warmup, 1)
+    falls = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, peak * config.final_share, after),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, after, config.final_share),
+    }
+    fall = falls[config.schedule]()
+    if not warmup:
+        return fall
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimiser for a run of `steps`; clipping is in it."""
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+
+    def decays(params):
+        # A stacked vector has a second axis, so the name tells, not the shape.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: path[-1].key not in ("scale", "bias"), params
+        )
+
+    adamw = optax.adamw(
+        make_schedule(config, steps),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decays,
+    )
+    return optax.chain(*clip, adamw)

@@ -1,0 +1,242 @@
+"""A training step: accumulation, chunks, remat, scan, packing and meshes change nothing."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from spirit_jax import sharding
+from spirit_jax.errors import InputError
+from spirit_jax.models import llama
+from spirit_jax.models.llama import Llama, LlamaConfig
+from spirit_jax.random_model import random_params
+from spirit_jax.training.loss import next_tokens
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from spirit_jax.training.step import StepConfig, TrainState, batch_losses, gradients, train_step
+from spirit_jax.vocab import Vocab
+
+VOCAB = Vocab.make("base", 40)  # 543 tokens in 640 rows
+CONFIG = LlamaConfig(
+    vocab_size=VOCAB.padded_size,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    max_positions=64,
+)
+MODEL = Llama(CONFIG)
+PLAIN = StepConfig(loss_chunk=0)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(llama.abstract_params(MODEL), np.random.default_rng(0))
+
+
+def stack(params):
+    """The same parameters in the form of a scan."""
+    layers = [params["layers"][str(i)] for i in range(CONFIG.num_layers)]
+    return params | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Four rows of 24 with two or three segments each, and padding."""
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(3, VOCAB.size, (4, 24)).astype(np.int32)
+    segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
+    for row, lengths in enumerate(((10, 9), (24,), (5, 6, 7), (12, 12))):
+        start = 0
+        for segment, length in enumerate(lengths, 1):
+            segments[row, start : start + length] = segment
+            positions[row, start : start + length] = np.arange(length)
+            start += length
+    weights = ((segments > 0) & (positions > 0)).astype(np.float32)
+    tokens[segments == 0] = 0
+    return {"tokens": tokens, "segments": segments, "positions": positions, "weights": weights}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def loss_and_gradient(model, params, batch, config):
+    grads, sums = gradients(model, params, batch, VOCAB, config)
+    return sums, grads
+
+
+def assert_close(ours, expected, tolerance=1e-5):
+    def check(a, b):
+        scale = max(float(jnp.abs(b).max()), 1e-8)
+        assert float(jnp.abs(a - b).max()) <= tolerance * scale
+
+    jax.tree.map(check, ours, expected)
+
+
+@pytest.fixture(scope="module")
+def plain(params, batch):
+    return loss_and_gradient(MODEL, params, batch, PLAIN)
+
+
+def test_the_loss_is_the_cross_entropy_of_each_token_from_those_before(params, batch, plain):
+    apply = jax.jit(MODEL.apply)
+    total = count = 0
+    for row in range(4):
+        for segment in range(1, batch["segments"][row].max() + 1):
+            own = batch["segments"][row] == segment
+            tokens = np.zeros(24, np.int32)
+            n = own.sum()
+            tokens[:n] = batch["tokens"][row][own]
+            here = (np.arange(24) < n).astype(np.int32)
+            logits, _ = apply({"params": params}, tokens[None], here[None], np.arange(24)[None])
+            logs = jax.nn.log_softmax(logits[0, :, : VOCAB.size])
+            total -= sum(float(logs[i, tokens[i + 1]]) for i in range(n - 1))
+            count += n - 1
+    sums, _ = plain
+    assert float(sums.count) == count
+    np.testing.assert_allclose(float(sums.loss), total, rtol=1e-6)
+    np.testing.assert_allclose(
+        sums.text + sums.speech, [total, *(sums.text + sums.speech)[1:]], rtol=1e-6
+    )
+    assert float(sums.text[2] + sums.speech[2]) == count
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        (MODEL, StepConfig(loss_chunk=7)),
+        (MODEL, StepConfig(loss_chunk=1000)),
+        (MODEL, StepConfig(loss_chunk=0, accumulate=2)),
+        (MODEL, StepConfig(loss_chunk=16, accumulate=4)),
+        (Llama(CONFIG, remat="block"), PLAIN),
+    ],
+)
+def test_ways_of_computing_change_nothing(params, batch, plain, model, config):
+    sums, grads = loss_and_gradient(model, params, batch, config)
+    expected_sums, expected_grads = plain
+    np.testing.assert_allclose(sums.loss, expected_sums.loss, rtol=1e-6)
+    assert_close(grads, expected_grads)
+
+
+@pytest.mark.parametrize("remat", llama.REMAT)
+def test_a_scan_changes_nothing(params, batch, plain, remat):
+    model = Llama(CONFIG, scan_layers=True, remat=remat)
+    sums, grads = loss_and_gradient(model, stack(params), batch, StepConfig(loss_chunk=7))
+    np.testing.assert_allclose(sums.loss, plain[0].loss, rtol=1e-6)
+    assert_close(grads, stack(plain[1]))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_a_mesh_changes_nothing(params, batch, plain, shape):
+    mesh = sharding.make_mesh(*shape)
+    boxed = llama.abstract_params(MODEL, boxed=True)
+    placed = jax.device_put(params, sharding.param_shardings(boxed, mesh))
+    twice = {name: np.concatenate([a, a]) for name, a in batch.items()}  # eight rows
+    with jax.set_mesh(mesh):
+        rows = {name: sharding.place_batch(array, mesh) for name, array in twice.items()}
+        sums, grads = loss_and_gradient(MODEL, placed, rows, StepConfig(loss_chunk=16))
+    np.testing.assert_allclose(sums.loss, 2 * plain[0].loss, rtol=1e-6)
+    assert_close(grads, plain[1])
+
+
+def test_a_tied_head_learns(params, batch):
+    model = Llama(dataclasses.replace(CONFIG, tie_embeddings=True))
+    tied = {name: leaf for name, leaf in params.items() if name != "head"}
+    _, grads = loss_and_gradient(model, tied, batch, StepConfig(loss_chunk=16))
+    assert float(jnp.abs(grads["embed"]["embedding"]).max()) > 0
+
+
+def test_the_first_token_of_a_document_is_not_predicted(batch):
+    targets, weights = next_tokens({n: jnp.asarray(a) for n, a in batch.items()})
+    assert weights[0].tolist() == [1] * 9 + [0] + [1] * 8 + [0] * 6
+    np.testing.assert_array_equal(targets[0, :9], batch["tokens"][0, 1:10])
+
+
+def test_z_loss_is_added(params, batch, plain):
+    sums, _ = loss_and_gradient(MODEL, params, batch, StepConfig(loss_chunk=7, z_loss=0.1))
+    assert float(sums.loss) > float(plain[0].loss) + 1
+    np.testing.assert_allclose(sums.text, plain[0].text, rtol=1e-6)
+
+
+@functools.cache
+def compiled_step(config, steps=50):
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, clip_norm=1.0), steps)
+    return optimizer, jax.jit(functools.partial(train_step, MODEL, optimizer, VOCAB, config))
+
+
+def test_it_learns_a_batch_by_heart(params, batch):
+    optimizer, step = compiled_step(StepConfig(loss_chunk=32))
+    state = TrainState.create(jax.tree.map(jnp.asarray, params), optimizer)
+    losses = []
+    for _ in range(50):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.3 * losses[0]
+    assert int(state.step) == 50 and int(metrics["skipped"]) == 0
+    assert 0 <= float(metrics["accuracy_speech"]) <= 1
+
+
+def test_a_step_out_of_line_changes_nothing(params, batch):
+    optimizer, step = compiled_step(StepConfig(loss_chunk=32, skip_norm=1e-6))
+    state = TrainState.create(jax.tree.map(jnp.asarray, params), optimizer)
+    after, metrics = step(state, batch)
+    assert int(metrics["skipped"]) == 1 and int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
+    optimizer, step = compiled_step(StepConfig(loss_chunk=32))
+    broken = state.replace(params=state.params | {"head": state.params["head"] * jnp.nan})
+    after, metrics = step(broken, batch)
+    assert int(metrics["skipped"]) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, broken.opt_state)
+
+
+def test_schedules():
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_share=0.1)
+    for name, middle, end in (("constant", 1, 1), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1)):
+        rate = make_schedule(dataclasses.replace(config, schedule=name), 110)
+        made = [float(rate(step)) for step in (0, 5, 10, 60, 110)]
+        np.testing.assert_allclose(made, [0, 0.5, 1, middle, end], atol=1e-6)
+
+
+def test_vectors_do_not_decay_and_the_rest_does(params):
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), 10)
+    for tree in (params, stack(params)):
+        zeros = jax.tree.map(jnp.zeros_like, tree)
+        updates, _ = optimizer.update(zeros, optimizer.init(tree), tree)
+        flat = jax.tree_util.tree_leaves_with_path(updates)
+        for path, update in flat:
+            decays = path[-1].key not in ("scale", "bias")
+            assert bool(jnp.any(update != 0)) == decays, path
+
+
+def test_large_gradients_are_clipped(params):
+    optimizer = make_optimizer(OptimizerConfig(clip_norm=1.0, weight_decay=0.0), 10)
+    grads = jax.tree.map(lambda p: 1e3 * jnp.ones_like(p), params)
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    moments = optax.tree.get(state, "mu")
+    np.testing.assert_allclose(optax.tree.norm(moments), 0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StepConfig(accumulate=0), "accumulate"),
+        (lambda: OptimizerConfig(schedule="step"), "schedule is 'step'"),
+        (lambda: OptimizerConfig(learning_rate=0), "learning_rate"),
+        (lambda: llama.abstract_params(Llama(CONFIG, remat="all")), "remat is 'all'"),
+    ],
+)
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_padding_rows_of_the_vocabulary_are_impossible(params, batch):
+    """Their logits do not matter, so they are never learnt nor sampled."""
+    loud = params | {"head": params["head"].copy()}
+    loud["head"][:, VOCAB.size :] += 5.0
+    sums = [float(batch_losses(MODEL, p, batch, VOCAB, PLAIN).loss) for p in (params, loud)]
+    assert sums[0] == sums[1]
