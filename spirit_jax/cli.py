@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -112,6 +113,33 @@ def generate(
             print(f"speech: {path}")
     if not pieces:
         print("nothing was generated (the model ended at once)", file=sys.stderr)
+
+
+@app.command()
+def train(
+    run: Annotated[Path, typer.Option("--config", help="Run config, YAML; see RunConfig")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as steps=200")
+    ] = None,
+) -> None:
+    """Train the language model on prepared corpora; a run that was stopped goes on.
+
+    Prints a line of metrics now and then; all are in RUN_DIR/metrics.jsonl.
+    """
+    from spirit_jax import config
+    from spirit_jax.training import lm
+
+    settings = config.read(lm.RunConfig, run, overrides or [])
+    started, last = time.monotonic(), 0.0
+    for metrics in lm.train(settings):
+        elapsed = time.monotonic() - started
+        if elapsed - last >= 5 or metrics["step"] in (1, settings.steps):
+            last = elapsed
+            shown = " ".join(
+                f"{name} {metrics[name]:.4g}"
+                for name in ("loss", "loss_text", "loss_speech", "grad_norm", "learning_rate")
+            )
+            print(f"step {metrics['step']}/{settings.steps} {shown} ({elapsed:.0f} s)", flush=True)
 
 
 @app.command()

@@ -5,6 +5,7 @@ Nothing here knows a network; every network's config dataclass lives beside the 
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ def from_dict(
         merged = OmegaConf.merge(
             schema, OmegaConf.create(dict(values)), OmegaConf.from_dotlist(list(overrides))
         )
-        return _freeze(OmegaConf.to_object(merged))
+        return _freeze(OmegaConf.to_object(merged), source)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         key = getattr(error, "full_key", None)
@@ -80,11 +81,26 @@ def _parse_yaml(text: str) -> Any:
     return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
 
 
-def _freeze(value: Any) -> Any:
-    """Lists become tuples at every depth, so that configs are hashable and can be jit-static."""
+def _freeze(value: Any, source: str, item_cls: type | None = None) -> Any:
+    """Lists become tuples at every depth, so that configs are hashable and can be jit-static.
+
+    OmegaConf leaves the items of a tuple of dataclasses as mappings; `item_cls` is what they are.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _freeze(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        hints = typing.get_type_hints(type(value))
+        fields = {
+            field.name: _freeze(getattr(value, field.name), source, _item_class(hints[field.name]))
+            for field in dataclasses.fields(value)
+        }
         return type(value)(**fields)
     if isinstance(value, list | tuple):
-        return tuple(_freeze(item) for item in value)
+        return tuple(_freeze(item, source, item_cls) for item in value)
+    if item_cls is not None and isinstance(value, Mapping):
+        return from_dict(item_cls, value, source=source)
     return value
+
+
+def _item_class(hint: Any) -> type | None:
+    """The dataclass that a tuple's items are, if the hint says one."""
+    arguments = typing.get_args(hint) if typing.get_origin(hint) is tuple else ()
+    return arguments[0] if arguments and dataclasses.is_dataclass(arguments[0]) else None

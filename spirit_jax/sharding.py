@@ -94,6 +94,11 @@ def default_sharding() -> jax.sharding.Sharding:
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device of the mesh."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def stacked(of_one: jax.sharding.Sharding) -> jax.sharding.Sharding:
     """The sharding of many arrays stacked along a new first axis, which stays whole."""
     if not isinstance(of_one, NamedSharding):

@@ -60,3 +60,20 @@ def test_files_that_are_no_mapping_are_named(tmp_path, text):
         config.read(Outer, tmp_path / "c.json")
     with pytest.raises(InputError, match="absent.json"):
         config.read(Outer, tmp_path / "absent.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    size: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    items: tuple[Item, ...] = ()
+
+
+def test_a_list_of_mappings_becomes_a_tuple_of_dataclasses():
+    made = config.from_dict(Items, {"items": [{"size": 3}, {}]})
+    assert made == Items((Item(3), Item(1)))
+    with pytest.raises(InputError, match="sise"):
+        config.from_dict(Items, {"items": [{"sise": 3}]})

@@ -1,0 +1,193 @@
+"""Training runs: stopped equals unstopped, on other meshes too; what goes wrong is named."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_interleave import make_utterance
+
+from spirit_jax import InputError, cli
+from spirit_jax.data import pipeline
+from spirit_jax.data.pipeline import DataConfig
+from spirit_jax.data.records import write_shard
+from spirit_jax.data.samples import SourceConfig
+from spirit_jax.training.lm import MeshConfig, RunConfig, train
+from spirit_jax.training.optimizer import OptimizerConfig
+
+STEPS = 7
+ALL_FSDP = MeshConfig()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    words = "the object is called with a value and returns".split()
+    write_shard(
+        folder / "a.arrayrecord", [make_utterance(words, k, name=f"u{k}") for k in range(20)]
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(pipeline, "MEASURED_SAMPLES", 16)
+
+
+@pytest.fixture
+def make_config(corpus, expressive_folder, tmp_path):
+    def make(name="run", mesh=ALL_FSDP, **changes):
+        data = DataConfig((SourceConfig(str(corpus)),), seq_len=48, batch_rows=8, shards=8)
+        return RunConfig(
+            str(tmp_path / name),
+            str(expressive_folder),
+            steps=changes.pop("steps", STEPS),
+            checkpoint_every=changes.pop("checkpoint_every", 2),
+            mesh=mesh,
+            data=data,
+            optimizer=OptimizerConfig(learning_rate=1e-2),
+            **changes,
+        )
+
+    return make
+
+
+def run(config, devices=1, stop_after=None):
+    """Losses of a run; `stop_after` that many the run is dropped."""
+    steps = train(config, jax.devices()[:devices])
+    losses = []
+    for metrics in steps:
+        losses.append(metrics["loss"])
+        if len(losses) == stop_after:
+            steps.close()
+            break
+    return losses
+
+
+def test_stopped_equals_unstopped_bitwise(make_config, tmp_path):
+    whole = run(make_config("whole"))
+    assert len(whole) == STEPS and whole[-1] < whole[0]
+    run(make_config("stopped"), stop_after=4)
+    rest = run(make_config("stopped"))
+    assert rest == whole[-len(rest) :] and 0 < len(rest) < STEPS
+    for name in ("whole", "stopped"):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        metrics = [json.loads(line) for line in lines]
+        assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
+        assert [line["loss"] for line in metrics] == whole
+    assert run(make_config("whole")) == []  # nothing is left to do
+
+
+def test_meshes_change_nothing_and_may_change_at_a_stop(make_config):
+    whole = run(make_config("one"))
+    sharded = run(make_config("eight", MeshConfig(fsdp=4, tensor=2)), devices=8)
+    np.testing.assert_allclose(sharded, whole, rtol=1e-5)
+    run(make_config("moved", MeshConfig(fsdp=4, tensor=2)), devices=8, stop_after=3)
+    rest = run(make_config("moved", MeshConfig(data=2, tensor=4)), devices=8)
+    np.testing.assert_allclose(rest, whole[-len(rest) :], rtol=1e-5)
+
+
+def test_random_starts_come_from_the_seed(make_config):
+    first = run(make_config("a", random_init=True), stop_after=1)
+    assert first == run(make_config("b", random_init=True), stop_after=1)
+    assert first != run(make_config("c", random_init=True, seed=1), stop_after=1)
+    assert first != run(make_config("d"), stop_after=1)
+
+
+def test_a_damaged_checkpoint_is_passed_over(make_config, tmp_path, capfd):
+    whole = run(make_config("whole"))
+    run(make_config("hurt"), stop_after=6)
+    folder = tmp_path / "hurt" / "checkpoints"
+    newest = max(
+        (path for path in folder.iterdir() if path.name.isdigit()), key=lambda p: int(p.name)
+    )
+    damaged = [path for path in newest.rglob("*") if path.is_file() and path.stat().st_size > 2000]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:100])
+    assert damaged
+    rest = run(make_config("hurt"))
+    assert f"checkpoint {newest.name} cannot be read" in capfd.readouterr().err
+    assert rest == whole[-len(rest) :] and len(rest) > STEPS - int(newest.name)
+
+
+COMMAND = "from spirit_jax.cli import main; main()"
+
+
+def start(path, *overrides):
+    command = [sys.executable, "-c", COMMAND, "train", "--config", str(path), *overrides]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def write_config(path, config):
+    values = {
+        "run_dir": config.run_dir,
+        "model": config.model,
+        "checkpoint_every": 2,
+        "data": {
+            "sources": [{"path": config.data.sources[0].path}],
+            "seq_len": 48,
+            "batch_rows": 8,
+            "shards": 8,
+        },
+        "optimizer": {"learning_rate": 0.01},
+    }
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_goes_on(make_config, tmp_path, number):
+    config = make_config("killed")
+    path = write_config(tmp_path / "run.yaml", config)
+    process = start(path, "steps=100000")
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    for _ in range(900):
+        assert process.poll() is None
+        if metrics.is_file() and metrics.read_text().count("\n") > 9:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    process.wait(60)
+    assert process.returncode == (0 if number == signal.SIGTERM else -number)
+    before = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = before[-1]["step"] + 5
+    assert start(path, f"steps={steps}").wait(120) == 0
+    after = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line["step"] for line in after] == list(range(1, steps + 1))
+    assert [line["loss"] for line in after[: len(before)]] == [line["loss"] for line in before]
+    if number == signal.SIGTERM:
+        assert after[: len(before)] == before  # nothing was done twice
+
+
+def test_misspelt_keys_and_wrong_meshes_are_named(make_config, tmp_path, monkeypatch, capsys):
+    path = write_config(tmp_path / "run.yaml", make_config())
+    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+    for override, message in (
+        ("optimizer.learning_rat=1", "learning_rat"),
+        ("mesh.fsdp=3", "needs 3 devices"),
+        ("mesh.tensor=3", "does not divide 8 devices"),
+        ("model=nowhere", "nowhere"),
+        ("compute_dtype=int8", "compute_dtype is 'int8'"),
+    ):
+        argv = ["spirit-jax", "train", "--config", str(path), override]
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit):
+            cli.main()
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and message in err and len(err.splitlines()) == 1
+
+
+def test_a_model_without_its_corpus_is_named(make_config, tmp_path):
+    config = make_config()
+    shutil.rmtree(tmp_path / "gone", ignore_errors=True)
+    data = DataConfig((SourceConfig(str(tmp_path / "gone")),), 48, 8, 8)
+    fields = vars(config) | {"data": data}
+    with pytest.raises(InputError, match="holds no prepared corpus"):
+        next(train(RunConfig(**fields), jax.devices()[:1]))
