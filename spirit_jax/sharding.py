@@ -8,7 +8,7 @@ vocabulary).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -110,8 +110,13 @@ def place_batch(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
     """Puts a host array on the mesh, its first axis split as a batch (or on the default device)."""
     if mesh is None:
         return jax.numpy.asarray(array)
-    spec = _spec(array.shape, ("batch",) + (None,) * (array.ndim - 1), mesh.shape)
-    return jax.device_put(array, NamedSharding(mesh, spec))
+    return jax.device_put(array, batch_sharding(array.shape, mesh))
+
+
+def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Where a batch of this shape lies."""
+    spec = _spec(shape, ("batch",) + (None,) * (len(shape) - 1), mesh.shape)
+    return NamedSharding(mesh, spec)
 
 
 def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
@@ -122,13 +127,70 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, _spec(array.shape, axes, mesh.shape))
 
 
+def parts_of(axis: str, size: int) -> int:
+    """How many parts the mesh in use splits a dimension of `size` into."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    return math.prod(mesh.shape[name] for name in _mesh_axes(size, axis, mesh.shape))
+
+
+def per_device(
+    function: Callable[..., jax.Array],
+    arrays: Sequence[jax.Array],
+    axes: Sequence[tuple[str | None, ...]],
+    out_axes: tuple[str | None, ...],
+) -> jax.Array:
+    """Calls a kernel once a device on the shards that it holds; once in all without a mesh.
+
+    `axes` are the logical axes of each array, `out_axes` of the result, which has the first
+    array's shape.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function(*arrays)
+    specs = tuple(
+        _spec(array.shape, names, mesh.shape) for array, names in zip(arrays, axes, strict=True)
+    )
+    out_spec = _spec(arrays[0].shape, out_axes, mesh.shape)
+    # The kernel says nothing of how its results vary over the mesh, so that is not checked.
+    return jax.shard_map(function, in_specs=specs, out_specs=out_spec, check_vma=False)(*arrays)
+
+
+def sum_over_rows(
+    function: Callable[..., Any], rows: Sequence[jax.Array], whole: jax.Array
+) -> Any:
+    """Sums of what `function(*rows, whole)` gives for the rows of each device.
+
+    So the gradient of `whole`, which every device has, is added up over devices once, whatever
+    loops the function has. `rows` are arrays whose first axis is the batch.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    names = () if mesh.empty else _mesh_axes(rows[0].shape[0], "batch", mesh.shape)
+    if not names:
+        return function(*rows, whole)
+
+    def on_device(*arrays):
+        return jax.tree.map(lambda part: jax.lax.psum(part, names), function(*arrays))
+
+    specs = (PartitionSpec(names),) * len(rows) + (PartitionSpec(),)
+    return jax.shard_map(
+        on_device,
+        in_specs=specs,
+        out_specs=PartitionSpec(),
+        axis_names=set(names),
+        check_vma=False,
+    )(*rows, whole)
+
+
 def _spec(
     shape: Sequence[int], axes: Sequence[str | None], mesh_shape: dict[str, int]
 ) -> PartitionSpec:
     """Maps logical axes to mesh axes; a dimension that a mesh axis does not divide stays whole."""
-    parts = []
-    for size, axis in zip(shape, axes, strict=True):
-        names = tuple(name for name in RULES.get(axis, ()) if name in mesh_shape)
-        divides = names and size % math.prod(mesh_shape[name] for name in names) == 0
-        parts.append(names if divides else None)
-    return PartitionSpec(*parts)
+    parts = (_mesh_axes(size, axis, mesh_shape) for size, axis in zip(shape, axes, strict=True))
+    return PartitionSpec(*(names or None for names in parts))
+
+
+def _mesh_axes(size: int, axis: str | None, mesh_shape: dict[str, int]) -> tuple[str, ...]:
+    names = tuple(name for name in RULES.get(axis, ()) if name in mesh_shape)
+    return names if size % math.prod(mesh_shape[name] for name in names) == 0 else ()

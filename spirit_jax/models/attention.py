@@ -51,13 +51,19 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     return keep * frequencies + (1 - keep) * frequencies / scaling.factor
 
 
-def apply_rope(x_bthk: jax.Array, positions_bt: jax.Array, frequencies: jax.Array) -> jax.Array:
-    """Rotates each half-split pair of a head by position x frequency, in float32."""
+def rope_tables(positions_bt: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of position x frequency for both halves of a head: float32 (b, t, 1, k)."""
     angles_bthk = positions_bt[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles_bthk), jnp.sin(angles_bthk)
-    first, second = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_bthk.dtype)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+
+
+def apply_rope(x_bthk: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates each half-split pair of a head by its angle, in float32."""
+    cos, sin = tables
+    x32_bthk = x_bthk.astype(jnp.float32)
+    swapped_bthk = jnp.roll(x32_bthk, x_bthk.shape[-1] // 2, axis=-1)
+    return (x32_bthk * cos + swapped_bthk * sin).astype(x_bthk.dtype)
 
 
 @struct.dataclass

@@ -15,9 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from spirit_jax import checkpoint, config, sharding
 from spirit_jax.errors import InputError
+from spirit_jax.models import flash
 from spirit_jax.models.attention import (
     KVCache,
     LayerCache,
@@ -25,12 +27,20 @@ from spirit_jax.models.attention import (
     apply_rope,
     attend,
     cache_mask,
-    causal_mask,
     rope_frequencies,
+    rope_tables,
     write_cache,
 )
 
-REMAT = ("none", "block")
+# What a layer's backward pass finds saved; the rest it computes again. Names of `checkpoint_name`.
+REMAT_SAVES = {
+    "none": None,  # everything
+    "save_dots": ("q", "k", "v", flash.RESIDUALS, "attended", "gate", "up"),
+    "save_attention": (flash.RESIDUALS,),
+    "block": (),
+    "offload": (flash.RESIDUALS,),
+}
+OFFLOADED = ("block_input",)  # to the host's memory, under "offload"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +91,22 @@ class Block(nn.Module):
     config: LlamaConfig
     dtype: Any
     param_dtype: Any
+    attention: str = "reference"
 
     @nn.compact
-    def __call__(self, carry, layer, positions_bt, mask_bts, slot):
-        """`carry` is (x_btd, LayerCache or None); `layer` picks the layer of a stacked cache."""
+    def __call__(self, carry, layer, rope, seen, slot):
+        """One layer.
+
+        Args:
+          carry: (x_btd, LayerCache or None).
+          layer: picks the layer of a stacked cache.
+          rope: what `rope_tables` gives.
+          seen: with a cache mask_bts, the slots that each token sees; without one segments_bt.
+          slot: of the cache, where the new tokens go.
+        """
         x_btd, cache = carry
         cfg = self.config
-        frequencies = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+        x_btd = checkpoint_name(x_btd, "block_input")
 
         y_btd = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="attention_norm")(x_btd)
         head, kv_head = (cfg.num_heads, cfg.head_dim), (cfg.num_kv_heads, cfg.head_dim)
@@ -95,19 +114,26 @@ class Block(nn.Module):
         q_bthk = self._linear("q", ("embed",), head, ("heads", "head_dim"), bias)(y_btd)
         k_btgk = self._linear("k", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
         v_btgk = self._linear("v", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
-        q_bthk = apply_rope(q_bthk, positions_bt, frequencies)
-        k_btgk = apply_rope(k_btgk, positions_bt, frequencies)
-        if cache is not None:
-            cache, k_btgk, v_btgk = write_cache(cache, k_btgk, v_btgk, slot, layer)
+        q_bthk = checkpoint_name(apply_rope(q_bthk, rope), "q")
+        k_btgk = checkpoint_name(apply_rope(k_btgk, rope), "k")
+        v_btgk = checkpoint_name(v_btgk, "v")
         q_bthk = sharding.constrain(q_bthk, "batch", None, "heads", None)
-        y_bthk = attend(q_bthk, k_btgk.astype(self.dtype), v_btgk.astype(self.dtype), mask_bts)
+        if cache is None:
+            name = "reference" if self.is_initializing() else self.attention
+            backend = flash.choose_backend(name, self.dtype, cfg.head_dim, x_btd.shape[1])
+            y_bthk = flash.attend_segments(q_bthk, k_btgk, v_btgk, seen, backend)
+        else:
+            cache, k_btgk, v_btgk = write_cache(cache, k_btgk, v_btgk, slot, layer)
+            y_bthk = attend(q_bthk, k_btgk.astype(self.dtype), v_btgk.astype(self.dtype), seen)
         out = self._linear("o", ("heads", "head_dim"), (cfg.hidden_size,), ("embed",), bias)
         x_btd = sharding.constrain(x_btd + out(y_bthk), "batch", None, None)
+        x_btd = checkpoint_name(x_btd, "attended")
 
         y_btd = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="mlp_norm")(x_btd)
         width, bias = (cfg.intermediate_size,), cfg.mlp_bias
         gate_btf = self._linear("gate", ("embed",), width, ("mlp",), bias)(y_btd)
         up_btf = self._linear("up", ("embed",), width, ("mlp",), bias)(y_btd)
+        gate_btf, up_btf = checkpoint_name(gate_btf, "gate"), checkpoint_name(up_btf, "up")
         y_btf = sharding.constrain(nn.silu(gate_btf) * up_btf, "batch", None, "mlp")
         down = self._linear("down", ("mlp",), (cfg.hidden_size,), ("embed",), bias)
         x_btd = sharding.constrain(x_btd + down(y_btf), "batch", None, None)
@@ -134,15 +160,18 @@ class Unrolled(nn.Module):
     config: LlamaConfig
     dtype: Any
     param_dtype: Any
+    attention: str = "reference"
 
     @nn.compact
-    def __call__(self, carry, layers, positions_bt, mask_bts, slot):
+    def __call__(self, carry, layers, rope, seen, slot):
         x_btd, caches = carry
         new_caches = []
         for i in range(self.config.num_layers):
-            block = self.block(self.config, self.dtype, self.param_dtype, name=str(i))
+            block = self.block(
+                self.config, self.dtype, self.param_dtype, self.attention, name=str(i)
+            )
             cache = None if caches is None else caches[i]
-            (x_btd, cache), _ = block((x_btd, cache), None, positions_bt, mask_bts, slot)
+            (x_btd, cache), _ = block((x_btd, cache), None, rope, seen, slot)
             new_caches.append(cache)
         return (x_btd, None if caches is None else tuple(new_caches)), None
 
@@ -157,7 +186,10 @@ class Llama(nn.Module):
       scan_layers: one compiled layer looped over stacked parameters (quick to compile, for
         training and accelerators), or all layers written out (no slicing of parameters and cache:
         faster decoding on a CPU). The results are the same.
-      remat: what a gradient computes again to save memory: "none", or "block", all of a layer.
+      remat: what a gradient computes again to save memory, from nothing to all of a layer: "none",
+        "save_dots" (norms, activations), "save_attention" (all but the attention kernel), "block";
+        "offload" is as "save_attention", with what enters a layer kept in the host's memory.
+      attention: the backend for whole rows, one of `flash.BACKENDS`; with a cache it is plain.
     """
 
     config: LlamaConfig
@@ -165,6 +197,7 @@ class Llama(nn.Module):
     param_dtype: Any = jnp.float32
     scan_layers: bool = False
     remat: str = "none"
+    attention: str = "auto"
 
     def setup(self):
         cfg = self.config
@@ -176,11 +209,7 @@ class Llama(nn.Module):
             param_dtype=self.param_dtype,
             embedding_init=nn.with_logical_partitioning(init, ("vocab", "embed")),
         )
-        if self.remat not in REMAT:
-            raise InputError(f"remat is '{self.remat}', expected one of {', '.join(REMAT)}.")
-        # Inside a scan nothing can be merged with the computation that is to be repeated.
-        again = self.remat == "block"
-        block = nn.remat(Block, prevent_cse=not self.scan_layers) if again else Block
+        block = self._remat(Block)
         stack = functools.partial(Unrolled, block)
         if self.scan_layers:
             stack = nn.scan(
@@ -191,7 +220,7 @@ class Llama(nn.Module):
                 length=cfg.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-        self.layers = stack(cfg, self.dtype, self.param_dtype)
+        self.layers = stack(cfg, self.dtype, self.param_dtype, self.attention)
         self.final_norm = RMSNorm(cfg.rms_norm_eps, self.param_dtype)
         if not cfg.tie_embeddings:
             self.head = self.param(
@@ -200,6 +229,24 @@ class Llama(nn.Module):
                 (cfg.hidden_size, cfg.vocab_size),
                 self.param_dtype,
             )
+
+    def _remat(self, block):
+        if self.remat not in REMAT_SAVES:
+            names = ", ".join(REMAT_SAVES)
+            raise InputError(f"remat is '{self.remat}', expected one of {names}.")
+        saves = REMAT_SAVES[self.remat]
+        if saves is None:
+            return block
+        policy = jax.checkpoint_policies.save_only_these_names(*saves)
+        if self.remat == "offload":
+            policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=saves,
+                names_which_can_be_offloaded=OFFLOADED,
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+        # Inside a scan nothing can be merged with the computation that is to be repeated.
+        return nn.remat(block, prevent_cse=not self.scan_layers, policy=policy)
 
     def __call__(
         self,
@@ -235,16 +282,17 @@ class Llama(nn.Module):
         """What the head projects to logits, (b, t, d) in `dtype`; arguments as of `__call__`."""
         slot, layer_caches = None, None
         if cache is None:
-            mask_bts = causal_mask(segments_bt)
+            seen = segments_bt
         else:
             slot, layer_caches = cache.length, cache.layers
             valid_bs = jax.lax.dynamic_update_slice(cache.valid_bs, segments_bt > 0, (0, slot))
-            mask_bts = cache_mask(valid_bs, slot, tokens_bt.shape[1])
+            seen = cache_mask(valid_bs, slot, tokens_bt.shape[1])
         x_btd = sharding.constrain(self.embed(tokens_bt), "batch", None, None)
-        layer_ids = jnp.arange(self.config.num_layers)
-        (x_btd, layer_caches), _ = self.layers(
-            (x_btd, layer_caches), layer_ids, positions_bt, mask_bts, slot
-        )
+        cfg = self.config
+        frequencies = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+        rope = rope_tables(positions_bt, frequencies)
+        layer_ids = jnp.arange(cfg.num_layers)
+        (x_btd, layer_caches), _ = self.layers((x_btd, layer_caches), layer_ids, rope, seen, slot)
         if cache is not None:
             cache = KVCache(layer_caches, valid_bs, slot + tokens_bt.shape[1])
         return self.final_norm(x_btd), cache
@@ -282,7 +330,11 @@ def init_cache(model: Llama, batch: int, slots: int) -> KVCache:
 def abstract_params(model: Llama, boxed: bool = False) -> Any:
     """The tree of `jax.ShapeDtypeStruct` of the model's parameters; `boxed` keeps logical axes."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    tree = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens, tokens)["params"]
+
+    def init(tokens_bt):  # with the key made inside, no device is asked for anything
+        return model.init(jax.random.key(0), tokens_bt, tokens_bt, tokens_bt)["params"]
+
+    tree = jax.eval_shape(init, tokens)
     return tree if boxed else nn.unbox(tree)
 
 

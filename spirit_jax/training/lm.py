@@ -54,21 +54,28 @@ class RunConfig:
     Attributes:
       run_dir: where checkpoints and metrics go; a run that was stopped goes on from there.
       model: the model folder to start from; its vocabulary and tokenizer are used.
-      random_init: take only the sizes of `model`, and start from random parameters.
+      sizes: of a model that starts from random parameters; those of `model` by default.
+      random_init: start from random parameters, with the vocabulary and tokenizer of `model`.
       steps: updates in all.
       compute_dtype: "float32" or "bfloat16"; master weights are float32.
-      scan_layers, remat: see `Llama`.
+      scan_layers, remat, attention: see `Llama`.
+      compiler_options: of XLA, for the training step, by name.
+      topology: of the TPU slice that this is for, such as "v5e:16x16"; for `tpu/plan.py`.
       checkpoint_every, keep: steps between checkpoints, and how many are kept.
       seed: of random parameters.
     """
 
     run_dir: str
     model: str
+    sizes: llama.LlamaConfig | None = None
     random_init: bool = False
     steps: int = 100
     compute_dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
+    attention: str = "auto"
+    compiler_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    topology: str = ""
     checkpoint_every: int = 100
     keep: int = 3
     seed: int = 0
@@ -84,6 +91,8 @@ class RunConfig:
             )
         if min(self.steps, self.checkpoint_every, self.keep) < 1:
             raise InputError("steps, checkpoint_every and keep must be at least 1.")
+        if self.sizes is not None and not self.random_init:
+            raise InputError("sizes are those of a random start: set random_init too.")
 
 
 def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterator[dict[str, Any]]:
@@ -107,8 +116,8 @@ def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterato
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = make_schedule(config.optimizer, config.steps)
     with jax.set_mesh(mesh), _sigterm() as stopping:
-        model = _make_model(config, folder)
-        shapes, shardings = _abstract(model, optimizer, mesh)
+        model = make_model(config)
+        shapes, shardings = abstract_train_state(model, optimizer, mesh)
         checkpoints = Checkpoints(run_dir / "checkpoints", config.keep)
         restored = checkpoints.restore(abstract_state(shapes, shardings))
         if restored is None:
@@ -116,8 +125,7 @@ def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterato
         else:
             state, stream_state = restored
             stream.set_state(stream_state)
-        step_of = functools.partial(train_step, model, optimizer, vocab, config.step)
-        step = jax.jit(step_of, donate_argnums=0, out_shardings=(shardings, None))
+        step = jit_step(config, model, optimizer, vocab, shardings)
         first = int(state.step)
         log = _open_log(run_dir / "metrics.jsonl", first)
         pending = None
@@ -140,13 +148,32 @@ def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterato
             log.close()
 
 
-def _make_model(config: RunConfig, folder: Path) -> llama.Llama:
-    cfg = config_lib.read(llama.LlamaConfig, folder / "llama" / "config.json")
-    dtype = jnp.dtype(config.compute_dtype)
-    return llama.Llama(cfg, dtype, scan_layers=config.scan_layers, remat=config.remat)
+def make_model(config: RunConfig) -> llama.Llama:
+    """The model of a run, without parameters."""
+    path = Path(config.model) / "llama" / "config.json"
+    return llama.Llama(
+        config.sizes or config_lib.read(llama.LlamaConfig, path),
+        jnp.dtype(config.compute_dtype),
+        scan_layers=config.scan_layers,
+        remat=config.remat,
+        attention=config.attention,
+    )
 
 
-def _abstract(model: llama.Llama, optimizer, mesh) -> tuple[TrainState, TrainState]:
+def jit_step(config: RunConfig, model: llama.Llama, optimizer, vocab: Vocab, shardings: TrainState):
+    """The compiled training step: (state, batch) to (state, metrics)."""
+    step = functools.partial(train_step, model, optimizer, vocab, config.step)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=config.compiler_options or None,
+    )
+
+
+def abstract_train_state(
+    model: llama.Llama, optimizer, mesh: jax.sharding.Mesh
+) -> tuple[TrainState, TrainState]:
     """Shapes and shardings of the state; moments lie where their parameters do."""
     boxed = llama.abstract_params(model, boxed=True)
     places = sharding.param_shardings(boxed, mesh)

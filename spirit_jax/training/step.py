@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from spirit_jax import sharding
 from spirit_jax.errors import InputError
 from spirit_jax.models.llama import Llama
 from spirit_jax.training.loss import LossSums, chunked_losses, next_tokens, token_losses
@@ -20,7 +21,7 @@ class StepConfig:
 
     Attributes:
       accumulate: parts that a batch is taken in, one after another, with one update.
-      loss_chunk: tokens whose logits are held at once; 0 for all.
+      loss_chunk: tokens whose logits a device holds at once; 0 for all.
       z_loss: weight of the squared log of the softmax's denominator.
       skip_norm: a step whose gradient norm is above this, or is not finite, changes nothing; 0 to
         skip only what is not finite.
@@ -73,17 +74,15 @@ def batch_losses(
     tied = model.config.tie_embeddings
     head_dv = params["embed"]["embedding"].T if tied else params["head"]
     targets_bt, weights_bt = next_tokens(batch)
-    arrays = (
-        x_btd.reshape(-1, x_btd.shape[-1]),
-        head_dv.astype(x_btd.dtype),
-        targets_bt.reshape(-1),
-        weights_bt.reshape(-1),
-        vocab,
-        config.z_loss,
-    )
-    return (
-        chunked_losses(*arrays, config.loss_chunk) if config.loss_chunk else token_losses(*arrays)
-    )
+
+    def sums_of(x_btd, targets_bt, weights_bt, head_dv):
+        tokens = (x_btd.reshape(-1, x_btd.shape[-1]), head_dv)
+        tokens += (targets_bt.reshape(-1), weights_bt.reshape(-1), vocab, config.z_loss)
+        chunk = config.loss_chunk
+        return chunked_losses(*tokens, chunk) if chunk else token_losses(*tokens)
+
+    rows = (x_btd, targets_bt, weights_bt)
+    return sharding.sum_over_rows(sums_of, rows, head_dv.astype(x_btd.dtype))
 
 
 def gradients(

@@ -1,0 +1,124 @@
+"""Attention of training over whole rows: the plain reference and, beside it, accelerators' kernels.
+
+Letters: b batch, t positions, h query heads, g key-value heads, k head width.
+
+Every backend honours segments: a token sees itself and earlier tokens of its own segment. A result
+is named `RESIDUALS`, and so is what a kernel's backward pass needs, so that a remat policy can keep
+them instead of running the kernel again.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as splash_mask,
+)
+
+from spirit_jax import sharding
+from spirit_jax.errors import InputError
+from spirit_jax.models.attention import attend, causal_mask
+
+BACKENDS = ("auto", "reference", "splash", "splash_interpret", "cudnn")
+RESIDUALS = "attention"
+LANES = 128  # a TPU kernel's blocks are multiples of this
+
+
+def choose_backend(name: str, dtype: Any, head_dim: int, length: int) -> str:
+    """The backend that "auto" stands for here; a name that cannot be used is an error.
+
+    Raises:
+      InputError: an unknown name, or a shape or dtype that the backend does not take.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"attention is '{name}', expected one of {', '.join(BACKENDS)}.")
+    fits_splash = length % LANES == 0
+    fits_cudnn = jnp.dtype(dtype) != jnp.float32 and head_dim % 8 == 0 and head_dim <= 128
+    if name == "auto":
+        platform = jax.default_backend()
+        if platform == "tpu" and fits_splash:
+            return "splash"
+        return "cudnn" if platform == "gpu" and fits_cudnn else "reference"
+    if name.startswith("splash") and not fits_splash:
+        raise InputError(f"splash attention takes rows of a multiple of {LANES}, not {length}.")
+    if name == "cudnn" and not fits_cudnn:
+        raise InputError("cuDNN attention takes bfloat16 or float16, and heads of 8 to 128.")
+    return name
+
+
+def attend_segments(
+    q_bthk: jax.Array,
+    k_btgk: jax.Array,
+    v_btgk: jax.Array,
+    segments_bt: jax.Array,
+    backend: str,
+) -> jax.Array:
+    """Causal grouped-query attention within segments: (b, t, h, k), softmax in float32.
+
+    Args:
+      q_bthk, k_btgk, v_btgk: of one dtype; queries are not yet scaled.
+      segments_bt: int32; what padding (segment 0) gets is of no meaning.
+      backend: what `choose_backend` gives; "splash_interpret" is the TPU's kernel on any device,
+        slowly, for tests.
+    """
+    if backend.startswith("splash"):
+        return _splash(q_bthk, k_btgk, v_btgk, segments_bt, backend == "splash_interpret")
+    attend_masked = _cudnn if backend == "cudnn" else attend
+    y_bthk = attend_masked(q_bthk, k_btgk, v_btgk, causal_mask(segments_bt))
+    return checkpoint_name(y_bthk, RESIDUALS)
+
+
+def _cudnn(q_bthk, k_btgk, v_btgk, mask_bts) -> jax.Array:
+    # Padding sees itself: a row without any key would be NaN.
+    mask_bts = mask_bts | jnp.eye(mask_bts.shape[-1], dtype=bool)
+    return jax.nn.dot_product_attention(
+        q_bthk, k_btgk, v_btgk, mask=mask_bts[:, None], is_causal=True, implementation="cudnn"
+    )
+
+
+def _splash(q_bthk, k_btgk, v_btgk, segments_bt, interpret: bool) -> jax.Array:
+    """The kernel, once a device: it is given its rows and heads."""
+
+    def on_device(q_bthk, k_btgk, v_btgk, segments_bt):
+        kernel = _splash_kernel(q_bthk.shape[2], q_bthk.shape[1], interpret)
+        scaled_bthk = q_bthk * q_bthk.shape[-1] ** -0.5
+
+        def one_row(q_thk, k_tgk, v_tgk, segments_t):
+            by_head = (array.swapaxes(0, 1) for array in (q_thk, k_tgk, v_tgk))
+            y_htk = kernel(*by_head, splash.SegmentIds(segments_t, segments_t))
+            return y_htk.swapaxes(0, 1)
+
+        return jax.vmap(one_row)(scaled_bthk, k_btgk, v_btgk, segments_bt)
+
+    heads, kv_heads = q_bthk.shape[2], k_btgk.shape[2]
+    if sharding.parts_of("heads", heads) != sharding.parts_of("kv_heads", kv_heads):
+        # A device with some query heads must have their keys and values.
+        k_btgk, v_btgk = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k_btgk, v_btgk))
+    by_head = ("batch", None, "heads", None)
+    return sharding.per_device(
+        on_device,
+        (q_bthk, k_btgk, v_btgk, segments_bt),
+        (by_head, by_head, by_head, by_head[:2]),
+        by_head,
+    )
+
+
+def _splash_kernel(heads: int, length: int, interpret: bool):
+    mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * heads)
+    block = next(size for size in (1024, 512, 256, LANES) if length % size == 0)
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=min(block, 512),
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=min(block, 512),
+        use_fused_bwd_kernel=True,
+    )
+    make = functools.partial(splash.make_splash_mha, head_shards=1, q_seq_shards=1)
+    return make(mask, block_sizes=sizes, residual_checkpoint_name=RESIDUALS, interpret=interpret)
