@@ -113,6 +113,25 @@ def place_batch(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
     return jax.device_put(array, batch_sharding(array.shape, mesh))
 
 
+def local_rows(batch_rows: int, mesh: Mesh) -> list[int]:
+    """The rows of a batch that lie on devices of this process, rising."""
+    shape = (batch_rows,)
+    parts = batch_sharding(shape, mesh).addressable_devices_indices_map(shape).values()
+    return sorted({row for (part,) in parts for row in range(*part.indices(batch_rows))})
+
+
+def place_rows(array: np.ndarray, rows: Sequence[int], batch_rows: int, mesh: Mesh) -> jax.Array:
+    """A batch on the mesh, each process giving the rows that `local_rows` says are its own."""
+    place_of = {row: place for place, row in enumerate(rows)}
+    shape = (batch_rows, *array.shape[1:])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(batch_rows)
+        return array[place_of[start] : place_of[start] + stop - start]
+
+    return jax.make_array_from_callback(shape, batch_sharding(shape, mesh), part)
+
+
 def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """Where a batch of this shape lies."""
     spec = _spec(shape, ("batch",) + (None,) * (len(shape) - 1), mesh.shape)
@@ -157,9 +176,7 @@ def per_device(
     return jax.shard_map(function, in_specs=specs, out_specs=out_spec, check_vma=False)(*arrays)
 
 
-def sum_over_rows(
-    function: Callable[..., Any], rows: Sequence[jax.Array], whole: jax.Array
-) -> Any:
+def sum_over_rows(function: Callable[..., Any], rows: Sequence[jax.Array], whole: jax.Array) -> Any:
     """Sums of what `function(*rows, whole)` gives for the rows of each device.
 
     So the gradient of `whole`, which every device has, is added up over devices once, whatever

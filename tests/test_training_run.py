@@ -18,7 +18,8 @@ from spirit_jax.data import pipeline
 from spirit_jax.data.pipeline import DataConfig
 from spirit_jax.data.records import write_shard
 from spirit_jax.data.samples import SourceConfig
-from spirit_jax.training.lm import MeshConfig, RunConfig, train
+from spirit_jax.training.lm import RunConfig, train
+from spirit_jax.training.loop import MeshConfig
 from spirit_jax.training.optimizer import OptimizerConfig
 
 STEPS = 7
@@ -45,8 +46,8 @@ def make_config(corpus, expressive_folder, tmp_path):
     def make(name="run", mesh=ALL_FSDP, **changes):
         data = DataConfig((SourceConfig(str(corpus)),), seq_len=48, batch_rows=8, shards=8)
         return RunConfig(
-            str(tmp_path / name),
-            str(expressive_folder),
+            run_dir=str(tmp_path / name),
+            model=str(expressive_folder),
             steps=changes.pop("steps", STEPS),
             checkpoint_every=changes.pop("checkpoint_every", 2),
             mesh=mesh,

@@ -16,7 +16,7 @@ from spirit_jax.models.llama import Llama, LlamaConfig
 from spirit_jax.random_model import random_params
 from spirit_jax.training.loss import next_tokens
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from spirit_jax.training.step import StepConfig, TrainState, batch_losses, gradients, train_step
+from spirit_jax.training.step import Objective, StepConfig, TrainState, train_step
 from spirit_jax.vocab import Vocab
 
 VOCAB = Vocab.make("base", 40)  # 543 tokens in 640 rows
@@ -59,12 +59,19 @@ def batch():
             start += length
     weights = ((segments > 0) & (positions > 0)).astype(np.float32)
     tokens[segments == 0] = 0
-    return {"tokens": tokens, "segments": segments, "positions": positions, "weights": weights}
+    return {
+        "tokens": tokens,
+        "segments": segments,
+        "positions": positions,
+        "weights": weights,
+        "sources": (segments + 1) % 2,
+    }
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def loss_and_gradient(model, params, batch, config):
-    grads, sums = gradients(model, params, batch, VOCAB, config)
+    objective = Objective(model, VOCAB, config, ("odd", "even"))
+    grads, sums = objective.gradients(params, batch)
     return sums, grads
 
 
@@ -150,9 +157,21 @@ def test_a_tied_head_learns(params, batch):
 
 
 def test_the_first_token_of_a_document_is_not_predicted(batch):
-    targets, weights = next_tokens({n: jnp.asarray(a) for n, a in batch.items()})
-    assert weights[0].tolist() == [1] * 9 + [0] + [1] * 8 + [0] * 6
-    np.testing.assert_array_equal(targets[0, :9], batch["tokens"][0, 1:10])
+    targets = next_tokens({n: jnp.asarray(a) for n, a in batch.items()})
+    assert targets.weights[0].tolist() == [1] * 9 + [0] + [1] * 8 + [0] * 6
+    np.testing.assert_array_equal(targets.tokens[0, :9], batch["tokens"][0, 1:10])
+    np.testing.assert_array_equal(targets.sources[0, :18], [0] * 9 + [1] * 9)
+
+
+def test_losses_by_source_and_by_modality_make_up_the_whole(plain, batch):
+    sums, _ = plain
+    np.testing.assert_allclose(sums.sources.sum(0), sums.text + sums.speech, rtol=1e-6)
+    assert sums.sources[:, 2].tolist() == [9 + 23 + 4 + 6 + 11, 8 + 5 + 11]
+    metrics = Objective(MODEL, VOCAB, PLAIN, ("odd", "even")).metrics(sums)
+    odd, even = (
+        float(metrics[f"share_{name}"] * metrics[f"loss_{name}"]) for name in ("odd", "even")
+    )
+    np.testing.assert_allclose(odd + even, float(metrics["loss"]), rtol=1e-6)
 
 
 def test_z_loss_is_added(params, batch, plain):
@@ -163,8 +182,10 @@ def test_z_loss_is_added(params, batch, plain):
 
 @functools.cache
 def compiled_step(config, steps=50):
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, clip_norm=1.0), steps)
-    return optimizer, jax.jit(functools.partial(train_step, MODEL, optimizer, VOCAB, config))
+    settings = OptimizerConfig(learning_rate=1e-2, clip_norm=1.0)
+    optimizer, schedule = make_optimizer(settings, steps), make_schedule(settings, steps)
+    objective = Objective(MODEL, VOCAB, config)
+    return optimizer, jax.jit(functools.partial(train_step, objective, optimizer, schedule))
 
 
 def test_it_learns_a_batch_by_heart(params, batch):
@@ -238,5 +259,6 @@ def test_padding_rows_of_the_vocabulary_are_impossible(params, batch):
     """Their logits do not matter, so they are never learnt nor sampled."""
     loud = params | {"head": params["head"].copy()}
     loud["head"][:, VOCAB.size :] += 5.0
-    sums = [float(batch_losses(MODEL, p, batch, VOCAB, PLAIN).loss) for p in (params, loud)]
+    objective = Objective(MODEL, VOCAB, PLAIN)
+    sums = [float(objective.losses(p, batch).loss) for p in (params, loud)]
     assert sums[0] == sums[1]

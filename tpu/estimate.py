@@ -133,7 +133,9 @@ def _visits(bodies: dict[str, list[str]], entry: str):
         for line in bodies[name]:
             if match := re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
                 stack.append((match[2], times * _trips(line, bodies[match[1]])))
-            elif match := re.search(r" (?:call|async-start)\(.*(?:to_apply|calls)=%?([\w.\-]+)", line):
+            elif match := re.search(
+                r" (?:call|async-start)\(.*(?:to_apply|calls)=%?([\w.\-]+)", line
+            ):
                 stack.append((match[1], times))
             elif match := re.search(r" conditional\(.*branch_computations=\{([^}]*)\}", line):
                 # Branches differ little in what this is used for: the first is counted.
@@ -143,7 +145,9 @@ def _visits(bodies: dict[str, list[str]], entry: str):
 def _trips(line: str, condition: list[str]) -> int:
     if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(match[1])
-    constants = [int(n) for text in condition for n in re.findall(r"s32\[\][^=]* constant\((\d+)\)", text)]
+    constants = [
+        int(n) for text in condition for n in re.findall(r"s32\[\][^=]* constant\((\d+)\)", text)
+    ]
     return max(constants, default=1)
 
 

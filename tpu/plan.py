@@ -21,9 +21,8 @@ import numpy as np
 from spirit_jax import config as config_lib
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
-from spirit_jax.models import llama
 from spirit_jax.training import lm
-from spirit_jax.training.optimizer import make_optimizer
+from spirit_jax.training.step import Objective
 from spirit_jax.vocab import HUBERT_UNITS, Vocab
 from tpu.estimate import CHIPS, estimate
 
@@ -54,9 +53,10 @@ def compile_step(config: lm.RunConfig, devices: list):
     model = lm.make_model(config)
     rows = model.config.vocab_size  # the numbers of text pieces and units change no program
     vocab = Vocab(text_size=rows - 2 - HUBERT_UNITS, padded_size=rows)
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    optimizer = lm.make_optimizers(config, vocab)
+    objective = Objective(model, vocab, config.step, ("data",))
     shape = (config.data.batch_rows, config.data.seq_len)
-    shapes, places = lm.abstract_train_state(model, optimizer, mesh)
+    shapes, places = lm.abstract_train_state(config, model, optimizer, mesh)
     with jax.set_mesh(mesh):
         state = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -66,17 +66,10 @@ def compile_step(config: lm.RunConfig, devices: list):
         place = sharding.batch_sharding(shape, mesh)
         batch = {
             name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place)
-            for name in ("tokens", "segments", "positions")
+            for name in ("tokens", "segments", "positions", "sources")
         }
         batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
-        return lm.jit_step(config, model, optimizer, vocab, places).lower(state, batch).compile()
-
-
-def model_flops(cfg: llama.LlamaConfig, seq_len: int) -> float:
-    """Of a trained token: 6 N + 6 L D S for the causal half; N with the head, without the embedding."""
-    shapes = jax.tree.leaves(llama.abstract_params(llama.Llama(cfg)))
-    n = sum(leaf.size for leaf in shapes) - (0 if cfg.tie_embeddings else cfg.vocab_size * cfg.hidden_size)
-    return 6 * n + 6 * cfg.num_layers * cfg.num_heads * cfg.head_dim * seq_len
+        return lm.jit_step(config, objective, optimizer, places).lower(state, batch).compile()
 
 
 def plan(config: lm.RunConfig, topology: str) -> dict:
@@ -102,7 +95,7 @@ def plan(config: lm.RunConfig, topology: str) -> dict:
     forward = 2 * width * config.data.seq_len * cfg.num_layers * tokens / len(devices)
     again = config.remat == "block"
     told = estimate(hlo, chip, forward * (1 + 2.5 + again))
-    flops = model_flops(cfg, config.data.seq_len) * tokens / len(devices)
+    flops = lm.token_flops(cfg, config.data.seq_len) * tokens / len(devices)
     return result | {
         "fits": memory.peak_memory_in_bytes <= chip.hbm_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,

@@ -8,7 +8,7 @@ rows.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -68,25 +68,23 @@ class Stream(Iterator[dict[str, np.ndarray]]):
         config: DataConfig,
         tokenizer: TextTokenizer,
         vocab: Vocab,
-        host: int = 0,
-        hosts: int = 1,
+        rows: Sequence[int] | None = None,
     ):
         """Opens the corpora.
 
+        Args:
+          config: the data.
+          tokenizer, vocab: of the model.
+          rows: of a step's `batch_rows`, those that are this host's; all by default.
+
         Raises:
-          InputError: no sources, a corpus that is missing or damaged, a document that lacks what
-            its format needs, rows or shards that do not divide among the hosts.
+          InputError: no sources, a corpus that is missing or damaged, or a document that lacks
+            what its format needs.
         """
         if not config.sources:
             raise InputError("The data config names no sources.")
-        if config.batch_rows % hosts or config.shards % hosts:
-            raise InputError(
-                f"{config.batch_rows} rows and {config.shards} shards do not divide among {hosts} "
-                "hosts."
-            )
         self._config = config
-        per_host = config.batch_rows // hosts
-        self._rows = range(host * per_host, (host + 1) * per_host)
+        self._rows = range(config.batch_rows) if rows is None else rows
         self._step = 0
         mixture = _mix(config, tokenizer, vocab)
         # After as many steps every row has come from all shards that are ever its own.

@@ -18,34 +18,55 @@ class LossSums:
       loss: of cross entropies in nats, and the z-loss.
       count: of weights.
       text, speech: (3,) sums of cross entropy, hits and weights, of text tokens and units.
+      sources: (s, 3) the same of each source of the data.
     """
 
     loss: jax.Array
     count: jax.Array
     text: jax.Array
     speech: jax.Array
+    sources: jax.Array
 
     @classmethod
-    def zeros(cls) -> "LossSums":
+    def zeros(cls, sources: int) -> "LossSums":
         """Nothing summed yet."""
-        return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros(3), jnp.zeros(3))
+        none = jnp.zeros(())
+        return cls(none, none, jnp.zeros(3), jnp.zeros(3), jnp.zeros((sources, 3)))
 
 
-def next_tokens(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Targets (b, t) and their weights: the token after each, where it is of the same segment."""
-    tokens, segments = batch["tokens"], batch["segments"]
-    targets_bt = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-    same_bt = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (0, 1)))
-    weights_bt = jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1)))
-    return targets_bt, jnp.where(same_bt, weights_bt, 0)
+@struct.dataclass
+class Targets:
+    """What is to be predicted, an array of (b, t) or of (n,) each.
+
+    Attributes:
+      tokens: int32, the tokens.
+      weights: float32, 0 where there is none.
+      sources: int32, the number of the source that each is from.
+    """
+
+    tokens: jax.Array
+    weights: jax.Array
+    sources: jax.Array
+
+
+def next_tokens(batch: dict[str, jax.Array]) -> Targets:
+    """The token after each, where it is of the same segment."""
+
+    def shift(array_bt):
+        return jnp.pad(array_bt[:, 1:], ((0, 0), (0, 1)))
+
+    segments_bt = batch["segments"]
+    same_bt = shift(segments_bt) == segments_bt
+    weights_bt = jnp.where(same_bt, shift(batch["weights"]), 0)
+    return Targets(shift(batch["tokens"]), weights_bt, shift(batch["sources"]))
 
 
 def token_losses(
     x_nd: jax.Array,
     head_dv: jax.Array,
-    targets_n: jax.Array,
-    weights_n: jax.Array,
+    targets: Targets,
     vocab: Vocab,
+    sources: int = 1,
     z_loss: float = 0.0,
 ) -> LossSums:
     """Sums over tokens, all logits at once; padding rows of the vocabulary count as impossible.
@@ -53,11 +74,12 @@ def token_losses(
     Args:
       x_nd: features of the last layer, of any float dtype.
       head_dv: the head, of the same.
-      targets_n: int32, the tokens to predict.
-      weights_n: float32, 0 where there is none.
+      targets: (n,) each.
       vocab: says which rows exist and which tokens are units.
+      sources: how many the data has.
       z_loss: times the squared log of the softmax's denominator, added to the loss.
     """
+    targets_n, weights_n = targets.tokens, targets.weights
     logits_nv = jnp.einsum("nd,dv->nv", x_nd, head_dv, preferred_element_type=jnp.float32)
     exists_v = jnp.arange(logits_nv.shape[-1]) < vocab.size
     logits_nv = jnp.where(exists_v, logits_nv, -jnp.inf)
@@ -67,25 +89,29 @@ def token_losses(
     hits_n = (jnp.argmax(logits_nv, axis=-1) == targets_n).astype(jnp.float32)
     loss_n = entropy_n + z_loss * jnp.square(normaliser_n)
 
+    measured_n3 = jnp.stack([entropy_n, hits_n, jnp.ones_like(hits_n)], axis=-1)
+
     def sums(chosen_n):
-        kept_n = jnp.where(chosen_n, weights_n, 0)
-        return jnp.stack([kept_n @ entropy_n, kept_n @ hits_n, kept_n.sum()])
+        return jnp.where(chosen_n, weights_n, 0) @ measured_n3
 
     is_unit_n = targets_n >= vocab.first_unit
-    return LossSums(weights_n @ loss_n, weights_n.sum(), sums(~is_unit_n), sums(is_unit_n))
+    by_source = jnp.stack([sums(targets.sources == number) for number in range(sources)])
+    return LossSums(
+        weights_n @ loss_n, weights_n.sum(), sums(~is_unit_n), sums(is_unit_n), by_source
+    )
 
 
 def chunked_losses(
     x_nd: jax.Array,
     head_dv: jax.Array,
-    targets_n: jax.Array,
-    weights_n: jax.Array,
+    targets: Targets,
     vocab: Vocab,
+    sources: int,
     z_loss: float,
     chunk: int,
 ) -> LossSums:
     """`token_losses` of `chunk` tokens at a time; a gradient computes each chunk's logits again."""
-    rest = -len(targets_n) % chunk
+    rest = -len(x_nd) % chunk
 
     def in_chunks(array):
         padded = jnp.pad(array, ((0, rest),) + ((0, 0),) * (array.ndim - 1))
@@ -93,9 +119,8 @@ def chunked_losses(
 
     @jax.checkpoint
     def add(sums, part):
-        x_cd, targets_c, weights_c = part
-        more = token_losses(x_cd, head_dv, targets_c, weights_c, vocab, z_loss)
+        more = token_losses(part[0], head_dv, part[1], vocab, sources, z_loss)
         return jax.tree.map(jnp.add, sums, more), None
 
-    parts = (in_chunks(x_nd), in_chunks(targets_n), in_chunks(weights_n))
-    return jax.lax.scan(add, LossSums.zeros(), parts)[0]
+    parts = jax.tree.map(in_chunks, (x_nd, targets))
+    return jax.lax.scan(add, LossSums.zeros(sources), parts)[0]

@@ -1,0 +1,73 @@
+"""From a run's newest checkpoint to a model folder for generation."""
+
+import operator
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from spirit_jax import checkpoint
+from spirit_jax.errors import InputError
+from spirit_jax.models import llama
+from spirit_jax.training import lm, lora
+from spirit_jax.training.checkpoints import Checkpoints, abstract_state
+from spirit_jax.training.step import merge
+
+
+def export(config: lm.RunConfig, output: str | Path) -> int:
+    """Writes a model folder, whole or not at all: the run's language model, the rest as it was.
+
+    Args:
+      config: of the run; `model` is where vocabulary, text and speech tokenizer are copied from.
+      output: a folder that is not there yet.
+
+    Returns:
+      The step of the checkpoint.
+
+    Raises:
+      InputError: the run has no checkpoint, or `output` exists.
+    """
+    output, source = Path(output), Path(config.model)
+    if output.exists():
+        raise InputError(f"{output}: is there already; export to a new folder.")
+    model = lm.make_model(config)
+    step, params = load_params(config, model)
+    unfinished = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns("llama"))
+    parts = _by_layer(params, model.config.num_layers)
+    checkpoint.save_network(unfinished / "llama", model.config, parts)
+    unfinished.replace(output)
+    return step
+
+
+def load_params(config: lm.RunConfig, model: llama.Llama) -> tuple[int, Any]:
+    """(step, parameters of the plain model) of a run's newest whole checkpoint."""
+    mesh = config.mesh.make(jax.devices())
+    optimizer = lm.make_optimizers(config, lm.read_vocab(config))
+    shapes, places = lm.abstract_train_state(config, model, optimizer, mesh)
+    folder = Path(config.run_dir) / "checkpoints"
+    checkpoints = Checkpoints(folder, config.keep)
+    restored = checkpoints.restore(abstract_state(shapes, places))
+    checkpoints.close()
+    if restored is None:
+        raise InputError(f"{folder}: has no checkpoint yet.")
+    state, _ = restored
+    params = merge(state.params, state.frozen)
+    if config.lora.rank:
+        params = lora.merge_products(params, config.lora)
+    return int(state.step), params
+
+
+def _by_layer(params: Any, num_layers: int) -> Iterator[Any]:
+    """The parameters in parts on the host, a layer at a time, stacked layers taken apart."""
+    yield jax.tree.map(np.asarray, {name: params[name] for name in params if name != "layers"})
+    layers = params["layers"]
+    for number in range(num_layers):
+        own = layers.get(str(number))
+        if own is None:
+            own = jax.tree.map(operator.itemgetter(number), layers)
+        yield {"layers": {str(number): jax.tree.map(np.asarray, own)}}

@@ -1,0 +1,211 @@
+"""The loop of every training: batches in, metrics and checkpoints out, stopped and gone on with.
+
+It knows no network. A recipe gives it the state, the compiled step and the stream.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from spirit_jax import sharding
+from spirit_jax.errors import InputError
+from spirit_jax.training import hosts
+from spirit_jax.training.checkpoints import Checkpoints
+from spirit_jax.training.metrics import Clock, MetricsLog, peak_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; one may be -1, for as many as are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def make(self, devices: list[jax.Device]) -> jax.sharding.Mesh:
+        """The mesh; raises `InputError` where the sizes do not make up the devices."""
+        sizes = dict(vars(self))
+        known = math.prod(size for size in sizes.values() if size > 0)
+        free = [name for name, size in sizes.items() if size == -1]
+        if len(free) == 1 and len(devices) % known == 0:
+            sizes[free[0]] = len(devices) // known
+        if min(sizes.values()) < 1:
+            raise InputError(f"A mesh of {sizes} does not divide {len(devices)} devices.")
+        return sharding.make_mesh(**sizes, devices=devices)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long a training goes on, and what it leaves.
+
+    Attributes:
+      run_dir: where checkpoints and metrics go; a run that was stopped goes on from there.
+      steps: updates in all.
+      checkpoint_every: steps between checkpoints; 0 for none between.
+      checkpoint_minutes: a checkpoint as well when this much time has gone by; 0 for never.
+      keep: how many checkpoints are kept.
+      eval_every: steps between evaluations; 0 for none. The last step is evaluated as well.
+      profile_at: step from which a profile is taken, to RUN_DIR/profile; 0 for none.
+      profile_steps: how many steps it takes in.
+      mesh: how devices are laid out.
+    """
+
+    run_dir: str
+    steps: int = 100
+    checkpoint_every: int = 100
+    checkpoint_minutes: float = 0.0
+    keep: int = 3
+    eval_every: int = 0
+    profile_at: int = 0
+    profile_steps: int = 3
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        if min(self.steps, self.keep, self.profile_steps) < 1:
+            raise InputError("steps, keep and profile_steps must be at least 1.")
+        least = min(
+            self.checkpoint_every, self.checkpoint_minutes, self.eval_every, self.profile_at
+        )
+        if least < 0:
+            raise InputError(
+                "checkpoint_every, checkpoint_minutes, eval_every and profile_at must be at least "
+                "0."
+            )
+
+
+@dataclasses.dataclass
+class Training:
+    """What a recipe gives to the loop.
+
+    Attributes:
+      state: with a `step`, on the mesh; given away to the loop.
+      step: compiled, (state, batch) to (state, metrics), donating the state.
+      stream: an endless iterator of dicts of arrays, this process's rows, with `get_state`.
+      checkpoints: where the state goes.
+      batch_rows: rows of a batch, over all processes.
+      rows: those of this process.
+      batch_tokens: what a batch counts as for the rate (tokens, samples, ...).
+      flops: floating-point operations of a step over all devices; 0 if not known.
+      evaluate: of a state, metrics by name.
+    """
+
+    state: Any
+    step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+    stream: Any
+    checkpoints: Checkpoints
+    batch_rows: int
+    rows: list[int]
+    batch_tokens: int
+    flops: float = 0.0
+    evaluate: Callable[[Any], dict[str, float]] | None = None
+
+
+def run(
+    config: LoopConfig, mesh: jax.sharding.Mesh, training: Training, stop: hosts.Stop
+) -> Iterator[dict[str, Any]]:
+    """Runs to the last step, yielding each step's metrics as plain numbers.
+
+    The metrics of a step are fetched after the next one was sent, and its batch is made while the
+    devices compute, so that they do not wait. Everything here is under `jax.set_mesh`.
+    """
+    first = int(training.state.step)
+    log = MetricsLog(Path(config.run_dir), first) if hosts.is_first() else None
+    try:
+        for metrics in _steps(config, mesh, training, stop, first):
+            if log is not None:
+                log.write(metrics)
+            yield metrics
+    finally:
+        training.checkpoints.close()
+        if log is not None:
+            log.close()
+
+
+def _steps(config, mesh, training, stop, first) -> Iterator[dict[str, Any]]:
+    state, stream = training.state, training.stream
+    training.state = None  # each step gives the last one's memory away
+    devices = mesh.devices.size
+    peak = peak_flops(mesh.devices.flat[0])
+    clock, saved_at = Clock(), time.monotonic()
+    pending, finished = None, first
+
+    def finish(number: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        plain = {name: float(value) for name, value in metrics.items()}
+        clock.lap("waiting")
+        line = {"step": number} | plain | clock.take()
+        line["tokens_per_second"] = training.batch_tokens / line["seconds"]
+        if training.flops and peak:
+            line["mfu"] = training.flops / line["seconds"] / peak / devices
+        return line
+
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(next, stream) if first < config.steps else None
+        for number in range(first + 1, config.steps + 1):
+            batch = {
+                name: sharding.place_rows(array, training.rows, training.batch_rows, mesh)
+                for name, array in coming.result().items()
+            }
+            clock.lap("input")
+            _profile(config, number)
+            state, metrics = training.step(state, batch)
+            clock.lap("step")
+            finished = number
+            if pending is not None:
+                yield finish(*pending)
+            pending = number, dict(metrics)
+            last = number == config.steps
+            ending = last or stop(number)
+            due = config.checkpoint_minutes and _agreed_minutes(
+                number, (time.monotonic() - saved_at) / 60 >= config.checkpoint_minutes
+            )
+            if training.evaluate and (last or _every(config.eval_every, number)):
+                pending[1].update(training.evaluate(state))
+                clock.lap("evaluation")
+            if ending or due or _every(config.checkpoint_every, number):
+                # A step that will not be done again has its metrics on disk.
+                yield finish(*pending)
+                pending = None
+                # The stream stands behind this step: the next batch is not yet asked for.
+                training.checkpoints.save(state, hosts.gather(stream.get_state()))
+                saved_at = time.monotonic()
+                clock.lap("checkpoint")
+            if ending:
+                break
+            coming = ahead.submit(next, stream)
+    if 0 <= finished - config.profile_at < config.profile_steps and config.profile_at:
+        jax.profiler.stop_trace()
+
+
+def _every(steps: int, number: int) -> bool:
+    return bool(steps) and number % steps == 0
+
+
+def _agreed_minutes(number: int, due: bool) -> bool:
+    """Whether a checkpoint is due, by the first process's clock, every ten steps."""
+    if jax.process_count() == 1:
+        return due
+    return number % 10 == 0 and hosts.agree(due)
+
+
+def _profile(config: LoopConfig, number: int) -> None:
+    if not config.profile_at:
+        return
+    if number == config.profile_at:
+        jax.profiler.start_trace(str(Path(config.run_dir) / "profile"))
+    elif number == config.profile_at + config.profile_steps:
+        jax.profiler.stop_trace()
+
+
+def mean_metrics(lines: list[dict[str, float]]) -> dict[str, float]:
+    """Means by name over batches that have it."""
+    names = {name for line in lines for name in line}
+    return {
+        name: float(np.nanmean([line[name] for line in lines if name in line])) for name in names
+    }

@@ -1,0 +1,134 @@
+"""Low-rank adaptation of the language model (LoRA, arXiv 2106.09685), through qwix.
+
+The layers' matrices stay as they are, and a product of two thin ones is learnt beside each. The
+rows of new tokens (markers and units) in the embedding and the head are learnt whole, since there
+is nothing in them to adapt.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import qwix
+from flax import linen as nn
+
+from spirit_jax.errors import InputError
+from spirit_jax.models import llama
+from spirit_jax.training.step import partition
+from spirit_jax.vocab import Vocab
+
+LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+A, B = "_lora_a", "_lora_b"  # what qwix adds to a matrix's name
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """What is adapted.
+
+    Attributes:
+      rank: of the products; 0 for no LoRA.
+      alpha: the products count alpha / rank times.
+      layers: names of the matrices, of q, k, v, o, gate, up and down.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    layers: tuple[str, ...] = LINEAR
+
+    def __post_init__(self):
+        if self.rank < 0 or self.alpha <= 0:
+            raise InputError("lora: rank must be 0 or more, and alpha above 0.")
+        for name in self.layers:
+            if name not in LINEAR:
+                raise InputError(f"lora: there is no layer '{name}', only {', '.join(LINEAR)}.")
+
+
+def add_to(model: llama.Llama, config: LoraConfig) -> llama.Llama:
+    """The model with the products beside its matrices; as it is for rank 0."""
+    if not config.rank:
+        return model
+    provider = qwix.LoraProvider(
+        module_path=f".*/({'|'.join(config.layers)})", rank=config.rank, alpha=config.alpha
+    )
+    return qwix.apply_lora_to_model(model, provider)
+
+
+def is_trained(params: Any) -> Any:
+    """A tree of booleans: the products, the embedding and the head."""
+
+    def trained(path, leaf):
+        name = path[-1].key
+        return name.endswith((A, B)) or path[0].key in ("embed", "head")
+
+    return jax.tree_util.tree_map_with_path(trained, params)
+
+
+def only_new_rows(vocab: Vocab) -> optax.GradientTransformation:
+    """Leaves the rows of text pieces in the embedding and the head as they are."""
+
+    def mask(path, update):
+        is_new_v = jnp.arange(vocab.padded_size) >= vocab.text_size
+        if path[0].key == "embed":
+            return jnp.where(is_new_v[:, None], update, 0)
+        return jnp.where(is_new_v, update, 0) if path[0].key == "head" else update
+
+    def change(updates, state, params=None):
+        return jax.tree_util.tree_map_with_path(mask, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), change)
+
+
+def first_params(model: llama.Llama, base: Any, seed: int, places: Any) -> tuple[Any, Any]:
+    """(trained, frozen) parameters of `add_to`'s model, around those of a converted one.
+
+    The products begin at 0, so the model begins as it was.
+
+    Args:
+      model: what `add_to` gives.
+      base: parameters of the model without LoRA; kept in their dtype where they are frozen.
+      seed: of the thin matrices.
+      places: a state's shardings.
+    """
+    shapes = llama.abstract_params(model)
+
+    def make():
+        ones = jnp.ones((1, 1), jnp.int32)
+        params = nn.unbox(model.init(jax.random.key(seed), ones, ones, ones)["params"])
+        return partition(params, is_trained(shapes))[0]
+
+    trained = jax.jit(make, out_shardings=places.params)()
+    trained |= {
+        name: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base[name])
+        for name in ("embed", "head")
+        if name in base
+    }
+    return trained, _frozen_of(shapes, base)
+
+
+def _frozen_of(shapes: Any, base: Any) -> Any:
+    """The base's leaves where they are frozen, None in the other places."""
+    flat = dict(jax.tree_util.tree_leaves_with_path(base))
+    trained = is_trained(shapes)
+    return jax.tree_util.tree_map_with_path(lambda path, yes: None if yes else flat[path], trained)
+
+
+def merge_products(params: Any, config: LoraConfig) -> Any:
+    """The parameters of the plain model: each product added to its matrix, in float32.
+
+    Args:
+      params: of `add_to`'s model, whole.
+      config: that it was made with.
+    """
+    if not isinstance(params, dict):
+        return params
+    merged = {}
+    for name, leaf in params.items():
+        if name.endswith((A, B)):
+            continue
+        if f"{name}{A}" in params:
+            product = params[f"{name}{A}"] @ params[f"{name}{B}"] * (config.alpha / config.rank)
+            leaf = leaf.astype(jnp.float32) + product.reshape(leaf.shape)
+        merged[name] = merge_products(leaf, config)
+    return merged
