@@ -121,25 +121,60 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as steps=200")
     ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the newest checkpoint as a model folder, and end")
+    ] = None,
+    distributed: Annotated[
+        bool, typer.Option(help="One of several processes, as a pod's or a cluster's says")
+    ] = False,
 ) -> None:
     """Train the language model on prepared corpora; a run that was stopped goes on.
 
-    Prints a line of metrics now and then; all are in RUN_DIR/metrics.jsonl.
+    Prints a line of metrics now and then; all are in RUN_DIR/metrics.jsonl, and for TensorBoard in
+    RUN_DIR/tensorboard. SIGTERM saves a checkpoint and ends the run. Of several processes every one
+    runs this same command, with --distributed or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID set.
     """
+    if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        _join_processes()
     from spirit_jax import config
-    from spirit_jax.training import lm
+    from spirit_jax.training import export as export_lib
+    from spirit_jax.training import hosts, lm
 
     settings = config.read(lm.RunConfig, run, overrides or [])
+    if export is not None:
+        step = export_lib.export(settings, export)
+        print(f"{export}: the model after step {step}")
+        return
     started, last = time.monotonic(), 0.0
     for metrics in lm.train(settings):
         elapsed = time.monotonic() - started
-        if elapsed - last >= 5 or metrics["step"] in (1, settings.steps):
+        told = elapsed - last >= 5 or metrics["step"] in (1, settings.steps)
+        if told and hosts.is_first():
             last = elapsed
-            shown = " ".join(
-                f"{name} {metrics[name]:.4g}"
-                for name in ("loss", "loss_text", "loss_speech", "grad_norm", "learning_rate")
-            )
-            print(f"step {metrics['step']}/{settings.steps} {shown} ({elapsed:.0f} s)", flush=True)
+            print(_describe(metrics, settings.steps), flush=True)
+
+
+def _join_processes() -> None:
+    """Meets the other processes of a run; what the environment does not say, the cluster does."""
+    given = {
+        "coordinator_address": os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        "num_processes": os.environ.get("JAX_NUM_PROCESSES"),
+        "process_id": os.environ.get("JAX_PROCESS_ID"),
+    }
+    numbers = ("num_processes", "process_id")
+    jax.distributed.initialize(
+        **{name: int(v) if name in numbers else v for name, v in given.items() if v is not None}
+    )
+
+
+def _describe(metrics: dict, steps: int) -> str:
+    """A line about a step, with the time that is left at its pace."""
+    names = ("loss", "loss_text", "loss_speech", "eval_loss", "grad_norm", "mfu")
+    shown = " ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
+    left = (steps - metrics["step"]) * metrics["seconds"]
+    rate = f"{metrics['tokens_per_second']:.0f} tokens/s, {left / 60:.1f} min left"
+    return f"step {metrics['step']}/{steps} {shown} ({rate})"
 
 
 @app.command()

@@ -56,3 +56,28 @@ def fcpe_weights() -> Path:
     if not path:
         pytest.skip("SPIRIT_FCPE_PT does not name torchfcpe's assets/fcpe_c_v001.pt")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A small prepared corpus."""
+    from training_runs import write_corpus
+
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
+
+
+@pytest.fixture
+def make_config(corpus, expressive_folder, tmp_path, monkeypatch):
+    """Makes short training runs on the corpus, by the name of their folder."""
+    from training_runs import make_run
+
+    from spirit_jax.data import pipeline
+
+    monkeypatch.setattr(pipeline, "MEASURED_SAMPLES", 16)  # quick to start
+
+    def make(name="run", *mesh, **changes):
+        return make_run(tmp_path / name, expressive_folder, corpus, *mesh, **changes)
+
+    return make

@@ -11,64 +11,13 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_interleave import make_utterance
+from training_runs import STEPS, run, write_config
 
 from spirit_jax import InputError, cli
-from spirit_jax.data import pipeline
 from spirit_jax.data.pipeline import DataConfig
-from spirit_jax.data.records import write_shard
 from spirit_jax.data.samples import SourceConfig
 from spirit_jax.training.lm import RunConfig, train
 from spirit_jax.training.loop import MeshConfig
-from spirit_jax.training.optimizer import OptimizerConfig
-
-STEPS = 7
-ALL_FSDP = MeshConfig()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    words = "the object is called with a value and returns".split()
-    write_shard(
-        folder / "a.arrayrecord", [make_utterance(words, k, name=f"u{k}") for k in range(20)]
-    )
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(pipeline, "MEASURED_SAMPLES", 16)
-
-
-@pytest.fixture
-def make_config(corpus, expressive_folder, tmp_path):
-    def make(name="run", mesh=ALL_FSDP, **changes):
-        data = DataConfig((SourceConfig(str(corpus)),), seq_len=48, batch_rows=8, shards=8)
-        return RunConfig(
-            run_dir=str(tmp_path / name),
-            model=str(expressive_folder),
-            steps=changes.pop("steps", STEPS),
-            checkpoint_every=changes.pop("checkpoint_every", 2),
-            mesh=mesh,
-            data=data,
-            optimizer=OptimizerConfig(learning_rate=1e-2),
-            **changes,
-        )
-
-    return make
-
-
-def run(config, devices=1, stop_after=None):
-    """Losses of a run; `stop_after` that many the run is dropped."""
-    steps = train(config, jax.devices()[:devices])
-    losses = []
-    for metrics in steps:
-        losses.append(metrics["loss"])
-        if len(losses) == stop_after:
-            steps.close()
-            break
-    return losses
 
 
 def test_stopped_equals_unstopped_bitwise(make_config, tmp_path):
@@ -124,23 +73,6 @@ def start(path, *overrides):
     command = [sys.executable, "-c", COMMAND, "train", "--config", str(path), *overrides]
     environment = os.environ | {"XLA_FLAGS": ""}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def write_config(path, config):
-    values = {
-        "run_dir": config.run_dir,
-        "model": config.model,
-        "checkpoint_every": 2,
-        "data": {
-            "sources": [{"path": config.data.sources[0].path}],
-            "seq_len": 48,
-            "batch_rows": 8,
-            "shards": 8,
-        },
-        "optimizer": {"learning_rate": 0.01},
-    }
-    path.write_text(json.dumps(values))  # JSON is YAML
-    return path
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -43,7 +43,10 @@ CHIPS = {
 
 @dataclasses.dataclass
 class Collective:
-    """What collectives of one kind move in a step, a device: calls and bytes of their results."""
+    """What collectives of one kind move in a step, a device: calls, and bytes of the whole arrays.
+
+    The whole array is what a gather gives, and what a reduction is given.
+    """
 
     calls: int = 0
     bytes: int = 0
@@ -58,7 +61,8 @@ class Estimate:
       kernel_seconds: of attention kernels.
       collective_seconds: of synchronous collectives.
       kernel_calls: of attention kernels.
-      collectives: by kind, asynchronous ones with "-start" and fused ones with "-fused" at the end.
+      collectives: by kind; asynchronous ones with "-start" at the end, or "-fused" where a matmul
+        hides them.
     """
 
     cycle_seconds: float
@@ -152,7 +156,7 @@ def _trips(line: str, condition: list[str]) -> int:
 
 
 def _collective(line: str, bodies: dict[str, list[str]]) -> tuple[str, int] | None:
-    """(kind, bytes of the result on a device) of a collective operation."""
+    """(kind, bytes of the whole array) of a collective operation."""
     match = re.match(r"\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\(", line)
     if not match:
         return None
@@ -161,12 +165,27 @@ def _collective(line: str, bodies: dict[str, list[str]]) -> tuple[str, int] | No
     if plain in COLLECTIVES:
         # What starts one gives its operands, then its results.
         sizes = _sizes(shape)
-        return operation, max(sizes) if operation != plain else sum(sizes)
-    if operation == "fusion" and (called := re.search(r"calls=%?([\w.\-]+)", line)):
-        inside = [_collective(text, {}) for text in bodies.get(called[1], [])]
-        for kind, _ in filter(None, inside):
-            return f"{kind}-fused", sum(_sizes(shape))
-    return None
+        whole = max(sizes) if operation != plain else sum(sizes)
+        return operation, whole * (_group_size(line) if plain == "reduce-scatter" else 1)
+    called = re.search(r"calls=%?([\w.\-]+)", line)
+    if operation != "fusion" or not called:
+        return None
+    inside = bodies.get(called[1], [])
+    if called[1].startswith("all-reduce-scatter"):  # how this compiler writes a reduce-scatter
+        given = (text.split(" parameter(")[0] for text in inside if " parameter(" in text)
+        return "reduce-scatter", sum(sum(_sizes(text)) for text in given)
+    kinds = [found[0] for found in (_collective(text, {}) for text in inside) if found]
+    return (f"{kinds[0]}-fused", sum(_sizes(shape))) if kinds else None
+
+
+def _group_size(line: str) -> int:
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    axes = dict(re.findall(r"'(axis_\d+)'=(\d+)", line))
+    used = re.search(r"\{('axis_[^}]*)\}", line)
+    return math.prod(int(axes[name]) for name in re.findall(r"axis_\d+", used[1])) if used else 1
 
 
 def _sizes(shape: str) -> list[int]:

@@ -10,13 +10,11 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from spirit_jax import config as config_lib
 from spirit_jax import sharding

@@ -8,11 +8,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from spirit_jax.errors import InputError
 
-NEVER = jnp.float32(-jnp.inf)
+NEVER = np.float32(-np.inf)
 
 
 @dataclasses.dataclass(frozen=True)

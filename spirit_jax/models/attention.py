@@ -61,9 +61,17 @@ def rope_tables(positions_bt: jax.Array, frequencies: jax.Array) -> tuple[jax.Ar
 def apply_rope(x_bthk: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates each half-split pair of a head by its angle, in float32."""
     cos, sin = tables
-    x32_bthk = x_bthk.astype(jnp.float32)
-    swapped_bthk = jnp.roll(x32_bthk, x_bthk.shape[-1] // 2, axis=-1)
-    return (x32_bthk * cos + swapped_bthk * sin).astype(x_bthk.dtype)
+    swapped_bthk = _swap_halves(x_bthk).astype(jnp.float32)
+    return (x_bthk.astype(jnp.float32) * cos + swapped_bthk * sin).astype(x_bthk.dtype)
+
+
+def _swap_halves(x_bthk: jax.Array) -> jax.Array:
+    half = x_bthk.shape[-1] // 2
+    if x_bthk.dtype != jnp.bfloat16:
+        return jnp.roll(x_bthk, half, axis=-1)
+    # A TPU is slow at moving half of its lanes, and quick at a product, here with ones and zeros.
+    swap_kk = jnp.roll(jnp.eye(2 * half, dtype=x_bthk.dtype), half, axis=0)
+    return x_bthk @ swap_kk
 
 
 @struct.dataclass

@@ -36,6 +36,7 @@ from spirit_jax.models.attention import (
 REMAT_SAVES = {
     "none": None,  # everything
     "save_dots": ("q", "k", "v", flash.RESIDUALS, "attended", "gate", "up"),
+    "save_qkv": ("q", "k", "v", flash.RESIDUALS, "attended"),
     "save_attention": (flash.RESIDUALS,),
     "block": (),
     "offload": (flash.RESIDUALS,),
@@ -186,9 +187,10 @@ class Llama(nn.Module):
       scan_layers: one compiled layer looped over stacked parameters (quick to compile, for
         training and accelerators), or all layers written out (no slicing of parameters and cache:
         faster decoding on a CPU). The results are the same.
-      remat: what a gradient computes again to save memory, from nothing to all of a layer: "none",
-        "save_dots" (norms, activations), "save_attention" (all but the attention kernel), "block";
-        "offload" is as "save_attention", with what enters a layer kept in the host's memory.
+      remat: what a gradient computes again to save memory: "none" of a layer; "save_dots", norms
+        and activations; "save_qkv", the MLP's products too; "save_attention", all but the
+        attention kernel; "block", all. "offload" is as "save_attention", with what enters a layer
+        kept in the host's memory.
       attention: the backend for whole rows, one of `flash.BACKENDS`; with a cache it is plain.
     """
 

@@ -51,7 +51,9 @@ def load_params(config: lm.RunConfig, model: llama.Llama) -> tuple[int, Any]:
     shapes, places = lm.abstract_train_state(config, model, optimizer, mesh)
     folder = Path(config.run_dir) / "checkpoints"
     checkpoints = Checkpoints(folder, config.keep)
-    restored = checkpoints.restore(abstract_state(shapes, places))
+    wanted = abstract_state(shapes, places)
+    without_moments = jax.tree.map(lambda _: ..., wanted.opt_state)  # these are not read
+    restored = checkpoints.restore(wanted.replace(opt_state=without_moments))
     checkpoints.close()
     if restored is None:
         raise InputError(f"{folder}: has no checkpoint yet.")

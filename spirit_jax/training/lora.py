@@ -52,7 +52,7 @@ def add_to(model: llama.Llama, config: LoraConfig) -> llama.Llama:
     provider = qwix.LoraProvider(
         module_path=f".*/({'|'.join(config.layers)})", rank=config.rank, alpha=config.alpha
     )
-    return qwix.apply_lora_to_model(model, provider)
+    return qwix.apply_lora_to_model(model, provider, methods=("features",))
 
 
 def is_trained(params: Any) -> Any:

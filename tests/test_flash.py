@@ -1,0 +1,110 @@
+"""Attention backends: each equal to the plain reference, segments honoured, on a mesh too."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spirit_jax import sharding
+from spirit_jax.errors import InputError
+from spirit_jax.models.flash import attend_segments, choose_backend
+
+LENGTH, HEADS, KV_HEADS, WIDTH = 128, 4, 2, 8
+HERE = ["reference", "splash_interpret"]
+if jax.default_backend() == "gpu":
+    HERE.append("cudnn")
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((2, LENGTH, HEADS, WIDTH)).astype(np.float32)
+    k, v = rng.standard_normal((2, 2, LENGTH, KV_HEADS, WIDTH)).astype(np.float32)
+    segments = np.zeros((2, LENGTH), np.int32)
+    segments[0, :50], segments[0, 50:110] = 1, 2  # then padding
+    segments[1] = 1
+    return q, k, v, segments
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def outputs_and_gradients(q, k, v, segments, backend):
+    """Outputs where there are tokens, and gradients of a function of them."""
+    kept = jnp.asarray(segments > 0)[..., None, None]
+
+    def of(q, k, v):
+        y = jnp.where(kept, attend_segments(q, k, v, segments, backend), 0)
+        return jnp.sum(jnp.sin(3 * y)), y
+
+    grads, y = jax.grad(of, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    return y, *grads
+
+
+def assert_close(ours, expected, tolerance=1e-5):
+    for a, b in zip(ours, expected, strict=True):
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+@pytest.fixture(scope="module")
+def plain(arrays):
+    """The softmax written out, one segment and head at a time."""
+    q, k, v, segments = arrays
+    y = np.zeros_like(q)
+    for row in range(2):
+        for segment in range(1, segments[row].max() + 1):
+            (own,) = np.nonzero(segments[row] == segment)
+            for head in range(HEADS):
+                group = head * KV_HEADS // HEADS
+                scores = q[row, own, head] @ k[row, own, group].T / np.sqrt(WIDTH)
+                scores[np.triu_indices(len(own), 1)] = -np.inf
+                weights = np.exp(scores - scores.max(-1, keepdims=True))
+                y[row, own, head] = weights / weights.sum(-1, keepdims=True) @ v[row, own, group]
+    return y
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_every_backend_is_causal_attention_within_segments(arrays, plain, backend):
+    y, *grads = outputs_and_gradients(*arrays, backend)
+    assert_close([y], [plain])
+    assert_close(grads, outputs_and_gradients(*arrays, "reference")[1:])
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_packed_equals_unpacked(arrays, backend):
+    q, k, v, segments = arrays
+    packed = outputs_and_gradients(*arrays, backend)
+    for segment in (1, 2):
+        (own,) = np.nonzero(segments[0] == segment)
+        alone = [np.zeros_like(array[:1]) for array in (q, k, v)]
+        for array, whole in zip(alone, (q, k, v), strict=True):
+            array[0, : len(own)] = whole[0, own]
+        here = np.zeros((1, LENGTH), np.int32)
+        here[0, : len(own)] = 1
+        unpacked = outputs_and_gradients(*alone, here, backend)
+        assert_close([a[0, : len(own)] for a in unpacked], [a[0, own] for a in packed])
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 4)])  # 4 query heads do split, 2 others do not
+def test_a_mesh_changes_nothing(arrays, backend, shape):
+    devices = jax.devices()[: int(np.prod(shape))]
+    if len(devices) < np.prod(shape):
+        pytest.skip("needs eight devices")
+    expected = outputs_and_gradients(*arrays, backend)
+    q, k, v, segments = (np.concatenate([a, a]) for a in arrays)
+    with jax.set_mesh(sharding.make_mesh(*shape, devices=devices)):
+        made = outputs_and_gradients(q, k, v, segments, backend)
+    assert_close([np.asarray(a)[:2] for a in made], [np.asarray(a) for a in expected])
+
+
+def test_what_a_backend_cannot_do_is_named():
+    with pytest.raises(InputError, match="attention is 'flash'"):
+        choose_backend("flash", jnp.float32, 64, 128)
+    with pytest.raises(InputError, match="multiple of 128, not 100"):
+        choose_backend("splash", jnp.float32, 64, 100)
+    with pytest.raises(InputError, match="bfloat16"):
+        choose_backend("cudnn", jnp.float32, 64, 128)
+    assert choose_backend("splash", jnp.bfloat16, 64, 256) == "splash"
+    if jax.default_backend() == "cpu":
+        assert choose_backend("auto", jnp.bfloat16, 64, 128) == "reference"

@@ -1,0 +1,194 @@
+"""Where a run begins and what it gives: LoRA, evaluation, TensorBoard, a model folder."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+from training_runs import STEPS, run
+
+from spirit_jax import InputError, SpiritLM, checkpoint, config
+from spirit_jax.models import llama
+from spirit_jax.training import loop
+from spirit_jax.training.export import export
+from spirit_jax.training.lm import RunConfig
+from spirit_jax.training.lora import LoraConfig
+from spirit_jax.vocab import Vocab
+
+LORA = LoraConfig(rank=2, alpha=8.0)
+
+
+def read_params(folder):
+    return checkpoint.flatten(checkpoint.load_params(folder / "llama" / "params"))
+
+
+@pytest.fixture(scope="module")
+def module_tmp(tmp_path_factory):
+    return tmp_path_factory.mktemp("exports")
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_an_exported_run_generates_and_goes_on_as_a_start(make_config, tmp_path, scan):
+    settings = make_config(scan_layers=scan)
+    losses = run(settings)
+    assert export(settings, tmp_path / "model") == STEPS
+    prompt = [("text", "the object")]
+    pieces = SpiritLM.from_pretrained(tmp_path / "model").generate(
+        prompt, output_modality="text", max_new_tokens=3
+    )
+    assert len(pieces) <= 1
+    changed = read_params(tmp_path / "model")
+    for name, before in read_params(tmp_path.__class__(settings.model)).items():
+        assert changed[name].shape == before.shape and not np.array_equal(changed[name], before)
+    again = dataclasses.replace(
+        settings, run_dir=str(tmp_path / "again"), model=str(tmp_path / "model")
+    )
+    assert run(again, stop_after=1)[0] < losses[0]
+    with pytest.raises(InputError, match="is there already"):
+        export(settings, tmp_path / "model")
+
+
+def test_a_run_without_a_checkpoint_cannot_be_exported(make_config, tmp_path):
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        export(make_config("none"), tmp_path / "model")
+    assert not list(tmp_path.glob("model*"))
+
+
+def test_lora_begins_as_the_model_was_and_learns_its_products_and_new_rows(make_config, tmp_path):
+    plain = run(make_config("plain"), stop_after=1)
+    settings = make_config("lora", lora=LORA)
+    losses = run(settings)
+    np.testing.assert_allclose(losses[0], plain[0], rtol=1e-6)
+    assert losses[-1] < losses[0]
+    export(settings, tmp_path / "merged")
+    source = tmp_path.__class__(settings.model)
+    vocab = config.read(Vocab, source / "vocab.json")
+    before, after = read_params(source), read_params(tmp_path / "merged")
+    for name, old in before.items():
+        new = after[name]
+        if name == "embed/embedding":
+            old, new = old.T, new.T
+        if name in ("embed/embedding", "head"):
+            np.testing.assert_array_equal(new[:, : vocab.text_size], old[:, : vocab.text_size])
+            own = slice(vocab.text_size, vocab.size)
+            assert not np.array_equal(new[:, own], old[:, own])
+        elif name.endswith("kernel"):
+            change = (new - old).reshape(old.shape[0], -1)
+            rows = old.shape[0] * old.shape[1] if "/o/" in name else old.shape[0]
+            assert 0 < np.linalg.matrix_rank(change.reshape(rows, -1), tol=1e-5) <= LORA.rank
+        else:
+            np.testing.assert_array_equal(new, old)
+
+
+def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
+    settings = make_config("lora", lora=LORA)
+    run(settings, stop_after=5)
+    rest = run(settings)  # from the newest checkpoint
+    export(settings, tmp_path / "merged")
+    merged = dataclasses.replace(
+        settings, run_dir=str(tmp_path / "more"), model=str(tmp_path / "merged"), lora=LoraConfig()
+    )
+    more = dataclasses.replace(settings, steps=STEPS + 1)
+    (apart,) = run(more)
+    assert rest
+    first, _ = llama.load(tmp_path / "merged" / "llama")
+    assert first.config.num_layers == 2
+    # The next batch of the run, by the merged model: the stream is sent on by as many steps.
+    from spirit_jax.data.pipeline import Stream
+    from spirit_jax.text import load_text_tokenizer
+    from spirit_jax.training.step import Objective
+
+    folder = tmp_path / "merged"
+    vocab = config.read(Vocab, folder / "vocab.json")
+    stream = Stream(merged.data, load_text_tokenizer(folder / "text_tokenizer", vocab), vocab)
+    for _ in range(STEPS):
+        next(stream)
+    model, params = llama.load(folder / "llama")
+    objective = Objective(model, vocab)
+    sums = jax.jit(objective.losses)(params, jax.tree.map(jnp.asarray, next(stream)))
+    np.testing.assert_allclose(float(sums.loss / sums.count), apart, rtol=1e-5)
+
+
+def test_lora_stopped_equals_unstopped_also_on_a_mesh(make_config):
+    whole = run(make_config("whole", lora=LORA))
+    run(make_config("stopped", lora=LORA), stop_after=4)
+    rest = run(make_config("stopped", lora=LORA))
+    assert rest == whole[-len(rest) :]
+    mesh = loop.MeshConfig(fsdp=4, tensor=2)
+    np.testing.assert_allclose(
+        run(make_config("mesh", mesh, lora=LORA), devices=8), whole, rtol=1e-5
+    )
+
+
+def test_evaluation_is_of_the_same_held_out_batches_each_time(make_config, corpus, tmp_path):
+    held_out = dataclasses.replace(make_config().data.sources[0], name="held", format="asr")
+    settings = make_config("eval", eval_sources=(held_out,), eval_every=3, eval_batches=2)
+    run(settings)
+    lines = [json.loads(t) for t in (tmp_path / "eval" / "metrics.jsonl").read_text().splitlines()]
+    evaluated = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    assert list(evaluated) == [3, 6, 7]
+    assert evaluated[7] < evaluated[3]
+    still = make_config(
+        "still",
+        eval_sources=(held_out,),
+        eval_every=3,
+        eval_batches=2,
+        optimizer=dataclasses.replace(settings.optimizer, learning_rate=1e-30, weight_decay=0.0),
+    )
+    run(still)
+    lines = [json.loads(t) for t in (tmp_path / "still" / "metrics.jsonl").read_text().splitlines()]
+    assert len({line["eval_loss"] for line in lines if "eval_loss" in line}) == 1
+
+
+def test_metrics_go_to_tensorboard_and_say_where_the_time_went(make_config, tmp_path):
+    settings = make_config("board")
+    losses = run(settings)
+    (file,) = (tmp_path / "board" / "tensorboard").glob("events*")
+    seen = {}
+    for event in read_events(file):
+        for value in event.summary.value:
+            seen.setdefault(value.tag, {})[event.step] = value.simple_value
+    np.testing.assert_allclose([seen["loss/all"][n + 1] for n in range(STEPS)], losses, rtol=1e-6)
+    assert {"loss/speech", "grad/norm", "tokens/per_second"} <= set(seen)
+    lines = [json.loads(t) for t in (tmp_path / "board" / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        parts = sum(line.get(f"seconds_{p}", 0) for p in ("input", "step", "waiting", "checkpoint"))
+        assert parts == pytest.approx(line["seconds"], abs=1e-6)
+        assert line["tokens_per_second"] == pytest.approx(8 * 48 / line["seconds"])
+
+
+def read_events(path):
+    """TensorFlow's record format: length, its checksum, the event, its checksum."""
+    data = path.read_bytes()
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
+def test_a_checkpoint_by_minutes(make_config, tmp_path):
+    run(make_config("minutes", checkpoint_every=0, checkpoint_minutes=1e-6), stop_after=4)
+    saved = {int(p.name) for p in (tmp_path / "minutes" / "checkpoints").iterdir()}
+    assert saved and max(saved) >= 3
+
+
+def test_a_profile_is_taken(make_config, tmp_path):
+    run(make_config("profiled", profile_at=3, profile_steps=2), stop_after=6)
+    assert list((tmp_path / "profiled" / "profile").rglob("*.xplane.pb"))
+
+
+def test_settings_that_cannot_be_are_named(make_config):
+    for changes, message in (
+        ({"lora": LORA, "random_init": True}, "cannot go with random_init"),
+        ({"sizes": llama.LlamaConfig()}, "set random_init too"),
+        ({"steps": 0}, "steps, keep and profile_steps"),
+        ({"eval_every": -1}, "must be at least 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_config(**changes)
+    with pytest.raises(InputError, match="no layer 'w'"):
+        LoraConfig(rank=1, layers=("w",))
+    assert RunConfig(run_dir="a", model="b").steps == 100

@@ -1,0 +1,64 @@
+"""A small corpus and runs on it, for tests of training; their fixtures are in conftest.py."""
+
+import json
+
+import jax
+from test_interleave import make_utterance
+
+from spirit_jax.data.pipeline import DataConfig
+from spirit_jax.data.records import write_shard
+from spirit_jax.data.samples import SourceConfig
+from spirit_jax.training.lm import RunConfig, train
+from spirit_jax.training.loop import MeshConfig
+from spirit_jax.training.optimizer import OptimizerConfig
+
+STEPS = 7
+ALL_FSDP = MeshConfig()
+
+
+def write_corpus(folder):
+    """Twenty utterances with units and word times."""
+    words = "the object is called with a value and returns".split()
+    write_shard(
+        folder / "a.arrayrecord", [make_utterance(words, k, name=f"u{k}") for k in range(20)]
+    )
+
+
+def make_run(run_dir, model, corpus, mesh=ALL_FSDP, **changes):
+    """A run of a few steps."""
+    settings = {
+        "steps": STEPS,
+        "checkpoint_every": 2,
+        "data": DataConfig((SourceConfig(str(corpus)),), seq_len=48, batch_rows=8, shards=8),
+        "optimizer": OptimizerConfig(learning_rate=1e-2),
+    }
+    return RunConfig(run_dir=str(run_dir), model=str(model), mesh=mesh, **settings | changes)
+
+
+def run(config, devices=1, stop_after=None):
+    """Losses of a run; `stop_after` that many the run is dropped."""
+    steps = train(config, jax.devices()[:devices])
+    losses = []
+    for metrics in steps:
+        losses.append(metrics["loss"])
+        if len(losses) == stop_after:
+            steps.close()
+            break
+    return losses
+
+
+def write_config(path, config):
+    values = {
+        "run_dir": config.run_dir,
+        "model": config.model,
+        "checkpoint_every": 2,
+        "data": {
+            "sources": [{"path": config.data.sources[0].path}],
+            "seq_len": 48,
+            "batch_rows": 8,
+            "shards": 8,
+        },
+        "optimizer": {"learning_rate": 0.01},
+    }
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
