@@ -1,5 +1,6 @@
 """The command `spirit-jax`: one subcommand a stage. Only here is the environment read."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -141,7 +142,7 @@ def train(
     from spirit_jax.training import export as export_lib
     from spirit_jax.training import hosts, lm
 
-    settings = config.read(lm.RunConfig, run, overrides or [])
+    settings = _make_up(config.read(lm.RunConfig, run, overrides or []))
     if export is not None:
         step = export_lib.export(settings, export)
         print(f"{export}: the model after step {step}")
@@ -153,6 +154,36 @@ def train(
         if told and hosts.is_first():
             last = elapsed
             print(_describe(metrics, settings.steps), flush=True)
+
+
+def _make_up(settings):
+    """Makes what a run's config says is to be made, "made:KIND" and "made:COUNT", in its folder."""
+    from spirit_jax.data.toy import write_toy_corpus
+    from spirit_jax.random_model import write_random_model
+
+    folder = Path(settings.run_dir) / "made"
+
+    def corpora(sources, seed):
+        made = []
+        for source in sources:
+            kind, _, count = source.path.partition(":")
+            if kind == "made":
+                if not count.isdigit() or not int(count):
+                    raise InputError(f"'{source.path}' is no corpus to make; write made:200.")
+                path = folder / f"corpus-{seed}-{count}"
+                write_toy_corpus(path, int(count), seed)
+                source = dataclasses.replace(source, path=str(path))
+            made.append(source)
+        return tuple(made)
+
+    kind, _, name = settings.model.partition(":")
+    if kind == "made":
+        if not (folder / name).is_dir():
+            write_random_model(folder / name, name)
+        settings = dataclasses.replace(settings, model=str(folder / name))
+    data = dataclasses.replace(settings.data, sources=corpora(settings.data.sources, 0))
+    held_out = corpora(settings.eval_sources, 1)
+    return dataclasses.replace(settings, data=data, eval_sources=held_out)
 
 
 def _join_processes() -> None:

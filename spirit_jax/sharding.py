@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spirit_jax.errors import InputError
@@ -46,9 +47,9 @@ def make_mesh(
             f"A mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {math.prod(shape)} "
             f"devices, and there are {len(devices)}."
         )
-    return jax.make_mesh(
-        shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices
-    )
+    # A mesh axis may be part of an axis of the machine: 4 x 64 on a slice of 16 x 16.
+    laid_out = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def as_auto(mesh: Mesh) -> Mesh:
@@ -152,6 +153,12 @@ def parts_of(axis: str, size: int) -> int:
     if mesh.empty:
         return 1
     return math.prod(mesh.shape[name] for name in _mesh_axes(size, axis, mesh.shape))
+
+
+def cache_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Where keys or values of a cache lie: (..., b, s, g, k), with or without stacked layers."""
+    axes = (None,) * (len(shape) - 4) + ("batch", None, "kv_heads", None)
+    return NamedSharding(mesh, _spec(shape, axes, mesh.shape))
 
 
 def per_device(

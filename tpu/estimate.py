@@ -61,8 +61,8 @@ class Estimate:
       kernel_seconds: of attention kernels.
       collective_seconds: of synchronous collectives.
       kernel_calls: of attention kernels.
-      collectives: by kind; asynchronous ones with "-start" at the end, or "-fused" where a matmul
-        hides them.
+      stacked_gathers: gathers of parameters of all layers together, which there should be none of.
+      collectives: by kind; asynchronous ones, which matmuls hide, with "-start" at the end.
     """
 
     cycle_seconds: float
@@ -70,6 +70,7 @@ class Estimate:
     collective_seconds: float
     kernel_calls: int
     collectives: dict[str, Collective]
+    stacked_gathers: int
 
     @property
     def seconds(self) -> float:
@@ -92,22 +93,25 @@ def computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def estimate(hlo: str, chip: Chip, kernel_flops: float) -> Estimate:
+def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int) -> Estimate:
     """Adds up a compiled program.
 
     Args:
       hlo: what `compiled.as_text()` gives.
       chip: that it was compiled for.
       kernel_flops: floating-point operations of all attention kernels of a step, on one device.
+      layers: of the model; parameters stacked for a scan have this first dimension.
     """
     bodies, entry = computations(hlo)
-    cycles, kernels, moved = 0.0, 0, {}
+    cycles, kernels, moved, stacked = 0.0, 0, {}, 0
+    of_all_layers = re.compile(rf"= \(?\w+\[{layers},\d+,\d+.* all-gather(-start)?\(")
     for name, times in _visits(bodies, entry):
         for line in bodies[name]:
             if match := re.search(r'"estimated_cycles":"(\d+)"', line):
                 cycles += times * int(match[1])
             if 'custom_call_target="tpu_custom_call"' in line:
                 kernels += times
+            stacked += bool(of_all_layers.search(line))
             if found := _collective(line, bodies):
                 kind, size = found
                 total = moved.setdefault(kind, Collective())
@@ -125,6 +129,7 @@ def estimate(hlo: str, chip: Chip, kernel_flops: float) -> Estimate:
         waits / chip.ici_bytes,
         kernels,
         moved,
+        stacked,
     )
 
 
@@ -157,10 +162,10 @@ def _trips(line: str, condition: list[str]) -> int:
 
 def _collective(line: str, bodies: dict[str, list[str]]) -> tuple[str, int] | None:
     """(kind, bytes of the whole array) of a collective operation."""
-    match = re.match(r"\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\(", line)
+    match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(", line)
     if not match:
         return None
-    shape, operation = match[1], match[2]
+    name, shape, operation = match.groups()
     plain = operation.removesuffix("-start")
     if plain in COLLECTIVES:
         # What starts one gives its operands, then its results.
@@ -174,8 +179,10 @@ def _collective(line: str, bodies: dict[str, list[str]]) -> tuple[str, int] | No
     if called[1].startswith("all-reduce-scatter"):  # how this compiler writes a reduce-scatter
         given = (text.split(" parameter(")[0] for text in inside if " parameter(" in text)
         return "reduce-scatter", sum(sum(_sizes(text)) for text in given)
-    kinds = [found[0] for found in (_collective(text, {}) for text in inside) if found]
-    return (f"{kinds[0]}-fused", sum(_sizes(shape))) if kinds else None
+    if name.startswith("async-collective-start"):  # its steps go on inside of matmuls
+        for kind, size in filter(None, (_collective(text, {}) for text in inside)):
+            return f"{kind}-start", size
+    return None
 
 
 def _group_size(line: str) -> int:

@@ -1,31 +1,42 @@
 """Says before a pod is rented whether a run fits it, and about how fast it will go.
 
-The training step of a config is compiled for a TPU slice by the TPU compiler itself, which needs no
-TPU (`pip install -e '.[tpu]'`).
+The training step of a config is compiled for a TPU slice by the TPU's own compiler, which needs no
+TPU (pip install -e '.[tpu]'). Times are the compiler's estimates, not measurements.
 
     python -m tpu.plan --config configs/7b-v5e-256.yaml
+    python -m tpu.plan --config configs/7b-v5e-256.yaml --search
+    python -m tpu.plan --config configs/7b-v5e-256.yaml --topology v5e:2x4 --decode 96 \\
+        mesh.data=1 mesh.fsdp=1 mesh.tensor=8
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
+import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
 
 from spirit_jax import config as config_lib
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
+from spirit_jax.models import llama
 from spirit_jax.training import lm
 from spirit_jax.training.step import Objective
 from spirit_jax.vocab import HUBERT_UNITS, Vocab
-from tpu.estimate import CHIPS, estimate
+from tpu.estimate import CHIPS, GIB, estimate
+
+SEARCHED_REMAT = ("save_dots", "save_qkv", "save_attention", "block")
+SEARCHED_ROWS = (1, 2, 4, 8, 12)  # a device
 
 
-def get_devices(topology: str) -> list:
+def get_devices(topology: str) -> list[jax.Device]:
     """The devices of a slice that is not there, such as "v5e:16x16"."""
     from jax.experimental import topologies
 
@@ -35,66 +46,102 @@ def get_devices(topology: str) -> list:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
+    if topology.split(":")[0] not in CHIPS:
+        raise InputError(f"The topology is '{topology}'; expected one like v5e:16x16.")
     try:
         return list(topologies.get_topology_desc(topology, platform="tpu").devices)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"No TPU compiler for the topology '{topology}' ({reason}); is it as in v5e:16x16, and "
-            "is jax[tpu] installed?"
+            f"The TPU's compiler knows no topology '{topology}' ({reason}); is jax[tpu] installed?"
         ) from error
 
 
-def compile_step(config: lm.RunConfig, devices: list):
+def compile_step(config: lm.RunConfig, devices: list[jax.Device]) -> jax.stages.Compiled:
     """The compiled training step of a run on `devices`."""
     mesh = config.mesh.make(devices)
     model = lm.make_model(config)
-    rows = model.config.vocab_size  # the numbers of text pieces and units change no program
+    rows = model.config.vocab_size  # how many of them are text pieces changes no program
     vocab = Vocab(text_size=rows - 2 - HUBERT_UNITS, padded_size=rows)
     optimizer = lm.make_optimizers(config, vocab)
-    objective = Objective(model, vocab, config.step, ("data",))
-    shape = (config.data.batch_rows, config.data.seq_len)
+    objective = Objective(model, vocab, config.step)
     shapes, places = lm.abstract_train_state(config, model, optimizer, mesh)
+    shape = (config.data.batch_rows, config.data.seq_len)
     with jax.set_mesh(mesh):
-        state = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            shapes,
-            places,
-        )
         place = sharding.batch_sharding(shape, mesh)
+        names = ("tokens", "segments", "positions", "sources", "weights")
         batch = {
-            name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place)
-            for name in ("tokens", "segments", "positions", "sources")
+            name: jax.ShapeDtypeStruct(
+                shape, jnp.float32 if name == "weights" else jnp.int32, sharding=place
+            )
+            for name in names
         }
-        batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
-        return lm.jit_step(config, objective, optimizer, places).lower(state, batch).compile()
+        step = lm.jit_step(config, objective, optimizer, places)
+        return step.lower(_placed(shapes, places), batch).compile()
 
 
-def plan(config: lm.RunConfig, topology: str) -> dict:
-    """What the compiler says of a run, as plain values; `fits` is False where memory does not do."""
-    chip = CHIPS[topology.split(":")[0]]
+def compile_decode(
+    config: lm.RunConfig, devices: list[jax.Device], rows: int
+) -> jax.stages.Compiled:
+    """The compiled step that makes a token for each of `rows`, with a cache of `seq_len` tokens."""
+    mesh = config.mesh.make(devices)
+    dtype = jnp.dtype(config.compute_dtype)
+    model = llama.Llama(lm.make_model(config).config, dtype, dtype, scan_layers=config.scan_layers)
+    boxed = llama.abstract_params(model, boxed=True)
+    params = _placed(llama.abstract_params(model), sharding.param_shardings(boxed, mesh))
+    slots = config.data.seq_len
+
+    def step(params, cache, last_b, positions_b):
+        tokens_b1 = last_b[:, None]
+        logits_btv, cache = model.apply(
+            {"params": params}, tokens_b1, jnp.ones_like(tokens_b1), positions_b[:, None], cache
+        )
+        return jnp.argmax(logits_btv[:, -1], axis=-1), cache
+
+    with jax.set_mesh(mesh):
+        cache = jax.eval_shape(lambda: llama.init_cache(model, rows, slots))
+        layers = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding.cache_sharding(leaf.shape, mesh)
+            ),
+            cache.layers,
+        )
+        place = sharding.batch_sharding((rows,), mesh)
+        ids_b = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place)
+        valid_bs = jax.ShapeDtypeStruct(
+            cache.valid_bs.shape, bool, sharding=sharding.batch_sharding((rows, slots), mesh)
+        )
+        length = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
+        cache = cache.replace(layers=layers, valid_bs=valid_bs, length=length)
+        compiled = jax.jit(step, donate_argnums=1, compiler_options=config.compiler_options or None)
+        return compiled.lower(params, cache, ids_b, ids_b).compile()
+
+
+def plan(config: lm.RunConfig, topology: str, decode_rows: int = 0) -> dict:
+    """What the compiler says of a run, as plain values.
+
+    `fits` is False where its memory does not do; then there is no more than the reason. With
+    `decode_rows` it is a step of decoding that many rows, not one of training.
+    """
     devices = get_devices(topology)
-    started = time.monotonic()
+    chip = CHIPS[topology.split(":")[0]]
     result = {"topology": topology, "devices": len(devices), "hbm_bytes": chip.hbm_bytes}
+    started = time.monotonic()
     try:
-        compiled = compile_step(config, devices)
+        if decode_rows:
+            compiled = compile_decode(config, devices, decode_rows)
+        else:
+            compiled = compile_step(config, devices)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return result | {"fits": False, "reason": str(error).splitlines()[0]}
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return result | {"fits": False, "reason": str(error).splitlines()[0]}
+        raise InputError(f"The TPU's compiler: {str(error).splitlines()[0]}") from error
     memory = compiled.memory_analysis()
-    hlo = compiled.as_text()
-    if path := os.environ.get("DUMP_HLO"):
-        Path(path).write_text(hlo)
+    tokens = decode_rows or config.data.batch_rows * config.data.seq_len
+    kernels = 0.0 if decode_rows else kernel_flops(config) * tokens / len(devices)
     cfg = lm.make_model(config).config
-    tokens = config.data.batch_rows * config.data.seq_len
-    width = cfg.num_heads * cfg.head_dim
-    # Of causal attention, a token forward: 2 products of S / 2 x D x 2; backward 2.5 times that.
-    forward = 2 * width * config.data.seq_len * cfg.num_layers * tokens / len(devices)
-    again = config.remat == "block"
-    told = estimate(hlo, chip, forward * (1 + 2.5 + again))
-    flops = lm.token_flops(cfg, config.data.seq_len) * tokens / len(devices)
-    return result | {
+    told = estimate(compiled.as_text(), chip, kernels, cfg.num_layers)
+    result |= {
         "fits": memory.peak_memory_in_bytes <= chip.hbm_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,
         "resident_bytes": memory.argument_size_in_bytes,
@@ -104,24 +151,126 @@ def plan(config: lm.RunConfig, topology: str) -> dict:
         "kernel_seconds": told.kernel_seconds,
         "collective_seconds": told.collective_seconds,
         "kernel_calls": told.kernel_calls,
-        "mfu": flops / told.seconds / chip.peak_flops,
         "tokens_per_step": tokens,
         "tokens_per_second": tokens / told.seconds,
         "collectives": {k: dataclasses.asdict(v) for k, v in sorted(told.collectives.items())},
+        "gathers_of_stacked_layers": told.stacked_gathers,
         "compile_seconds": time.monotonic() - started,
     }
+    if not decode_rows:
+        flops = lm.token_flops(cfg, config.data.seq_len) * tokens / len(devices)
+        result["mfu"] = flops / told.seconds / chip.peak_flops
+    return result
+
+
+def kernel_flops(config: lm.RunConfig) -> float:
+    """What the attention kernels compute for a token of training; 0 where there are none."""
+    if config.attention != "splash":
+        return 0.0
+    cfg = lm.make_model(config).config
+    # Two products of 2 x width x S / 2; the two kernels backward have seven of the same size.
+    forward = 2 * cfg.num_heads * cfg.head_dim * config.data.seq_len * cfg.num_layers
+    return forward * (1 + 3.5 + (config.remat == "block"))
+
+
+def search(config: lm.RunConfig, topology: str) -> Iterator[tuple[dict, dict]]:
+    """(settings, plan) of batches, remat policies and meshes, one after another."""
+    count = len(get_devices(topology))
+    seen_too_much: set[tuple] = set()
+    meshes = [size for size in (count, 64, 16) if count % size == 0 and size <= count]
+    for fsdp, remat, rows in itertools.product(meshes, SEARCHED_REMAT, SEARCHED_ROWS):
+        settings = {"fsdp": fsdp, "data": count // fsdp, "remat": remat, "rows_a_device": rows}
+        if (fsdp, remat) in seen_too_much:
+            continue  # fewer rows did not fit
+        mesh = dataclasses.replace(config.mesh, data=count // fsdp, fsdp=fsdp, tensor=1)
+        data = dataclasses.replace(config.data, batch_rows=rows * count, shards=rows * count)
+        changed = dataclasses.replace(config, mesh=mesh, data=data, remat=remat)
+        told = plan(changed, topology)
+        if not told["fits"]:
+            seen_too_much.add((fsdp, remat))
+        yield settings, told
 
 
 def main() -> None:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--topology")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("overrides", nargs="*")
+    parser = argparse.ArgumentParser(
+        prog="python -m tpu.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="run config, YAML")
+    parser.add_argument("--topology", help="such as v5e:16x16; the config's by default")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--search", action="store_true", help="try batch, remat and mesh; rank them"
+    )
+    parser.add_argument("--decode", type=int, default=0, metavar="ROWS", help="a step of decoding")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as remat=block")
     args = parser.parse_args()
-    config = config_lib.read(lm.RunConfig, args.config, args.overrides)
-    print(json.dumps(plan(config, args.topology or config.topology), indent=2))
+    try:
+        config = config_lib.read(lm.RunConfig, args.config, args.overrides)
+        topology = args.topology or config.topology
+        if not topology:
+            raise InputError(f"{args.config}: names no topology; give --topology v5e:16x16.")
+        if args.search:
+            _print_search(search(config, topology), args.json)
+        else:
+            _print_plan(plan(config, topology, args.decode), args.json)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_plan(told: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(told, indent=2))
+        return
+    print(f"{told['topology']}: {told['devices']} devices")
+    if "reason" in told:
+        print(f"does not fit: {told['reason']}")
+        return
+    peak, hbm = told["peak_bytes"] / GIB, told["hbm_bytes"] / GIB
+    print(f"memory a device: {peak:.1f} of {hbm:.1f} GiB{'' if told['fits'] else ': does not fit'}")
+    resident, temporary = told["resident_bytes"] / GIB, told["temporary_bytes"] / GIB
+    print(f"  resident {resident:.1f}, temporary {temporary:.1f}")
+    mfu = f", MFU {told['mfu']:.1%}" if "mfu" in told else ""
+    rate = f"{told['tokens_per_second']:,.0f} tokens/s{mfu}"
+    print(f"step, estimated: {told['step_seconds']:.3f} s, {rate}")
+    parts = {
+        "operations": "cycle",
+        "attention kernels": "kernel",
+        "collectives waited for": "collective",
+    }
+    print("  " + ", ".join(f"{name} {told[f'{key}_seconds']:.3f} s" for name, key in parts.items()))
+    for kind, moved in told["collectives"].items():
+        print(f"  {kind}: {moved['calls']} calls, {moved['bytes'] / 1e9:.2f} GB")
+
+
+def _print_search(found: Iterator[tuple[dict, dict]], as_json: bool) -> None:
+    results = []
+    for settings, told in found:
+        line = f"mfu {told['mfu']:.3f}" if told["fits"] else "does not fit"
+        print(f"{settings}: {line}", file=sys.stderr, flush=True)
+        results.append(settings | told)
+    results = sorted((r for r in results if r["fits"]), key=lambda r: -r["mfu"])
+    if as_json:
+        print(json.dumps(results, indent=2))
+        return
+    columns = ("data", "fsdp", "remat", "rows_a_device", "mfu", "step_seconds", "peak_bytes")
+    table = Table(*columns)
+    for result in results:
+        result |= {"mfu": f"{result['mfu']:.1%}", "step_seconds": f"{result['step_seconds']:.3f}"}
+        result["peak_bytes"] = f"{result['peak_bytes'] / GIB:.1f} GiB"
+        table.add_row(*(str(result[name]) for name in columns))
+    Console().print(table)
+
+
+def _placed(shapes, places):
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
 
 
 if __name__ == "__main__":

@@ -111,20 +111,19 @@ def _splash(q_bthk, k_btgk, v_btgk, segments_bt, interpret: bool) -> jax.Array:
 def _splash_kernel(heads: int, length: int, interpret: bool):
     mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * heads)
 
-    def block(largest: int) -> int:
-        return next(
-            size for size in (2048, 1024, 512, 256, LANES) if size <= largest and length % size == 0
-        )
-
+    block = next(size for size in (1024, 512, 256, LANES) if length % size == 0)
+    inner = min(block, 512)
+    # The queries' gradient has a kernel of its own: one for all leaves a part for each block of
+    # keys, and adding those up costs more than is saved.
     sizes = splash.BlockSizes(
-        block_q=block(1024),
-        block_kv=block(1024),
-        block_kv_compute=block(512),
-        block_q_dkv=block(1024),
-        # The backward kernel leaves a part of the queries' gradient for each of these to add up.
-        block_kv_dkv=block(2048),
-        block_kv_dkv_compute=block(512),
-        use_fused_bwd_kernel=True,
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=inner,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=inner,
+        block_q_dq=block,
+        block_kv_dq=block,
     )
     make = functools.partial(splash.make_splash_mha, head_shards=1, q_seq_shards=1)
     return make(mask, block_sizes=sizes, residual_checkpoint_name=RESIDUALS, interpret=interpret)

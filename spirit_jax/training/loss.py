@@ -17,21 +17,18 @@ class LossSums:
     Attributes:
       loss: of cross entropies in nats, and the z-loss.
       count: of weights.
-      text, speech: (3,) sums of cross entropy, hits and weights, of text tokens and units.
-      sources: (s, 3) the same of each source of the data.
+      parts: (s, 2, 3) sums of cross entropy, hits and weights, by source of the data and by
+        modality: text tokens (with markers), then units.
     """
 
     loss: jax.Array
     count: jax.Array
-    text: jax.Array
-    speech: jax.Array
-    sources: jax.Array
+    parts: jax.Array
 
     @classmethod
     def zeros(cls, sources: int) -> "LossSums":
         """Nothing summed yet."""
-        none = jnp.zeros(())
-        return cls(none, none, jnp.zeros(3), jnp.zeros(3), jnp.zeros((sources, 3)))
+        return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros((sources, 2, 3)))
 
 
 @struct.dataclass
@@ -95,10 +92,9 @@ def token_losses(
         return jnp.where(chosen_n, weights_n, 0) @ measured_n3
 
     is_unit_n = targets_n >= vocab.first_unit
-    by_source = jnp.stack([sums(targets.sources == number) for number in range(sources)])
-    return LossSums(
-        weights_n @ loss_n, weights_n.sum(), sums(~is_unit_n), sums(is_unit_n), by_source
-    )
+    of_source_sn = targets.sources == jnp.arange(sources)[:, None]
+    parts = [[sums(own_n & ~is_unit_n), sums(own_n & is_unit_n)] for own_n in of_source_sn]
+    return LossSums(weights_n @ loss_n, weights_n.sum(), jnp.array(parts))
 
 
 def chunked_losses(

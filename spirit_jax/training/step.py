@@ -134,13 +134,14 @@ class Objective:
     def metrics(self, sums: LossSums) -> dict[str, jax.Array]:
         """Means of loss sums; what had no tokens is NaN."""
         named = {"loss": sums.loss / sums.count, "tokens": sums.count}
-        parts = {"text": sums.text, "speech": sums.speech}
+        parts = dict(zip(("text", "speech"), sums.parts.sum(0), strict=True))
         if len(self.sources) > 1:
-            parts |= dict(zip(self.sources, sums.sources, strict=True))
+            for name, (text, speech) in zip(self.sources, sums.parts, strict=True):
+                parts |= {name: text + speech, f"{name}_text": text, f"{name}_speech": speech}
         for name, (entropy, hits, count) in parts.items():
             named |= {f"loss_{name}": entropy / count, f"accuracy_{name}": hits / count}
-        for name, part in zip(self.sources, sums.sources, strict=True):
-            named[f"share_{name}"] = part[2] / sums.count
+        for name, part in zip(self.sources, sums.parts, strict=True):
+            named[f"share_{name}"] = part[:, 2].sum() / sums.count
         return named
 
 

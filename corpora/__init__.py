@@ -1,0 +1,1 @@
+"""Scripts that build corpora anyone can build again; they run from the checkout."""

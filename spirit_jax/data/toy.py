@@ -1,0 +1,50 @@
+"""A corpus that is made up: sentences of a few words, each "spoken" as units of its own.
+
+For trying a training out, and for tests: nothing has to be fetched, and there is something to
+learn, since a word's units follow from its text.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from spirit_jax.data.records import SUFFIX, Utterance, write_shard
+from spirit_jax.units import HUBERT_RATE, PITCH_RATE, STYLE_RATE, Units
+from spirit_jax.vocab import HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS
+
+WHO = ("the cat", "a dog", "my friend", "the old king", "a small bird")
+DOES = ("sees", "follows", "finds", "likes", "waits for")
+WHERE = ("in the garden", "by the river", "at night", "every morning", "near the house")
+MOST_FRAMES = 2  # that a unit lasts
+
+
+def make_utterances(count: int, seed: int = 0) -> Iterator[Utterance]:
+    """`count` utterances with all three streams of units and word times."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        parts = (rng.choice(WHO), rng.choice(DOES), rng.choice(WHO), rng.choice(WHERE))
+        yield _speak(f"toy-{number}", " ".join(parts), rng)
+
+
+def write_toy_corpus(folder: str | Path, count: int = 200, seed: int = 0) -> None:
+    """Writes a prepared corpus of one shard, unless it is there."""
+    path = Path(folder) / f"toy{SUFFIX}"
+    if not path.is_file():
+        write_shard(path, make_utterances(count, seed))
+
+
+def _speak(name: str, text: str, rng: np.random.Generator) -> Utterance:
+    hubert: list[int] = []
+    words = []
+    for word in text.split():
+        start = len(hubert)
+        for place, letter in enumerate(word):
+            unit = (ord(letter) * 7 + place * 3) % (HUBERT_UNITS - 1)
+            hubert += [unit] * int(rng.integers(1, MOST_FRAMES + 1))
+        words.append((word, start / HUBERT_RATE, len(hubert) / HUBERT_RATE))
+    seconds = len(hubert) / HUBERT_RATE
+    pitch = rng.integers(0, PITCH_UNITS, max(1, round(seconds * PITCH_RATE)))
+    style = rng.integers(0, STYLE_UNITS, max(1, round(seconds * STYLE_RATE)))
+    streams = (np.array(stream, np.int32) for stream in (hubert, pitch, style))
+    return Utterance(name, Units(*streams), seconds, text, tuple(words))

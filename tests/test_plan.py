@@ -1,0 +1,132 @@
+"""The plan of a pod: an estimate adds up a compiled program, and a real one is compiled."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tpu.estimate import CHIPS, estimate
+
+CHECKOUT = Path(__file__).parents[1]
+SMALL = """
+run_dir: runs/small
+model: models/none
+random_init: true
+topology: v5e:2x4
+compute_dtype: bfloat16
+remat: save_dots
+attention: splash
+sizes:
+  vocab_size: 1024
+  hidden_size: 512
+  intermediate_size: 1024
+  num_layers: 3
+  num_heads: 4
+  num_kv_heads: 4
+  head_dim: 128
+data: {seq_len: 512, batch_rows: 16, shards: 16}
+"""
+
+# What the TPU's compiler writes, cut down: a loop of three turns around a matmul, a kernel, a
+# reduction and a gather that is hidden, and a gather before it.
+HLO = """HloModule jit_step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%all-reduce-scatter.1 (input: bf16[64,32]) -> bf16[8,32] {
+  %input = bf16[64,32]{1,0:T(8,128)} parameter(0)
+  %all-reduce.9 = bf16[64,32]{1,0} all-reduce(%input), to_apply=%add
+  ROOT %dynamic-slice.1 = bf16[8,32]{1,0} dynamic-slice(%all-reduce.9)
+}
+
+%hidden (p: bf16[8,32]) -> bf16[64,32] {
+  %p = bf16[8,32]{1,0} parameter(0)
+  ROOT %all-gather.7 = bf16[64,32]{1,0} all-gather(%p), dimensions={0}
+}
+
+%body (state: (s32[], bf16[64,32])) -> (s32[], bf16[64,32]) {
+  %matmul = bf16[64,32]{1,0} fusion(%x), calls=%fused, x={"estimated_cycles":"1000"}
+  %kernel = bf16[64,32]{1,0} custom-call(%matmul), custom_call_target="tpu_custom_call", x={y={
+}}
+  %scatter = bf16[8,32]{1,0} fusion(%kernel), kind=kCustom, calls=%all-reduce-scatter.1
+  %async-collective-start.1 = (bf16[8,32], bf16[9,9,9]) fusion(%y), calls=%hidden, "estimated_cycles":"500"
+  %all-reduce.2 = f32[16]{0} all-reduce(%z), to_apply=%add
+}
+
+%condition (state: (s32[], bf16[64,32])) -> pred[] {
+  %constant.5 = s32[]{:T(128)} constant(3)
+  ROOT %compare = pred[] compare(%i, %constant.5), direction=LT
+}
+
+ENTRY %main (weights: bf16[3,8,32]) -> f32[] {
+  %all-gather.1 = bf16[3,64,32]{2,1,0} all-gather(%weights), dimensions={1}
+  %while.1 = (s32[], bf16[64,32]) while(%start), condition=%condition, body=%body
+  ROOT %last = f32[] fusion(%while.1), calls=%fused, x={"estimated_cycles":"7"}
+}
+"""
+
+
+def test_an_estimate_adds_up_through_loops():
+    chip = CHIPS["v5e"]
+    told = estimate(HLO, chip, kernel_flops=chip.peak_flops, layers=3)
+    assert told.cycle_seconds == pytest.approx((3 * 1500 + 7) / chip.hertz)
+    assert told.kernel_seconds == pytest.approx(2)  # half of the peak
+    assert told.kernel_calls == 3
+    moved = {kind: (one.calls, one.bytes) for kind, one in told.collectives.items()}
+    assert moved == {
+        "all-gather": (1, 3 * 64 * 32 * 2),
+        "all-gather-start": (3, 3 * 64 * 32 * 2),
+        "all-reduce": (3, 3 * 64),
+        "reduce-scatter": (3, 3 * 64 * 32 * 2),
+    }
+    waited = 2 * 3 * 64 * 32 * 2 + 2 * 3 * 64  # an all-reduce counts twice, what is hidden not
+    assert told.collective_seconds == pytest.approx(waited / chip.ici_bytes)
+    assert told.stacked_gathers == 1
+    assert estimate(HLO, chip, 0.0, layers=5).stacked_gathers == 0
+
+
+def plan(tmp_path, *arguments):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    command = [sys.executable, "-m", "tpu.plan", "--config", str(tmp_path / "small.yaml")]
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [*command, *arguments], cwd=CHECKOUT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_small_step_is_compiled_for_a_slice(tmp_path):
+    made = plan(tmp_path, "--json")
+    assert made.returncode == 0, made.stderr[-2000:]
+    told = json.loads(made.stdout)
+    parameters = 3 * (4 * 512 * 512 + 3 * 512 * 1024 + 2 * 512) + 2 * 1024 * 512 + 512
+    state = 3 * 4 * parameters / 8  # weights and two moments in float32, on eight devices
+    assert told["fits"] and told["devices"] == 8
+    assert state < told["resident_bytes"] < 1.2 * state
+    assert told["peak_bytes"] < 100e6
+    assert told["kernel_calls"] == 3 * 3  # forward, and two backward: it is not run again
+    assert told["gathers_of_stacked_layers"] == 0
+    collectives = told["collectives"]
+    waited = sum(one["bytes"] for kind, one in collectives.items() if "-start" not in kind)
+    hidden = sum(one["bytes"] for kind, one in collectives.items() if "-start" in kind)
+    # Parameters are gathered and their gradients scattered piece by piece, inside of matmuls.
+    assert waited < 2 * parameters < hidden < 6 * parameters
+    assert 0 < told["mfu"] < 1 and told["step_seconds"] > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_what_cannot_be_planned_is_named(tmp_path):
+    for arguments, message in (
+        (["--topology", "v9:2x4"], "expected one like v5e:16x16"),
+        (["mesh.fsdp=3", "mesh.data=1"], "needs 3 devices"),
+        (["compiler_options.xla_no_such_flag=1"], "xla_no_such_flag"),
+    ):
+        made = plan(tmp_path, *arguments)
+        lines = [line for line in made.stderr.splitlines() if line.startswith("error: ")]
+        assert made.returncode == 1 and len(lines) == 1 and message in lines[0], made.stderr[-800:]
