@@ -1,5 +1,6 @@
 """The command `spirit-jax`: one subcommand a stage. Only here is the environment read."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -114,6 +115,149 @@ def generate(
             print(f"speech: {path}")
     if not pieces:
         print("nothing was generated (the model ended at once)", file=sys.stderr)
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(help="JSONL manifest, folder of recordings or texts, or tfds:NAME:SPLIT"),
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder for the prepared corpus")],
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder whose speech tokenizer makes units")
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="The I-th of N parts; by process on a pod")
+    ] = "",
+    plot: Annotated[Path | None, typer.Option(help="Draw units and lengths to this file")] = None,
+    strict: Annotated[bool, typer.Option(help="Exit with status 1 if items were rejected")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
+    max_seconds: Annotated[float, typer.Option(help="Split longer recordings at silences")] = 60.0,
+    shard_items: Annotated[int, typer.Option(help="Items of a shard, about")] = 512,
+    threads: Annotated[int, typer.Option(help="That read recordings")] = 4,
+    beam: Annotated[
+        list[str] | None,
+        typer.Option(help="Run as an Apache Beam pipeline; options such as --runner=DirectRunner"),
+    ] = None,
+    distributed: Annotated[
+        bool, typer.Option(help="One of several processes, as a pod's or a cluster's says")
+    ] = False,
+) -> None:
+    """Turn recordings and text into a corpus to train on: units, text and word times.
+
+    A manifest has a JSON object a line: id, audio (a path from the manifest's folder), text, words
+    ([[word, start, end], ...] in seconds), speaker and document; id and one of audio and text are
+    needed. A run that was stopped goes on where it was. Items that cannot be used are listed, with
+    reasons, in OUTPUT/rejects-*.jsonl.
+    """
+    if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        _join_processes()
+    from spirit_jax.data import prepare as prepare_lib
+    from spirit_jax.data import report
+
+    settings = prepare_lib.PrepareConfig(shard_items, max_seconds, threads)
+    part, parts = _parse_shard(shard)
+    if beam is not None:
+        from spirit_jax.data import beam as beam_lib
+
+        told = beam_lib.run(source, output, model, settings, [option for option in beam if option])
+    else:
+        from spirit_jax.speech_tokenizer import SpeechTokenizer
+
+        tokenizer = SpeechTokenizer.from_pretrained(model) if model is not None else None
+        with _counting("preparing") as done:
+            told = prepare_lib.prepare(source, output, tokenizer, settings, part, parts, done)
+    if plot is not None:
+        report.plot(told, plot)
+    print(json.dumps(told) if as_json else report.describe(told))
+    if told["rejected"]:
+        print(f"{told['rejected']} items were rejected: see {output}/rejects-*", file=sys.stderr)
+        if strict:
+            raise typer.Exit(1)
+
+
+@app.command()
+def align(
+    source: Annotated[Path, typer.Argument(help="JSONL manifest with id, audio and text")],
+    output: Annotated[Path, typer.Argument(help="The manifest to write, with words")],
+    model: Annotated[
+        Path | None, typer.Option(help="CTC aligner, as python -m convert.ctc writes")
+    ] = None,
+    textgrid: Annotated[
+        Path | None, typer.Option(help="Instead: folder of MFA's ID.TextGrid files")
+    ] = None,
+    whisperx: Annotated[
+        Path | None, typer.Option(help="Instead: folder of WhisperX's ID.json files")
+    ] = None,
+    tier: Annotated[str, typer.Option(help="Of the TextGrids")] = "words",
+    min_score: Annotated[
+        float | None, typer.Option(help="Reject what aligns worse (0 is best)")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Recordings aligned at a time")] = 16,
+) -> None:
+    """Find when each word of a corpus is spoken, or take it from another tool's files.
+
+    Items that cannot be aligned are listed, with reasons, in OUTPUT.rejects.jsonl. A run that was
+    stopped goes on where it was.
+    """
+    from spirit_jax.data.align import Aligner
+    from spirit_jax.data.align_corpus import align_corpus
+
+    aligner = Aligner.from_pretrained(model) if model is not None else None
+    with _counting("aligning") as done:
+        counted = 0
+
+        def progress(total: int) -> None:
+            nonlocal counted
+            done(total - counted)
+            counted = total
+
+        told = align_corpus(
+            source,
+            output,
+            aligner,
+            textgrid=textgrid,
+            whisperx=whisperx,
+            tier=tier,
+            min_score=min_score,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    print(f"{output}: {told.aligned} items with word times, {told.rejected} rejected")
+
+
+def _parse_shard(shard: str) -> tuple[int, int]:
+    """(part, parts) of "I/N"; by process where it is not given."""
+    if not shard:
+        return jax.process_index() + 1, jax.process_count()
+    part, separator, parts = shard.partition("/")
+    if not separator or not part.isdigit() or not parts.isdigit():
+        raise InputError(f"--shard is '{shard}'; expected I/N, such as 1/4.")
+    return int(part), int(parts)
+
+
+@contextlib.contextmanager
+def _counting(what: str):
+    """A function to tell of items as they are done: a line with the rate, on a terminal a bar."""
+    started, total, told = time.monotonic(), 0, 0.0
+    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed} ({task.fields[rate]})"))
+    with Progress(
+        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty()
+    ) as progress:
+        task = progress.add_task(what, total=None, rate="")
+
+        def done(items: int) -> None:
+            nonlocal total, told
+            total += items
+            elapsed = time.monotonic() - started
+            rate = f"{total / max(elapsed, 1e-9):.1f} a second"
+            progress.update(task, advance=items, rate=rate)
+            if not sys.stderr.isatty() and elapsed - told > 30:
+                told = elapsed
+                print(f"{what}: {total} items, {rate}", file=sys.stderr, flush=True)
+
+        yield done
 
 
 @app.command()

@@ -55,7 +55,7 @@ HLO = """HloModule jit_step
   %kernel = bf16[64,32]{1,0} custom-call(%matmul), custom_call_target="tpu_custom_call", x={y={
 }}
   %scatter = bf16[8,32]{1,0} fusion(%kernel), kind=kCustom, calls=%all-reduce-scatter.1
-  %async-collective-start.1 = (bf16[8,32], bf16[9,9,9]) fusion(%y), calls=%hidden, "estimated_cycles":"500"
+  %async-collective-start.1 = (bf16[9,9]) fusion(%y), calls=%hidden, "estimated_cycles":"500"
   %all-reduce.2 = f32[16]{0} all-reduce(%z), to_apply=%add
 }
 

@@ -159,6 +159,7 @@ CHANGES = {
     "norm_first": True,
     "final_norm": False,
     "norm_eps": 0.2,
+    "adapter_size": 3,  # for pre-norm only; test_ctc_parity.py has one
 }
 
 

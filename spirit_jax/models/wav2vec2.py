@@ -22,6 +22,7 @@ import numpy as np
 from flax import linen as nn
 
 from spirit_jax.errors import InputError
+from spirit_jax.models.adapter import Adapter
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -53,6 +54,7 @@ class TrunkConfig:
       final_norm: whether a pre-norm encoder's LayerNorm follows the last layer; False for the
         output of an inner layer.
       norm_eps: of all other LayerNorms.
+      adapter_size: width of the adapter after every pre-norm layer; 0 for none.
       precision: a `jax.lax.Precision` name, for every matmul and conv. Below "highest" a TPU
         multiplies float32 in bfloat16, which changes units.
     """
@@ -79,6 +81,7 @@ class TrunkConfig:
     norm_first: bool = False
     final_norm: bool = True
     norm_eps: float = 1e-5
+    adapter_size: int = 0
     precision: str = "highest"
 
     def __post_init__(self):
@@ -92,9 +95,7 @@ class TrunkConfig:
         for name in (self.activation, self.conv_activation):
             if name not in ACTIVATIONS:
                 raise InputError(f"activation '{name}' is none of {', '.join(ACTIVATIONS)}.")
-        if not self.conv_layers or any(
-            len(layer) != 3 or min(layer) < 1 for layer in self.conv_layers
-        ):
+        if not self.conv_layers or any(len(n) != 3 or min(n) < 1 for n in self.conv_layers):
             raise InputError(
                 f"conv_layers is {self.conv_layers}, expected (channels, kernel, stride) triples."
             )
@@ -103,8 +104,8 @@ class TrunkConfig:
                 f"{self.conv_layers[-1][0]} conv channels need a feature_projection to a width of "
                 f"{self.hidden_size}."
             )
-        if not self.norm_first and not self.final_norm:
-            raise InputError("final_norm can be left out of pre-norm encoders only (norm_first).")
+        if not self.norm_first and (self.adapter_size or not self.final_norm):
+            raise InputError("adapter_size, and no final_norm, are for pre-norm (norm_first) only.")
 
     @property
     def stride(self) -> int:
@@ -299,7 +300,9 @@ class Layer(nn.Module):
 
         if cfg.norm_first:
             x_btd += attention(attention_norm(x_btd), mask_bt)
-            return x_btd + feed_forward(ffn_norm(x_btd))
+            x_btd += feed_forward(ffn_norm(x_btd))
+            adapter = Adapter(cfg.adapter_size, cfg.precision, name="adapter")
+            return x_btd + adapter(x_btd) if cfg.adapter_size else x_btd
         x_btd = attention_norm(x_btd + attention(x_btd, mask_bt))
         return ffn_norm(x_btd + feed_forward(x_btd))
 

@@ -1,0 +1,142 @@
+"""A CTC aligner: from a Hugging Face folder of a Wav2Vec2ForCTC, MMS too.
+
+python -m convert.ctc --hf HF_DIR --output DIR [--language eng]
+
+MMS folders know many languages: vocab.json is nested, and adapter.LANGUAGE.safetensors holds what
+suits the network to each.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import table, torch_files
+from convert.main import run_main
+from convert.table import Rule
+from convert.trunk import (
+    hf_rules,
+    layer_pattern,
+    linear_rules,
+    norm_rules,
+    read_hf_tensors,
+    read_hf_trunk,
+    read_preprocessor,
+)
+from spirit_jax import checkpoint, config
+from spirit_jax.errors import InputError
+from spirit_jax.models.ctc import CtcConfig, CtcModel
+from spirit_jax.models.wav2vec2 import abstract_params
+
+TRUNK = r"wav2vec2\."
+
+
+def convert_ctc(folder: str | Path, output: str | Path, language: str | None = None) -> CtcConfig:
+    """Writes the network folder of an aligner, and gives its config.
+
+    Args:
+      folder: of Hugging Face's files.
+      output: the network folder to write.
+      language: which one, where the folder knows several; the one it names as its own by default.
+
+    Raises:
+      InputError: the folder is not whole, holds another network or lacks the language, or `output`
+        is there already.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    hf = config.read_mapping(path)
+    trunk = read_hf_trunk(folder, hf, ("wav2vec2",), normalize=True)
+    if trunk["norm_first"]:  # the others have none, whatever the config says
+        trunk["adapter_size"] = hf.get("adapter_attn_dim") or 0
+    tokenizer = _read_if_there(folder / "tokenizer_config.json")
+    vocab = config.read_mapping(folder / "vocab.json")
+    tensors = read_hf_tensors(folder)
+    if all(isinstance(labels, Mapping) for labels in vocab.values()):
+        own = tokenizer.get("target_lang")
+        vocab = _pick_language(folder, vocab, language or own)
+        if language not in (None, own) or _find_adapter(folder, language or own):
+            tensors |= _read_adapter(folder, language or own)
+    elif language is not None:
+        raise InputError(f"{folder / 'vocab.json'}: knows one language; none can be chosen.")
+    if "lm_head.bias" not in tensors:
+        raise InputError(f"{folder}: has no lm_head.bias; expected a Wav2Vec2ForCTC.")
+    labels = _list_labels(folder / "vocab.json", vocab, len(tensors["lm_head.bias"]))
+    separator = tokenizer.get("word_delimiter_token", CtcConfig.separator)
+    values = {
+        "trunk": trunk,
+        "labels": labels,
+        "blank": hf.get("pad_token_id") or 0,
+        "separator": separator if separator in labels else "",
+        "sample_rate": read_preprocessor(folder).get("sampling_rate", CtcConfig.sample_rate),
+    }
+    cfg = config.from_dict(CtcConfig, values, source=str(path))
+    params = table.convert(tensors, rules(cfg), abstract_params(CtcModel(cfg)), str(folder))
+    checkpoint.save_network(output, cfg, params)
+    return cfg
+
+
+def rules(cfg: CtcConfig) -> list[Rule]:
+    """Hugging Face's names to ours."""
+    adapter = layer_pattern(TRUNK + "encoder") + r"adapter_layer\."
+    target = r"trunk/layers/\1/adapter/"
+    return [
+        *hf_rules(cfg.trunk, cfg.trunk.num_layers, TRUNK, "trunk/"),
+        *norm_rules(adapter + "norm", target + "norm"),
+        *linear_rules(adapter + "linear_1", target + "narrow"),
+        *linear_rules(adapter + "linear_2", target + "widen"),
+        *linear_rules("lm_head", "head"),
+    ]
+
+
+def _pick_language(folder: Path, vocab: Mapping[str, Any], language: str | None) -> Mapping:
+    if language not in vocab:
+        known = ", ".join(sorted(vocab)[:10]) + (", ..." if len(vocab) > 10 else "")
+        raise InputError(
+            f"{folder / 'vocab.json'}: has no language '{language}'; choose one of its "
+            f"{len(vocab)} ({known}) with --language."
+        )
+    return vocab[language]
+
+
+def _find_adapter(folder: Path, language: str) -> Path | None:
+    names = (f"adapter.{language}.{suffix}" for suffix in ("safetensors", "bin"))
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _read_adapter(folder: Path, language: str) -> dict[str, np.ndarray]:
+    path = _find_adapter(folder, language)
+    if path is None:
+        raise InputError(f"{folder}: has no adapter.{language}.safetensors.")
+    tensors = torch_files.Tensors(dict.fromkeys(torch_files.tensor_names(path), path))
+    return {name: np.asarray(tensors[name], np.float32) for name in tensors}
+
+
+def _list_labels(path: Path, vocab: Mapping[str, Any], count: int) -> list[str]:
+    """The text of each of `count` labels."""
+    labels = [""] * count
+    for label, number in vocab.items():
+        if not isinstance(number, int) or not 0 <= number < count:
+            raise InputError(f"{path}: '{label}' is {number!r}; the network has {count} labels.")
+        labels[number] = label
+    return labels
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return config.read_mapping(path) if path.is_file() else {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hf", required=True, help="Hugging Face folder to convert")
+    parser.add_argument("--output", required=True, help="network folder to write")
+    parser.add_argument("--language", help="of MMS, such as eng")
+    args = parser.parse_args()
+    convert_ctc(args.hf, args.output, args.language)
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    run_main(main)

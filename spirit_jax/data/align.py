@@ -1,0 +1,216 @@
+"""Finds the times of the words of a known text in its recording, with a CTC recogniser.
+
+Letters: b batch, t time (frames), v labels that the network scores, and the star after them.
+
+The network scores every frame; the likeliest way to say all of the text's characters in order
+gives each its frames (`ctc_align`). Words that the network cannot spell, such as numbers in
+digits, are stars: one label that may be anything, a little less likely than the best label.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spirit_jax import batching
+from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
+from spirit_jax.data.word_times import Words, normalise_words
+from spirit_jax.errors import InputError
+from spirit_jax.models import ctc
+from spirit_jax.models.wav2vec2 import frame_lengths
+
+CHUNK_SECONDS, CONTEXT_SECONDS = 30, 2  # of long audio, scored with context on both sides
+BUCKET_SECONDS = (2, 4, 8, 16)  # chunks are padded to these, or to a chunk with its context
+BATCH_SECONDS = 320  # audio in one batch on an accelerator; a CPU gains nothing from batches
+STAR_COST = 0.1  # nats a frame, so that a star takes no silence around its word
+NO_WORD = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligned:
+    """A text with times.
+
+    Attributes:
+      words: (word, start, end) in seconds, lower case without punctuation; rising and disjoint.
+      score: mean log-probability over the frames that characters and separators take; stars and
+        blanks do not count. Near 0 is good. Texts that are not what is said score some nats less.
+      problem: why there are no words; "" if there are.
+    """
+
+    words: Words = ()
+    score: float = -np.inf
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spelling:
+    """Words as labels; `word_of` is each label's word by number, or `NO_WORD` for separators."""
+
+    words: tuple[str, ...]
+    labels: tuple[int, ...]
+    word_of: tuple[int, ...]
+
+
+class Aligner:
+    """Aligns recordings of any length to their texts; `from_pretrained` makes one.
+
+    Results do not depend on what else is in a batch. Audio over 30 s is scored in chunks with
+    2 s of context, and aligned as a whole.
+    """
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Aligner":
+        """Loads the folder that `python -m convert.ctc` writes.
+
+        Raises:
+          InputError: the folder is not whole, or its network is for another sampling rate.
+        """
+        model, params = ctc.load(folder)
+        if model.config.sample_rate != SAMPLE_RATE:
+            raise InputError(
+                f"{folder}: works at {model.config.sample_rate} Hz; only {SAMPLE_RATE} is known."
+            )
+        return cls(model, params, str(folder))
+
+    def __init__(self, model: ctc.CtcModel, params: dict, name: str = ""):
+        self.config, self.name = model.config, name
+        self._star = len(self.config.labels)
+        skipped = (self.config.labels[self.config.blank], self.config.separator)
+        characters = {
+            label: number
+            for number, label in enumerate(self.config.labels)
+            if len(label) == 1 and label not in skipped
+        }
+        # Many networks know capitals only.
+        self._ids = {c.lower(): number for c, number in characters.items()} | characters
+        self._score = functools.partial(
+            jax.jit(functools.partial(_score_frames, model)), jax.device_put(params)
+        )
+        self._find = jax.jit(functools.partial(ctc.ctc_align, blank=self.config.blank))
+        self._batch_seconds = 0 if jax.default_backend() == "cpu" else BATCH_SECONDS
+
+    def align(self, audio: Audio, text: str) -> Aligned:
+        """The times of a text's words in its recording.
+
+        Raises:
+          InputError: audio that cannot be used, or a text without words or too long for it.
+        """
+        (aligned,) = self.align_batch([audio], [text])
+        if aligned.problem:
+            raise InputError(aligned.problem)
+        return aligned
+
+    def align_batch(self, audios: Sequence[Audio], texts: Sequence[str]) -> list[Aligned]:
+        """The same for many, in order; a text that cannot be aligned says so in `problem`.
+
+        Args:
+          audios: each a path, the bytes of a file, an array at 16 kHz or (array, rate).
+          texts: what is said in each. Punctuation is left out, and characters that the network
+            does not know; a word with none left is a star.
+
+        Raises:
+          InputError: audio that cannot be used.
+        """
+        waves = [load_audio(audio) for audio in audios]
+        spelt = [self._spell(normalise_words(text)) for text in texts]
+        paths = self._find_paths(self._emit(waves), spelt)
+        return [self._read(*each) for each in zip(waves, spelt, paths, strict=True)]
+
+    def _spell(self, words: Sequence[str]) -> _Spelling:
+        labels: list[int] = []
+        word_of: list[int] = []
+        for number, word in enumerate(words):
+            if number and self.config.separator:
+                labels.append(self.config.labels.index(self.config.separator))
+                word_of.append(NO_WORD)
+            known = [self._ids[c] for c in word if c in self._ids] or [self._star]
+            labels += known
+            word_of += [number] * len(known)
+        return _Spelling(tuple(words), tuple(labels), tuple(word_of))
+
+    def _emit(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Log-probabilities of every recording: (frames, v + 1)."""
+        trunk = self.config.trunk
+        chunk, context = (s * SAMPLE_RATE // trunk.stride for s in (CHUNK_SECONDS, CONTEXT_SECONDS))
+        rest = trunk.receptive_field - trunk.stride  # samples of a frame beyond the next one
+        items, kept = [], []
+        for wave in waves:
+            frames = int(frame_lengths(len(wave), trunk.conv_layers))
+            kept.append([])
+            for start in range(0, frames, chunk):
+                low, high = max(0, start - context), min(frames, start + chunk + context)
+                end = len(wave) if high == frames else high * trunk.stride + rest
+                items.append((wave[low * trunk.stride : end],))
+                kept[-1].append(slice(start - low, min(start + chunk, frames) - low))
+        longest = (chunk + 2 * context + 1) * trunk.stride + max(rest, 0)
+        buckets = [*(s * SAMPLE_RATE for s in BUCKET_SECONDS), longest]
+        rows = self._batch_seconds * SAMPLE_RATE
+        made = batching.run(self._score, items, buckets, lambda bucket: max(1, rows // bucket))
+        scored = iter(made)
+        nothing = np.zeros((0, self._star + 1), np.float32)
+        return [np.concatenate([nothing, *(next(scored)[k] for k in own)]) for own in kept]
+
+    def _find_paths(self, emissions, spelt: Sequence[_Spelling]) -> list[tuple[np.ndarray, ...]]:
+        """(starts, ends, scores of labels) of each; rows of like sizes go together."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, (emission, spelling) in enumerate(zip(emissions, spelt, strict=True)):
+            sizes = _power_of_two(len(emission), 64), _power_of_two(len(spelling.labels), 16)
+            groups.setdefault(sizes, []).append(index)
+        paths: list[tuple[np.ndarray, ...]] = [()] * len(spelt)
+        for (frames, labels), members in groups.items():
+            rows = _power_of_two(len(members), 1)
+            log_probs_btv = np.zeros((rows, frames, self._star + 1), np.float32)
+            labels_bl = np.zeros((rows, labels), np.int32)
+            lengths_2b = np.zeros((2, rows), np.int32)
+            for row, index in enumerate(members):
+                own = spelt[index].labels
+                log_probs_btv[row, : len(emissions[index])] = emissions[index]
+                labels_bl[row, : len(own)] = own
+                lengths_2b[:, row] = len(emissions[index]), len(own)
+            path = self._find(log_probs_btv, lengths_2b[0], labels_bl, lengths_2b[1])
+            found = path.starts_bl, path.ends_bl, path.label_scores_bl, path.scores_b
+            found = [np.asarray(array) for array in found]
+            for row, index in enumerate(members):
+                paths[index] = tuple(array[row] for array in found)
+        return paths
+
+    def _read(self, wave: np.ndarray, spelling: _Spelling, path: tuple[np.ndarray, ...]) -> Aligned:
+        starts_l, ends_l, scores_l, score = path
+        size = len(spelling.labels)
+        starts_l, ends_l, scores_l = starts_l[:size], ends_l[:size], scores_l[:size]
+        word_of_l = np.array(spelling.word_of)
+        is_star_l = np.array(spelling.labels) == self._star
+        if not spelling.words:
+            return Aligned(problem="The text has no words.")
+        if is_star_l[word_of_l != NO_WORD].all():
+            return Aligned(problem="The network knows no character of the text.")
+        if not np.isfinite(score):
+            seconds = len(wave) / SAMPLE_RATE
+            return Aligned(
+                problem=f"The text has {size} characters, too many for {seconds:.2f} s of audio."
+            )
+        words = []
+        for number, word in enumerate(spelling.words):
+            own = np.flatnonzero(word_of_l == number)
+            frames = int(starts_l[own[0]]), int(ends_l[own[-1]])
+            start, end = (round(f * self.config.trunk.stride / SAMPLE_RATE, 4) for f in frames)
+            words.append((word, start, end))
+        counts_l = np.where(is_star_l, 0, ends_l - starts_l)
+        return Aligned(tuple(words), float((scores_l * counts_l).sum() / counts_l.sum()))
+
+
+def _score_frames(model: ctc.CtcModel, params, wave_bt, lengths_b):
+    """Log-probabilities with the star's after them, and the true numbers of frames."""
+    logits_btv, frames_b = model.apply({"params": params}, wave_bt, lengths_b)
+    log_probs_btv = jax.nn.log_softmax(logits_btv)
+    star_bt1 = log_probs_btv.max(axis=-1, keepdims=True) - STAR_COST
+    return jnp.concatenate([log_probs_btv, star_bt1], axis=-1), frames_b
+
+
+def _power_of_two(size: int, least: int) -> int:
+    """The least power of two that is `size` or more."""
+    return max(least, 1 << max(size - 1, 0).bit_length())

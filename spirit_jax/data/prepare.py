@@ -1,0 +1,296 @@
+"""From recordings to a prepared corpus: units with their time line, text and word times.
+
+Items are taken in portions. A portion makes one shard, and beside it a small file that says what
+became of it: where that file is, the portion is done, so a run that was stopped goes on.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spirit_jax.audio import SAMPLE_RATE, load_audio
+from spirit_jax.data import report
+from spirit_jax.data.manifest import Item, read_source
+from spirit_jax.data.records import SUFFIX, Utterance, write_shard
+from spirit_jax.data.word_times import check_words
+from spirit_jax.errors import InputError
+from spirit_jax.speech_tokenizer import SpeechTokenizer
+
+FRAME = SAMPLE_RATE // 50  # samples over which loudness is taken, to find silences
+SHORTEST = 0.08  # seconds; less has no units
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """How a corpus is prepared.
+
+    Attributes:
+      shard_items: items of a shard, about: a document is never parted.
+      max_seconds: longer recordings are split at silences.
+      threads: that read recordings while units are computed.
+      window: recordings read ahead, which are encoded together.
+    """
+
+    shard_items: int = 512
+    max_seconds: float = 60.0
+    threads: int = 4
+    window: int = 64
+
+    def __post_init__(self):
+        if min(self.shard_items, self.threads, self.window) < 1 or self.max_seconds < 1:
+            raise InputError("shard_items, threads, window and max_seconds must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Portion:
+    """The items of one shard, and its file's name without suffix."""
+
+    name: str
+    items: tuple[Item, ...]
+
+
+def prepare(
+    source: str,
+    output: str | Path,
+    tokenizer: SpeechTokenizer | None,
+    config: PrepareConfig = PrepareConfig(),
+    part: int = 1,
+    parts: int = 1,
+    progress: Callable[[int], None] = lambda items: None,
+) -> dict[str, Any]:
+    """Prepares one of `parts` parts of a source; returns the part's report (see `report`).
+
+    Args:
+      source: see `manifest.read_source`.
+      output: a folder; the parts of a corpus share it.
+      tokenizer: makes units; None if the source is text alone.
+      config: how.
+      part: from 1.
+      parts: how many share the work.
+      progress: is told of items as they are done.
+
+    Raises:
+      InputError: a source that cannot be read, no item of it that can be used, a folder that was
+        begun with other settings, or a full disk.
+    """
+    output = Path(output)
+    try:
+        waiting = portions(source, config, part, parts)
+        first = list(itertools.islice(waiting, 1))  # a source that is none leaves nothing behind
+        begin(output, source, tokenizer, config, parts)
+        for portion in itertools.chain(first, waiting):
+            make_shard(portion, output, tokenizer, config)
+            progress(len(portion.items))
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror or error}).") from error
+    return report.write(output, part, parts)
+
+
+def begin(
+    output: Path,
+    source: str,
+    tokenizer: SpeechTokenizer | None,
+    config: PrepareConfig,
+    parts: int,
+) -> None:
+    """Notes what the folder is made of; raises `InputError` if it was begun with something else."""
+    path = Path(source)
+    made_of = {
+        "source": source,
+        "bytes": path.stat().st_size if path.is_file() else 0,
+        "parts": parts,
+        "shard_items": config.shard_items,
+        "max_seconds": config.max_seconds,
+        "tokenizer": _fingerprint(tokenizer),
+    }
+    note = output / "prepare.json"
+    output.mkdir(parents=True, exist_ok=True)
+    if not note.is_file():
+        _write_whole(note, json.dumps(made_of, indent=2) + "\n")
+        return
+    before = json.loads(note.read_text(encoding="utf-8"))
+    for name, value in made_of.items():
+        if before.get(name) != value:
+            raise InputError(
+                f"{output}: was begun with {name} {before.get(name)!r}, and now it is {value!r}; "
+                "take another folder, or remove this one."
+            )
+
+
+def portions(source: str, config: PrepareConfig, part: int, parts: int) -> Iterator[Portion]:
+    """The portions of a part: whole documents, dealt out in turn."""
+    if not 1 <= part <= parts:
+        raise InputError(f"There is no part {part} of {parts}; parts are counted from 1.")
+    own = itertools.islice(_documents(read_source(source)), part - 1, None, parts)
+    number, waiting = 0, []
+    for document in own:
+        waiting += document
+        if len(waiting) >= config.shard_items:
+            yield Portion(_shard_name(part, parts, number), tuple(waiting))
+            number, waiting = number + 1, []
+    if waiting:
+        yield Portion(_shard_name(part, parts, number), tuple(waiting))
+
+
+def make_shard(
+    portion: Portion, output: Path, tokenizer: SpeechTokenizer | None, config: PrepareConfig
+) -> None:
+    """Prepares a portion, unless it is done."""
+    done = output / f"{portion.name}.json"
+    if done.is_file():
+        return
+    counts = report.Counts()
+    utterances = _encode(portion.items, tokenizer, config, counts)
+    first = next(utterances, None)
+    if first is not None:  # a shard has at least one
+        write_shard(output / f"{portion.name}{SUFFIX}", itertools.chain([first], utterances))
+    _write_whole(done, json.dumps(counts.to_dict()) + "\n")
+
+
+def _encode(
+    items: Sequence[Item],
+    tokenizer: SpeechTokenizer | None,
+    config: PrepareConfig,
+    counts: report.Counts,
+) -> Iterator[Utterance]:
+    """Utterances of items in order; windows of them are encoded together, while others are read."""
+
+    def read(item: Item) -> list[tuple[Item, np.ndarray | None]] | str:
+        try:
+            return _read(item, tokenizer, config)
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(config.threads) as pool:
+        for window, coming in _ahead(pool, read, items, config.window):
+            pieces = [piece for got in coming if not isinstance(got, str) for piece in got]
+            waves = [wave for _, wave in pieces if wave is not None]
+            units = iter(tokenizer.encode_batch(waves) if waves else ())
+            for item, got in zip(window, coming, strict=True):
+                if isinstance(got, str):
+                    counts.reject(item.id, item.audio_name, got)
+                    continue
+                made = [_utterance(piece, wave, units) for piece, wave in got]
+                if all(one.units is not None and not len(one.units.hubert) for one in made):
+                    counts.reject(item.id, item.audio_name, "The recording has no units.")
+                    continue
+                counts.add(item, made)
+                yield from made
+
+
+def _ahead(pool, read, items: Sequence[Item], size: int):
+    """(window of items, what `read` makes of them); the next window is read meanwhile."""
+    windows = [items[start : start + size] for start in range(0, len(items), size)]
+    started: collections.deque = collections.deque()
+    for window in [*windows, None]:
+        if window is not None:
+            started.append((window, [pool.submit(read, item) for item in window]))
+        if len(started) == 2 or window is None and started:
+            due, jobs = started.popleft()
+            yield due, [job.result() for job in jobs]
+
+
+def _read(
+    item: Item, tokenizer: SpeechTokenizer | None, config: PrepareConfig
+) -> list[tuple[Item, np.ndarray | None]]:
+    """The pieces of an item with their samples; raises `InputError` where it cannot be used."""
+    if item.problem:
+        raise InputError(item.problem)
+    if item.audio is None:
+        return [(item, None)]
+    if tokenizer is None:
+        raise InputError("There is audio, and no model to make units of it (--model).")
+    wave = load_audio(item.audio)
+    seconds = len(wave) / SAMPLE_RATE
+    if seconds < SHORTEST:
+        raise InputError(f"The recording is {seconds:.3f} s long; it has no units.")
+    words = check_words(item.words, item.audio_name or item.id, seconds)
+    item = dataclasses.replace(item, words=words)
+    limit = min(config.max_seconds, tokenizer.config.chunk_seconds)
+    bounds = find_splits(wave, words, limit)
+    if len(bounds) == 2:
+        return [(item, wave)]
+    return [
+        _cut(item, wave, number, start, stop)
+        for number, (start, stop) in enumerate(itertools.pairwise(bounds))
+    ]
+
+
+def find_splits(wave: np.ndarray, words: Sequence, limit: float) -> list[int]:
+    """Where to cut a recording, as samples from 0 to its length, no two further than `limit` s.
+
+    Each cut is at the softest place in the last third before the limit, between words where their
+    times are known; only a word longer than that third is cut itself.
+    """
+    size = int(limit * SAMPLE_RATE)
+    cuts = [0]
+    while len(wave) - cuts[-1] > size:
+        low, high = cuts[-1] + 2 * size // 3, cuts[-1] + size
+        frames = np.arange(low, high - FRAME + 1, FRAME)
+        power = np.array([np.mean(np.square(wave[start : start + FRAME])) for start in frames])
+        middles = (frames + FRAME // 2) / SAMPLE_RATE
+        inside = np.zeros(len(frames), bool)
+        for _, start, end in words:
+            inside |= (start < middles) & (middles < end)
+        if not inside.all():
+            power[inside] = np.inf
+        cuts.append(int(frames[np.argmin(power)]) + FRAME // 2)
+    return [*cuts, len(wave)]
+
+
+def _cut(item: Item, wave: np.ndarray, number: int, start: int, stop: int):
+    """A piece of a recording, its words counted from its own start."""
+    low, high = start / SAMPLE_RATE, stop / SAMPLE_RATE
+    own = tuple(
+        (word, max(begin, low) - low, min(end, high) - low)
+        for word, begin, end in item.words
+        if low <= (begin + end) / 2 < high
+    )
+    piece = dataclasses.replace(
+        item,
+        id=f"{item.id}#{number}",
+        words=own,
+        # Without word times nobody knows which words of the text are in this piece.
+        text=" ".join(word for word, _, _ in own),
+        document=item.document or item.id,
+    )
+    return piece, wave[start:stop]
+
+
+def _utterance(item: Item, wave: np.ndarray | None, units: Iterator) -> Utterance:
+    fields = (item.text, item.words, item.speaker, item.document)
+    if wave is None:
+        return Utterance(item.id, None, 0.0, *fields)
+    return Utterance(item.id, next(units), len(wave) / SAMPLE_RATE, *fields)
+
+
+def _documents(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Consecutive items of the same document together, others alone."""
+    numbered = enumerate(items)
+    for _, group in itertools.groupby(numbered, lambda pair: pair[1].document or pair[0]):
+        yield [item for _, item in group]
+
+
+def _shard_name(part: int, parts: int, number: int) -> str:
+    return f"part-{part:05d}-of-{parts:05d}-{number:05d}"
+
+
+def _fingerprint(tokenizer: SpeechTokenizer | None) -> str:
+    if tokenizer is None:
+        return ""
+    about = dataclasses.asdict(tokenizer.config)
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,148 @@
+"""The Viterbi path of CTC: the best there is, whatever stands beside or before it."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spirit_jax.models.ctc import ctc_align
+
+FRAMES, LABELS, VOCAB, BLANK = 9, 4, 4, 1  # one shape for all random cases
+find = jax.jit(ctc_align, static_argnames="blank")
+
+
+def plain_best(log_probs_tv, labels, blank):
+    """The score of the best path, by the textbook's dynamic programme."""
+    states = [blank]
+    for label in labels:
+        states += [label, blank]
+    best = np.full(len(states), -np.inf)
+    best[0] = 0
+    for row in log_probs_tv:
+        last, best = best, np.full(len(states), -np.inf)
+        for s, state in enumerate(states):
+            ways = [last[s]]
+            if s >= 1:
+                ways.append(last[s - 1])
+            if s >= 2 and state != blank and state != states[s - 2]:
+                ways.append(last[s - 2])
+            best[s] = max(ways) + row[state]
+    return max(best[-2:])
+
+
+def spelt_by(path, blank):
+    return [label for label, _ in itertools.groupby(path) if label != blank]
+
+
+def brute_force_best(log_probs_tv, labels, blank):
+    frames, vocab = log_probs_tv.shape
+    return max(
+        (
+            sum(log_probs_tv[t, label] for t, label in enumerate(path))
+            for path in itertools.product(range(vocab), repeat=frames)
+            if spelt_by(path, blank) == labels
+        ),
+        default=-np.inf,
+    )
+
+
+def read_path(path, row, frames, labels, blank):
+    """The label of every frame."""
+    states = np.asarray(path.states_bt)[row, :frames]
+    return [labels[s // 2] if s % 2 else blank for s in states]
+
+
+def pad(cases):
+    log_probs = np.full((len(cases), FRAMES, VOCAB), np.nan, np.float32)
+    labels = np.full((len(cases), LABELS), 99, np.int32)
+    for row, (own, spelt) in enumerate(cases):
+        log_probs[row, : len(own)] = own
+        labels[row, : len(spelt)] = spelt
+    lengths = np.int32([len(own) for own, _ in cases])
+    return log_probs, lengths, labels, np.int32([len(spelt) for _, spelt in cases])
+
+
+@st.composite
+def drawn_case(draw, max_frames=FRAMES):
+    labels = draw(st.lists(st.sampled_from([0, 2, 3]), max_size=LABELS))
+    frames = draw(st.integers(1, max_frames))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    return np.log(rng.dirichlet(np.full(VOCAB, 0.3), frames) + 1e-6).astype(np.float32), labels
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(drawn_case(), min_size=3, max_size=3))
+def test_paths_are_the_best_there_are(cases):
+    path = find(*pad(cases), BLANK)
+    for row, (log_probs, labels) in enumerate(cases):
+        best = plain_best(log_probs, labels, BLANK)
+        score, scores = float(path.scores_b[row]), np.asarray(path.label_scores_bl)[row]
+        assert np.isfinite(score) == np.isfinite(best)
+        if not np.isfinite(best):
+            continue
+        said = read_path(path, row, len(log_probs), labels, BLANK)
+        assert spelt_by(said, BLANK) == labels
+        each = np.array([log_probs[t, label] for t, label in enumerate(said)])
+        assert each.sum() == pytest.approx(best, abs=1e-4)
+        spoken = each[np.array(said) != BLANK]
+        assert score == pytest.approx(spoken.mean() if labels else 0, abs=1e-4)
+        starts, ends = np.asarray(path.starts_bl)[row], np.asarray(path.ends_bl)[row]
+        for number, label in enumerate(labels):
+            own = slice(starts[number], ends[number])
+            assert ends[number] > starts[number] >= (ends[number - 1] if number else 0)
+            assert set(said[own]) == {label}
+            assert scores[number] == pytest.approx(each[own].mean(), abs=1e-4)
+        assert sum(ends[: len(labels)] - starts[: len(labels)]) == len(spoken)
+
+
+@settings(max_examples=40, deadline=None)
+@given(drawn_case(max_frames=5))
+def test_the_plain_programme_is_right(case):
+    assert plain_best(*case, BLANK) == pytest.approx(brute_force_best(*case, BLANK), abs=1e-4)
+
+
+def random_case(frames, labels, seed=0):
+    rng = np.random.default_rng(seed)
+    log_probs = np.log(rng.dirichlet(np.ones(VOCAB), frames)).astype(np.float32)
+    return log_probs, list(labels)
+
+
+def test_a_batch_gives_what_each_row_alone_gives():
+    cases = [random_case(9, [0, 0, 2, 3]), random_case(4, [3], 1), random_case(6, [], 2)]
+    together = find(*pad(cases), BLANK)
+    for row, (log_probs, labels) in enumerate(cases):
+        alone = find(
+            log_probs[None],
+            np.int32([len(log_probs)]),
+            np.array([labels], np.int32).reshape(1, -1),
+            np.int32([len(labels)]),
+            BLANK,
+        )
+        for name, wide in (("states_bt", False), ("starts_bl", True), ("ends_bl", True)):
+            size = len(labels) if wide else len(log_probs)
+            ours, theirs = getattr(together, name)[row, :size], getattr(alone, name)[0, :size]
+            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_allclose(together.scores_b[row], alone.scores_b[0], rtol=1e-6)
+
+
+def test_labels_that_do_not_fit_score_minus_infinity():
+    equal, other = random_case(3, [2, 2]), random_case(3, [2, 0, 3])
+    too_many, repeated = random_case(3, [2, 0, 3, 0]), random_case(2, [2, 2])
+    path = find(*pad([equal, other, too_many, repeated]), BLANK)
+    assert np.isfinite(path.scores_b).tolist() == [True, True, False, False]
+
+
+def test_what_came_before_does_not_blur_a_path():
+    """Scores that add up over many frames lose the digits that decide between paths."""
+    rng = np.random.default_rng(0)
+    labels, count = np.int32(rng.integers(1, 30, (1, 400))), np.int32([400])
+    spoken = np.log(rng.dirichlet(np.ones(30), 2000)).astype(np.float32)[None]
+    silence = np.full((1, 20_000, 30), -30.0, np.float32)
+    silence[..., 0] = -8.0
+    alone = find(spoken, np.int32([2000]), labels, count, 0)
+    after = find(np.concatenate([silence, spoken], axis=1), np.int32([22_000]), labels, count, 0)
+    np.testing.assert_array_equal(after.states_bt[:, 20_000:], alone.states_bt)
+    np.testing.assert_array_equal(after.starts_bl, alone.starts_bl + 20_000)

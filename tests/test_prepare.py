@@ -1,0 +1,326 @@
+"""Preparing: nothing lost or mixed up, rejects with reasons, stopped and gone on with."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from spirit_jax import InputError, SpeechTokenizer, cli
+from spirit_jax.audio import SAMPLE_RATE
+from spirit_jax.data import prepare as prepare_lib
+from spirit_jax.data import report
+from spirit_jax.data.manifest import read_source
+from spirit_jax.data.prepare import PrepareConfig, find_splits, prepare
+from spirit_jax.data.records import Corpus
+
+SECONDS = (1.3, 0.7, 1.0, 0.9, 1.2, 0.5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(expressive_folder):
+    return SpeechTokenizer.from_pretrained(expressive_folder)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Six recordings; the third and fourth are one document."""
+    folder = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    lines = []
+    for number, seconds in enumerate(SECONDS):
+        wave = 0.1 * rng.standard_normal(int(seconds * 8000))
+        soundfile.write(folder / f"r{number}.flac", wave, 8000)
+        lines.append(
+            {
+                "id": f"r{number}",
+                "audio": f"r{number}.flac",
+                "text": f"number {number}",
+                "words": [["number", 0.1, 0.3], [str(number), 0.3, 0.45]],
+                "speaker": "noise",
+                "document": "both" if number in (2, 3) else "",
+            }
+        )
+    write_lines(folder / "all.jsonl", lines)
+    return folder
+
+
+def write_lines(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def read(folder):
+    return [one.to_bytes() for one in Corpus(folder)]
+
+
+def test_a_manifest_becomes_a_corpus(recordings, tokenizer, tmp_path):
+    config = PrepareConfig(shard_items=2, window=2)
+    told = prepare(str(recordings / "all.jsonl"), tmp_path / "corpus", tokenizer, config)
+    corpus = list(Corpus(tmp_path / "corpus"))
+    assert [one.id for one in corpus] == [f"r{number}" for number in range(6)]
+    for number, (one, seconds) in enumerate(zip(corpus, SECONDS, strict=True)):
+        alone = tokenizer.encode(recordings / f"r{number}.flac")
+        np.testing.assert_array_equal(one.units.hubert, alone.hubert)
+        np.testing.assert_array_equal(one.units.pitch, alone.pitch)
+        assert one.seconds == pytest.approx(seconds, abs=1e-3)
+        assert one.text == f"number {number}" and one.speaker == "noise"
+        assert one.words == (("number", 0.1, 0.3), (str(number), 0.3, 0.45))
+    assert [one.document for one in corpus] == ["", "", "both", "both", "", ""]
+    assert told["utterances"] == told["items"] == 6 and told["words"] == 12
+    assert told["hours"] * 3600 == pytest.approx(sum(SECONDS), abs=0.01)
+    assert sum(told["histogram"].values()) == sum(len(one.units.hubert) for one in corpus)
+
+
+def test_parts_share_a_corpus_and_keep_documents_whole(recordings, tokenizer, tmp_path):
+    source = str(recordings / "all.jsonl")
+    config = PrepareConfig(shard_items=1)
+    for part in (1, 2):
+        prepare(source, tmp_path / "both", tokenizer, config, part, 2)
+    prepare(source, tmp_path / "one", tokenizer, config)
+    assert sorted(read(tmp_path / "both")) == sorted(read(tmp_path / "one"))
+    together = [one.id for one in Corpus(tmp_path / "both")]
+    assert together.index("r3") == together.index("r2") + 1
+
+
+def test_a_stopped_run_goes_on_where_it_was(recordings, tokenizer, tmp_path):
+    source, output = str(recordings / "all.jsonl"), tmp_path / "corpus"
+    config = PrepareConfig(shard_items=1)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(items, seen=[]):  # noqa: B006 (it counts)
+        seen.append(items)
+        if len(seen) == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        prepare(source, output, tokenizer, config, progress=stop)
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.arrayrecord")}
+    assert 0 < len(before) < 5
+    (output / "part-00001-of-00001-00004.arrayrecord.unfinished").write_bytes(b"half")
+    prepare(source, output, tokenizer, config)
+    for name, written in before.items():
+        assert (output / name).stat().st_mtime_ns == written
+    prepare(source, tmp_path / "whole", tokenizer, config)
+    assert read(output) == read(tmp_path / "whole")
+    again = prepare(source, output, tokenizer, config)
+    assert again["utterances"] == 6
+
+
+def test_other_settings_in_the_same_folder_are_refused(recordings, tokenizer, tmp_path):
+    source = str(recordings / "all.jsonl")
+    prepare(source, tmp_path, tokenizer, PrepareConfig(shard_items=3))
+    with pytest.raises(InputError, match="was begun with shard_items 3, and now it is 4"):
+        prepare(source, tmp_path, tokenizer, PrepareConfig(shard_items=4))
+
+
+def test_rejects_have_reasons_and_the_rest_is_prepared(recordings, tokenizer, tmp_path):
+    for number in range(6):
+        shutil.copy(recordings / f"r{number}.flac", tmp_path)
+    (tmp_path / "cut.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / "short.wav", np.zeros(100), SAMPLE_RATE)
+    good = {"id": "good", "audio": "r0.flac"}
+    lines = [
+        json.dumps(good),
+        "{not json",
+        json.dumps(good),
+        json.dumps({"audio": "r1.flac"}),
+        json.dumps({"id": "nothing"}),
+        json.dumps({"id": "gone", "audio": "gone.wav"}),
+        json.dumps({"id": "cut", "audio": "cut.wav"}),
+        json.dumps({"id": "short", "audio": "short.wav"}),
+        json.dumps({"id": "beyond", "audio": "r1.flac", "words": [["late", 0.5, 3.0]]}),
+        json.dumps({"id": "back", "audio": "r1.flac", "words": [["b", 0.4, 0.5], ["a", 0.1, 0.2]]}),
+        json.dumps({"id": "list", "audio": "r1.flac", "words": [["b", 0.4]]}),
+        json.dumps({"id": "number", "audio": 7}),
+        json.dumps({"id": "text", "text": "only words"}),
+    ]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    told = prepare(str(tmp_path / "all.jsonl"), tmp_path / "corpus", tokenizer)
+    assert [one.id for one in Corpus(tmp_path / "corpus")] == ["good", "text"]
+    (path,) = (tmp_path / "corpus").glob("rejects-*.jsonl")
+    rejects = [json.loads(line) for line in path.read_text().splitlines()]
+    reasons = {reject["id"]: reject["reason"] for reject in rejects}
+    for name, part in (
+        ("line 2", "not JSON"),
+        ("good", "twice"),
+        ("line 4", "no id"),
+        ("nothing", "neither audio nor text"),
+        ("gone", "no such file"),
+        ("cut", "cut"),
+        ("short", "no units"),
+        ("beyond", "late"),
+        ("back", "'a'"),
+        ("list", "[word, start, end]"),
+        ("number", "expected a str"),
+    ):
+        assert part in reasons[name], (name, reasons[name])
+    assert told["rejected"] == len(rejects) == 11
+
+
+def test_a_source_of_which_nothing_can_be_used_is_an_error(tokenizer, tmp_path):
+    write_lines(tmp_path / "bad.jsonl", [{"id": "a", "audio": "gone.wav"}])
+    with pytest.raises(InputError, match="none of 1 items can be used; the first, a"):
+        prepare(str(tmp_path / "bad.jsonl"), tmp_path / "corpus", tokenizer)
+    for source, message in (
+        (str(tmp_path / "no.jsonl"), "no such manifest"),
+        ("tfds:speech", "expected tfds:NAME"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare(source, tmp_path / "other", tokenizer)
+
+
+def test_folders_of_recordings_and_of_texts(recordings, tokenizer, tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    shutil.copy(recordings / "r0.flac", tmp_path / "a" / "b" / "one.flac")
+    (tmp_path / "a" / "b" / "one.txt").write_text("what is\nsaid")
+    shutil.copy(recordings / "r1.flac", tmp_path / "a" / "two.flac")
+    prepare(str(tmp_path / "a"), tmp_path / "speech", tokenizer)
+    found = {one.id: one.text for one in Corpus(tmp_path / "speech")}
+    assert found == {"b/one": "what is said", "two": ""}
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "story.txt").write_text("once upon a time")
+    told = prepare(str(tmp_path / "texts"), tmp_path / "text", None)
+    (story,) = Corpus(tmp_path / "text")
+    assert story.units is None and story.text == "once upon a time" and story.id == "story"
+    assert told["characters"] == len(story.text)
+
+
+def test_long_recordings_are_split_at_silences_between_words(tokenizer, tmp_path):
+    rng = np.random.default_rng(1)
+    wave = 0.1 * rng.standard_normal(5 * SAMPLE_RATE)
+    silent = int(1.5 * SAMPLE_RATE)
+    wave[silent : silent + SAMPLE_RATE // 10] = 0
+    words = [[f"w{i}", 0.5 * i, 0.5 * i + 0.4] for i in range(10)]
+    soundfile.write(tmp_path / "long.wav", wave, SAMPLE_RATE)
+    write_lines(
+        tmp_path / "long.jsonl",
+        [
+            {"id": "known", "audio": "long.wav", "words": words},
+            {"id": "unknown", "audio": "long.wav", "text": "who knows when"},
+        ],
+    )
+    config = PrepareConfig(max_seconds=2.0)
+    told = prepare(str(tmp_path / "long.jsonl"), tmp_path / "corpus", tokenizer, config)
+    made = list(Corpus(tmp_path / "corpus"))
+    known = [one for one in made if one.id.startswith("known")]
+    unknown = [one for one in made if one.id.startswith("unknown")]
+    assert [one.id for one in known] == [f"known#{i}" for i in range(len(known))]
+    assert {one.document for one in known} == {"known"}
+    for pieces in (known, unknown):
+        assert len(pieces) >= 3 and max(one.seconds for one in pieces) <= 2.0
+        assert sum(one.seconds for one in pieces) == pytest.approx(5.0, abs=1e-3)
+    assert unknown[0].seconds == pytest.approx(1.55, abs=0.06)
+    begin, found = 0.0, []
+    for one in known:
+        found += [(word, start + begin, end + begin) for word, start, end in one.words]
+        assert one.text == " ".join(word for word, _, _ in one.words)
+        begin += one.seconds
+    assert [word for word, _, _ in found] == [word for word, _, _ in words]
+    np.testing.assert_allclose([t for _, *t in found], [t for _, *t in words], atol=1e-6)
+    assert {one.text for one in unknown} == {""} and told["texts_lost"] == 1
+
+
+def test_splits_never_lose_a_sample_and_keep_to_the_limit():
+    rng = np.random.default_rng(2)
+    for seconds in (0.5, 2.0, 2.01, 7.7):
+        wave = rng.standard_normal(int(seconds * SAMPLE_RATE))
+        bounds = find_splits(wave, [("endless", 0.0, seconds)], 2.0)
+        assert bounds[0] == 0 and bounds[-1] == len(wave)
+        assert 0 < np.diff(bounds).min() and np.diff(bounds).max() <= 2 * SAMPLE_RATE
+
+
+def test_the_command_reports_draws_and_is_strict_if_asked(
+    recordings, expressive_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+    with (recordings / "all.jsonl").open() as file:
+        text = file.read() + "oops\n"
+    (recordings / "some.jsonl").write_text(text)
+    arguments = ["prepare", str(recordings / "some.jsonl"), str(tmp_path / "corpus")]
+    options = ["--model", str(expressive_folder), "--json", "--strict"]
+    picture = tmp_path / "units.png"
+    monkeypatch.setattr(sys, "argv", ["x", *arguments, *options, "--plot", str(picture)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["items"] == 6 and told["rejected"] == 1
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
+    for shard, message in (("2", "expected I/N"), ("3/2", "no part 3 of 2")):
+        monkeypatch.setattr(sys, "argv", ["x", *arguments, "--shard", shard])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert message in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence(recordings, tokenizer, tmp_path, monkeypatch):
+    def full(path, utterances):
+        list(utterances)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare_lib, "write_shard", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        prepare(str(recordings / "all.jsonl"), tmp_path / "corpus", tokenizer)
+    assert not list((tmp_path / "corpus").glob("part-*"))
+
+
+def test_a_tensorflow_dataset(tokenizer, tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("pydub")
+
+    class Tones(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "id": tfds.features.Text(),
+                "speech": tfds.features.Audio(sample_rate=8000),
+                "text": tfds.features.Text(),
+                "speaker_id": tfds.features.Scalar(dtype=np.int64),
+            }
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number in range(3):
+                wave = (3000 * np.sin(np.arange(8000) * 0.1 * (number + 1))).astype(np.int64)
+                yield (
+                    number,
+                    {"id": f"t{number}", "speech": wave, "text": "beep", "speaker_id": number},
+                )
+
+    builder = Tones(data_dir=tmp_path / "tfds", file_format="array_record")
+    builder.download_and_prepare()
+    items = sorted(read_source(f"tfds:{builder.data_path}:train"), key=lambda item: item.id)
+    assert [item.id for item in items] == ["t0", "t1", "t2"]
+    assert [item.speaker for item in items] == ["0", "1", "2"]
+    units = tokenizer.encode(items[0].audio)
+    told = prepare(f"tfds:{builder.data_path}:train", tmp_path / "corpus", tokenizer)
+    made = {one.id: one for one in Corpus(tmp_path / "corpus")}
+    np.testing.assert_array_equal(made["t0"].units.hubert, units.hubert)
+    assert made["t0"].seconds == pytest.approx(1.0) and made["t0"].text == "beep"
+    assert told["items"] == 3
+
+
+def test_without_tensorflow_datasets_one_sentence_says_so(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(InputError, match=r"pip install 'spirit-jax\[tfds\]'"):
+        prepare("tfds:librispeech:train", tmp_path, tokenizer)
+
+
+def test_a_beam_pipeline_makes_the_same_corpus(recordings, expressive_folder, tokenizer, tmp_path):
+    pytest.importorskip("apache_beam")
+    from spirit_jax.data import beam
+
+    source, config = str(recordings / "all.jsonl"), PrepareConfig(shard_items=2)
+    plain = prepare(source, tmp_path / "plain", tokenizer, config)
+    told = beam.run(source, tmp_path / "beam", expressive_folder, config, ["--runner=DirectRunner"])
+    assert read(tmp_path / "beam") == read(tmp_path / "plain")
+    assert told == plain
+    assert report.describe(told)
