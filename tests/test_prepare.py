@@ -282,7 +282,9 @@ def test_a_tensorflow_dataset(tokenizer, tmp_path):
                 "text": tfds.features.Text(),
                 "speaker_id": tfds.features.Scalar(dtype=np.int64),
             }
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples()}

@@ -52,7 +52,8 @@ def read_source(source: str) -> Iterator[Item]:
 
     Args:
       source: a JSONL manifest, a folder of recordings (each with its text beside it in a .txt, if
-        there is one) or of texts, a .txt file, or "tfds:NAME[/CONFIG]:SPLIT".
+        there is one) or of texts, a .txt file, or "tfds:NAME[/CONFIG]:SPLIT" (or, for
+        NAME, the folder of a dataset that is on disk).
 
     Raises:
       InputError: there is no such source, or it has no items.
@@ -153,7 +154,8 @@ def _read_tfds(source: str) -> Iterator[Item]:
         ) from error
     name, split = match.groups()
     try:
-        builder = tfds.builder(name)
+        make = tfds.builder_from_directory if Path(name).is_dir() else tfds.builder
+        builder = make(name)
         records = builder.as_data_source(split=split)
         feature = next(
             (key, f)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from spirit_jax import checkpoint, config, sharding
 from spirit_jax.errors import InputError
@@ -107,7 +108,7 @@ class Block(nn.Module):
         """
         x_btd, cache = carry
         cfg = self.config
-        x_btd = checkpoint_name(x_btd, "block_input")
+        x_btd = _saved(x_btd, "block_input", "batch", None, None)
 
         y_btd = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="attention_norm")(x_btd)
         head, kv_head = (cfg.num_heads, cfg.head_dim), (cfg.num_kv_heads, cfg.head_dim)
@@ -128,13 +129,14 @@ class Block(nn.Module):
             y_bthk = attend(q_bthk, k_btgk.astype(self.dtype), v_btgk.astype(self.dtype), seen)
         out = self._linear("o", ("heads", "head_dim"), (cfg.hidden_size,), ("embed",), bias)
         x_btd = sharding.constrain(x_btd + out(y_bthk), "batch", None, None)
-        x_btd = checkpoint_name(x_btd, "attended")
+        x_btd = _saved(x_btd, "attended", "batch", None, None)
 
         y_btd = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="mlp_norm")(x_btd)
         width, bias = (cfg.intermediate_size,), cfg.mlp_bias
         gate_btf = self._linear("gate", ("embed",), width, ("mlp",), bias)(y_btd)
         up_btf = self._linear("up", ("embed",), width, ("mlp",), bias)(y_btd)
-        gate_btf, up_btf = checkpoint_name(gate_btf, "gate"), checkpoint_name(up_btf, "up")
+        gate_btf = _saved(gate_btf, "gate", "batch", None, "mlp")
+        up_btf = _saved(up_btf, "up", "batch", None, "mlp")
         y_btf = sharding.constrain(nn.silu(gate_btf) * up_btf, "batch", None, "mlp")
         down = self._linear("down", ("mlp",), (cfg.hidden_size,), ("embed",), bias)
         x_btd = sharding.constrain(x_btd + down(y_btf), "batch", None, None)
@@ -152,6 +154,19 @@ class Block(nn.Module):
             bias_init=nn.with_logical_partitioning(nn.initializers.zeros, out_axes),
             name=name,
         )
+
+
+def _saved(x: jax.Array, name: str, *axes: str | None) -> jax.Array:
+    """Names an activation for `REMAT_SAVES`, and keeps its last axis the innermost in memory.
+
+    Without this a TPU's compiler saves activations transposed, and then copies them back.
+    """
+    row_major = Layout(tuple(range(x.ndim)))
+    # Done once a device, since a constraint over all of them would gather the array.
+    laid_out = sharding.per_device(
+        lambda x: with_layout_constraint(x, row_major), (x,), (axes,), axes
+    )
+    return checkpoint_name(laid_out, name)
 
 
 class Unrolled(nn.Module):
