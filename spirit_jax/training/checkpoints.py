@@ -1,6 +1,8 @@
 """Checkpoints of a run: parameters, optimiser and data stream as one unit, through Orbax."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,19 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState, stream: dict[str, Any]) -> None:
-        """Saves the state after a step, with where the data stream stands then."""
-        self._checkpointer.wait()
+        """Saves the state after a step, with where the data stream stands then.
+
+        Raises:
+          InputError: this or the save before could not be written (a full disk).
+        """
         step = int(state.step)
-        latest = self._checkpointer.latest
-        if latest is None or latest.step < step:
-            self._checkpointer.save_async(
-                step, state, force=True, custom_metadata={"stream": stream}
-            )
+        with self._writing():
+            self._checkpointer.wait()
+            latest = self._checkpointer.latest
+            if latest is None or latest.step < step:
+                self._checkpointer.save_async(
+                    step, state, force=True, custom_metadata={"stream": stream}
+                )
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest whole checkpoint, placed as `abstract` says; None if there is none.
@@ -58,9 +65,21 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits until all is on disk."""
-        self._checkpointer.wait()
-        self._checkpointer.close()
+        """Waits until all is on disk; raises `InputError` if it could not be written."""
+        with self._writing():
+            self._checkpointer.wait()
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the library has no one kind for what a disk does
+            reason = str(error).strip().splitlines()[0][:200]
+            raise InputError(
+                f"{self._folder}: a checkpoint cannot be written ({reason}); the ones before are "
+                "whole, and the run goes on from the newest of them."
+            ) from error
 
 
 def abstract_state(state_shapes: TrainState, shardings: TrainState) -> TrainState:

@@ -1,0 +1,131 @@
+"""The pod script against a gcloud that keeps notes: the right commands, in order, safely quoted."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "tpu" / "pod.sh"
+FAKE = """#!/usr/bin/env python3
+import json, os, pathlib, sys
+folder = pathlib.Path(os.environ["NOTES"])
+with (folder / "calls.jsonl").open("a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+if "describe" in sys.argv:
+    states = json.loads((folder / "states.json").read_text())
+    (folder / "states.json").write_text(json.dumps(states[1:] or states))
+    print(states[0]) if states[0] != "ABSENT" else sys.exit(1)
+if any("kill -0" in argument for argument in sys.argv):
+    alive = json.loads((folder / "alive.json").read_text())
+    (folder / "alive.json").write_text(json.dumps(alive[1:]))
+    sys.exit(not alive[0])
+"""
+
+
+@pytest.fixture
+def pod(tmp_path):
+    """Calls the script; gives its result and what gcloud was told."""
+    (tmp_path / "gcloud").write_text(FAKE)
+    (tmp_path / "gcloud").chmod(0o755)
+
+    def call(*arguments, states=("ACTIVE",), **settings):
+        (tmp_path / "states.json").write_text(json.dumps(states))
+        (tmp_path / "calls.jsonl").write_text("")
+        base = {"PROJECT": "p", "ZONE": "z", "NAME": "pod", "TYPE": "v6e-8", "POLL_SECONDS": "0"}
+        environment = os.environ | base | {key: str(value) for key, value in settings.items()}
+        environment |= {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "NOTES": str(tmp_path),
+            "POD_ENV": str(tmp_path / "none.env"),
+        }
+        done = subprocess.run(
+            ["bash", SCRIPT, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        lines = (tmp_path / "calls.jsonl").read_text().splitlines()
+        return done, [json.loads(line) for line in lines]
+
+    call.folder = tmp_path
+    return call
+
+
+def verbs(calls):
+    found = []
+    for call in calls:
+        verb = next(word for word in ("create", "describe", "delete", "ssh", "scp") if word in call)
+        if verb != "describe":
+            found.append(verb)
+    return found
+
+
+def test_a_slice_is_asked_for_and_waited_for(pod):
+    done, calls = pod("create", states=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
+    assert done.returncode == 0, done.stderr
+    create = calls[0]
+    assert create[:5] == ["compute", "tpus", "queued-resources", "create", "pod"]
+    assert {"--spot", "v6e-8", "v2-alpha-tpuv6e", "--node-id"} <= set(create)
+    shown = [state for state in ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")]
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == shown
+    done, calls = pod("create", SLICES=2, KIND="reserved", TYPE="v5p-128")
+    assert {"--reserved", "--node-count", "2", "--node-prefix", "v2-alpha-tpuv5"} <= set(calls[0])
+
+
+def test_a_slice_that_fails_is_named(pod):
+    done, _ = pod("create", states=["PROVISIONING", "FAILED"])
+    assert done.returncode == 1 and "pod is FAILED" in done.stderr
+
+
+def test_arguments_survive_the_way_to_the_workers(pod):
+    done, calls = pod("start", "configs/a b.yaml", "run_dir=/x; rm -rf $HOME", SLICES=2)
+    assert done.returncode == 0 and verbs(calls) == ["ssh", "ssh"]
+    assert [call[4] for call in calls] == ["pod-0", "pod-1"]
+    line = calls[0][calls[0].index("--command") + 1]
+    script = pod.folder / "spirit-jax"
+    script.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$NOTES/arguments"\n')
+    script.chmod(0o755)
+    line = line.replace("../venv/bin/spirit-jax", str(script)).replace("cd spirit_jax && ", "")
+    (pod.folder / "home").mkdir()
+    environment = os.environ | {"NOTES": str(pod.folder)}
+    subprocess.run(["bash", "-c", line + "; wait"], cwd=pod.folder / "home", env=environment)
+    told = (pod.folder / "arguments").read_text().splitlines()
+    assert told[-2:] == ["configs/a b.yaml", "run_dir=/x; rm -rf $HOME"]
+
+
+def test_after_a_preemption_the_run_goes_on(pod):
+    (pod.folder / "alive.json").write_text(json.dumps([True, False, True, False]))
+    states = ["ACTIVE", "SUSPENDED", "ABSENT", "ACTIVE"]
+    done, calls = pod("watch", "configs/smoke.yaml", states=states)
+    assert done.returncode == 0, done.stderr
+    lines = [call[-1] for call in calls if "ssh" in call]
+    assert verbs([call for call in calls if "kill -0" not in call[-1]]) == [
+        *("delete", "create"),  # the run was there, and then the slice was lost
+        *("scp", "ssh", "ssh"),  # installed and started
+    ]
+    assert "venv/bin/pip install" in lines[2] and "configs/smoke.yaml" in lines[3]
+    assert "is lost" in done.stdout and "has ended" in done.stdout
+
+
+def test_what_is_missing_is_named_before_anything_is_done(pod):
+    for arguments, settings, message in (
+        (("delete",), {"NAME": ""}, "NAME is not set"),
+        (("start",), {}, "start needs a config"),
+        (("create",), {"KIND": "cheap"}, "KIND is 'cheap'"),
+        (("create",), {"TYPE": "v2-8"}, "no runtime known"),
+    ):
+        done, calls = pod(*arguments, **settings)
+        assert done.returncode == 1 and message in done.stderr and not calls
+    done, calls = pod("nonsense")
+    assert done.returncode == 2 and "COMMAND" in done.stderr
+    done, _ = pod("--help")
+    assert done.returncode == 0 and "preemption" in done.stdout
+
+
+def test_a_dry_run_does_nothing(pod):
+    done, calls = pod("--dry-run", "create")
+    assert done.returncode == 0 and not calls
+    assert done.stdout.startswith("gcloud compute tpus queued-resources create pod")
