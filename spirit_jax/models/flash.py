@@ -22,10 +22,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
-from spirit_jax.models.attention import attend, causal_mask
+from spirit_jax.models.attention import causal_mask
 
 BACKENDS = ("auto", "reference", "splash", "splash_interpret", "cudnn")
 RESIDUALS = "attention"
+NEVER = -1e30  # a score; of padding, which sees nothing, all are this
 LANES = 128  # a TPU kernel's blocks are multiples of this
 
 
@@ -66,35 +67,11 @@ def attend_segments(
       backend: what `choose_backend` gives; "splash_interpret" is the TPU's kernel on any device,
         slowly, for tests.
     """
+    if backend == "cudnn":
+        return checkpoint_name(_cudnn(q_bthk, k_btgk, v_btgk, segments_bt), RESIDUALS)
+    on_device = _reference
     if backend.startswith("splash"):
-        return _splash(q_bthk, k_btgk, v_btgk, segments_bt, backend == "splash_interpret")
-    attend_masked = _cudnn if backend == "cudnn" else attend
-    y_bthk = attend_masked(q_bthk, k_btgk, v_btgk, causal_mask(segments_bt))
-    return checkpoint_name(y_bthk, RESIDUALS)
-
-
-def _cudnn(q_bthk, k_btgk, v_btgk, mask_bts) -> jax.Array:
-    # Padding sees itself: a row without any key would be NaN.
-    mask_bts = mask_bts | jnp.eye(mask_bts.shape[-1], dtype=bool)
-    return jax.nn.dot_product_attention(
-        q_bthk, k_btgk, v_btgk, mask=mask_bts[:, None], is_causal=True, implementation="cudnn"
-    )
-
-
-def _splash(q_bthk, k_btgk, v_btgk, segments_bt, interpret: bool) -> jax.Array:
-    """The kernel, once a device: it is given its rows and heads."""
-
-    def on_device(q_bthk, k_btgk, v_btgk, segments_bt):
-        kernel = _splash_kernel(q_bthk.shape[2], q_bthk.shape[1], interpret)
-        scaled_bthk = q_bthk * q_bthk.shape[-1] ** -0.5
-
-        def one_row(q_thk, k_tgk, v_tgk, segments_t):
-            by_head = (array.swapaxes(0, 1) for array in (q_thk, k_tgk, v_tgk))
-            y_htk = kernel(*by_head, splash.SegmentIds(segments_t, segments_t))
-            return y_htk.swapaxes(0, 1)
-
-        return jax.vmap(one_row)(scaled_bthk, k_btgk, v_btgk, segments_bt)
-
+        on_device = functools.partial(_splash, interpret=backend == "splash_interpret")
     heads, kv_heads = q_bthk.shape[2], k_btgk.shape[2]
     if sharding.parts_of("heads", heads) != sharding.parts_of("kv_heads", kv_heads):
         # A device with some query heads must have their keys and values.
@@ -106,6 +83,51 @@ def _splash(q_bthk, k_btgk, v_btgk, segments_bt, interpret: bool) -> jax.Array:
         (by_head, by_head, by_head, by_head[:2]),
         by_head,
     )
+
+
+def _reference(q_bthk, k_btgk, v_btgk, segments_bt) -> jax.Array:
+    """The softmax written out, head by head; the backward pass computes it again."""
+    b, t, heads, width = q_bthk.shape
+    repeats = heads // k_btgk.shape[2]
+    arrays = (q_bthk, jnp.repeat(k_btgk, repeats, axis=2), jnp.repeat(v_btgk, repeats, axis=2))
+    by_head = [array.swapaxes(1, 2).reshape(b * heads, t, width) for array in arrays]
+    rows = jnp.repeat(jnp.arange(b), heads)
+    mask_bts = causal_mask(segments_bt)
+
+    @jax.checkpoint
+    def one_head(args):
+        q_tk, k_sk, v_sk, row = args
+        scores_ts = jnp.matmul(q_tk, k_sk.T, preferred_element_type=jnp.float32) * width**-0.5
+        weights_ts = jax.nn.softmax(jnp.where(mask_bts[row], scores_ts, NEVER), axis=-1)
+        return weights_ts.astype(v_sk.dtype) @ v_sk
+
+    # A CPU is quickest with one head at a time, which stays in its cache.
+    on_cpu = jax.default_backend() == "cpu"
+    args = (*by_head, rows)
+    y_ntk = jax.lax.map(one_head, args) if on_cpu else jax.vmap(one_head)(args)
+    y_bthk = y_ntk.reshape(b, heads, t, width).swapaxes(1, 2)
+    return checkpoint_name(y_bthk, RESIDUALS)
+
+
+def _cudnn(q_bthk, k_btgk, v_btgk, segments_bt) -> jax.Array:
+    mask_bts = causal_mask(segments_bt)
+    # Padding sees itself: a row without any key would be NaN.
+    mask_bts = mask_bts | jnp.eye(mask_bts.shape[-1], dtype=bool)
+    return jax.nn.dot_product_attention(
+        q_bthk, k_btgk, v_btgk, mask=mask_bts[:, None], is_causal=True, implementation="cudnn"
+    )
+
+
+def _splash(q_bthk, k_btgk, v_btgk, segments_bt, interpret: bool) -> jax.Array:
+    kernel = _splash_kernel(q_bthk.shape[2], q_bthk.shape[1], interpret)
+
+    def one_row(q_thk, k_tgk, v_tgk, segments_t):
+        by_head = (array.swapaxes(0, 1) for array in (q_thk, k_tgk, v_tgk))
+        y_htk = kernel(*by_head, splash.SegmentIds(segments_t, segments_t))
+        return y_htk.swapaxes(0, 1)
+
+    scaled_bthk = q_bthk * q_bthk.shape[-1] ** -0.5
+    return jax.vmap(one_row)(scaled_bthk, k_btgk, v_btgk, segments_bt)
 
 
 def _splash_kernel(heads: int, length: int, interpret: bool):

@@ -1,0 +1,145 @@
+"""A training step against PyTorch: Hugging Face's Llama with AdamW, the same sizes and batch.
+
+    python -m benchmarks.training            # on the CPU: 12 layers, 768 wide, 2 x 1024, float32
+    python -m benchmarks.training --gpu      # on a GPU: about 1B, 4 x 2048, bfloat16, and its MFU
+
+On the CPU both have two threads. On the GPU the peer runs under `torch.compile` with flash
+attention and fused AdamW, its weights in bfloat16.
+"""
+
+import argparse
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from flax import linen as nn
+
+from benchmarks.paired import paired_ratio
+from spirit_jax.models.llama import Llama, LlamaConfig
+from spirit_jax.training import lm
+from spirit_jax.training.metrics import peak_flops
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from spirit_jax.training.step import Objective, StepConfig, TrainState, train_step
+from spirit_jax.vocab import Vocab
+
+PAIRS, THREADS, STEPS = 5, 2, 1000
+SMALL = LlamaConfig(
+    vocab_size=32512,
+    hidden_size=768,
+    intermediate_size=2048,
+    num_layers=12,
+    num_heads=12,
+    num_kv_heads=12,
+    head_dim=64,
+)
+LARGE = LlamaConfig(
+    vocab_size=32512,
+    hidden_size=2048,
+    intermediate_size=5504,
+    num_layers=20,
+    num_heads=16,
+    num_kv_heads=16,
+    head_dim=128,
+)
+
+
+def make_ours(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool):
+    """A function that does a step of ours and waits for it."""
+    vocab = Vocab.make("base", 32000, padded_size=cfg.vocab_size)
+    model = Llama(
+        cfg,
+        jnp.bfloat16 if gpu else jnp.float32,
+        scan_layers=gpu,
+        remat="save_dots" if gpu else "none",
+        attention="cudnn" if gpu else "auto",
+    )
+    settings = OptimizerConfig()
+    optimizer, schedule = make_optimizer(settings, STEPS), make_schedule(settings, STEPS)
+    objective = Objective(model, vocab, StepConfig(loss_chunk=1024))
+
+    @jax.jit
+    def create():
+        ones = jnp.ones((1, 1), jnp.int32)
+        params = nn.unbox(model.init(jax.random.key(0), ones, ones, ones)["params"])
+        return TrainState.create(params, optimizer)
+
+    def step(state, batch):
+        return train_step(objective, optimizer, schedule, state, batch)
+
+    compiled = jax.jit(step, donate_argnums=0)
+    state = create()
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    batch = {
+        "tokens": tokens,
+        "segments": np.ones_like(tokens),
+        "positions": positions,
+        "sources": np.zeros_like(tokens),
+        "weights": np.ones(tokens.shape, np.float32),
+    }
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def run():
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return float(metrics["loss"])
+
+    return run
+
+
+def make_peer(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool):
+    """A function that does a step of PyTorch's and waits for it."""
+    device = "cuda" if gpu else "cpu"
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=cfg.vocab_size,
+            hidden_size=cfg.hidden_size,
+            intermediate_size=cfg.intermediate_size,
+            num_hidden_layers=cfg.num_layers,
+            num_attention_heads=cfg.num_heads,
+            num_key_value_heads=cfg.num_kv_heads,
+            attn_implementation="sdpa",
+            use_cache=False,
+        )
+    ).to(device, torch.bfloat16 if gpu else torch.float32)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=3e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
+    forward = torch.compile(model) if gpu else model
+
+    def run():
+        loss = forward(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss)
+
+    return run
+
+
+def main() -> None:
+    """Prints the ratio, peer over ours, and on a GPU the share of its peak."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu", action="store_true")
+    gpu = parser.parse_args().gpu
+    torch.set_num_threads(THREADS)
+    cfg, shape = (LARGE, (4, 2048)) if gpu else (SMALL, (2, 1024))
+    tokens = np.random.default_rng(0).integers(3, 30000, shape).astype(np.int32)
+    told = paired_ratio(make_ours(cfg, tokens, gpu), make_peer(cfg, tokens, gpu), PAIRS)
+    result = {
+        "ours_tokens_per_second": round(tokens.size / told["ours_seconds"]),
+        "torch_tokens_per_second": round(tokens.size / told["peer_seconds"]),
+        "times_as_fast_as_torch": round(told["ratio"], 2),
+    }
+    if peak := peak_flops(jax.devices()[0]):
+        flops = lm.token_flops(cfg, shape[1]) * tokens.size
+        result["mfu"] = round(flops / told["ours_seconds"] / peak, 3)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
