@@ -11,11 +11,14 @@ from tensorboardX.proto.event_pb2 import Event
 from training_runs import STEPS, run
 
 from spirit_jax import InputError, SpiritLM, checkpoint, config
+from spirit_jax.data.pipeline import Stream
 from spirit_jax.models import llama
+from spirit_jax.text import load_text_tokenizer
 from spirit_jax.training import loop
 from spirit_jax.training.export import export
 from spirit_jax.training.lm import RunConfig
 from spirit_jax.training.lora import LoraConfig
+from spirit_jax.training.step import Objective, StepConfig
 from spirit_jax.vocab import Vocab
 
 LORA = LoraConfig(rank=2, alpha=8.0)
@@ -97,10 +100,6 @@ def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
     first, _ = llama.load(tmp_path / "merged" / "llama")
     assert first.config.num_layers == 2
     # The next batch of the run, by the merged model: the stream is sent on by as many steps.
-    from spirit_jax.data.pipeline import Stream
-    from spirit_jax.text import load_text_tokenizer
-    from spirit_jax.training.step import Objective
-
     folder = tmp_path / "merged"
     vocab = config.read(Vocab, folder / "vocab.json")
     stream = Stream(merged.data, load_text_tokenizer(folder / "text_tokenizer", vocab), vocab)
@@ -185,10 +184,13 @@ def test_settings_that_cannot_be_are_named(make_config):
         ({"lora": LORA, "random_init": True}, "cannot go with random_init"),
         ({"sizes": llama.LlamaConfig()}, "set random_init too"),
         ({"steps": 0}, "steps, keep and profile_steps"),
+        ({"step": StepConfig(accumulate=3)}, "3 parts"),
         ({"eval_every": -1}, "must be at least 0"),
     ):
         with pytest.raises(InputError, match=message):
             make_config(**changes)
+    with pytest.raises(InputError, match="mount the bucket"):
+        RunConfig(run_dir="gs://bucket/run", model="m")
     with pytest.raises(InputError, match="no layer 'w'"):
         LoraConfig(rank=1, layers=("w",))
     assert RunConfig(run_dir="a", model="b").steps == 100

@@ -16,7 +16,7 @@ tpu/pod.sh COMMAND [ARGUMENTS]      (settings: tpu/pod.env, see tpu/pod.env.exam
   delete                      delete the slice
 
 --dry-run before the command prints what would be done. Checkpoints must lie where every slice
-finds them again: run_dir=gs://BUCKET/RUN, or a folder that is mounted on all workers.
+finds them again: run_dir is a folder that is mounted on all workers (a bucket by gcsfuse).
 TEXT
 }
 

@@ -68,6 +68,11 @@ class LoopConfig:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
+        if "://" in self.run_dir:
+            raise InputError(
+                f"run_dir is '{self.run_dir}', which is no folder; mount the bucket (with gcsfuse) "
+                "and give its folder."
+            )
         if min(self.steps, self.keep, self.profile_steps) < 1:
             raise InputError("steps, keep and profile_steps must be at least 1.")
         least = min(
