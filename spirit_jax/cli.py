@@ -166,7 +166,7 @@ def prepare(
         from spirit_jax.speech_tokenizer import SpeechTokenizer
 
         tokenizer = SpeechTokenizer.from_pretrained(model) if model is not None else None
-        with _counting("preparing") as done:
+        with _counting("preparing", _count_items(source, parts)) as done:
             told = prepare_lib.prepare(source, output, tokenizer, settings, part, parts, done)
     if plot is not None:
         report.plot(told, plot)
@@ -205,7 +205,7 @@ def align(
     from spirit_jax.data.align_corpus import align_corpus
 
     aligner = Aligner.from_pretrained(model) if model is not None else None
-    with _counting("aligning") as done:
+    with _counting("aligning", _count_items(str(source), 1)) as done:
         counted = 0
 
         def progress(total: int) -> None:
@@ -237,25 +237,37 @@ def _parse_shard(shard: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
+def _count_items(source: str, parts: int) -> int | None:
+    """About how many items of a source are a part's; None where counting would take long."""
+    from spirit_jax.data.manifest import read_source
+
+    if source.startswith("tfds:"):
+        return None
+    return -(-sum(1 for _ in read_source(source)) // parts)
+
+
 @contextlib.contextmanager
-def _counting(what: str):
-    """A function to tell of items as they are done: a line with the rate, on a terminal a bar."""
-    started, total, told = time.monotonic(), 0, 0.0
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed} ({task.fields[rate]})"))
+def _counting(what: str, total: int | None):
+    """A function to tell of items as they are done: lines with the rate, on a terminal a bar."""
+    started, count, told = time.monotonic(), 0, 0.0
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    rate_column = TextColumn("{task.fields[rate]}")
+    console = Console(stderr=True)
     with Progress(
-        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty()
+        *columns, rate_column, console=console, disable=not sys.stderr.isatty()
     ) as progress:
-        task = progress.add_task(what, total=None, rate="")
+        task = progress.add_task(what, total=total, rate="")
 
         def done(items: int) -> None:
-            nonlocal total, told
-            total += items
+            nonlocal count, told
+            count += items
             elapsed = time.monotonic() - started
-            rate = f"{total / max(elapsed, 1e-9):.1f} a second"
+            rate = f"{count / max(elapsed, 1e-9):.1f} a second"
             progress.update(task, advance=items, rate=rate)
             if not sys.stderr.isatty() and elapsed - told > 30:
                 told = elapsed
-                print(f"{what}: {total} items, {rate}", file=sys.stderr, flush=True)
+                of = "" if total is None else f" of {total}"
+                print(f"{what}: {count}{of} items, {rate}", file=sys.stderr, flush=True)
 
         yield done
 

@@ -16,31 +16,47 @@ from training_runs import STEPS, run, write_config
 from spirit_jax import InputError, cli
 from spirit_jax.data.pipeline import DataConfig
 from spirit_jax.data.samples import SourceConfig
-from spirit_jax.training.lm import RunConfig, train
+from spirit_jax.training import export
+from spirit_jax.training.lm import RunConfig, make_model, train
 from spirit_jax.training.loop import MeshConfig
 
 
-def test_stopped_equals_unstopped_bitwise(make_config, tmp_path):
-    whole = run(make_config("whole"))
+@pytest.mark.parametrize("devices", [1, 8])
+def test_stopped_equals_unstopped_bitwise(make_config, tmp_path, devices):
+    whole = run(make_config("whole"), devices)
     assert len(whole) == STEPS and whole[-1] < whole[0]
-    run(make_config("stopped"), stop_after=4)
-    rest = run(make_config("stopped"))
+    run(make_config("stopped"), devices, stop_after=4)
+    rest = run(make_config("stopped"), devices)
     assert rest == whole[-len(rest) :] and 0 < len(rest) < STEPS
+    made = [load_params(make_config(name), devices) for name in ("whole", "stopped")]
+    jax.tree.map(np.testing.assert_array_equal, *made)
     for name in ("whole", "stopped"):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         metrics = [json.loads(line) for line in lines]
         assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
         assert [line["loss"] for line in metrics] == whole
-    assert run(make_config("whole")) == []  # nothing is left to do
+    assert run(make_config("whole"), devices) == []  # nothing is left to do
 
 
-def test_meshes_change_nothing_and_may_change_at_a_stop(make_config):
+def load_params(config, devices):
+    model = make_model(config)
+    step, params = export.load_params(config, model, jax.devices()[:devices])
+    assert step == STEPS
+    return params
+
+
+def test_meshes_change_nothing_and_may_change_at_a_stop(make_config, tmp_path):
     whole = run(make_config("one"))
     sharded = run(make_config("eight", MeshConfig(fsdp=4, tensor=2)), devices=8)
     np.testing.assert_allclose(sharded, whole, rtol=1e-5)
     run(make_config("moved", MeshConfig(fsdp=4, tensor=2)), devices=8, stop_after=3)
-    rest = run(make_config("moved", MeshConfig(data=2, tensor=4)), devices=8)
-    np.testing.assert_allclose(rest, whole[-len(rest) :], rtol=1e-5)
+    shutil.copytree(tmp_path / "moved", tmp_path / "moved-to-one")
+    for name, mesh, devices in (
+        ("moved", MeshConfig(data=2, tensor=4), 8),
+        ("moved-to-one", MeshConfig(fsdp=1), 1),
+    ):
+        rest = run(make_config(name, mesh), devices)
+        np.testing.assert_allclose(rest, whole[-len(rest) :], rtol=1e-5)
 
 
 def test_random_starts_come_from_the_seed(make_config):

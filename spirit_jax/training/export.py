@@ -44,9 +44,17 @@ def export(config: lm.RunConfig, output: str | Path) -> int:
     return step
 
 
-def load_params(config: lm.RunConfig, model: llama.Llama) -> tuple[int, Any]:
-    """(step, parameters of the plain model) of a run's newest whole checkpoint."""
-    mesh = config.mesh.make(jax.devices())
+def load_params(
+    config: lm.RunConfig, model: llama.Llama, devices: list[jax.Device] | None = None
+) -> tuple[int, Any]:
+    """(step, parameters of the plain model) of a run's newest whole checkpoint.
+
+    Args:
+      config: of the run.
+      model: what `lm.make_model` gives.
+      devices: to place them on; all by default.
+    """
+    mesh = config.mesh.make(jax.devices() if devices is None else devices)
     optimizer = lm.make_optimizers(config, lm.read_vocab(config))
     shapes, places = lm.abstract_train_state(config, model, optimizer, mesh)
     folder = Path(config.run_dir) / "checkpoints"
