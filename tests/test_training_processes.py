@@ -52,7 +52,10 @@ def read_losses(folder):
     return [line["loss"] for line in metrics]
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "mesh",
+    [{"fsdp": 8}, pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow)],
+)
 def test_two_processes_give_the_losses_of_one(make_config, tmp_path, mesh):
     config = make_config("pair", MeshConfig(**{"fsdp": 1} | mesh), steps=6)
     path = write_config(tmp_path / "run.yaml", config)

@@ -33,7 +33,7 @@ def module_tmp(tmp_path_factory):
     return tmp_path_factory.mktemp("exports")
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_exported_run_generates_and_goes_on_as_a_start(make_config, tmp_path, scan):
     settings = make_config(scan_layers=scan)
     losses = run(settings)
@@ -111,11 +111,16 @@ def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
     np.testing.assert_allclose(float(sums.loss / sums.count), apart, rtol=1e-5)
 
 
-def test_lora_stopped_equals_unstopped_also_on_a_mesh(make_config):
+def test_lora_stopped_equals_unstopped(make_config):
     whole = run(make_config("whole", lora=LORA))
     run(make_config("stopped", lora=LORA), stop_after=4)
     rest = run(make_config("stopped", lora=LORA))
     assert rest == whole[-len(rest) :]
+
+
+@pytest.mark.slow
+def test_lora_on_a_mesh_is_the_same(make_config):
+    whole = run(make_config("whole", lora=LORA))
     mesh = loop.MeshConfig(fsdp=4, tensor=2)
     np.testing.assert_allclose(
         run(make_config("mesh", mesh, lora=LORA), devices=8), whole, rtol=1e-5
