@@ -106,17 +106,42 @@ def chunked_losses(
     z_loss: float,
     chunk: int,
 ) -> LossSums:
-    """`token_losses` of `chunk` tokens at a time; a gradient computes each chunk's logits again."""
+    """`token_losses` of `chunk` tokens at a time.
+
+    Where a gradient is wanted, each chunk's is taken while its logits are there, so that they are
+    computed once; it is of the sum `loss` alone, and the backward pass only scales it.
+    """
     rest = -len(x_nd) % chunk
 
     def in_chunks(array):
         padded = jnp.pad(array, ((0, rest),) + ((0, 0),) * (array.ndim - 1))
         return padded.reshape(-1, chunk, *array.shape[1:])
 
-    @jax.checkpoint
-    def add(sums, part):
-        more = token_losses(part[0], head_dv, part[1], vocab, sources, z_loss)
-        return jax.tree.map(jnp.add, sums, more), None
+    def sums_of(x_cd, head_dv, targets):
+        sums = token_losses(x_cd, head_dv, targets, vocab, sources, z_loss)
+        return sums.loss, sums
 
-    parts = jax.tree.map(in_chunks, (x_nd, targets))
-    return jax.lax.scan(add, LossSums.zeros(sources), parts)[0]
+    @jax.custom_vjp
+    def losses(x_ncd, head_dv, targets):
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, sums_of(part[0], head_dv, part[1])[1]), None
+
+        return jax.lax.scan(add, LossSums.zeros(sources), (x_ncd, targets))[0]
+
+    def forward(x_ncd, head_dv, targets):
+        def add(carry, part):
+            (dx_cd, dhead_dv), sums = jax.grad(sums_of, argnums=(0, 1), has_aux=True)(
+                part[0], head_dv, part[1]
+            )
+            return jax.tree.map(jnp.add, carry, (sums, dhead_dv)), dx_cd
+
+        zeros = (LossSums.zeros(sources), jnp.zeros_like(head_dv))
+        (sums, dhead_dv), dx_ncd = jax.lax.scan(add, zeros, (x_ncd, targets))
+        return sums, (dx_ncd, dhead_dv)
+
+    def backward(gradients, wanted):
+        scale = wanted.loss
+        return *((scale * array).astype(array.dtype) for array in gradients), None
+
+    losses.defvjp(forward, backward)
+    return losses(in_chunks(x_nd), head_dv, jax.tree.map(in_chunks, targets))
