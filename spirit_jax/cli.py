@@ -279,13 +279,16 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as steps=200")
     ] = None,
     export: Annotated[
-        Path | None, typer.Option(help="Write the newest checkpoint as a model folder, and end")
+        Path | None, typer.Option(help="Write the newest checkpoint as a folder to use, and end")
     ] = None,
     distributed: Annotated[
         bool, typer.Option(help="One of several processes, as a pod's or a cluster's says")
     ] = False,
 ) -> None:
-    """Train the language model on prepared corpora; a run that was stopped goes on.
+    """Train a network; a run that was stopped goes on.
+
+    The config's `recipe` says which: lm, the language model, on prepared corpora (the default), or
+    a network of the speech tokenizer, on recordings: units, quantizer, pitch, style or vocoder.
 
     Prints a line of metrics now and then; all are in RUN_DIR/metrics.jsonl, and for TensorBoard in
     RUN_DIR/tensorboard. SIGTERM saves a checkpoint and ends the run. Of several processes every one
@@ -296,15 +299,20 @@ def train(
         _join_processes()
     from spirit_jax import config
     from spirit_jax.training import export as export_lib
-    from spirit_jax.training import hosts, lm
+    from spirit_jax.training import find_recipe, hosts
 
-    settings = _make_up(config.read(lm.RunConfig, run, overrides or []))
+    name = str(config.read_mapping(run).get("recipe", "lm"))
+    recipe = find_recipe(name)
+    settings = config.read(recipe.RunConfig, run, overrides or [])
+    if name == "lm":
+        settings = _make_up(settings)
     if export is not None:
-        step = export_lib.export(settings, export)
-        print(f"{export}: the model after step {step}")
+        write = export_lib.export if name == "lm" else recipe.export
+        step = write(settings, export)
+        print(f"{export}: the network after step {step}")
         return
     started, last = time.monotonic(), 0.0
-    for metrics in lm.train(settings):
+    for metrics in recipe.train(settings):
         elapsed = time.monotonic() - started
         told = elapsed - last >= 5 or metrics["step"] in (1, settings.steps)
         if told and hosts.is_first():

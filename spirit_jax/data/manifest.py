@@ -15,7 +15,8 @@ from spirit_jax.data.word_times import Words
 from spirit_jax.errors import InputError
 
 SUFFIXES = tuple(f".{name.lower()}" for name in soundfile.available_formats()) + (".aif", ".opus")
-FIELDS = {"id": str, "audio": str, "text": str, "words": list, "speaker": str, "document": str}
+NAMES = ("speaker", "document", "style")
+FIELDS = {"id": str, "audio": str, "text": str, "words": list} | dict.fromkeys(NAMES, str)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Item:
       text: what is said; "" if that is not known.
       words: (word, start, end) in seconds; empty if that is not known.
       speaker, document: see `records.Utterance`.
+      style: the manner of speaking, a name; "" if that is not known.
       problem: why the item cannot be used; "" if nothing is known against it.
     """
 
@@ -37,6 +39,7 @@ class Item:
     words: Words = ()
     speaker: str = ""
     document: str = ""
+    style: str = ""
     problem: str = ""
 
     @property
@@ -116,7 +119,7 @@ def _parse(line: str, number: int, folder: Path) -> Item:
         return bad("'words' are no list of [word, start, end].", name)
     audio = known.get("audio")
     text = known.get("text") or " ".join(word for word, _, _ in words)
-    others = {field: known[field] for field in ("speaker", "document") if field in known}
+    others = {field: known[field] for field in NAMES if field in known}
     return Item(name, folder / audio if audio else None, text, words, **others)
 
 

@@ -46,6 +46,7 @@ class LoopConfig:
     """How long a training goes on, and what it leaves.
 
     Attributes:
+      recipe: what is trained, a name in `training.RECIPES`.
       run_dir: where checkpoints and metrics go; a run that was stopped goes on from there.
       steps: updates in all.
       checkpoint_every: steps between checkpoints; 0 for none between.
@@ -57,6 +58,7 @@ class LoopConfig:
       mesh: how devices are laid out.
     """
 
+    recipe: str = "lm"
     run_dir: str
     steps: int = 100
     checkpoint_every: int = 100

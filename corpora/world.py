@@ -1,0 +1,261 @@
+"""A small world in recorded words: a corpus that anyone can rebuild, with word and phone times.
+
+Sentences of `corpora.grammar`, spoken by flite's and espeak-ng's American voices in three manners,
+and real recordings: Asterisk's prompts and clips of LibriVox. All of it comes from Debian and PyPI.
+
+    sudo apt-get install flite espeak-ng ffmpeg pocketsphinx-testdata \\
+        asterisk-core-sounds-en asterisk-core-sounds-en-g722
+    pip install -e '.[corpora]'
+    python -m corpora.world --output runs/world
+
+Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, valid, test (seen voices,
+new sentences), test-voice (a voice that is in no other part), asterisk-train, asterisk-valid,
+asterisk-test, librivox-test. details.jsonl holds what a manifest has no fields for, by id: kind,
+manner, intent, question, answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences
+that two voices say in one manner; world.gram is the grammar of all sentences, in JSGF.
+A build that was cut off goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from pocketsphinx import Decoder
+from rich import print as show
+from rich.progress import track
+from rich.table import Table
+
+from corpora import asterisk, grammar, speak
+from corpora.grammar import Sentence
+from spirit_jax.audio import SAMPLE_RATE, load_audio
+from spirit_jax.errors import InputError
+
+LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
+UTTERANCES = 4000  # for training, by default; the other parts are sized for these
+VALID, SHARED, OTHERS, HELD_OUT = 150, 75, 90, 60
+DETAILS = ("kind", "manner", "intent", "question", "answer", "phones")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One utterance to make: a sentence in a voice and a manner, or a recording that is there."""
+
+    part: str
+    sentence: Sentence
+    voice: str
+    manner: str = ""
+    recording: Path | None = None
+
+    @property
+    def id(self) -> str:
+        """The same for the same utterance, so that a build can go on."""
+        if self.recording:
+            return f"{self.voice}/{self.recording.stem}"
+        mark = hashlib.sha256(self.sentence.spoken.encode()).hexdigest()[:10]
+        return f"{self.voice}/{self.manner}/{mark}"
+
+
+def plan(utterances: int) -> list[Task]:
+    """All that is to be spoken, for a number of training utterances."""
+
+    def size(count: int) -> int:
+        return max(1, round(count * utterances / UTTERANCES))
+
+    tests = grammar.sentences("test", size(SHARED) + size(OTHERS))
+    shared, others = tests[: size(SHARED)], tests[size(SHARED) :]
+    tasks = _share_out("valid", grammar.sentences("valid", size(VALID)))
+    for number, sentence in enumerate(shared):
+        for place, voice in enumerate(speak.FLITE):
+            if (number + place) % len(speak.FLITE):  # each by two voices
+                tasks += [Task("test", sentence, voice, manner) for manner in speak.MANNERS]
+    tasks += _deal("test", others, list(speak.ESPEAK))
+    tasks += _deal("test-voice", shared[: size(HELD_OUT)], list(speak.HELD_OUT))
+    return tasks + _share_out("train", grammar.sentences("train", utterances))
+
+
+def _share_out(part: str, sentences: list[Sentence]) -> list[Task]:
+    """Two thirds to flite's voices, the rest to espeak-ng's."""
+    rest = sentences[2::3]
+    own = [sentence for number, sentence in enumerate(sentences) if number % 3 < 2]
+    return _deal(part, own, list(speak.FLITE)) + _deal(part, rest, list(speak.ESPEAK))
+
+
+def _deal(part: str, sentences: list[Sentence], voices: list[str]) -> list[Task]:
+    """To voices and manners in turn."""
+    turns = itertools.cycle(itertools.product(speak.MANNERS, voices))
+    return [Task(part, s, voice, manner) for s, (manner, voice) in zip(sentences, turns)]  # noqa: B905
+
+
+def recordings() -> list[Task]:
+    """Asterisk's prompts, the same of them for test as in `corpora.asterisk`, and LibriVox's."""
+    tasks = []
+    for name, text in sorted(asterisk.read_texts().items()):
+        path = asterisk.SOUNDS / f"{name}.g722"
+        if path.is_file():
+            tasks.append(Task("asterisk", Sentence(text, "prompt", text), "allison", "", path))
+    if not LIBRIVOX.is_dir():
+        raise InputError(f"{LIBRIVOX}: is not there; apt-get install pocketsphinx-testdata.")
+    for line in (LIBRIVOX / "transcription").read_text().splitlines():
+        text, name = re.fullmatch(r"<s> (.*) </s> \((.*)\)", line).groups()
+        path = LIBRIVOX / f"{name}.wav"
+        sentence = Sentence(text, "book", text)
+        tasks.append(Task("librivox-test", sentence, "librivox", "", path))
+    return tasks
+
+
+def make(folder: Path, task: Task) -> dict | None:
+    """Writes an utterance's audio and times, unless they are there; None if it is not aligned."""
+    path = folder / "audio" / f"{task.id}.flac"
+    notes = path.with_suffix(".json")
+    if not notes.is_file():
+        if task.recording:
+            read = asterisk.decode if task.recording.suffix == ".g722" else load_audio
+            speech = speak.Speech(read(task.recording))
+        else:
+            speech = speak.speak(task.sentence.spoken, task.voice, task.manner)
+        phones, words = speech.phones, speech.words
+        if not words:
+            phones, words = align(speech.samples, task.sentence.text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        soundfile.write(part, speech.samples, SAMPLE_RATE, "PCM_16", format="FLAC")
+        os.replace(part, path)
+        found = {"seconds": len(speech.samples) / SAMPLE_RATE, "words": words, "phones": phones}
+        _write(notes, [found])
+    found = json.loads(notes.read_text())
+    if not found["words"]:
+        return None
+    known = {"id": task.id, "audio": f"audio/{task.id}.flac", "speaker": task.voice}
+    known |= {"style": task.manner, "manner": task.manner, "part": task.part}
+    return dataclasses.asdict(task.sentence) | known | found
+
+
+def align(samples: np.ndarray, text: str) -> tuple[tuple, tuple]:
+    """Phones and words with their times by pocketsphinx; empty where it does not find them."""
+    decoder = _decoder()
+    words = asterisk.align(decoder, samples, text)
+    if not words:
+        return (), ()
+    decoder.set_alignment()
+    decoder.start_utt()
+    decoder.process_raw((samples * 32767).astype("<i2").tobytes(), full_utt=True)
+    try:
+        decoder.end_utt()
+    except RuntimeError:  # the words' phones do not fit, and it goes on with the next utterance
+        return (), words
+    seconds, phones = len(samples) / SAMPLE_RATE, []
+    for word in decoder.get_alignment() or ():
+        for phone in word:
+            start, end = phone.start / 100, min((phone.start + phone.duration) / 100, seconds)
+            name = phone.name.lower() if phone.name.isalpha() and phone.name != "SIL" else "sil"
+            phones.append((name, start, end))
+    return tuple(phones), words
+
+
+@functools.cache
+def _decoder() -> Decoder:
+    # Its best path may have words of one frame, which have no room for their phones' states.
+    return Decoder(loglevel="FATAL", bestpath=False)
+
+
+def _write(path: Path, rows: list[dict]) -> None:
+    """Writes lines of JSON; the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    os.replace(part, path)
+
+
+def _split_prompts(made: list[dict]) -> None:
+    """Gives Asterisk's prompts their parts: a tenth for test, a twentieth for valid."""
+    prompts = sorted((row for row in made if row["part"] == "asterisk"), key=lambda row: row["id"])
+    for number, row in enumerate(prompts):
+        part = {0: "test", 5: "valid", 10: "test"}.get(number % (2 * asterisk.TEST_EVERY), "train")
+        row["part"] = f"asterisk-{part}"
+
+
+def find_pairs(made: list[dict]) -> list[dict]:
+    """Ids of test utterances of one sentence in one manner by two voices."""
+    same = defaultdict(list)
+    for row in made:
+        if row["part"] in ("test", "test-voice"):
+            same[row["text"], row["manner"]].append(row["id"])
+    return [
+        {"text": text, "manner": manner, "first": first, "second": second}
+        for (text, manner), ids in same.items()
+        for first, second in itertools.combinations(ids, 2)
+    ]
+
+
+def build(output: Path, utterances: int, jobs: int) -> None:
+    """Builds the corpus; prints its minutes by part and voice."""
+    tasks = recordings() + plan(utterances)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "world.gram").write_text(grammar.jsgf(), encoding="utf-8")
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        rows = pool.imap(functools.partial(make, output), tasks, chunksize=4)
+        done = list(track(rows, "speaking", len(tasks), disable=not sys.stderr.isatty()))
+    made = [row for row in done if row]
+    _split_prompts(made)
+    parts = defaultdict(list)
+    for row in made:
+        parts[row["part"]].append(row)
+    fields = ("id", "audio", "text", "words", "speaker", "style")
+    for part, own in parts.items():
+        _write(output / f"{part}.jsonl", [{f: row[f] for f in fields if row[f]} for row in own])
+    _write(
+        output / "details.jsonl",
+        [{"id": row["id"]} | {f: row[f] for f in DETAILS if row[f]} for row in made],
+    )
+    _write(output / "pairs.jsonl", find_pairs(made))
+    show(_table(parts))
+    print(f"left out, since not every word is found in them: {len(done) - len(made)} utterances")
+
+
+def _table(parts: dict[str, list[dict]]) -> Table:
+    """Minutes by part and voice; the seen voices of espeak-ng are one column."""
+    spoken: dict[str, dict[str, float]] = {part: defaultdict(float) for part in parts}
+    for part, own in parts.items():
+        for row in own:
+            seen = row["speaker"] in speak.ESPEAK
+            voice = "espeak" if seen else row["speaker"].removeprefix("espeak-")
+            spoken[part][voice] += row["seconds"] / 60
+    voices = list(dict.fromkeys(voice for minutes in spoken.values() for voice in minutes))
+    table = Table("minutes", *voices, "all", "count", box=None, pad_edge=False)
+    for part, minutes in spoken.items():
+        cells = [f"{minutes[voice]:.1f}" if voice in minutes else "" for voice in voices]
+        table.add_row(part, *cells, f"{sum(minutes.values()):.1f}", str(len(parts[part])))
+    return table
+
+
+def main() -> None:
+    """The command; see the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--utterances", type=int, default=UTTERANCES, help="of training")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    given = parser.parse_args()
+    try:
+        if given.utterances < 1 or given.jobs < 1:
+            raise InputError("--utterances and --jobs must be at least 1.")
+        build(given.output, given.utterances, given.jobs)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

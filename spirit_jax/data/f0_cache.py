@@ -1,0 +1,198 @@
+"""F0 of a whole corpus: computed once, by several processes, and kept on disk.
+
+Recordings are taken in chunks, each of which is one file that is whole or absent, named by what it
+was made of. So a stopped run goes on where it was, changed recordings are computed anew, and runs
+that name the same folder share what is there.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import librosa
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from spirit_jax import f0
+from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
+from spirit_jax.data.manifest import Item
+from spirit_jax.errors import InputError
+
+CHUNK = 32  # recordings a file
+
+
+@dataclasses.dataclass(frozen=True)
+class F0Config:
+    """How F0 is found, and where it is kept.
+
+    Attributes:
+      folder: of the files; "" for RUN_DIR/f0.
+      resolution: of probabilistic YIN, in semitones. 0.1 is what `SpeechTokenizer` uses; its time
+        goes with the inverse square: 0.25, an eighth of a tone, takes a seventh of it.
+      workers: processes that compute; 0 for one a core.
+    """
+
+    folder: str = ""
+    resolution: float = 0.1
+    workers: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.resolution < 1 or self.workers < 0:
+            raise InputError("f0.resolution must be above 0 and below 1, f0.workers 0 or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """F0 of one recording.
+
+    Attributes:
+      f0_t: float32 in Hz, 200 frames a second, interpolated over unvoiced frames; 0 where no
+        frame is voiced.
+      voiced_t: float32, 1 on voiced frames, else 0.
+    """
+
+    f0_t: np.ndarray
+    voiced_t: np.ndarray
+
+    @property
+    def voiced_f0(self) -> np.ndarray:
+        """F0 of the voiced frames alone."""
+        return self.f0_t[self.voiced_t > 0]
+
+    @property
+    def mean(self) -> float:
+        """F0 in Hz over voiced frames, 0 without any."""
+        return float(self.voiced_f0.mean()) if len(self.voiced_f0) else 0.0
+
+
+def find_f0(wave_t: np.ndarray, resolution: float = 0.1) -> Track:
+    """F0 of samples at 16 kHz, by `f0.pyin_f0`'s settings except for the resolution."""
+    if not np.any(wave_t):
+        return Track(*f0.pyin_f0(wave_t))
+    f0_t, _, _ = librosa.pyin(
+        wave_t,
+        fmin=f0.LOWEST,
+        fmax=f0.HIGHEST,
+        sr=SAMPLE_RATE,
+        frame_length=f0.PYIN_WINDOW,
+        hop_length=f0.HOP,
+        resolution=resolution,
+        fill_na=0.0,
+    )
+    return Track(*f0.postprocess(f0_t, len(wave_t)))
+
+
+def draw_items(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
+    """`limit` of the items drawn at random, in their order; all for 0."""
+    if not 0 < limit < len(items):
+        return list(items)
+    drawn = np.random.default_rng(seed).choice(len(items), limit, replace=False)
+    return [items[place] for place in sorted(drawn)]
+
+
+def read_tracks(items: Sequence[Item], config: F0Config, folder: str | Path) -> list[Track]:
+    """The F0 of recordings, in order; what is not in `folder` yet is computed.
+
+    Args:
+      items: with audio.
+      config: how F0 is found; its own `folder`, where there is one, is taken instead.
+      folder: of the files.
+
+    Raises:
+      InputError: a recording cannot be read.
+    """
+    folder = Path(config.folder or folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    paths = [folder / f"{_digest(chunk, config)}.npz" for chunk in chunks]
+    missing = [
+        (chunk, path) for chunk, path in zip(chunks, paths, strict=True) if not path.exists()
+    ]
+    jobs = [([item.audio for item in chunk], path) for chunk, path in missing]
+    workers = min(config.workers or os.cpu_count() or 1, len(jobs))
+    compute = functools.partial(_compute, resolution=config.resolution)
+    if workers > 1:
+        # Not forked: JAX has threads, which a fork would leave with their locks held.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            _watch(pool.map(compute, jobs), len(jobs))
+    else:
+        _watch(map(compute, jobs), len(jobs))
+    return [one for path in paths for one in _read(path)]
+
+
+def speaker_means(items: Sequence[Item], tracks: Sequence[Track]) -> dict[str, float]:
+    """Mean F0 in Hz over the voiced frames of each speaker who has a name, and any."""
+    frames: dict[str, list[np.ndarray]] = {}
+    for item, one in zip(items, tracks, strict=True):
+        if item.speaker and len(one.voiced_f0):
+            frames.setdefault(item.speaker, []).append(one.voiced_f0)
+    return {name: float(np.concatenate(parts).mean()) for name, parts in frames.items()}
+
+
+def _compute(job: tuple[list[Audio], Path], resolution: float) -> None:
+    """Writes the file of a chunk."""
+    audios, path = job
+    tracks = [find_f0(load_audio(audio), resolution) for audio in audios]
+    arrays = {
+        "lengths": np.array([len(one.f0_t) for one in tracks]),
+        "f0": np.concatenate([one.f0_t for one in tracks]),
+        "voiced": np.concatenate([one.voiced_t for one in tracks]).astype(bool),
+    }
+    # A name of its own: another run may be writing the same file.
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
+            np.savez(file, **arrays)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _read(path: Path) -> Iterator[Track]:
+    with np.load(path) as arrays:
+        ends = np.cumsum(arrays["lengths"])[:-1]
+        parts = (np.split(arrays[name], ends) for name in ("f0", "voiced"))
+        for f0_t, voiced_t in zip(*parts, strict=True):
+            yield Track(f0_t, voiced_t.astype(np.float32))
+
+
+def _digest(items: Sequence[Item], config: F0Config) -> str:
+    """A name for what F0 is made of: the settings and the audio."""
+    digest = hashlib.sha256(f"pyin {config.resolution}".encode())
+    for item in items:
+        digest.update(item.id.encode())
+        if item.audio_name:
+            try:
+                about = os.stat(item.audio_name)
+            except OSError as error:
+                raise InputError(
+                    f"{item.audio_name}: cannot be read ({error.strerror})."
+                ) from error
+            digest.update(f"{item.audio_name} {about.st_size} {about.st_mtime_ns}".encode())
+        else:
+            digest.update(load_audio(item.audio).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _watch(jobs: Iterable[None], total: int) -> None:
+    """Waits for jobs, with a bar on a terminal and a line now and then otherwise."""
+    if sys.stderr.isatty() and total:
+        for _ in track(jobs, "F0", total, console=Console(stderr=True)):
+            pass
+        return
+    told = time.monotonic()
+    for done, _ in enumerate(jobs, start=1):
+        if time.monotonic() - told > 30:
+            told = time.monotonic()
+            print(f"F0: {done} of {total} chunks of recordings", file=sys.stderr, flush=True)

@@ -1,0 +1,102 @@
+"""Batches of recordings, for the trainings of the speech networks.
+
+What a row of a step is made of is a function of the seed and of the row's index alone, so that the
+place in the stream is one number and the order does not depend on the number of hosts.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from spirit_jax.data.manifest import Item, read_source
+from spirit_jax.errors import InputError
+
+Row = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechDataConfig:
+    """What recordings to train on.
+
+    Attributes:
+      sources: manifests or folders, as `data.manifest.read_source` takes them.
+      held_out: the same, for evaluation.
+      batch_rows: recordings (or segments of them) of a step, over all hosts.
+      seed: of all random choices.
+    """
+
+    sources: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    batch_rows: int = 16
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.batch_rows < 1:
+            raise InputError("batch_rows must be at least 1.")
+
+
+def read_items(sources: Sequence[str]) -> list[Item]:
+    """The recordings of manifests and folders.
+
+    Raises:
+      InputError: there are none, or one cannot be used.
+    """
+    items = [item for source in sources for item in read_source(source)]
+    for item in items:
+        if item.problem:
+            raise InputError(f"{item.id}: {item.problem}")
+    found = [item for item in items if item.audio is not None]
+    if not found:
+        raise InputError(f"There are no recordings in {', '.join(sources) or 'no sources'}.")
+    return found
+
+
+class SpeechStream(Iterator[Row]):
+    """One host's rows of each step; endless, shuffled anew every epoch."""
+
+    def __init__(
+        self,
+        items: Sequence[Any],
+        make: Callable[[Any, np.random.Generator], Row],
+        config: SpeechDataConfig,
+        rows: Sequence[int] | None = None,
+    ):
+        """Nothing is read yet.
+
+        Args:
+          items: what rows are made of.
+          make: the arrays of one row, the shapes of which do not change.
+          config: says how many rows a step has, and the seed.
+          rows: of a step, those that are this host's; all by default.
+        """
+        self._rows = range(config.batch_rows) if rows is None else rows
+        self._batch_rows, self._step = config.batch_rows, 0
+        source = grain.MapDataset.source(items).seed(config.seed)
+        self._samples = source.shuffle().repeat().random_map(make)
+
+    def __next__(self) -> Row:
+        first = self._step * self._batch_rows
+        made = [self._samples[first + row] for row in self._rows]
+        self._step += 1
+        return {name: np.stack([row[name] for row in made]) for name in made[0]}
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the stream stands."""
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where a state was taken, on this or another number of hosts."""
+        self._step = state["step"]
+
+
+def crop(samples_t: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """A stretch of `size` samples from a place drawn at random, and where it starts.
+
+    Shorter audio is padded with zeros at its end.
+    """
+    start = int(rng.integers(max(len(samples_t) - size, 0) + 1))
+    piece = samples_t[start : start + size]
+    return np.pad(piece, (0, size - len(piece))), start

@@ -1,0 +1,189 @@
+"""The discriminators of HiFi-GAN (arXiv 2010.05646): is a wave recorded, or made by a vocoder?
+
+Letters: b batch, s samples, p period, t time, c channels in, d channels out, k kernel width.
+
+Multi-period: the wave as an image with a row for each phase of a period, so that what repeats with
+that period stands side by side. Multi-scale: the wave as it is, and averaged down. All work on
+images (b, rows, t, c) with kernels of height 1.
+
+The first scale has weight norm like all others, where the paper takes spectral norm: that carries a
+state from step to step.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from spirit_jax.errors import InputError
+
+SLOPE = 0.1  # of the leaky ReLUs
+POOL, POOL_STRIDE, POOL_PADDING = 4, 2, 2  # a scale is the one before, averaged so
+
+Features = list[jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Sizes of the discriminators; the defaults are those of the paper.
+
+    Attributes:
+      periods: of the multi-period discriminator, one network each.
+      period_channels: of its convs; all but the last have a stride.
+      period_kernel, period_stride: of its convs.
+      scales: networks of the multi-scale discriminator, each at half the rate of the one before.
+      scale_channels, scale_kernels, scale_strides, scale_groups: of the convs of each.
+    """
+
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+    period_kernel: int = 5
+    period_stride: int = 3
+    scales: int = 3
+    scale_channels: tuple[int, ...] = (128, 128, 256, 512, 1024, 1024, 1024)
+    scale_kernels: tuple[int, ...] = (15, 41, 41, 41, 41, 41, 5)
+    scale_strides: tuple[int, ...] = (1, 2, 2, 4, 4, 1, 1)
+    scale_groups: tuple[int, ...] = (1, 4, 16, 16, 16, 16, 1)
+
+    def __post_init__(self):
+        layers = len(self.scale_channels)
+        for name in ("scale_kernels", "scale_strides", "scale_groups"):
+            if len(getattr(self, name)) != layers:
+                raise InputError(f"{name} must have {layers} items, as scale_channels has.")
+        if any(kernel % 2 == 0 for kernel in (*self.scale_kernels, self.period_kernel)):
+            raise InputError("The kernels of the discriminators must be odd.")
+        inputs = (1, *self.scale_channels)
+        for groups, *sizes in zip(self.scale_groups, inputs, self.scale_channels, strict=False):
+            if any(size % groups for size in sizes):
+                raise InputError(f"scale_groups: {groups} groups do not divide {sizes} channels.")
+        if not self.periods and not self.scales:
+            raise InputError("There must be a discriminator: periods or scales.")
+
+
+class NormedConv(nn.Module):
+    """A conv along the rows of an image, its kernel a direction and a length (weight norm).
+
+    Its first values are spread as PyTorch's, which the settings of the paper were found with.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x_bptc: jax.Array) -> jax.Array:
+        shape = (1, self.kernel_size, x_bptc.shape[-1] // self.groups, self.features)
+        spread = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        kernel_1kcd = self.param("kernel", spread, shape)
+        norm_d = jnp.sqrt(jnp.sum(jnp.square(kernel_1kcd), axis=(0, 1, 2)))
+        scale_d = self.param("scale", lambda _: norm_d)
+        bias_d = self.param("bias", nn.initializers.zeros, (self.features,))
+        reach = self.kernel_size // 2
+        y_bptd = jax.lax.conv_general_dilated(
+            x_bptc,
+            kernel_1kcd * (scale_d / norm_d),
+            window_strides=(1, self.stride),
+            padding=((0, 0), (reach, reach)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        return y_bptd + bias_d
+
+
+class Judge(nn.Module):
+    """A stack of convs, and one that gives the scores; returns these and all that was before."""
+
+    channels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    strides: tuple[int, ...]
+    groups: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x_bptc: jax.Array) -> tuple[jax.Array, Features]:
+        layers = zip(self.channels, self.kernels, self.strides, self.groups, strict=True)
+        features = []
+        for i, layer in enumerate(layers):
+            x_bptc = jax.nn.leaky_relu(NormedConv(*layer, name=f"conv{i}")(x_bptc), SLOPE)
+            features.append(x_bptc)
+        scores = NormedConv(1, 3, name="out")(x_bptc)
+        return scores, [*features, scores]
+
+
+class Discriminators(nn.Module):
+    """All of them, each judging the whole wave at many places."""
+
+    config: DiscriminatorConfig
+
+    @nn.compact
+    def __call__(self, wave_bs: jax.Array) -> tuple[list[jax.Array], list[Features]]:
+        """Judges waves.
+
+        Args:
+          wave_bs: float32 (b, s), samples in -1..1.
+
+        Returns:
+          scores: of each discriminator (b, rows, t, 1), 1 for a recording and 0 for a made wave.
+          features: of each, what its layers gave, to be compared.
+        """
+        cfg = self.config
+        judged = []
+        for period in cfg.periods:
+            layers = len(cfg.period_channels)
+            judge = Judge(
+                cfg.period_channels,
+                (cfg.period_kernel,) * layers,
+                (cfg.period_stride,) * (layers - 1) + (1,),
+                (1,) * layers,
+                name=f"period{period}",
+            )
+            judged.append(judge(fold(wave_bs, period)))
+        x_bptc = wave_bs[:, None, :, None]
+        for i in range(cfg.scales):
+            if i:
+                x_bptc = halve(x_bptc)
+            judge = Judge(
+                cfg.scale_channels,
+                cfg.scale_kernels,
+                cfg.scale_strides,
+                cfg.scale_groups,
+                name=f"scale{i}",
+            )
+            judged.append(judge(x_bptc))
+        return [scores for scores, _ in judged], [features for _, features in judged]
+
+
+def fold(wave_bs: jax.Array, period: int) -> jax.Array:
+    """A wave as (b, period, t, 1): samples a period apart are neighbours; reflected at its end."""
+    missing = -wave_bs.shape[1] % period
+    wave_bs = jnp.pad(wave_bs, ((0, 0), (0, missing)), mode="reflect")
+    return wave_bs.reshape(len(wave_bs), -1, period).swapaxes(1, 2)[..., None]
+
+
+def halve(x_bptc: jax.Array) -> jax.Array:
+    """Half the rate: means of four neighbours, zeros beyond the ends counted."""
+    padding = ((0, 0), (POOL_PADDING, POOL_PADDING))
+    return nn.avg_pool(x_bptc, (1, POOL), (1, POOL_STRIDE), padding)
+
+
+def judge_loss(real: list[jax.Array], made: list[jax.Array]) -> jax.Array:
+    """Least squares (arXiv 1611.04076): recordings are to score 1, made waves 0."""
+    return sum(
+        jnp.mean(jnp.square(r - 1)) + jnp.mean(jnp.square(m))
+        for r, m in zip(real, made, strict=True)
+    )
+
+
+def adversarial_loss(made: list[jax.Array]) -> jax.Array:
+    """Made waves are to score as recordings do."""
+    return sum(jnp.mean(jnp.square(m - 1)) for m in made)
+
+
+def feature_loss(real: list[Features], made: list[Features]) -> jax.Array:
+    """Feature matching: the mean L1 of every layer of every discriminator, summed."""
+    return sum(
+        jnp.mean(jnp.abs(jax.lax.stop_gradient(r) - m))
+        for reals, mades in zip(real, made, strict=True)
+        for r, m in zip(reals, mades, strict=True)
+    )

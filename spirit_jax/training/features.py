@@ -1,0 +1,110 @@
+"""Spectral features of speech, one vector a frame of a trunk: what first units are made of.
+
+Letters: b batch, t time (samples, then frames), w samples in a window, f frequencies of the DFT,
+m mel bands, d coefficients.
+
+MFCC and their first and second differences, as in HuBERT's first iteration (arXiv 2106.07447,
+section 4.1). They are found every 10 ms, and a trunk's frame is the mean of those around its
+middle. Each formula is librosa's, with `center=False` and differences of `mode="nearest"`.
+"""
+
+import jax
+import jax.numpy as jnp
+import librosa
+import numpy as np
+import scipy.fft
+import scipy.signal
+
+from spirit_jax.audio import SAMPLE_RATE
+from spirit_jax.errors import InputError
+from spirit_jax.models.wav2vec2 import (
+    TrunkConfig,
+    frame_lengths,
+    length_mask,
+    masked_standardize,
+    split_frames,
+)
+
+HOP, WINDOW = 160, 400  # samples: 10 and 25 ms
+MELS, COEFFICIENTS = 40, 13
+DELTA_FRAMES = 9  # that a difference is found from
+POWER_FLOOR, RANGE = 1e-10, 80.0  # the least power, and dB under the loudest
+
+
+def mfcc(
+    wave_bt: jax.Array, lengths_b: jax.Array, trunk: TrunkConfig
+) -> tuple[jax.Array, jax.Array]:
+    """39 coefficients for every frame that a trunk gives, each of mean 0 and variance 1.
+
+    Mean and variance are those of the recording, so that voices and microphones look alike.
+
+    Args:
+      wave_bt: float32 samples at 16 kHz; not read after true lengths.
+      lengths_b: int32, true lengths in samples.
+      trunk: tells where frames lie.
+
+    Returns:
+      values_btd: float32 (b, t, 39), zero from each row's true number of frames on.
+      frame_lengths_b: int32, the true numbers of frames.
+
+    Raises:
+      InputError: a trunk whose frames are no multiple of 10 ms apart.
+    """
+    if trunk.stride % HOP:
+        raise InputError(f"Frames of {trunk.stride} samples are no multiple of {HOP} (10 ms).")
+    each = trunk.stride // HOP
+    frames_b = frame_lengths(lengths_b, trunk.conv_layers)
+    frames = max(int(frame_lengths(wave_bt.shape[1], trunk.conv_layers)), 1)
+    # The windows of a frame are spread around the middle of what the trunk sees for it.
+    before = (WINDOW + (each - 1) * HOP) // 2 - trunk.receptive_field // 2
+    size = (frames * each - 1) * HOP + WINDOW
+    wave_bt = jnp.where(length_mask(lengths_b, wave_bt.shape[1]), wave_bt, 0)
+    wave_bt = jnp.pad(wave_bt, ((0, 0), (max(before, 0), size)))[:, max(-before, 0) :][:, :size]
+    cepstra_btd = cepstra(decibels(wave_bt, frames_b * each))
+    parts = [cepstra_btd, *(differences(cepstra_btd, frames_b * each, order) for order in (1, 2))]
+    fine_btd = jnp.concatenate(parts, axis=-1)
+    values_btd = fine_btd.reshape(fine_btd.shape[0], frames, each, -1).mean(axis=2)
+    mask_bt = length_mask(frames_b, frames)
+    values_btd = masked_standardize(values_btd, mask_bt, eps=1e-5)
+    return jnp.where(mask_bt[..., None], values_btd, 0), frames_b
+
+
+def decibels(wave_bt: jax.Array, frames_b: jax.Array) -> jax.Array:
+    """Log-mel power every 10 ms, (b, t, m), in dB, at most 80 dB under the loudest of a recording.
+
+    `frames_b` are the true numbers of windows. As `librosa.power_to_db` of
+    `librosa.feature.melspectrogram(center=False)`.
+    """
+    hann_w = scipy.signal.get_window("hann", WINDOW).astype(np.float32)
+    spectrum_btf = jnp.fft.rfft(split_frames(wave_bt, WINDOW, HOP) * hann_w)
+    power_btf = jnp.square(spectrum_btf.real) + jnp.square(spectrum_btf.imag)
+    bands_mf = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=WINDOW, n_mels=MELS)
+    mel_btm = jnp.einsum("btf,mf->btm", power_btf, bands_mf, precision="highest")
+    mel_btm = 10 * jnp.log10(jnp.maximum(mel_btm, POWER_FLOOR))
+    mask_bt1 = length_mask(frames_b, mel_btm.shape[1])[..., None]
+    loudest_b11 = jnp.where(mask_bt1, mel_btm, -jnp.inf).max(axis=(1, 2), keepdims=True)
+    return jnp.maximum(mel_btm, loudest_b11 - RANGE)
+
+
+def cepstra(decibels_btm: jax.Array) -> jax.Array:
+    """MFCC, (b, t, 13): the first coefficients of an orthonormal DCT-II over mel bands."""
+    transform_md = scipy.fft.dct(np.eye(MELS), type=2, norm="ortho")[:, :COEFFICIENTS]
+    transform_md = transform_md.astype(np.float32)
+    return jnp.einsum("btm,md->btd", decibels_btm, transform_md, precision="highest")
+
+
+def differences(x_btd: jax.Array, frames_b: jax.Array, order: int) -> jax.Array:
+    """First or second differences over time, found from polynomials of that order (Savitzky-Golay).
+
+    Before the first and after the last true frame values stay as they are there.
+    """
+    half = DELTA_FRAMES // 2
+    taps = scipy.signal.savgol_coeffs(DELTA_FRAMES, order, deriv=order, use="dot")
+    places_t = jnp.arange(x_btd.shape[1])
+    last_b1 = jnp.maximum(frames_b - 1, 0)[:, None]
+
+    def moved(by: int) -> jax.Array:
+        places_bt = jnp.clip(places_t + by, 0, last_b1)
+        return jnp.take_along_axis(x_btd, places_bt[..., None], axis=1)
+
+    return sum(float(tap) * moved(place - half) for place, tap in enumerate(taps))

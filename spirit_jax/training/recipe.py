@@ -1,0 +1,124 @@
+"""What the trainings of the speech networks have in common: a recipe each, run by the same loop.
+
+These networks are small beside a language model: parameters are whole on every device of the mesh,
+and batches are split over its `data` and `fsdp` axes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from spirit_jax import sharding
+from spirit_jax.data.speech import SpeechDataConfig, SpeechStream
+from spirit_jax.errors import InputError
+from spirit_jax.training import hosts, loop
+from spirit_jax.training.checkpoints import Checkpoints, abstract_state
+from spirit_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeConfig(loop.LoopConfig):
+    """What every training of a speech network is told; each recipe adds to it.
+
+    Attributes:
+      data: the recordings.
+      optimizer: how parameters move.
+      seed: of first parameters and of what is drawn on the devices.
+      start: folder of a network to go on from (converted, or trained before); "" for random.
+    """
+
+    data: SpeechDataConfig = SpeechDataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    seed: int = 0
+    start: str = ""
+
+
+@dataclasses.dataclass
+class Recipe:
+    """What a recipe gives to `train`.
+
+    Attributes:
+      init: of nothing, the first state: a pytree with `step`.
+      step: of (state, batch), the next state and metrics as scalars; pure, to be jitted. A batch
+        has a leading axis of rows everywhere.
+      make_stream: of this process's rows, the stream.
+      batch_tokens: what a step counts as for the rate (frames, as a rule).
+      evaluate: of the state, metrics by name; None for none.
+      report: of the state and a folder, writes pictures and sounds to judge by; None for none. It
+        is called after each evaluation, by the first process.
+    """
+
+    init: Callable[[], Any]
+    step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+    make_stream: Callable[[list[int]], SpeechStream]
+    batch_tokens: int
+    evaluate: Callable[[Any], dict[str, float]] | None = None
+    report: Callable[[Any, Path], None] | None = None
+
+
+def train(
+    config: RecipeConfig, make: Callable[[Any], Recipe], devices: list[jax.Device] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Runs a recipe to its last step, yielding each step's metrics; see `lm.train`."""
+    mesh = config.mesh.make(jax.devices() if devices is None else devices)
+    with jax.set_mesh(mesh), hosts.watch_sigterm() as stop:
+        yield from loop.run(config, mesh, _prepare(config, make(config), mesh), stop)
+
+
+def _prepare(config: RecipeConfig, recipe: Recipe, mesh: jax.sharding.Mesh) -> loop.Training:
+    rows = sharding.local_rows(config.data.batch_rows, mesh)
+    stream = recipe.make_stream(rows)
+    checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", config.keep)
+    restored = checkpoints.restore(_abstract(recipe, mesh))
+    everywhere = sharding.replicated(mesh)
+    if restored is None:
+        state = jax.jit(recipe.init, out_shardings=everywhere)()
+    else:
+        state, stream_state = restored
+        stream.set_state(stream_state)
+
+    def evaluate(state: Any) -> dict[str, float]:
+        metrics = recipe.evaluate(state) if recipe.evaluate else {}
+        if recipe.report and hosts.is_first():
+            folder = Path(config.run_dir) / "report"
+            folder.mkdir(parents=True, exist_ok=True)
+            recipe.report(state, folder)
+        return {f"eval_{name}": value for name, value in metrics.items()}
+
+    return loop.Training(
+        state,
+        jax.jit(recipe.step, donate_argnums=0, out_shardings=(everywhere, None)),
+        stream,
+        checkpoints,
+        config.data.batch_rows,
+        rows,
+        recipe.batch_tokens,
+        evaluate=evaluate if recipe.evaluate or recipe.report else None,
+    )
+
+
+def newest_state(
+    config: RecipeConfig, recipe: Recipe, devices: list[jax.Device] | None = None
+) -> Any:
+    """The state of a run's newest whole checkpoint.
+
+    Raises:
+      InputError: there is none.
+    """
+    mesh = config.mesh.make(jax.devices() if devices is None else devices)
+    folder = Path(config.run_dir) / "checkpoints"
+    checkpoints = Checkpoints(folder, config.keep)
+    restored = checkpoints.restore(_abstract(recipe, mesh))
+    checkpoints.close()
+    if restored is None:
+        raise InputError(f"{folder}: has no checkpoint yet.")
+    return restored[0]
+
+
+def _abstract(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:
+    shapes = jax.eval_shape(recipe.init)
+    everywhere = sharding.replicated(mesh)
+    return abstract_state(shapes, jax.tree.map(lambda _: everywhere, shapes))

@@ -1,0 +1,407 @@
+"""Trains HuBERT: a trunk that tells, where its input is masked, which cluster a frame is in.
+
+Letters: b batch, t time (samples, then frames), d model width, e width of the labels' embeddings,
+v clusters.
+
+The recipe is that of arXiv 2106.07447. Clusters are those of MFCC in a first iteration, and of an
+inner layer of the network before in each later one. What comes out is an inner layer, and units
+are k-means clusters of it (as in arXiv 2305.13009, whose units come 25 times a second).
+"""
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import struct
+
+from spirit_jax import checkpoint
+from spirit_jax.audio import SAMPLE_RATE, load_audio
+from spirit_jax.data.augment import coloured_noise, mix
+from spirit_jax.data.speech import Row, SpeechStream, read_items
+from spirit_jax.errors import InputError
+from spirit_jax.models.hubert import HubertConfig, QuantizerConfig
+from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
+from spirit_jax.training import ema, loop, recipe, unit_report, unit_targets
+from spirit_jax.training.kmeans import KMeansConfig
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.unit_targets import Recording
+
+MFCC = "mfcc"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(recipe.RecipeConfig):
+    """A training of HuBERT.
+
+    Attributes:
+      network: the trunk. With `start`, that of the folder is taken instead, and where this one has
+        more layers, random ones follow.
+      targets: "mfcc", or the folder of a HuBERT, clusters of whose features are predicted.
+      target_layer: of that HuBERT, counted from 1; 0 for its last.
+      target_clusters: how many there are.
+      kmeans: how clusters are found, those to predict and those that are exported.
+      embedding_size: width of the labels' embeddings.
+      temperature: cosines are divided by it.
+      mask_start: the share of frames at which a masked span begins.
+      mask_span: its length in frames. The paper's 10 frames are 0.2 s, 5 at 25 frames a second.
+      unmasked_weight: of the loss on frames that are not masked.
+      noise: probability that a row is heard with another recording or coloured noise, while its
+        labels stay (as in WavLM, arXiv 2110.13900).
+      noise_db: by how much the row is louder, the least and the most.
+      segment_seconds: of audio that a row has.
+      layer: whose output the exported network gives, counted from 1; 0 for the last.
+      clusters: units of the exported quantizer.
+      max_recordings: the first so many are used; 0 for all.
+      eval_recordings: the first so many held-out ones are used.
+    """
+
+    recipe: str = "units"
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=5e-4, schedule="linear", beta2=0.98, eps=1e-6, weight_decay=0.01
+    )
+    network: TrunkConfig = TrunkConfig()
+    targets: str = MFCC
+    target_layer: int = 0
+    target_clusters: int = 100
+    kmeans: KMeansConfig = KMeansConfig()
+    embedding_size: int = 256
+    temperature: float = 0.1
+    mask_start: float = 0.08
+    mask_span: int = 10
+    unmasked_weight: float = 0.0
+    noise: float = 0.0
+    noise_db: tuple[float, float] = (5.0, 20.0)
+    segment_seconds: float = 4.0
+    layer: int = 0
+    clusters: int = 500
+    max_recordings: int = 0
+    eval_recordings: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole = (self.target_clusters, self.embedding_size, self.mask_span, self.clusters)
+        if min(*whole, self.eval_recordings) < 1 or self.max_recordings < 0:
+            raise InputError(
+                "target_clusters, clusters, embedding_size, mask_span and eval_recordings must be "
+                "at least 1, max_recordings 0 or more."
+            )
+        if self.temperature <= 0 or self.segment_seconds <= 0 or self.unmasked_weight < 0:
+            raise InputError(
+                "temperature and segment_seconds must be above 0, unmasked_weight 0 or more."
+            )
+        if not 0 < self.mask_start <= 1 or not 0 <= self.noise <= 1:
+            raise InputError("mask_start must be above 0 and at most 1, noise 0 to 1.")
+        if len(self.noise_db) != 2 or self.noise_db[0] > self.noise_db[1]:
+            raise InputError(f"noise_db is {self.noise_db}, expected the least and the most.")
+
+
+@struct.dataclass
+class State:
+    """What a step changes.
+
+    Attributes:
+      step: updates so far.
+      params: of `MaskedPrediction`.
+      opt_state: of the optimiser.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+class MaskedPrediction(nn.Module):
+    """The trunk, and the scores of every cluster that its output comes to."""
+
+    trunk: TrunkConfig
+    clusters: int
+    embedding_size: int
+    temperature: float
+
+    @nn.compact
+    def __call__(
+        self, wave_bt: jax.Array, lengths_b: jax.Array, mask_bt: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Scores before a softmax, (b, t, v), and the true numbers of frames.
+
+        Args:
+          wave_bt: float32 samples at 16 kHz; not read after true lengths.
+          lengths_b: int32, true lengths in samples.
+          mask_bt: booleans a frame: what the transformer does not see.
+        """
+        trunk = Trunk(self.trunk, name="trunk")
+        features_btc, frames_b = trunk.extract(wave_bt, lengths_b)
+        hidden_btd = trunk.project(trunk.normalize(features_btc))
+        mask_d = self.param("mask", nn.initializers.uniform(1.0), hidden_btd.shape[-1:])
+        hidden_btd = jnp.where(mask_bt[..., None], mask_d, hidden_btd)
+        hidden_btd = trunk.contextualize(hidden_btd, frames_b)
+        precision = self.trunk.precision
+        made_bte = nn.Dense(self.embedding_size, precision=precision, name="head")(hidden_btd)
+        shape = (self.clusters, self.embedding_size)
+        labels_ve = self.param("labels", nn.initializers.normal(1.0), shape)
+        made_bte, labels_ve = _unit(made_bte), _unit(labels_ve)
+        cosines_btv = jnp.einsum("bte,ve->btv", made_bte, labels_ve, precision=precision)
+        return cosines_btv / self.temperature, frames_b
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+
+
+def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterator[dict[str, Any]]:
+    """Runs to the last step, yielding each step's metrics; see `recipe.train`."""
+    return recipe.train(config, make, devices)
+
+
+def export(config: RunConfig, output: str | Path) -> int:
+    """Writes `hubert` and `quantizer` of the newest checkpoint to a folder; returns its step.
+
+    The quantizer is k-means, fitted here to the features of the corpus.
+
+    Raises:
+      InputError: there is no checkpoint, or `output` exists.
+    """
+    output = Path(output)
+    if output.exists():
+        raise InputError(f"{output}: is there already; export to a new folder.")
+    state = recipe.newest_state(config, make(config))
+    params = jax.tree.map(np.asarray, state.params["trunk"])
+    trunk, params = unit_targets.cut(_network(config)[0], params, config.layer)
+    items = read_items(config.data.sources)[: config.max_recordings or None]
+    heard = unit_targets.inner(trunk, params)
+    centroids_vd = unit_targets.find_centroids(items, heard, trunk, config.clusters, config.kmeans)
+    quantizer = QuantizerConfig("kmeans", config.clusters, trunk.hidden_size)
+    unfinished = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    checkpoint.save_network(unfinished / "hubert", HubertConfig(trunk), params)
+    checkpoint.save_network(unfinished / "quantizer", quantizer, {"centroids": centroids_vd})
+    unfinished.replace(output)
+    return int(state.step)
+
+
+def make(config: RunConfig) -> recipe.Recipe:
+    """The recipe; nothing is read but the folder of `start`."""
+    trunk, started = _network(config)
+    model = MaskedPrediction(
+        trunk, config.target_clusters, config.embedding_size, config.temperature
+    )
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    frames = segment_frames(config, trunk)
+    size = (frames - 1) * trunk.stride + trunk.receptive_field
+
+    def init() -> State:
+        wave_bt, mask_bt = jnp.zeros((1, size)), jnp.zeros((1, frames), bool)
+        key = jax.random.key(config.seed)
+        params = model.init(key, wave_bt, jnp.full(1, size), mask_bt)["params"]
+        kept = checkpoint.flatten(params) | checkpoint.flatten(started, "trunk")
+        params = checkpoint.unflatten({name: jnp.asarray(leaf) for name, leaf in kept.items()})
+        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def predict(params: Any, batch: Row) -> tuple[jax.Array, jax.Array, jax.Array]:
+        audio = batch["wave_bt"], batch["lengths_b"], batch["mask_bt"]
+        logits_btv, frames_b = model.apply({"params": params}, *audio)
+        return logits_btv, length_mask(frames_b, frames), batch["mask_bt"]
+
+    def step(state: State, batch: Row) -> tuple[State, dict[str, jax.Array]]:
+        def loss(params):
+            metrics = measure(*predict(params, batch), batch["labels_bt"], config)
+            return metrics["loss"], metrics
+
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, opt_state), metrics
+
+    @functools.cache
+    def targets() -> tuple[list[Recording], unit_targets.Heard, np.ndarray]:
+        return read_targets(config, trunk)
+
+    def make_stream(rows: list[int]) -> SpeechStream:
+        recordings, _, _ = targets()
+        cut = functools.partial(make_row, config=config, trunk=trunk, others=recordings)
+        return SpeechStream(recordings, cut, config.data, rows)
+
+    @functools.cache
+    def held_out() -> list[Row]:
+        items = read_items(config.data.held_out)[: config.eval_recordings]
+        _, heard, centroids_vd = targets()
+        labels = unit_targets.label(items, heard, trunk, centroids_vd)
+        rows = [
+            make_row(Recording(*one), np.random.default_rng(number), config, trunk)
+            for number, one in enumerate(zip(items, labels, strict=True))
+        ]
+        size = config.data.batch_rows
+        return [stack(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+    @jax.jit
+    def judge(params: Any, batch: Row):
+        found = predict(params, batch)
+        return measure(*found, batch["labels_bt"], config), jnp.argmax(found[0], axis=-1)
+
+    def evaluate(state: State) -> dict[str, float]:
+        return loop.mean_metrics([judge(state.params, batch)[0] for batch in held_out()])
+
+    def report(state: State, folder: Path) -> None:
+        batch = held_out()[0]
+        unit_report.write(folder, batch, np.asarray(judge(state.params, batch)[1]), trunk)
+
+    judged = bool(config.data.held_out)
+    return recipe.Recipe(
+        init,
+        step,
+        make_stream,
+        config.data.batch_rows * frames,
+        evaluate=evaluate if judged else None,
+        report=report if judged else None,
+    )
+
+
+def segment_frames(config: RunConfig, trunk: TrunkConfig) -> int:
+    """Frames of a row."""
+    return max(round(config.segment_seconds * SAMPLE_RATE / trunk.stride), 1)
+
+
+def measure(
+    logits_btv: jax.Array,
+    true_bt: jax.Array,
+    mask_bt: jax.Array,
+    labels_bt: jax.Array,
+    config: RunConfig,
+) -> dict[str, jax.Array]:
+    """The loss over a batch, and how often and in how many classes it is right where masked."""
+    losses_bt = optax.softmax_cross_entropy_with_integer_labels(logits_btv, labels_bt)
+    guesses_bt = jnp.argmax(logits_btv, axis=-1)
+
+    def mean(values_bt, of_bt):
+        return jnp.where(of_bt, values_bt, 0).sum() / jnp.maximum(of_bt.sum(), 1)
+
+    masked_bt, seen_bt = true_bt & mask_bt, true_bt & ~mask_bt
+    masked_loss = mean(losses_bt, masked_bt)
+    counts_v = jnp.zeros(logits_btv.shape[-1]).at[guesses_bt].add(masked_bt.astype(jnp.float32))
+    used, perplexity = ema.use(counts_v)
+    right_bt = (guesses_bt == labels_bt).astype(jnp.float32)
+    return {
+        "loss": masked_loss + config.unmasked_weight * mean(losses_bt, seen_bt),
+        "masked_loss": masked_loss,
+        "accuracy": mean(right_bt, masked_bt),
+        "unmasked_accuracy": mean(right_bt, seen_bt),
+        "clusters_used": used,
+        "perplexity": perplexity,
+    }
+
+
+def make_row(
+    recording: Recording,
+    rng: np.random.Generator,
+    config: RunConfig,
+    trunk: TrunkConfig,
+    others: Sequence[Recording] = (),
+) -> Row:
+    """A segment from a place drawn at random, its labels, and what is masked of it.
+
+    Args:
+      recording: to take it from.
+      rng: for all draws.
+      config, trunk: say how.
+      others: recordings that may be heard beside it; without any, nothing is.
+    """
+    samples_t = load_audio(recording.item.audio)
+    frames, labels_t = segment_frames(config, trunk), recording.labels_t
+    # Segments begin where a frame does, so that the recording's labels are theirs.
+    first = int(rng.integers(max(len(labels_t) - frames, 0) + 1))
+    size = (frames - 1) * trunk.stride + trunk.receptive_field
+    piece_t = samples_t[first * trunk.stride :][:size]
+    labels_t = labels_t[first : first + frames]
+    mask_t = draw_mask(len(labels_t), config.mask_start, config.mask_span, rng)
+    if others and rng.random() < config.noise:
+        noise_t = _draw_noise(len(piece_t), others, rng)
+        piece_t = mix(piece_t, noise_t, rng.uniform(*config.noise_db))
+    rest = frames - len(labels_t)
+    return {
+        "wave_bt": np.pad(piece_t, (0, size - len(piece_t))),
+        "lengths_b": np.int32(len(piece_t)),
+        "labels_bt": np.pad(labels_t, (0, rest)).astype(np.int32),
+        "mask_bt": np.pad(mask_t, (0, rest)),
+    }
+
+
+def draw_mask(frames: int, start: float, span: int, rng: np.random.Generator) -> np.ndarray:
+    """Booleans, (frames,): each frame begins a masked span with probability `start`.
+
+    Spans may overlap; where none is drawn there is one.
+    """
+    mask_t = np.zeros(frames, bool)
+    (starts,) = np.nonzero(rng.random(frames) < start)
+    if frames and not len(starts):
+        starts = [rng.integers(frames)]
+    for first in starts:
+        mask_t[first : first + span] = True
+    return mask_t
+
+
+def _draw_noise(size: int, others: Sequence[Recording], rng: np.random.Generator) -> np.ndarray:
+    """Another recording from a place drawn at random, or noise of some colour."""
+    if rng.random() < 0.5:
+        return coloured_noise(size, rng.uniform(0, 2), rng)
+    samples_t = load_audio(others[rng.integers(len(others))].item.audio)
+    return np.roll(samples_t, -int(rng.integers(max(len(samples_t), 1))))
+
+
+def stack(rows: Sequence[Row]) -> Row:
+    """Rows as a batch."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def read_targets(
+    config: RunConfig, trunk: TrunkConfig
+) -> tuple[list[Recording], unit_targets.Heard, np.ndarray]:
+    """Recordings with labels, and what gives labels to others: the features and the centroids.
+
+    Raises:
+      InputError: recordings or the network of `targets` cannot be used.
+    """
+    items = read_items(config.data.sources)[: config.max_recordings or None]
+    if config.targets == MFCC:
+        heard, made_of = unit_targets.spectral(trunk), MFCC
+    else:
+        heard, made_of = _read_teacher(config, trunk)
+
+    def make() -> dict[str, Any]:
+        found = items, heard, trunk
+        centroids_vd = unit_targets.find_centroids(*found, config.target_clusters, config.kmeans)
+        return {"labels": unit_targets.label(*found, centroids_vd), "centroids": centroids_vd}
+
+    made_of += f" {trunk.conv_layers} {config.target_clusters} {config.kmeans}"
+    kept = unit_targets.keep(Path(config.run_dir) / "targets.npz", made_of, items, make)
+    recordings = [Recording(*one) for one in zip(items, kept["labels"], strict=True)]
+    return recordings, heard, kept["centroids"]
+
+
+def _read_teacher(config: RunConfig, trunk: TrunkConfig) -> tuple[unit_targets.Heard, str]:
+    """The features of the network before, and what it is by its hash."""
+    before, params = checkpoint.load_network(config.targets, HubertConfig)
+    theirs, params = unit_targets.cut(before.trunk, params, config.target_layer)
+    places = [(one.stride, one.receptive_field) for one in (theirs, trunk)]
+    if places[0] != places[1] or before.sample_rate != SAMPLE_RATE:
+        raise InputError(
+            f"{config.targets}: its frames (stride and width {places[0]}) are not those of the "
+            f"network ({places[1]}), so they cannot be its targets."
+        )
+    return unit_targets.inner(theirs, params), checkpoint.hash_params(params)
+
+
+def _network(config: RunConfig) -> tuple[TrunkConfig, Any]:
+    """The trunk, and those of its parameters that come from `start`."""
+    if not config.start:
+        return config.network, {}
+    started, params = checkpoint.load_network(config.start, HubertConfig)
+    layers = max(started.trunk.num_layers, config.network.num_layers)
+    return dataclasses.replace(started.trunk, num_layers=layers, final_norm=True), params

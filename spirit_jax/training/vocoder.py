@@ -1,0 +1,415 @@
+"""Trains the vocoder on recordings and the units that a speech tokenizer hears in them.
+
+Letters: b batch, t frames or runs, c channels of a frame, s samples, m mel bands.
+
+The recipe is that of HiFi-GAN (arXiv 2010.05646) with units for input and a duration predictor
+beside it (arXiv 2104.00355). Its additions: the discriminators may join late, a distance of spectra
+at several resolutions, and durations are learnt from whole runs of units rather than from segments,
+which cut the first and the last of theirs.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from spirit_jax import checkpoint
+from spirit_jax.data.manifest import Item
+from spirit_jax.data.speech import Row, SpeechStream, read_items
+from spirit_jax.errors import InputError
+from spirit_jax.models import discriminators as judges
+from spirit_jax.models import hifigan
+from spirit_jax.models.discriminators import DiscriminatorConfig, Discriminators
+from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
+from spirit_jax.models.mel import MelConfig, log_mel, stft_distance
+from spirit_jax.training import recipe, vocoder_data, vocoder_report
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.vocoder_data import Utterance
+
+EVAL_FRAMES = 125  # of a held-out recording, 5 s
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(recipe.RecipeConfig):
+    """A training of a vocoder.
+
+    Attributes:
+      tokenizer: folder of the speech tokenizer whose units are to be spoken; it needs no vocoder.
+      speakers: the voices to learn, as the recordings name them. With `start`, those that the
+        network does not have yet are added to its own.
+      style_ids: whether the manner of a recording is an input as well, by its name. With `start`,
+        as the network has it.
+      network: sizes. How many speakers and manners there are, and their names, comes from the
+        recordings. With `start`, the network of that folder is taken instead.
+      discriminators: sizes of the judges.
+      mel: the spectrogram that recorded and made waves are compared by.
+      segment_units: that a row speaks; 14 are the 8,960 samples of the paper.
+      duration_runs: units without repeats, whose durations a row predicts.
+      adversarial_from: the step from which the discriminators take part; the number of steps for
+        never. Without them a step takes a fraction of the time.
+      mel_weight, feature_weight, duration_weight: of the losses, beside the adversarial one.
+      stft_weight: of the distance of log magnitudes at several resolutions; 0 for none (the paper).
+      stft_sizes: their DFT sizes, in samples.
+      epoch_decay: of the learning rate, after every epoch.
+      max_recordings: so many are used, spread over all there are; 0 for all.
+      eval_recordings: so many held-out ones are used, spread likewise.
+    """
+
+    recipe: str = "vocoder"
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=2e-4, beta1=0.8, beta2=0.99, weight_decay=0.01, clip_norm=0.0
+    )
+    tokenizer: str
+    speakers: tuple[str, ...]
+    style_ids: bool = False
+    network: HifiGanConfig = HifiGanConfig()
+    discriminators: DiscriminatorConfig = DiscriminatorConfig()
+    mel: MelConfig = MelConfig()
+    segment_units: int = 14
+    duration_runs: int = 64
+    adversarial_from: int = 0
+    mel_weight: float = 45.0
+    feature_weight: float = 2.0
+    duration_weight: float = 1.0
+    stft_weight: float = 0.0
+    stft_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
+    epoch_decay: float = 0.999
+    max_recordings: int = 0
+    eval_recordings: int = 16
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.speakers or len(set(self.speakers)) < len(self.speakers):
+            raise InputError(f"speakers are {list(self.speakers)}; expected names, each once.")
+        if min(self.segment_units, self.duration_runs, self.eval_recordings) < 1:
+            raise InputError("segment_units, duration_runs and eval_recordings must be at least 1.")
+        if min(self.adversarial_from, self.max_recordings) < 0:
+            raise InputError("adversarial_from and max_recordings must be 0 or more.")
+        weights = self.mel_weight, self.feature_weight, self.duration_weight, self.stft_weight
+        if min(weights) < 0 or not 0 < self.epoch_decay <= 1:
+            raise InputError("Weights must be 0 or more, epoch_decay above 0 and at most 1.")
+        if not self.stft_sizes or any(size < 8 or size % 8 for size in self.stft_sizes):
+            raise InputError(f"stft_sizes are {list(self.stft_sizes)}; expected multiples of 8.")
+        longest = max(self.mel.n_fft, *self.stft_sizes)
+        if self.segment_units * self.network.code_hop < longest // 2:
+            raise InputError(
+                f"segment_units is {self.segment_units}, too short for spectra of {longest}."
+            )
+
+
+@struct.dataclass
+class State:
+    """What a step changes.
+
+    Attributes:
+      step: updates so far.
+      generator: parameters of the vocoder.
+      discriminator: parameters of the judges.
+      generator_opt, discriminator_opt: of their optimisers.
+    """
+
+    step: jax.Array
+    generator: Any
+    discriminator: Any
+    generator_opt: Any
+    discriminator_opt: Any
+
+
+def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterator[dict[str, Any]]:
+    """Runs to the last step, yielding each step's metrics; see `recipe.train`.
+
+    Units are computed first, outside of the mesh, and kept in RUN_DIR/units.jsonl. The steps before
+    `adversarial_from` are a training of their own, which the others go on from: one program with
+    both, under a `jax.lax.cond`, has convs that are tens of times slower on a CPU.
+    """
+    network, _ = plan_network(config)
+    _read_utterances(config, network)
+    alone = min(config.adversarial_from, config.steps)
+    last = alone
+    if alone:
+        before = dataclasses.replace(config, steps=alone)
+        for metrics in recipe.train(before, lambda _: make(config, adversarial=False), devices):
+            last = metrics["step"]
+            yield metrics
+    if last == alone < config.steps:  # and not stopped
+        yield from recipe.train(config, make, devices)
+
+
+def export(config: RunConfig, output: str | Path) -> int:
+    """Writes the newest checkpoint as a network folder; returns its step.
+
+    Raises:
+      InputError: there is no checkpoint, or `output` exists.
+    """
+    state = recipe.newest_state(config, make(config))
+    network, _ = plan_network(config)
+    checkpoint.save_network(output, network, jax.tree.map(np.asarray, state.generator))
+    return int(state.step)
+
+
+def make(config: RunConfig, adversarial: bool = True) -> recipe.Recipe:
+    """The recipe, of the steps with discriminators or those without; both have the same state.
+
+    Nothing is read yet but the folder of `start`, and manifests for names of manners.
+    """
+    network, started = plan_network(config)
+    model, judge = HifiGan(network), Discriminators(config.discriminators)
+    hop = network.code_hop
+
+    @functools.cache
+    def utterances() -> tuple[list[Utterance], list[Utterance]]:
+        return _read_utterances(config, network)
+
+    @functools.cache
+    def epoch_steps() -> int:
+        items = _choose(config, network, config.data.sources, config.max_recordings)
+        return max(len(items) // config.data.batch_rows, 1)
+
+    judged_steps = max(config.steps - config.adversarial_from, 1)
+    generator_optimizer = _make_optimizer(config, config.steps, epoch_steps)
+    discriminator_optimizer = _make_optimizer(config, judged_steps, epoch_steps)
+
+    def init() -> State:
+        first, second = jax.random.split(jax.random.key(config.seed))
+        generator = started
+        if generator is None:
+            ids_btc = jnp.zeros((1, 8, len(network.channels)), jnp.int32)
+            method = "everything"
+            generator = model.init(first, ids_btc, jnp.full(1, 8), method=method)["params"]
+        discriminator = judge.init(second, jnp.zeros((1, config.segment_units * hop)))["params"]
+        return State(
+            jnp.zeros((), jnp.int32),
+            generator,
+            discriminator,
+            generator_optimizer.init(generator),
+            discriminator_optimizer.init(discriminator),
+        )
+
+    def move_generator(state: State, grads: Any) -> State:
+        updates, opt = generator_optimizer.update(grads, state.generator_opt, state.generator)
+        generator = optax.apply_updates(state.generator, updates)
+        return state.replace(step=state.step + 1, generator=generator, generator_opt=opt)
+
+    def reconstruct(state: State, batch: Row) -> tuple[State, dict[str, jax.Array]]:
+        def loss(generator):
+            _, metrics = compare(model, generator, config, **batch)
+            return metrics["loss"], metrics
+
+        grads, metrics = jax.grad(loss, has_aux=True)(state.generator)
+        return move_generator(state, grads), metrics
+
+    def judge_waves(discriminator, wave_bs: jax.Array):
+        return judge.apply({"params": discriminator}, wave_bs)
+
+    def compete(state: State, batch: Row) -> tuple[State, dict[str, jax.Array]]:
+        """Both sides move from the same state, so that waves are judged once for both losses."""
+
+        def generator_loss(generator):
+            made_bs, metrics = compare(model, generator, config, **batch)
+            _, real_features = judge_waves(state.discriminator, batch["wave_bs"])
+            scores, features = judge_waves(state.discriminator, made_bs)
+            metrics["loss_adversarial"] = judges.adversarial_loss(scores)
+            metrics["loss_features"] = judges.feature_loss(real_features, features)
+            metrics["loss"] += metrics["loss_adversarial"]
+            metrics["loss"] += config.feature_weight * metrics["loss_features"]
+            return metrics["loss"], (made_bs, metrics)
+
+        def discriminator_loss(discriminator):
+            real, _ = judge_waves(discriminator, batch["wave_bs"])
+            made, _ = judge_waves(discriminator, made_bs)
+            loss = judges.judge_loss(real, made)
+            return loss, {
+                "loss_discriminator": loss,
+                "score_real": jnp.stack([one.mean() for one in real]).mean(),
+                "score_made": jnp.stack([one.mean() for one in made]).mean(),
+            }
+
+        grads, (made_bs, metrics) = jax.grad(generator_loss, has_aux=True)(state.generator)
+        judge_grads, judged = jax.grad(discriminator_loss, has_aux=True)(state.discriminator)
+        updates, opt = discriminator_optimizer.update(
+            judge_grads, state.discriminator_opt, state.discriminator
+        )
+        discriminator = optax.apply_updates(state.discriminator, updates)
+        state = move_generator(state, grads)
+        state = state.replace(discriminator=discriminator, discriminator_opt=opt)
+        return state, metrics | judged
+
+    def make_stream(rows: list[int]) -> SpeechStream:
+        sizes = {"segment_units": config.segment_units, "duration_runs": config.duration_runs}
+        cut = functools.partial(vocoder_data.make_row, hop=hop, **sizes)
+        return SpeechStream(utterances()[0], cut, config.data, rows)
+
+    @functools.cache
+    def held_out() -> Row:
+        return vocoder_data.whole_rows(utterances()[1], EVAL_FRAMES, hop)
+
+    speak = jax.jit(functools.partial(_speak, model))
+    predict = jax.jit(functools.partial(_predict, model))
+
+    def evaluate(state: State) -> dict[str, float]:
+        batch = held_out()
+        made_bs = speak(state.generator, batch["ids_btc"], batch["lengths_b"])
+        samples_b = batch["lengths_b"] * hop
+        metrics = {
+            "mel": vocoder_report.mel_distance(made_bs, batch["wave_bs"], samples_b, config.mel)
+        }
+        if network.duration_hidden:
+            log_frames_bt = predict(state.generator, batch["codes_bt"], batch["counts_b"])
+            metrics |= vocoder_report.duration_metrics(np.asarray(log_frames_bt), batch)
+        return metrics
+
+    def report(state: State, folder: Path) -> None:
+        batch = held_out()
+        made_bs = speak(state.generator, batch["ids_btc"], batch["lengths_b"])
+        paced_bs, paced_b = np.zeros_like(batch["wave_bs"]), batch["lengths_b"]
+        if network.duration_hidden:
+            log_frames_bt = predict(state.generator, batch["codes_bt"], batch["counts_b"])
+            ids_btc, paced_b = vocoder_data.retime(batch, np.asarray(log_frames_bt))
+            paced_bs = speak(state.generator, ids_btc, paced_b)
+        speakers = [utterance.speaker for utterance in utterances()[1]]
+        first = [speakers.index(name) for name in sorted(set(speakers))]
+        sounds = [
+            {
+                "real": batch["wave_bs"][row, : batch["lengths_b"][row] * hop],
+                "made": np.asarray(made_bs)[row, : batch["lengths_b"][row] * hop],
+                "made_with_predicted_durations": np.asarray(paced_bs)[row, : paced_b[row] * hop],
+            }
+            for row in first
+        ]
+        vocoder_report.write(folder, sorted(set(speakers)), sounds, config.mel)
+
+    judged = bool(config.data.held_out)
+    return recipe.Recipe(
+        init,
+        compete if adversarial else reconstruct,
+        make_stream,
+        config.data.batch_rows * config.segment_units,
+        evaluate=evaluate if judged else None,
+        report=report if judged else None,
+    )
+
+
+def compare(
+    model: HifiGan,
+    params: Any,
+    config: RunConfig,
+    ids_btc: jax.Array,
+    lengths_b: jax.Array,
+    wave_bs: jax.Array,
+    codes_bt: jax.Array,
+    counts_b: jax.Array,
+    frames_bt: jax.Array,
+    counted_bt: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What the vocoder makes of a batch (`vocoder_data.make_row`), and how far it is from it."""
+    made_bs = _speak(model, params, ids_btc, lengths_b)
+    mels = log_mel(made_bs, config.mel), log_mel(wave_bs, config.mel)
+    metrics = {"loss_mel": jnp.mean(jnp.abs(mels[0] - mels[1]))}
+    loss = config.mel_weight * metrics["loss_mel"]
+    if config.stft_weight:
+        metrics["loss_stft"] = stft_distance(made_bs, wave_bs, config.stft_sizes)
+        loss += config.stft_weight * metrics["loss_stft"]
+    if model.config.duration_hidden:
+        log_frames_bt = _predict(model, params, codes_bt, counts_b)
+        errors_bt = jnp.square(log_frames_bt - jnp.log1p(frames_bt))
+        errors = jnp.where(counted_bt, errors_bt, 0).sum()
+        metrics["loss_duration"] = errors / jnp.maximum(counted_bt.sum(), 1)
+        loss += config.duration_weight * metrics["loss_duration"]
+    return made_bs, metrics | {"loss": loss}
+
+
+def plan_network(config: RunConfig) -> tuple[HifiGanConfig, Any]:
+    """The network with the names of its voices and manners, and its first parameters if known.
+
+    With `start`, tables grow by what is new; a new row is the mean of those before.
+    """
+    base, params = config.network, None
+    speakers, style_ids = config.speakers, config.style_ids
+    if config.start:
+        model, params = hifigan.load(config.start)
+        base, style_ids = model.config, bool(model.config.num_style_ids)
+        if not base.num_speakers:
+            raise InputError(f"{config.start}: has one voice only, to which none can be added.")
+        speakers = add_names(base.speakers, base.num_speakers, config.speakers)
+    styles: tuple[str, ...] = ()
+    if style_ids:
+        chosen = vocoder_data.choose(read_items(config.data.sources), config.speakers, ())
+        styles = tuple(sorted({item.style for item in chosen}))
+        if "" in styles:
+            raise InputError("style_ids: some recordings do not say their style.")
+        if config.start:
+            styles = add_names(base.styles, base.num_style_ids, styles)
+    network = dataclasses.replace(
+        base,
+        num_speakers=len(speakers),
+        speakers=speakers,
+        num_style_ids=len(styles),
+        styles=styles,
+    )
+    if params is not None:
+        rows = {"embed_speaker": len(speakers), "embed_style_id": len(styles)}
+        params = {
+            name: {"embedding": _grow(leaf["embedding"], rows[name])} if name in rows else leaf
+            for name, leaf in params.items()
+        }
+    return network, params
+
+
+def add_names(names: tuple[str, ...], count: int, new: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a table with new ones; rows that had no name have their number for it."""
+    old = (*names, *(str(number) for number in range(len(names), count)))
+    return (*old, *(name for name in new if name not in old))
+
+
+def _grow(table_nd: np.ndarray, rows: int) -> np.ndarray:
+    new = np.broadcast_to(table_nd.mean(0), (rows - len(table_nd), table_nd.shape[1]))
+    return np.concatenate([table_nd, new]).astype(table_nd.dtype)
+
+
+def _make_optimizer(
+    config: RunConfig, steps: int, epoch_steps: Callable[[], int]
+) -> optax.GradientTransformation:
+    def decay(step: jax.Array) -> jax.Array:
+        return config.epoch_decay ** (step // epoch_steps())
+
+    # The decay comes after AdamW, whose update is in proportion to the learning rate.
+    return optax.chain(make_optimizer(config.optimizer, steps), optax.scale_by_schedule(decay))
+
+
+def _read_utterances(
+    config: RunConfig, network: HifiGanConfig
+) -> tuple[list[Utterance], list[Utterance]]:
+    """The recordings to train on, and those held out."""
+
+    def read(sources: tuple[str, ...], most: int) -> list[Utterance]:
+        items = _choose(config, network, sources, most)
+        path = vocoder_data.units_path(config.run_dir)
+        return vocoder_data.read_utterances(items, config.tokenizer, path, network)
+
+    training = read(config.data.sources, config.max_recordings)
+    held_out = config.data.held_out
+    return training, read(held_out, config.eval_recordings) if held_out else []
+
+
+def _choose(
+    config: RunConfig, network: HifiGanConfig, sources: tuple[str, ...], most: int
+) -> list[Item]:
+    items = vocoder_data.choose(read_items(sources), config.speakers, network.styles)
+    if not 0 < most < len(items):
+        return items
+    return [items[index] for index in np.linspace(0, len(items) - 1, most).astype(int)]
+
+
+def _speak(model: HifiGan, params: Any, ids_btc: jax.Array, lengths_b: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, ids_btc, lengths_b)[0]
+
+
+def _predict(model: HifiGan, params: Any, codes_bt: jax.Array, counts_b: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, codes_bt, counts_b, method="log_durations")[0]

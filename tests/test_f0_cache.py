@@ -1,0 +1,112 @@
+"""The F0 of a corpus: computed once, by several processes, whole or absent."""
+
+import os
+
+import numpy as np
+import pytest
+from tones import SPEAKERS, make_tone, write_tones
+
+from spirit_jax import f0
+from spirit_jax.audio import write_wav
+from spirit_jax.data import f0_cache
+from spirit_jax.data.f0_cache import F0Config
+from spirit_jax.data.manifest import Item, read_source
+from spirit_jax.errors import InputError
+
+COARSE = F0Config(resolution=0.5, workers=1)
+
+
+@pytest.fixture
+def items(tmp_path):
+    return list(read_source(write_tones(tmp_path, 5)))
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """How many recordings' F0 was computed in this process."""
+    calls, find = [], f0_cache.find_f0
+    monkeypatch.setattr(f0_cache, "find_f0", lambda *args: calls.append(1) or find(*args))
+    monkeypatch.setattr(f0_cache, "CHUNK", 2)
+    return calls
+
+
+def test_the_default_is_what_the_speech_tokenizer_uses():
+    wave = make_tone(0, 0.5, 150.0)
+    for one in (wave, 0 * wave):
+        track = f0_cache.find_f0(one)
+        for found, expected in zip((track.f0_t, track.voiced_t), f0.pyin_f0(one), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_coarse_f0_is_near(items, tmp_path):
+    for item, track in zip(
+        items, f0_cache.read_tracks(items, COARSE, tmp_path / "f0"), strict=True
+    ):
+        assert abs(track.mean / SPEAKERS[item.speaker] - 1) < 0.1
+        assert 0.4 < track.voiced_t.mean() < 1
+
+
+def test_nothing_is_computed_twice(items, tmp_path, computed):
+    first = f0_cache.read_tracks(items, COARSE, tmp_path / "f0")
+    assert len(computed) == 5
+    again = f0_cache.read_tracks(items, COARSE, tmp_path / "f0")
+    assert len(computed) == 5
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.f0_t, other.f0_t)
+        np.testing.assert_array_equal(one.voiced_t, other.voiced_t)
+
+
+def test_what_has_changed_or_was_not_done_is_computed(items, tmp_path, computed):
+    f0_cache.read_tracks(items[:2], COARSE, tmp_path / "f0")
+    assert len(computed) == 2
+    f0_cache.read_tracks(items, COARSE, tmp_path / "f0")  # a run that was stopped goes on
+    assert len(computed) == 5
+    write_wav(items[4].audio, make_tone(7, 1.5, 110.0))
+    changed = f0_cache.read_tracks(items, COARSE, tmp_path / "f0")
+    assert len(computed) == 6 and len(changed[4].f0_t) == 301
+    f0_cache.read_tracks(items, F0Config(resolution=0.4, workers=1), tmp_path / "f0")
+    assert len(computed) == 11
+
+
+def test_a_chunk_that_fails_leaves_nothing(items, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f0_cache.np, "savez", fail)
+    with pytest.raises(KeyboardInterrupt):
+        f0_cache.read_tracks(items, COARSE, tmp_path / "f0")
+    assert os.listdir(tmp_path / "f0") == []
+
+
+def test_processes_give_the_same(items, tmp_path, monkeypatch):
+    monkeypatch.setattr(f0_cache, "CHUNK", 3)
+    two = F0Config(folder=str(tmp_path / "two"), resolution=0.5, workers=2)
+    tracks = f0_cache.read_tracks(items, two, tmp_path / "not-used")
+    assert not (tmp_path / "not-used").exists()
+    expected = f0_cache.read_tracks(items, COARSE, tmp_path / "one")
+    for one, other in zip(tracks, expected, strict=True):
+        np.testing.assert_array_equal(one.f0_t, other.f0_t)
+
+
+def test_speakers_have_means_over_voiced_frames():
+    def track(values):
+        values = np.array(values, np.float32)
+        return f0_cache.Track(values, (values < 999).astype(np.float32))
+
+    items = [Item("a", speaker="x"), Item("b", speaker="x"), Item("c"), Item("d", speaker="y")]
+    tracks = [track([100, 999]), track([200, 300]), track([50]), track([999])]
+    assert f0_cache.speaker_means(items, tracks) == {"x": 200.0}
+
+
+def test_audio_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="gone.wav"):
+        f0_cache.read_tracks([Item("a", tmp_path / "gone.wav")], COARSE, tmp_path / "f0")
+    with pytest.raises(InputError, match="resolution"):
+        F0Config(resolution=1.0)
+
+
+def test_recordings_are_drawn_from_everywhere_in_order():
+    items = [Item(str(k)) for k in range(100)]
+    drawn = [int(item.id) for item in f0_cache.draw_items(items, 20, seed=1)]
+    assert len(set(drawn)) == 20 and drawn == sorted(drawn) and drawn[0] < 20 and drawn[-1] > 80
+    assert f0_cache.draw_items(items, 0, 0) == f0_cache.draw_items(items, 200, 0) == items

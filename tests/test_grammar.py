@@ -1,0 +1,120 @@
+"""The sentences of the small world: what is drawn, what is accepted, and which part it is in."""
+
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from corpora import grammar
+
+
+def _drawn(count: int) -> list[grammar.Sentence]:
+    rng = random.Random(1)
+    return [grammar.draw(rng) for _ in range(count)]
+
+
+def test_the_rules_accept_what_they_make_and_nothing_else() -> None:
+    for sentence in _drawn(1000):
+        assert grammar.accepts(sentence.text) == sentence.kind, sentence
+        words = sentence.text.split()
+        assert not grammar.accepts(" ".join([*words, "lamp", "lamp"]))
+        assert not grammar.accepts(" ".join(words[1:-1]))
+
+
+def test_texts_are_words_of_a_small_vocabulary() -> None:
+    vocabulary = set(grammar.vocabulary())
+    assert len(vocabulary) <= 400
+    for sentence in _drawn(1000):
+        assert vocabulary.issuperset(sentence.text.split()), sentence
+        spoken = re.sub(r"[,.?]", "", sentence.spoken).lower()
+        assert spoken == sentence.text, sentence
+
+
+def test_all_words_of_the_grammar_file_are_in_the_vocabulary() -> None:
+    rules = re.findall(r"^(?:public )?<\w+> = (.*);$", grammar.jsgf(), re.MULTILINE)
+    words = set(re.sub(r"<\w+>|\|", " ", " ".join(rules)).split())
+    assert words == set(grammar.vocabulary())
+
+
+def test_requests_have_intents() -> None:
+    assert grammar.intent_of("turn on the lights in the kitchen") == "activate lights kitchen"
+    text = "please bring me the newspaper from the living room"
+    assert grammar.intent_of(text) == "bring newspaper living room"
+    assert grammar.intent_of("can you close the door") == "close door"
+    assert grammar.intent_of("close the kitchen") == ""
+    for sentence in _drawn(300):
+        assert bool(sentence.intent) == (sentence.kind == "request"), sentence
+
+
+def test_questions_and_answers_are_kept_apart() -> None:
+    asked = [sentence for sentence in _drawn(1000) if sentence.kind == "question"]
+    assert asked
+    for sentence in asked:
+        assert f"{sentence.question} {sentence.answer}" == sentence.text
+        assert sentence.spoken.count("?") == 1
+
+
+def test_spelling_is_the_words_letters() -> None:
+    spelled = [s.text.split() for s in _drawn(1000) if s.kind == "spelling"]
+    assert spelled
+    for _, word, *letters in spelled:
+        assert "".join(letters) == word
+
+
+def test_parts_are_fixed_and_do_not_overlap() -> None:
+    assert grammar.part_of("turn on the lights in the kitchen") == "train"
+    parts = {part: grammar.sentences(part, 150) for part in grammar.PARTS}
+    assert parts["train"] == grammar.sentences("train", 150)
+    texts = [sentence.text for part in parts.values() for sentence in part]
+    assert len(set(texts)) == 450
+    shares = Counter(grammar.part_of(sentence.text) for sentence in _drawn(3000))
+    assert shares["train"] > 2500 and shares["test"] > 130 and shares["valid"] > 45
+
+
+def test_there_are_thousands_of_sentences() -> None:
+    found = grammar.sentences("train", 5500, seed=3)
+    assert len({sentence.text for sentence in found}) == 5500
+    assert {sentence.kind for sentence in found} == set(grammar.KINDS)
+
+
+def test_pocketsphinx_reads_the_grammar_and_knows_all_words() -> None:
+    pocketsphinx = pytest.importorskip("pocketsphinx")
+    decoder = pocketsphinx.Decoder(loglevel="FATAL")
+    unknown = [word for word in grammar.vocabulary() if decoder.lookup_word(word) is None]
+    assert not unknown
+    decoder.add_jsgf_string("world", grammar.jsgf())
+    decoder.activate_search("world")
+
+
+def test_the_corpus_keeps_parts_and_voices_apart() -> None:
+    for package in ("num2words", "pocketsphinx", "pyworld", "sklearn"):
+        pytest.importorskip(package)
+    from corpora import speak, world
+
+    tasks = world.plan(400)
+    assert len({task.id for task in tasks}) == len(tasks)
+    for task in tasks:
+        assert grammar.part_of(task.sentence.text) == task.part.removesuffix("-voice")
+        assert (task.voice in speak.HELD_OUT) == (task.part == "test-voice")
+    shares = Counter(task.voice for task in tasks if task.part == "train")
+    assert all(88 <= shares[voice] <= 90 for voice in speak.FLITE)
+    assert sum(shares[voice] for voice in speak.ESPEAK) == 133
+    manners = Counter((task.voice, task.manner) for task in tasks if task.part == "test")
+    for voice in speak.FLITE:
+        assert len({manners[voice, manner] for manner in speak.MANNERS}) == 1
+
+
+def test_the_same_sentence_by_two_voices_is_a_pair() -> None:
+    for package in ("num2words", "pocketsphinx", "pyworld", "sklearn"):
+        pytest.importorskip(package)
+    from corpora import world
+
+    rows = [
+        {"id": f"{voice}/{manner}", "part": "test", "text": "page two", "manner": manner}
+        for voice in ("rms", "slt")
+        for manner in ("neutral", "sad")
+    ]
+    pairs = world.find_pairs([*rows, rows[0] | {"id": "other", "part": "train"}])
+    found = [(pair["first"], pair["second"]) for pair in pairs]
+    assert found == [("rms/neutral", "slt/neutral"), ("rms/sad", "slt/sad")]

@@ -1,0 +1,94 @@
+"""k-means: clusters are found, equal to a plain implementation, and drawn from the seed."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from spirit_jax.errors import InputError
+from spirit_jax.training import kmeans
+from spirit_jax.training.kmeans import KMeansConfig
+
+CONFIG = KMeansConfig(chunk=64)
+
+
+def make_blobs(each=40):
+    """The corners of a cube, and vectors around them."""
+    rng = np.random.default_rng(0)
+    centers = np.array(list(itertools.product([-10, 10], repeat=3)))
+    points = centers.repeat(each, axis=0) + 0.1 * rng.normal(size=(len(centers) * each, 3))
+    return centers, rng.permutation(points).astype(np.float32)
+
+
+def lloyd(points, centroids, iterations):
+    """Plain: each to its nearest, then each centroid to the mean of its own."""
+    for _ in range(iterations):
+        labels = np.square(points[:, None] - centroids).sum(-1).argmin(1)
+        centroids = np.stack([points[labels == k].mean(0) for k in range(len(centroids))])
+    return centroids
+
+
+def distortion(points, centroids):
+    return np.square(points[:, None] - centroids).sum(-1).min(1).mean()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clear_clusters_are_found(seed):
+    centers, points = make_blobs()
+    found = kmeans.fit(points, 8, dataclasses.replace(CONFIG, seed=seed))
+    distances = np.square(centers[:, None] - found).sum(-1)
+    assert sorted(distances.argmin(1)) == list(range(8)) and distances.min(1).max() < 0.01
+
+
+def test_iterations_are_those_of_lloyd():
+    points = np.random.default_rng(1).normal(size=(301, 5)).astype(np.float32)
+    first = kmeans.fit(points, 6, dataclasses.replace(CONFIG, iterations=1))
+    fourth = kmeans.fit(points, 6, dataclasses.replace(CONFIG, iterations=4))
+    np.testing.assert_allclose(fourth, lloyd(points, first, 3), atol=1e-5)
+    assert distortion(points, fourth) < distortion(points, first)
+
+
+def test_chunks_change_nothing():
+    points = np.random.default_rng(2).normal(size=(257, 4)).astype(np.float32)
+    centroids = np.random.default_rng(3).normal(size=(9, 4)).astype(np.float32)
+    expected = np.square(points[:, None] - centroids).sum(-1).argmin(1)
+    for chunk in (16, 100, 1000):
+        found = kmeans.assign(points, centroids, chunk)
+        assert found.dtype == np.int32
+        np.testing.assert_array_equal(found, expected)
+    assert kmeans.assign(points[:0], centroids).shape == (0,)
+
+
+def test_a_cluster_that_is_empty_begins_anew_where_vectors_are_far():
+    """Random starts put two centroids into one blob; only a new start gets one to the other."""
+    points = np.zeros((400, 2), np.float32)
+    points[:4] = [[50, 0], [0, 50], [-50, 0], [0, -50]]
+    config = dataclasses.replace(CONFIG, start="random")
+    found = kmeans.fit(points, 5, config)
+    assert distortion(points, found) < 1e-6
+
+
+def test_the_seed_says_what_is_drawn():
+    points = np.random.default_rng(4).normal(size=(200, 3)).astype(np.float32)
+    one = kmeans.fit(points, 20, CONFIG)
+    np.testing.assert_array_equal(one, kmeans.fit(points, 20, CONFIG))
+    assert not np.array_equal(one, kmeans.fit(points, 20, dataclasses.replace(CONFIG, seed=1)))
+
+
+def test_far_starts_beat_random_ones():
+    _, points = make_blobs()
+    costs = {}
+    for start in kmeans.STARTS:
+        configs = [KMeansConfig(start=start, iterations=1, seed=seed) for seed in range(5)]
+        costs[start] = np.mean([distortion(points, kmeans.fit(points, 8, c)) for c in configs])
+    assert costs["k-means++"] < costs["random"]
+
+
+def test_more_clusters_than_vectors_and_wrong_settings_are_refused():
+    with pytest.raises(InputError, match="3 frames cannot be put into 4 clusters"):
+        kmeans.fit(np.zeros((3, 2), np.float32), 4, CONFIG)
+    with pytest.raises(InputError, match="start is 'best'"):
+        KMeansConfig(start="best")
+    with pytest.raises(InputError, match="at least 1"):
+        KMeansConfig(chunk=0)

@@ -1,0 +1,205 @@
+"""The training of the pitch VQ-VAE: it learns, goes on after a stop, and its network works."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from tones import write_tones
+
+from spirit_jax.data.f0_cache import F0Config
+from spirit_jax.data.speech import SpeechDataConfig, read_items
+from spirit_jax.errors import InputError
+from spirit_jax.models import pitch
+from spirit_jax.models.pitch import PitchConfig, StackConfig
+from spirit_jax.training import pitch as training
+from spirit_jax.training import recipe
+from spirit_jax.training.ema import EmaConfig
+from spirit_jax.training.optimizer import OptimizerConfig
+
+STEPS = 200
+STACK = StackConfig(width=16, hidden=16, depth=1)
+NETWORK = PitchConfig(downs=((4, 8, 2),), encoder=STACK, decoder=STACK, num_codes=8, code_dim=16)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pitch")
+    manifest = write_tones(folder, 6)
+    return training.RunConfig(
+        run_dir=str(folder / "whole"),
+        steps=STEPS,
+        checkpoint_every=50,
+        data=SpeechDataConfig((manifest,), (manifest,), batch_rows=4),
+        optimizer=OptimizerConfig(learning_rate=5e-3, weight_decay=0.0),
+        network=NETWORK,
+        f0=F0Config(str(folder / "f0"), resolution=0.5, workers=1),
+        segment_frames=96,
+        # of 96 / 4 x 4 latents a step, 12 a code
+        ema=EmaConfig(decay=0.9, restart_below=1.0),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config):
+    """The lines of a run from start to end."""
+    return list(training.train(config, jax.devices()[:1]))
+
+
+def changed(config, name, **changes):
+    run_dir = config.run_dir.replace("whole", name)
+    return dataclasses.replace(config, run_dir=run_dir, **changes)
+
+
+def run(config, devices=1, stop_after=None):
+    steps, lines = training.train(config, jax.devices()[:devices]), []
+    for line in steps:
+        lines.append(line)
+        if len(lines) == stop_after:
+            steps.close()
+            break
+    return lines
+
+
+def load_state(config):
+    return recipe.newest_state(config, training.make(config), jax.devices()[:1])
+
+
+def test_it_learns_f0_and_voicing_with_all_codes(whole):
+    first, last = whole[0], whole[-1]
+    assert last["reconstruction"] < 0.3 * first["reconstruction"]
+    assert last["eval_f0_rmse"] < 15 and last["eval_voicing_error"] < 0.15
+    assert last["eval_codes_used"] == 1 and last["eval_perplexity"] > 4
+    assert first["restarts"] > 0 == last["restarts"]
+
+
+def test_stopped_equals_unstopped_bitwise(config, whole):
+    stopped = changed(config, "stopped")
+    run(stopped, stop_after=60)
+    rest = run(stopped)
+    assert [line["step"] for line in rest] == list(range(51, STEPS + 1))
+    assert [line["loss"] for line in rest] == [line["loss"] for line in whole[50:]]
+    states = load_state(config), load_state(stopped)
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_two_devices_equal_one(config, whole):
+    shared = run(changed(config, "shared", steps=6, eval_every=3), devices=2)
+    for name in ("loss", "f0_rmse", "codes_used", "restarts"):
+        found, expected = ([line[name] for line in lines] for lines in (shared, whole[:6]))
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_an_exported_network_gives_what_the_run_had_and_can_be_gone_on_with(
+    config, whole, tmp_path
+):
+    assert training.export(config, tmp_path / "network") == STEPS
+    model, params = pitch.load(tmp_path / "network")
+    assert model.config == NETWORK
+    features = training.read_features(read_items(config.data.held_out), config, NETWORK)
+    rows = [training.make_row(one, np.random.default_rng(0), 400) for one in features]
+    given, lengths = (np.stack([row[name] for row in rows]) for name in rows[0])
+    apply = jax.jit(model.apply, static_argnames="method")
+    codes, counts = apply({"params": params}, given, lengths)
+    made, sizes = apply({"params": params}, codes, counts, method="decode")
+    errors, used = [], set()
+    for row in range(6):
+        size, voiced = sizes[row], given[row, : sizes[row], 1] > 0
+        errors.append((made[row, :size, 0] - given[row, :size, 0])[voiced])
+        used |= set(codes[row, : counts[row]].tolist())
+    rmse = np.sqrt(np.square(np.concatenate(errors)).mean())
+    np.testing.assert_allclose(rmse, whole[-1]["eval_f0_rmse"], rtol=1e-3)
+    assert used == set(range(8))
+
+    data = dataclasses.replace(config.data, held_out=())
+    start = {"start": str(tmp_path / "network"), "network": PitchConfig()}
+    (line,) = run(changed(config, "again", steps=1, data=data, **start))
+    assert line["restarts"] == 0 and line["reconstruction"] < 2 * whole[-1]["reconstruction"]
+    with pytest.raises(InputError, match="exists already"):
+        training.export(config, tmp_path / "network")
+
+
+def test_the_report_can_be_seen_and_heard(config, whole):
+    folder = training.Path(config.run_dir) / "report"
+    assert (folder / "pitch.png").stat().st_size > 10_000
+    before, after = (soundfile.read(folder / f"{name}.wav")[0] for name in ("before", "after"))
+    assert len(before) == len(after) and np.abs(before).max() > 0.05 < np.abs(after).max()
+
+
+def test_rows_are_segments_or_padded():
+    features = np.arange(20, dtype=np.float32).reshape(10, 2)
+    row = training.make_row(features, np.random.default_rng(0), 4)
+    assert row["lengths_b"] == 4 and (np.diff(row["features_bt2"][:, 0]) == 2).all()
+    starts = {
+        float(training.make_row(features, np.random.default_rng(k), 4)["features_bt2"][0, 0])
+        for k in range(50)
+    }
+    assert starts == {0, 2, 4, 6, 8, 10, 12}
+    short = training.make_row(features[:3], np.random.default_rng(0), 4)
+    assert short["lengths_b"] == 3 and not short["features_bt2"][3].any()
+
+
+def test_the_mean_of_the_speaker_or_of_the_utterance_is_subtracted(config, whole):
+    items = read_items(config.data.sources)
+    for mean, groups in (
+        ("speaker", [[0, 2, 4], [1, 3, 5]]),
+        ("utterance", [[k] for k in range(6)]),
+    ):
+        features = training.read_features(items, dataclasses.replace(config, mean=mean), NETWORK)
+        for group in groups:
+            joint = np.concatenate([features[k] for k in group])
+            assert abs(joint[joint[:, 1] > 0, 0].mean()) < 0.1
+    assert abs(features[0][:, 0]).max() > 10  # Hz
+
+
+def test_the_loss_is_that_of_the_paper_at_a_scale_of_one(config):
+    rng = np.random.default_rng(0)
+    given, made = (rng.standard_normal((1, 8, 2)).astype(np.float32) for _ in range(2))
+    latent, quantized = (rng.standard_normal((1, 2, 16)).astype(np.float32) for _ in range(2))
+    mask, code_mask = np.ones((1, 8), bool), np.ones((1, 2), bool)
+    codes = np.array([[0, 3]], np.int32)
+    found = training.Found(given, made, mask, latent, quantized, codes, code_mask)
+    expected = 2 * np.square(given - made).mean() + 0.02 * np.square(latent - quantized).mean()
+    one = training.measure(found, dataclasses.replace(config, scale=1.0), 8)
+    np.testing.assert_allclose(one["loss"], expected, rtol=1e-6)
+    mask[0, 4:], made[0, 4:] = False, 1e6  # what is padded does not count
+    assert training.measure(found, config, 8)["loss"] < 10
+    assert one["codes_used"] == 0.25
+
+
+def test_the_learning_rate_decays_by_epochs(config, whole):
+    """Epochs of one step: at a decay of nearly 0 the second step moves nothing."""
+    data = dataclasses.replace(config.data, held_out=())
+    halted = changed(config, "halted", epoch_decay=1e-9, data=data)
+    state = {}
+    for steps in (1, 2):
+        run(dataclasses.replace(halted, steps=steps))
+        state[steps] = load_state(halted).params
+    for before, after in zip(*map(jax.tree.leaves, state.values()), strict=True):
+        np.testing.assert_allclose(before, after, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": "x"}, "mean is 'x'"),
+        ({"segment_frames": 0}, "segment_frames"),
+        ({"scale": 0.0}, "scale"),
+        ({"epoch_decay": 0.0}, "epoch_decay"),
+        ({"start": "nowhere"}, "nowhere"),
+    ],
+)
+def test_wrong_settings_are_named(config, change, message):
+    with pytest.raises(InputError, match=message):
+        training.make(dataclasses.replace(config, **change))
+
+
+def test_only_so_many_recordings_are_used(config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        training, "read_features", lambda items, *_: asked.append(len(items)) or [np.zeros((9, 2))]
+    )
+    for limit, expected in ((0, 6), (4, 4)):
+        training.make(dataclasses.replace(config, max_recordings=limit)).make_stream([0])
+        assert asked.pop() == expected

@@ -1,0 +1,359 @@
+"""The training of the quantizer: changes of sound, CTC, and units that stay."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import librosa
+import numpy as np
+import pytest
+from tones import make_tone
+
+from spirit_jax import checkpoint
+from spirit_jax.audio import load_audio, write_wav
+from spirit_jax.data import augment
+from spirit_jax.data.augment import AugmentConfig
+from spirit_jax.data.speech import SpeechDataConfig, read_items
+from spirit_jax.errors import InputError
+from spirit_jax.evaluation import units as evaluation
+from spirit_jax.models import hubert
+from spirit_jax.models.hubert import HubertConfig, QuantizerConfig
+from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
+from spirit_jax.training import quantizer as training
+from spirit_jax.training import unit_targets
+from spirit_jax.training.kmeans import KMeansConfig
+from spirit_jax.training.optimizer import OptimizerConfig
+from spirit_jax.training.unit_targets import Recording
+
+STEPS = 120
+CLUSTERS = 5
+AUGMENT = AugmentConfig(
+    stretch=0.2,
+    pitch=0,
+    reverberation=0,
+    noise=0.7,
+    stretch_rates=(0.9, 1.1),
+    pitch_semitones=(-1, 1),
+    noise_db=(20, 30),
+)
+NETWORK = TrunkConfig(
+    conv_layers=((16, 20, 10), (16, 8, 8), (16, 8, 8)),
+    conv_pos=8,
+    conv_pos_groups=2,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    ffn_size=32,
+)
+
+
+def write_sounds(folder, count):
+    """Recordings of sounds that are easily told apart, each 0.2 to 0.4 s long."""
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        parts = []
+        while sum(map(len, parts)) < 16000:
+            time = np.arange(int(rng.uniform(0.2, 0.4) * 16000)) / 16000
+            frequency = (150, 600, 2400, 5000)[rng.integers(4)]
+            parts.append(0.2 * np.sin(2 * np.pi * frequency * time))
+        write_wav(folder / f"{number}.wav", np.concatenate(parts)[:16000])
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A run on an encoder of random weights and clusters of what it hears."""
+    folder = tmp_path_factory.mktemp("quantizer")
+    sounds = write_sounds(folder / "sounds", 6)
+    audio = jnp.zeros((1, 1600)), jnp.array([1600])
+    params = jax.jit(Trunk(NETWORK).init)(jax.random.key(0), *audio)["params"]
+    items = read_items([sounds])
+    heard = unit_targets.inner(NETWORK, params)
+    centroids = unit_targets.find_centroids(items, heard, NETWORK, CLUSTERS, KMeansConfig(chunk=64))
+    kmeans = QuantizerConfig("kmeans", CLUSTERS, NETWORK.hidden_size)
+    params = jax.tree.map(np.asarray, params)
+    checkpoint.save_network(folder / "start" / "hubert", HubertConfig(NETWORK), params)
+    checkpoint.save_network(folder / "start" / "quantizer", kmeans, {"centroids": centroids})
+    return training.RunConfig(
+        run_dir=str(folder / "whole"),
+        start=str(folder / "start"),
+        steps=STEPS,
+        checkpoint_every=50,
+        data=SpeechDataConfig((sounds,), (sounds,), batch_rows=4),
+        optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.0, warmup_steps=5),
+        augment=AUGMENT,
+        hidden_sizes=(16,),
+        train_encoder_layers=1,
+        segment_seconds=1.2,
+        eval_recordings=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config):
+    """The lines of a run from start to end."""
+    return list(training.train(config, jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def exported(config, whole):
+    folder = Path(config.run_dir) / "exported"
+    assert training.export(config, folder) == STEPS
+    return folder
+
+
+def changed(config, name, **changes):
+    run_dir = config.run_dir.replace("whole", name)
+    return dataclasses.replace(config, run_dir=run_dir, **changes)
+
+
+def run(config, devices=1, stop_after=None):
+    steps, lines = training.train(config, jax.devices()[:devices]), []
+    for line in steps:
+        lines.append(line)
+        if len(lines) == stop_after:
+            steps.close()
+    return lines
+
+
+def losses(lines):
+    return [line["loss"] for line in lines]
+
+
+def test_it_learns_and_says_how_far_units_move(whole, config):
+    assert np.mean(losses(whole[-10:])) < 0.4 * np.mean(losses(whole[:5]))
+    last = whole[-1]
+    assert 0 < last["blank_share"] < 1 and 1 < last["perplexity"] <= CLUSTERS
+    assert 0 < last["units_used"] <= 1 and last["fitting_rows"] == 1
+    edits = [last[f"eval_start_edits_{kind}"] for kind in augment.KINDS]
+    assert last["eval_start_edits"] == pytest.approx(np.mean(edits)) and min(edits) > 0
+    assert last["eval_edits_noise"] < 0.5 * last["eval_start_edits_noise"]
+    assert last["eval_edits_from_start"] < 60
+    report = Path(config.run_dir) / "report"
+    assert (report / "units.png").stat().st_size > 1000
+    for kind in ("unchanged", *augment.KINDS):
+        assert len(load_audio(report / f"{kind}.wav"))
+
+
+def test_stopped_equals_unstopped_bitwise(config, whole):
+    stopped = changed(config, "stopped", steps=16, checkpoint_every=6)
+    run(stopped, stop_after=9)
+    rest = run(stopped)
+    assert losses(rest) == losses(whole[:16])[-len(rest) :] and 0 < len(rest) < 16
+
+
+def test_two_devices_change_nothing(config, whole):
+    split = run(changed(config, "split", steps=8), devices=2)
+    np.testing.assert_allclose(losses(split), losses(whole[:8]), rtol=2e-5)
+
+
+def test_the_exported_networks_make_units_and_only_the_top_has_moved(config, exported):
+    model, params = hubert.load(exported / "hubert", exported / "quantizer")
+    assert model.quantizer == QuantizerConfig("mlp", CLUSTERS, 16, (16,))
+    _, before = checkpoint.load_network(f"{config.start}/hubert", HubertConfig)
+    moved = {
+        path
+        for path, leaf in checkpoint.flatten(params["hubert"]).items()
+        if not np.array_equal(leaf, checkpoint.flatten(before)[path])
+    }
+    assert moved and all(path.startswith("layers/1/") for path in moved)
+    audio = load_audio(read_items(config.data.sources)[0].audio)
+    units, frames = model.apply({"params": params}, audio[None], jnp.array([len(audio)]))
+    assert frames.tolist() == [24] and 0 <= units.min() and units.max() <= CLUSTERS
+    with pytest.raises(InputError, match="is there already"):
+        training.export(config, exported)
+
+
+def test_a_trained_quantizer_is_gone_on_with(config, exported):
+    further = changed(config, "further", start=str(exported), train_encoder_layers=0)
+    state = training.make(further).init()
+    _, params = hubert.load(exported / "hubert", exported / "quantizer")
+    merged = training.merge(state.params, state.frozen)
+    jax.tree.map(np.testing.assert_array_equal, merged, params)
+    assert state.params["layers"] == {}
+
+
+def test_ctc_is_that_of_a_plain_programme():
+    """All ways to say the units, one by one: paths whose repeats and then blanks are dropped."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(3, 5, 4)).astype(np.float32)
+    units = np.array([[0, 1, 0], [2, 9, 9], [1, 2, 9]])
+    counts, frames = np.array([3, 1, 2]), np.array([5, 3, 4])
+    expected = []
+    for row in range(3):
+        probs = np.exp(scores[row]) / np.exp(scores[row]).sum(-1, keepdims=True)
+        total = 0.0
+        for path in itertools.product(range(4), repeat=int(frames[row])):
+            said = [unit for unit, _ in itertools.groupby(path) if unit != 3]
+            if said == units[row, : counts[row]].tolist():
+                total += np.prod([probs[time, unit] for time, unit in enumerate(path)])
+        expected.append(-np.log(total))
+    units[units == 9] = 0
+    found = training.ctc_loss(scores, jnp.array(frames), jnp.array(units), jnp.array(counts), 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_rows_that_cannot_be_said_do_not_count():
+    scores = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    units = jnp.array([[0, 1, 0], [0, 1, 0]])
+    one = [jnp.array(each) for each in ([4, 2], [3, 3])]
+    metrics = training.measure(scores, one[0], units, one[1], blank=2)
+    alone = training.measure(scores[:1], one[0][:1], units[:1], one[1][:1], blank=2)
+    assert metrics["fitting_rows"] == 0.5
+    assert metrics["loss"] == pytest.approx(float(alone["loss"]), rel=1e-5)
+    heard = np.concatenate([scores[0], scores[1, :2]]).argmax(-1)
+    assert metrics["blank_share"] == pytest.approx(np.mean(heard == 2))
+
+
+def test_rows_have_the_units_of_their_place(config):
+    teacher, _ = hubert.load(f"{config.start}/hubert", f"{config.start}/quantizer")
+    labels = np.repeat(np.arange(12, dtype=np.int32), 2)
+    one = Recording(read_items(config.data.sources)[0], labels)
+    still = dataclasses.replace(config, augment=training.UNCHANGED, segment_seconds=0.4)
+    samples = load_audio(one.item.audio)
+    places = set()
+    for seed in range(8):
+        row = training.make_row(one, np.random.default_rng(seed), still, teacher)
+        units = row["units_bu"][: row["counts_b"]]
+        assert units.tolist() == list(range(units[0], units[-1] + 1)) and len(units) in (5, 6)
+        wave = row["wave_bt"][: row["lengths_b"]]
+        found = [n for n in range(15) if np.array_equal(wave, samples[n * 640 :][: len(wave)])]
+        assert [labels[n] for n in found] == [units[0]]
+        places.update(found)
+    assert len(places) > 3
+    moved = dataclasses.replace(still, augment=augment.only("stretch", config.augment))
+    row = training.make_row(one, np.random.default_rng(0), moved, teacher)
+    assert row["lengths_b"] != len(wave)
+
+
+# Changes of a recording.
+
+TONE = make_tone(1, 2.0, 150.0)
+
+
+def pitch_of(samples):
+    f0 = librosa.yin(samples, fmin=60, fmax=800, sr=16000)
+    return np.median(f0)
+
+
+def hum(frequency, seconds=1.5):
+    phase = 2 * np.pi * frequency * np.arange(int(seconds * 16000)) / 16000
+    return sum(np.sin(k * phase) / k for k in range(1, 6)).astype(np.float32) * 0.1
+
+
+@pytest.mark.parametrize("rate", [0.8, 1.2])
+def test_stretching_changes_the_length_and_not_the_pitch(rate):
+    made = augment.stretch(hum(200), np.random.default_rng(0), (rate, rate))
+    assert len(made) == pytest.approx(24000 / rate, abs=1) and made.dtype == np.float32
+    assert pitch_of(made) == pytest.approx(200, rel=0.02)
+
+
+@pytest.mark.parametrize("semitones", [-4.0, 4.0])
+def test_shifting_changes_the_pitch_and_not_the_length(semitones):
+    made = augment.shift_pitch(hum(200), np.random.default_rng(0), (semitones, semitones))
+    assert made.shape == (24000,) and made.dtype == np.float32
+    assert pitch_of(made) == pytest.approx(200 * 2 ** (semitones / 12), rel=0.02)
+
+
+def test_an_echo_rings_on_and_dies_away():
+    click = np.zeros(16000, np.float32)
+    click[4000] = 0.5
+    made = augment.reverberate(click, np.random.default_rng(0), (0.4, 0.4))
+    assert made.shape == click.shape and made.dtype == np.float32
+    assert not np.abs(made[:3990]).max() > 1e-6
+    assert np.argmax(np.abs(made)) == 4000  # the direct sound stays where it was
+    power = [np.mean(made[4001 + n * 1600 :][:1600] ** 2) for n in range(4)]
+    # 60 dB in 0.4 s are 15 dB in 0.1 s
+    decays = 10 * np.log10(np.array(power[:-1]) / power[1:])
+    np.testing.assert_allclose(decays, 15, atol=1.5)
+    assert np.mean(made**2) == pytest.approx(np.mean(click**2), rel=1e-3)
+
+
+@pytest.mark.parametrize("decibels", [5.0, 15.0])
+def test_noise_is_as_loud_as_it_was_asked_to_be(decibels):
+    made = augment.add_noise(TONE, np.random.default_rng(0), (decibels, decibels))
+    ratio = np.mean(TONE**2) / np.mean((made - TONE) ** 2)
+    assert 10 * np.log10(ratio) == pytest.approx(decibels, abs=0.01)
+
+
+def test_noise_has_its_colour():
+    for exponent in (0, 1, 2):
+        noise = augment.coloured_noise(1 << 16, exponent, np.random.default_rng(0))
+        power = np.square(np.abs(np.fft.rfft(noise)))
+        frequency = np.fft.rfftfreq(1 << 16, 1 / 16000)
+        bands = [power[(frequency > low) & (frequency < 2 * low)].mean() for low in (200, 400, 800)]
+        octave = 10 * np.log10(bands[0] / bands[1]), 10 * np.log10(bands[1] / bands[2])
+        np.testing.assert_allclose(octave, 3.01 * exponent, atol=1)
+
+
+def test_changes_are_drawn_from_the_rng_and_each_by_its_probability():
+    config = AugmentConfig()
+    made = [augment.augment(TONE, np.random.default_rng(seed), config) for seed in (3, 3, 4)]
+    np.testing.assert_array_equal(made[0], made[1])
+    assert made[0].shape != made[2].shape or not np.array_equal(made[0], made[2])
+    nothing = training.UNCHANGED
+    np.testing.assert_array_equal(augment.augment(TONE, np.random.default_rng(0), nothing), TONE)
+    for kind in augment.KINDS:
+        changed = augment.augment(TONE, np.random.default_rng(0), augment.only(kind, config))
+        assert not np.array_equal(changed, TONE)
+        assert (len(changed) != len(TONE)) == (kind == "stretch")
+
+
+def test_silence_and_scraps_of_sound_pass():
+    for samples in (np.zeros(3000, np.float32), TONE[:50], TONE[:0]):
+        for kind in augment.KINDS:
+            rng = np.random.default_rng(0)
+            made = augment.augment(samples, rng, augment.only(kind, AugmentConfig()))
+            assert np.isfinite(made).all()
+
+
+# How good units are.
+
+
+def levenshtein(a, b):
+    table = {(i, 0): i for i in range(len(a) + 1)} | {(0, j): j for j in range(len(b) + 1)}
+    for i, j in itertools.product(range(1, len(a) + 1), range(1, len(b) + 1)):
+        ways = table[i - 1, j] + 1, table[i, j - 1] + 1
+        table[i, j] = min(*ways, table[i - 1, j - 1] + (a[i - 1] != b[j - 1]))
+    return table[len(a), len(b)]
+
+
+def test_edit_distance_is_the_plain_one():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        a, b = (rng.integers(0, 4, rng.integers(0, 12)) for _ in range(2))
+        assert evaluation.edit_distance(a, b) == levenshtein(a.tolist(), b.tolist())
+    clean, other = np.array([7, 7, 1, 1, 1, 2, 7]), np.array([7, 1, 3, 3, 7, 7])
+    assert evaluation.deduplicate(clean).tolist() == [7, 1, 2, 7]
+    assert evaluation.unit_edit_distance(clean, other) == 25
+    assert evaluation.unit_edit_distance(clean, clean.repeat(3)) == 0
+    assert evaluation.unit_edit_distance(clean[:0], clean[:0]) == 0
+
+
+def test_the_phone_probe_takes_the_phone_a_unit_mostly_has():
+    train = np.array([0, 0, 0, 1, 1, 2]), np.array(["a", "a", "b", "b", "b", "a"])
+    test = np.array([0, 0, 1, 2, 3]), np.array(["a", "b", "b", "a", "a"])
+    # Unit 3 was never seen: it stands for the phone that is most frequent, "a" (as often as "b").
+    assert evaluation.phone_probe(*train, *test) == pytest.approx(4 / 5)
+
+
+def test_phones_lie_at_the_middle_of_frames():
+    spans = [("a", 0.0, 0.1), ("b", 0.15, 0.3)]
+    found = evaluation.labels_at_frames(spans, 7, rate=25, center=0.02)
+    assert found.tolist() == ["a", "a", "", "", "b", "b", "b"]
+
+
+def test_wrong_settings_are_named(config):
+    with pytest.raises(InputError, match="start is empty"):
+        dataclasses.replace(config, start="")
+    with pytest.raises(InputError, match="has 2"):
+        training.make(dataclasses.replace(config, train_encoder_layers=3))
+    for changes, message in (
+        ({"stretch": 1.5}, "probabilities"),
+        ({"noise_db": (15.0, 5.0)}, "noise_db"),
+        ({"stretch_rates": (0.0, 1.0)}, "above 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            AugmentConfig(**changes)

@@ -1,0 +1,281 @@
+"""The training of the vocoder: it learns, goes on after a stop, and its network speaks."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from tones import write_tones
+
+from spirit_jax import checkpoint, speech_tokenizer
+from spirit_jax.audio import load_audio
+from spirit_jax.data.manifest import Item
+from spirit_jax.data.speech import SpeechDataConfig, read_items
+from spirit_jax.errors import InputError
+from spirit_jax.models import hifigan
+from spirit_jax.models.discriminators import DiscriminatorConfig
+from spirit_jax.models.hifigan import HifiGanConfig
+from spirit_jax.speech_tokenizer import SpeechTokenizer
+from spirit_jax.training import recipe, vocoder, vocoder_data
+from spirit_jax.training.optimizer import OptimizerConfig
+from spirit_jax.units import Units
+
+STEPS, ALONE = 24, 16  # in all, and those without discriminators
+NETWORK = HifiGanConfig(
+    default_speaker=0,
+    default_style=0,
+    embedding_dim=8,
+    upsample_rates=(5, 8, 16),
+    upsample_kernels=(5, 8, 16),
+    initial_channels=32,
+    resblock_kernels=(3,),
+    resblock_dilations=((1,),),
+    duration_hidden=8,
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, base_folder):
+    folder = tmp_path_factory.mktemp("vocoder")
+    manifest = write_tones(folder, 6)
+    return vocoder.RunConfig(
+        run_dir=str(folder / "whole"),
+        steps=STEPS,
+        checkpoint_every=4,
+        data=SpeechDataConfig((manifest,), (manifest,), batch_rows=4),
+        optimizer=OptimizerConfig(learning_rate=3e-3, beta1=0.8, beta2=0.99, clip_norm=0.0),
+        tokenizer=str(base_folder),
+        speakers=("high", "low"),
+        network=NETWORK,
+        discriminators=DiscriminatorConfig(
+            periods=(3,),
+            period_channels=(4, 8),
+            scales=1,
+            scale_channels=(4, 8),
+            scale_kernels=(9, 5),
+            scale_strides=(4, 1),
+            scale_groups=(1, 2),
+        ),
+        segment_units=6,
+        duration_runs=8,
+        adversarial_from=ALONE,
+        stft_weight=1.0,
+        stft_sizes=(256,),
+        eval_recordings=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config):
+    """The lines of a run from start to end."""
+    return run(config)
+
+
+def changed(config, name, **changes):
+    """Another run, which need not compute units again."""
+    run_dir = config.run_dir.replace("whole", name)
+    known = vocoder_data.units_path(config.run_dir)
+    if known.is_file():
+        vocoder_data.units_path(run_dir).parent.mkdir(exist_ok=True)
+        shutil.copy(known, vocoder_data.units_path(run_dir))
+    return dataclasses.replace(config, run_dir=run_dir, **changes)
+
+
+def run(config, devices=1, stop_after=None):
+    steps, lines = vocoder.train(config, jax.devices()[:devices]), []
+    for line in steps:
+        lines.append(line)
+        if len(lines) == stop_after:
+            steps.close()
+            break
+    return lines
+
+
+def load_state(config):
+    return recipe.newest_state(config, vocoder.make(config), jax.devices()[:1])
+
+
+def losses(lines):
+    return [
+        {name: value for name, value in line.items() if name.startswith(("loss", "score", "eval_"))}
+        for line in lines
+    ]
+
+
+def test_it_learns_to_speak_and_how_long(whole):
+    first, last = whole[0], whole[-1]
+    assert [line["step"] for line in whole] == list(range(1, STEPS + 1))
+    assert last["loss_mel"] < 0.6 * first["loss_mel"]
+    assert last["loss_stft"] < 0.6 * first["loss_stft"]
+    assert last["loss_duration"] < 0.6 * first["loss_duration"]
+    assert last["eval_mel"] < 3 and 0.3 < last["eval_pace"] < 3
+
+
+def test_discriminators_take_part_from_their_step_on_and_learn(whole):
+    judged = ["loss_discriminator" in line for line in whole]
+    assert judged == [False] * ALONE + [True] * (STEPS - ALONE)
+    first, last = whole[ALONE], whole[-1]
+    # two judges that know nothing yet score around 0
+    assert 1.6 < first["loss_discriminator"] < 2.4 and abs(first["score_real"]) < 0.2
+    assert last["loss_discriminator"] < first["loss_discriminator"]
+    apart = [line["score_real"] - line["score_made"] for line in (first, last)]
+    assert apart[1] > apart[0]
+    weighted = 45 * last["loss_mel"] + last["loss_stft"] + last["loss_duration"]
+    weighted += last["loss_adversarial"] + 2 * last["loss_features"]
+    np.testing.assert_allclose(last["loss"], weighted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stop_after", [6, ALONE + 2])
+def test_stopped_equals_unstopped_bitwise(config, whole, stop_after):
+    stopped = changed(config, f"stopped{stop_after}")
+    run(stopped, stop_after=stop_after)
+    rest = run(stopped)
+    assert 0 < len(rest) < STEPS and losses(rest) == losses(whole[-len(rest) :])
+    jax.tree.map(np.testing.assert_array_equal, load_state(stopped), load_state(config))
+    assert run(stopped) == []
+
+
+def test_two_devices_change_nothing(config):
+    data = dataclasses.replace(config.data, held_out=())
+    short = {"steps": 3, "adversarial_from": 1, "data": data}
+    one, two = (run(changed(config, f"on{n}", **short), n) for n in (1, 2))
+    for line, other in zip(losses(one), losses(two), strict=True):
+        assert line.keys() == other.keys()
+        for name, value in line.items():
+            np.testing.assert_allclose(other[name], value, rtol=2e-5, atol=1e-5, err_msg=name)
+
+
+def test_report_and_exported_network(config, whole, base_folder, tmp_path):
+    report = vocoder_data.units_path(config.run_dir).parent / "report"
+    for name in ("high", "low"):
+        assert (report / f"{name}.png").stat().st_size > 1000
+        real, made, paced = (
+            soundfile.read(report / f"{name}_{what}.wav")[0]
+            for what in ("real", "made", "made_with_predicted_durations")
+        )
+        assert len(real) == len(made) and len(paced) % 640 == 0 < np.abs(made).max()
+        np.testing.assert_allclose(np.abs(real).max(), vocoder_data.PEAK, atol=0.01)
+
+    folder = tmp_path / "speech_tokenizer"
+    shutil.copytree(base_folder / "speech_tokenizer", folder)
+    shutil.rmtree(folder / "hifigan")
+    assert vocoder.export(config, folder / "hifigan") == STEPS
+    speech_tokenizer.seal(folder, "base", f0_method="pyin")
+    tokenizer = SpeechTokenizer.from_pretrained(folder)
+    audio = read_items(config.data.sources)[0].audio
+    voices = [tokenizer.decode(tokenizer.encode(audio), name) for name in ("low", "high")]
+    assert len(voices[0]) == len(voices[1]) and np.abs(voices[0] - voices[1]).max() > 1e-4
+    state = load_state(config)
+    stored = checkpoint.load_params(folder / "hifigan" / "params")
+    jax.tree.map(np.testing.assert_array_equal, stored, state.generator)
+    with pytest.raises(InputError, match="exists already"):
+        vocoder.export(config, folder / "hifigan")
+
+
+def test_a_new_voice_joins_a_trained_network(config, whole, tmp_path):
+    network = tmp_path / "network"
+    vocoder.export(config, network)
+    before, params = hifigan.load(network)
+    tuned = changed(config, "tuned", start=str(network), speakers=("low", "new"))
+    planned, grown = vocoder.plan_network(tuned)
+    assert planned.speakers == ("high", "low", "new") and planned.num_speakers == 3
+    assert dataclasses.replace(planned, speakers=before.config.speakers, num_speakers=2) == (
+        before.config
+    )
+    tables = params.pop("embed_speaker")["embedding"], grown.pop("embed_speaker")["embedding"]
+    np.testing.assert_array_equal(tables[1][:2], tables[0])
+    np.testing.assert_allclose(tables[1][2], tables[0].mean(0), rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, params, grown)
+    # recordings that name nobody are those of the one voice asked for
+    items = [Item("a", "a.wav"), Item("b", "b.wav", speaker="low")]
+    assert [one.id for one in vocoder_data.choose(items, ("new",), ())] == ["a"]
+    # names for rows that had none are their numbers
+    assert vocoder.add_names(("ann",), 3, ("bob", "ann")) == ("ann", "1", "2", "bob")
+
+
+def test_manners_are_ids_of_the_network(config):
+    network, _ = vocoder.plan_network(changed(config, "styled", style_ids=True))
+    assert network.styles == ("calm", "glad") and network.num_style_ids == 2
+    item = Item("a", "a.wav", speaker="low", style="glad")
+    ids_tc = vocoder_data.frame_ids(Units([5, 5, 7]), item, network)
+    assert ids_tc.tolist() == [[5, 1, 1], [5, 1, 1], [7, 1, 1]]
+
+
+def test_frames_are_told_what_decoding_tells_them():
+    network = dataclasses.replace(
+        NETWORK, num_pitch=64, num_style=100, num_style_ids=0, speakers=("a", "b"), num_speakers=2
+    )
+    rng = np.random.default_rng(0)
+    heard = Units(rng.integers(0, 501, 60), rng.integers(0, 64, 29), rng.integers(0, 100, 2))
+    ours = vocoder_data.frame_ids(heard, Item("x", speaker="b"), network)
+    theirs = speech_tokenizer._stack_channels(heard, {"speaker": 1}, network)
+    np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(InputError, match="takes pitch units, and there are none"):
+        vocoder_data.frame_ids(Units([1, 2]), Item("x", speaker="b"), network)
+    with pytest.raises(InputError, match="has the code unit 501, and the vocoder has 501"):
+        vocoder_data.frame_ids(Units([1, 501], [1], [1]), Item("x", speaker="b"), network)
+
+
+def test_a_row_is_a_segment_at_frames_and_a_stretch_of_whole_runs(tmp_path):
+    wave_s = np.linspace(-0.5, 0.25, 20 * 640 + 100).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave_s, 16000, subtype="FLOAT")
+    codes_t = np.repeat(np.arange(8), [1, 2, 3, 4, 1, 2, 3, 4]).astype(np.int32)
+    ids_tc = np.stack([codes_t, np.arange(20)], -1).astype(np.int32)  # the second says where
+    one = vocoder_data.Utterance("a", "s", tmp_path / "a.wav", ids_tc)
+    loud_s = load_audio(tmp_path / "a.wav") / 0.5 * vocoder_data.PEAK
+    starts, firsts = set(), set()
+    for seed in range(100):
+        row = vocoder_data.make_row(one, np.random.default_rng(seed), 5, 3, 640)
+        start, first = row["ids_btc"][0, 1], row["codes_bt"][0]
+        np.testing.assert_array_equal(row["ids_btc"], ids_tc[start : start + 5])
+        np.testing.assert_allclose(row["wave_bs"], loud_s[start * 640 : start * 640 + 3200], 1e-6)
+        lasting = [1, 2, 3, 4, 1, 2, 3, 4][first : first + 3]
+        assert row["codes_bt"].tolist() == list(range(first, first + 3))
+        assert row["frames_bt"].tolist() == lasting
+        assert row["counted_bt"].tolist() == [first == 0, True, first == 5]
+        starts.add(int(start)), firsts.add(int(first))
+    assert starts == set(range(16)) and firsts == set(range(6))
+    row = vocoder_data.make_row(one, np.random.default_rng(0), 24, 10, 640)
+    assert row["lengths_b"] == 20 and row["counts_b"] == 8 and row["counted_bt"].sum() == 8
+    assert row["wave_bs"].shape == (24 * 640,) and not row["wave_bs"][20 * 640 :].any()
+
+
+def test_units_are_kept_and_a_computation_that_was_stopped_goes_on(config, whole, monkeypatch):
+    path = vocoder_data.units_path(config.run_dir)
+    text = path.read_text()
+    lines = text.splitlines(keepends=True)
+    assert len(lines) == 7
+    items = read_items(config.data.sources)
+    path = path.with_name("cut.jsonl")
+    path.write_text("".join(lines[:4]) + lines[4][:30])
+    computed = []
+    encode = SpeechTokenizer.encode_batch
+    monkeypatch.setattr(
+        SpeechTokenizer, "encode_batch", lambda *a: computed.extend(a[1]) or encode(*a)
+    )
+    heard = vocoder_data.read_units(items, config.tokenizer, path)
+    assert len(computed) == 3 and path.read_text() == text and len(heard) == 6
+    lines[0] = json.dumps({"tokenizer": {"kind": "base", "hubert": "another"}}) + "\n"
+    path.write_text("".join(lines))
+    with pytest.raises(InputError, match="units of another tokenizer"):
+        vocoder_data.read_units(items, config.tokenizer, path)
+
+
+def test_what_does_not_fit_is_named(config):
+    for changes, message in (
+        ({"speakers": ()}, "expected names, each once"),
+        ({"speakers": ("a", "a")}, "expected names, each once"),
+        ({"segment_units": 0}, "at least 1"),
+        ({"mel_weight": -1.0}, "0 or more"),
+        ({"stft_sizes": (100,)}, "multiples of 8"),
+        ({"segment_units": 1, "stft_sizes": (2048,)}, "segment_units"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(config, **changes)
+    with pytest.raises(InputError, match="no recordings of the speakers nobody.*high, low"):
+        run(changed(config, "nobody", speakers=("nobody",)))
+    with pytest.raises(InputError, match="holds no speech tokenizer"):
+        run(changed(config, "deaf", tokenizer="nowhere"))
