@@ -61,7 +61,8 @@ class Task:
     def id(self) -> str:
         """The same for the same utterance, so that a build can go on."""
         if self.recording:
-            return f"{self.voice}/{self.recording.stem}"
+            folder = asterisk.SOUNDS if asterisk.SOUNDS in self.recording.parents else LIBRIVOX
+            return f"{self.voice}/{self.recording.relative_to(folder).with_suffix('')}"
         mark = hashlib.sha256(self.sentence.spoken.encode()).hexdigest()[:10]
         return f"{self.voice}/{self.manner}/{mark}"
 
