@@ -186,7 +186,7 @@ class Upsample(nn.Module):
         phases = phases.reshape(taps, self.rate, channels, self.features)
         # A conv's weights run against those of a transposed one.
         phases = phases[::-1].transpose(0, 2, 1, 3).reshape(taps, channels, -1)
-        y_btd = conv1d(x_btc, phases, padding=(taps - 1, taps - 1), precision=self.precision)
+        y_btd = conv1d(x_btc, phases, (taps - 1, taps - 1), 1, 1, self.precision)
         y_btd = y_btd.reshape(batch, -1, self.features)
         start = (self.kernel_size - self.rate) // 2
         return y_btd[:, start : start + frames * self.rate] + bias_d

@@ -23,6 +23,7 @@ from flax import linen as nn
 
 from spirit_jax.errors import InputError
 from spirit_jax.models.adapter import Adapter
+from spirit_jax.models.conv import conv1d
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -189,14 +190,7 @@ class ConvLayer(nn.Module):
             x_btk = split_frames(x_btc[..., 0], kernel, stride)
             x_btc = jnp.einsum("btk,kd->btd", x_btk, kernel_kcd[:, 0], precision=cfg.precision)
         else:
-            x_btc = jax.lax.conv_general_dilated(
-                x_btc,
-                kernel_kcd,
-                window_strides=(stride,),
-                padding="VALID",
-                dimension_numbers=("NWC", "WIO", "NWC"),
-                precision=cfg.precision,
-            )
+            x_btc = conv1d(x_btc, kernel_kcd, stride=stride, precision=cfg.precision)
         if cfg.conv_bias:
             x_btc += self.param("bias", nn.initializers.zeros, (channels,))
         if cfg.conv_norm == "layer":
