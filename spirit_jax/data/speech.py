@@ -81,7 +81,7 @@ class SpeechStream(Iterator[Row]):
         first = self._step * self._batch_rows
         made = [self._samples[first + row] for row in self._rows]
         self._step += 1
-        return {name: np.stack([row[name] for row in made]) for name in made[0]}
+        return stack(made)
 
     def get_state(self) -> dict[str, Any]:
         """Where the stream stands."""
@@ -100,3 +100,8 @@ def crop(samples_t: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np
     start = int(rng.integers(max(len(samples_t) - size, 0) + 1))
     piece = samples_t[start : start + size]
     return np.pad(piece, (0, size - len(piece))), start
+
+
+def stack(rows: Sequence[Row]) -> Row:
+    """Rows as a batch, every array with a leading axis of rows."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

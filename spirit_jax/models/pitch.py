@@ -202,11 +202,7 @@ class PitchVqVae(nn.Module):
           code_lengths_b: int32 (b,), those numbers.
         """
         latent_btd, lengths_b = self.latent(features_bt2, lengths_b)
-        products_btv = jnp.einsum(
-            "btd,vd->btv", latent_btd, self.codebook, precision=self.config.precision
-        )
-        distances_btv = jnp.square(self.codebook).sum(-1) - 2 * products_btv
-        return jnp.argmin(distances_btv, axis=-1).astype(jnp.int32), lengths_b
+        return nearest_codes(latent_btd, self.codebook, self.config.precision), lengths_b
 
     def latent(self, features_bt2: jax.Array, lengths_b: jax.Array):
         """What is quantized: float32 (b, t', d), and the true numbers of codes."""
@@ -219,6 +215,13 @@ class PitchVqVae(nn.Module):
     def everything(self, features_bt2: jax.Array, lengths_b: jax.Array) -> None:
         """Touches every parameter, for `init`."""
         self.decode(*self(features_bt2, lengths_b))
+
+
+def nearest_codes(latent_btd: jax.Array, codes_vd: jax.Array, precision: str) -> jax.Array:
+    """The code that each vector is nearest to, int32 (b, t)."""
+    products_btv = jnp.einsum("btd,vd->btv", latent_btd, codes_vd, precision=precision)
+    distances_btv = jnp.square(codes_vd).sum(-1) - 2 * products_btv
+    return jnp.argmin(distances_btv, axis=-1).astype(jnp.int32)
 
 
 def abstract_params(model: PitchVqVae) -> dict:

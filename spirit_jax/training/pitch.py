@@ -23,7 +23,7 @@ from spirit_jax import checkpoint
 from spirit_jax.data import f0_cache
 from spirit_jax.data.f0_cache import F0Config
 from spirit_jax.data.manifest import Item
-from spirit_jax.data.speech import Row, SpeechStream, read_items
+from spirit_jax.data.speech import Row, SpeechStream, read_items, stack
 from spirit_jax.errors import InputError
 from spirit_jax.models import pitch
 from spirit_jax.models.pitch import PitchConfig, PitchVqVae
@@ -190,7 +190,7 @@ def make(config: RunConfig) -> recipe.Recipe:
         rows = [one[:EVAL_FRAMES] for one in read_features(drawn, config, network)]
         longest = max(len(one) for one in rows)
         made = [make_row(one, np.random.default_rng(0), longest) for one in rows]
-        return {name: np.stack([row[name] for row in made]) for name in made[0]}
+        return stack(made)
 
     @jax.jit
     def reconstruct(state: State, batch: Row):
@@ -269,11 +269,9 @@ def run_network(
     lengths_b: jax.Array,
 ) -> Found:
     """To codes and back; gradients pass quantization as if it were not there."""
-    precision = model.config.precision
     variables = {"params": {**params, "codebook": codes_vd}}
     latent_btd, counts_b = model.apply(variables, features_bt2, lengths_b, method="latent")
-    products_btv = jnp.einsum("btd,vd->btv", latent_btd, codes_vd, precision=precision)
-    codes_bt = jnp.argmin(jnp.square(codes_vd).sum(-1) - 2 * products_btv, axis=-1)
+    codes_bt = pitch.nearest_codes(latent_btd, codes_vd, model.config.precision)
     quantized_btd = jax.lax.stop_gradient(codes_vd[codes_bt])
     passed_btd = latent_btd + jax.lax.stop_gradient(quantized_btd - latent_btd)
     decoder = pitch.Decoder(model.config)
@@ -287,7 +285,7 @@ def run_network(
         length_mask(jnp.minimum(lengths_b, made_b), size),
         latent_btd,
         quantized_btd,
-        codes_bt.astype(jnp.int32),
+        codes_bt,
         length_mask(counts_b, codes_bt.shape[1]),
     )
 

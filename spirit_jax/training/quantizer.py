@@ -25,7 +25,7 @@ from spirit_jax import checkpoint
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import augment
 from spirit_jax.data.augment import AugmentConfig
-from spirit_jax.data.speech import Row, SpeechStream, read_items
+from spirit_jax.data.speech import Row, SpeechStream, read_items, stack
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.units import deduplicate, unit_edit_distance
 from spirit_jax.models import hubert
@@ -300,10 +300,7 @@ def held_out_batches(
             make_row(one, np.random.default_rng(number), settings, teacher)
             for number, one in enumerate(recordings)
         ]
-        batches[kind] = [
-            {name: np.stack([row[name] for row in rows[start : start + size]]) for name in rows[0]}
-            for start in range(0, len(rows), size)
-        ]
+        batches[kind] = [stack(rows[start : start + size]) for start in range(0, len(rows), size)]
     return batches
 
 

@@ -24,7 +24,7 @@ from spirit_jax.audio import load_audio
 from spirit_jax.data import f0_cache
 from spirit_jax.data.f0_cache import F0Config
 from spirit_jax.data.manifest import Item
-from spirit_jax.data.speech import Row, SpeechStream, read_items
+from spirit_jax.data.speech import Row, SpeechStream, read_items, stack
 from spirit_jax.data.style_features import style_features
 from spirit_jax.errors import InputError
 from spirit_jax.models import style
@@ -168,7 +168,7 @@ def make(config: RunConfig) -> recipe.Recipe:
         for start in range(0, len(labels().held_out), size):
             found = labels().held_out[start : start + size]
             rows = [cut(one, None) for one in (*found, *[empty] * (size - len(found)))]
-            batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            batch = stack(rows)
             sums, units_bs = judge(state.params, **batch)
             yield sums, batch, np.asarray(units_bs)
 

@@ -25,7 +25,7 @@ from flax import struct
 from spirit_jax import checkpoint
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.augment import coloured_noise, mix
-from spirit_jax.data.speech import Row, SpeechStream, read_items
+from spirit_jax.data.speech import Row, SpeechStream, read_items, stack
 from spirit_jax.errors import InputError
 from spirit_jax.models.hubert import HubertConfig, QuantizerConfig
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
@@ -353,11 +353,6 @@ def _draw_noise(size: int, others: Sequence[Recording], rng: np.random.Generator
         return coloured_noise(size, rng.uniform(0, 2), rng)
     samples_t = load_audio(others[rng.integers(len(others))].item.audio)
     return np.roll(samples_t, -int(rng.integers(max(len(samples_t), 1))))
-
-
-def stack(rows: Sequence[Row]) -> Row:
-    """Rows as a batch."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def read_targets(

@@ -25,7 +25,7 @@ from spirit_jax import config as config_lib
 from spirit_jax import speech_tokenizer, units
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
 from spirit_jax.data.manifest import Item
-from spirit_jax.data.speech import Row
+from spirit_jax.data.speech import Row, stack
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan
 from spirit_jax.models.hifigan import HifiGanConfig
@@ -277,7 +277,7 @@ def whole_rows(utterances: Sequence[Utterance], most: int, hop: int) -> Row:
     for row, utterance in zip(rows, utterances, strict=True):
         if len(utterance.ids_tc) > most:
             row["counted_bt"][row["counts_b"] - 1] = False  # that run was cut
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return stack(rows)
 
 
 def retime(batch: Row, log_frames_bt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
