@@ -10,9 +10,11 @@ and real recordings: Asterisk's prompts and clips of LibriVox. All of it comes f
 
 Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, valid, test (seen voices,
 new sentences), test-voice (a voice that is in no other part), asterisk-train, asterisk-valid,
-asterisk-test, librivox-test. details.jsonl holds what a manifest has no fields for, by id: kind,
-manner, intent, question, answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences
-that two voices say in one manner; world.gram is the grammar of all sentences, in JSGF.
+asterisk-test, librivox-test, and reference (all that train and valid say, by one voice in the
+neutral manner, whose sounds can be the aim of units). details.jsonl holds what a manifest has no
+fields for, by id: kind, manner, intent, question, answer, phones [[phone, start, end]]. pairs.jsonl
+lists test sentences that two voices say in one manner; world.gram is the grammar of all sentences,
+in JSGF.
 A build that was cut off goes on where it was.
 """
 
@@ -44,6 +46,7 @@ from spirit_jax.errors import InputError
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
 UTTERANCES = 4000  # for training, by default; the other parts are sized for these
 VALID, SHARED, OTHERS, HELD_OUT = 150, 75, 90, 60
+REFERENCE = "rms"  # the voice that says all sentences
 DETAILS = ("kind", "manner", "intent", "question", "answer", "phones")
 
 
@@ -75,14 +78,17 @@ def plan(utterances: int) -> list[Task]:
 
     tests = grammar.sentences("test", size(SHARED) + size(OTHERS))
     shared, others = tests[: size(SHARED)], tests[size(SHARED) :]
-    tasks = _share_out("valid", grammar.sentences("valid", size(VALID)))
+    train = grammar.sentences("train", utterances)
+    valid = grammar.sentences("valid", size(VALID))
+    tasks = _share_out("valid", valid)
     for number, sentence in enumerate(shared):
         for place, voice in enumerate(speak.FLITE):
             if (number + place) % len(speak.FLITE):  # each by two voices
                 tasks += [Task("test", sentence, voice, manner) for manner in speak.MANNERS]
     tasks += _deal("test", others, list(speak.ESPEAK))
     tasks += _deal("test-voice", shared[: size(HELD_OUT)], list(speak.HELD_OUT))
-    return tasks + _share_out("train", grammar.sentences("train", utterances))
+    tasks += [Task("reference", sentence, REFERENCE, "neutral") for sentence in train + valid]
+    return tasks + _share_out("train", train)
 
 
 def _share_out(part: str, sentences: list[Sentence]) -> list[Task]:
@@ -215,10 +221,8 @@ def build(output: Path, utterances: int, jobs: int) -> None:
     fields = ("id", "audio", "text", "words", "speaker", "style")
     for part, own in parts.items():
         _write(output / f"{part}.jsonl", [{f: row[f] for f in fields if row[f]} for row in own])
-    _write(
-        output / "details.jsonl",
-        [{"id": row["id"]} | {f: row[f] for f in DETAILS if row[f]} for row in made],
-    )
+    details = {row["id"]: {f: row[f] for f in DETAILS if row[f]} for row in made}
+    _write(output / "details.jsonl", [{"id": id} | fields for id, fields in details.items()])
     _write(output / "pairs.jsonl", find_pairs(made))
     show(_table(parts))
     print(f"left out, since not every word is found in them: {len(done) - len(made)} utterances")

@@ -90,11 +90,17 @@ def save_network(folder: str | Path, config: Any, params: Params | Iterable[Para
 
 
 def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:
-    """The config and the numpy parameters of a network's folder."""
+    """The config and the numpy parameters of a network's folder; float16 comes as float32."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; a converted network was expected.")
-    return config_lib.read(config_cls, folder / "config.json"), load_params(folder / "params")
+    params = widen(load_params(folder / "params"))
+    return config_lib.read(config_cls, folder / "config.json"), params
+
+
+def widen(params: Params) -> Params:
+    """Parameters that are stored as float16, to save room, as the float32 that is computed with."""
+    return jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float16 else x, params)
 
 
 def hash_params(params: Params) -> str:

@@ -373,6 +373,24 @@ def _describe(metrics: dict, steps: int) -> str:
 
 
 @app.command()
+def pack(
+    output: Annotated[Path, typer.Argument(help="Speech tokenizer folder to write")],
+    units: Annotated[Path, typer.Option(help="Folder with hubert and quantizer")],
+    pitch: Annotated[Path | None, typer.Option(help="Pitch network, for Expressive")] = None,
+    style: Annotated[Path | None, typer.Option(help="Style network, for Expressive")] = None,
+    vocoder: Annotated[Path | None, typer.Option(help="Vocoder; needed to speak only")] = None,
+    f0_method: Annotated[str, typer.Option(help="pyin or fcpe")] = "pyin",
+    half: Annotated[bool, typer.Option("--half", help="Store float16: half the size")] = False,
+) -> None:
+    """Pack trained networks, as `train --export` writes them, into a speech tokenizer folder."""
+    from spirit_jax.packing import pack
+
+    sealed = pack(output, units, pitch, style, vocoder, f0_method, half)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    print(f"{output}: {sealed.kind}, {', '.join(sealed.hashes)}; {size / 1e6:.1f} MB")
+
+
+@app.command()
 def demo(
     speech: Annotated[Path | None, typer.Option(help="A recording of your own")] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to")] = Path("spirit-jax-demo"),

@@ -13,6 +13,7 @@ HOP = 80  # samples from a frame to the next
 FRAME_RATE = SAMPLE_RATE // HOP
 LOWEST, HIGHEST = 50.0, 1100.0  # Hz
 PYIN_WINDOW = 1024  # samples; three periods of the lowest F0
+PYIN_RESOLUTION = 0.25  # semitones; its time goes with the inverse square
 
 
 def postprocess(f0_frames: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,11 +41,14 @@ def postprocess(f0_frames: np.ndarray, samples: int) -> tuple[np.ndarray, np.nda
     return f0[source], voiced[source].astype(np.float32)
 
 
-def pyin_f0(wave_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pyin_f0(
+    wave_t: np.ndarray, resolution: float = PYIN_RESOLUTION
+) -> tuple[np.ndarray, np.ndarray]:
     """F0 and voicing of one utterance by probabilistic YIN (Mauch and Dixon, 2014).
 
     Args:
       wave_t: float32 samples at 16 kHz.
+      resolution: between the values that F0 can have, in semitones.
 
     Returns:
       f0_t, voiced_t: as of `postprocess`, samples // 80 + 1 frames.
@@ -59,6 +63,7 @@ def pyin_f0(wave_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sr=SAMPLE_RATE,
         frame_length=PYIN_WINDOW,
         hop_length=HOP,
+        resolution=resolution,
         fill_na=0.0,
     )
     return _interpolate(f0, voiced), voiced.astype(np.float32)

@@ -66,11 +66,11 @@ class SpeechTokenizerConfig:
 def seal(folder: str | Path, kind: str, f0_method: str = "fcpe") -> SpeechTokenizerConfig:
     """Writes the config of a folder of networks, with the hashes that tie them together."""
     folder = Path(folder)
-    hashes = {
-        name: checkpoint.hash_params(checkpoint.load_params(folder / name / "params"))
-        for name in NETWORKS[kind]
-        if (folder / name).is_dir()
-    }
+    hashes = {}
+    for name in NETWORKS[kind]:
+        if (folder / name).is_dir():
+            params = checkpoint.load_params(folder / name / "params")
+            hashes[name] = checkpoint.hash_params(checkpoint.widen(params))
     cfg = SpeechTokenizerConfig(kind, f0_method, hashes=hashes)
     config.write(cfg, folder / CONFIG_NAME)
     return cfg

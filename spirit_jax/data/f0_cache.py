@@ -17,13 +17,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import librosa
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from spirit_jax import f0
-from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
+from spirit_jax.audio import Audio, load_audio
 from spirit_jax.data.manifest import Item
 from spirit_jax.errors import InputError
 
@@ -36,13 +35,12 @@ class F0Config:
 
     Attributes:
       folder: of the files; "" for RUN_DIR/f0.
-      resolution: of probabilistic YIN, in semitones. 0.1 is what `SpeechTokenizer` uses; its time
-        goes with the inverse square: 0.25, an eighth of a tone, takes a seventh of it.
+      resolution: of probabilistic YIN, in semitones; the default is what `SpeechTokenizer` uses.
       workers: processes that compute; 0 for one a core.
     """
 
     folder: str = ""
-    resolution: float = 0.1
+    resolution: float = f0.PYIN_RESOLUTION
     workers: int = 0
 
     def __post_init__(self):
@@ -74,21 +72,9 @@ class Track:
         return float(self.voiced_f0.mean()) if len(self.voiced_f0) else 0.0
 
 
-def find_f0(wave_t: np.ndarray, resolution: float = 0.1) -> Track:
-    """F0 of samples at 16 kHz, by `f0.pyin_f0`'s settings except for the resolution."""
-    if not np.any(wave_t):
-        return Track(*f0.pyin_f0(wave_t))
-    f0_t, _, _ = librosa.pyin(
-        wave_t,
-        fmin=f0.LOWEST,
-        fmax=f0.HIGHEST,
-        sr=SAMPLE_RATE,
-        frame_length=f0.PYIN_WINDOW,
-        hop_length=f0.HOP,
-        resolution=resolution,
-        fill_na=0.0,
-    )
-    return Track(*f0.postprocess(f0_t, len(wave_t)))
+def find_f0(wave_t: np.ndarray, resolution: float = f0.PYIN_RESOLUTION) -> Track:
+    """F0 of samples at 16 kHz, by `f0.pyin_f0`."""
+    return Track(*f0.pyin_f0(wave_t, resolution))
 
 
 def draw_items(items: Sequence[Item], limit: int, seed: int) -> list[Item]:

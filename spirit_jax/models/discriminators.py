@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from spirit_jax.errors import InputError
+from spirit_jax.models.conv import conv1d
 
 SLOPE = 0.1  # of the leaky ReLUs
 POOL, POOL_STRIDE, POOL_PADDING = 4, 2, 2  # a scale is the one before, averaged so
@@ -81,9 +82,15 @@ class NormedConv(nn.Module):
         scale_d = self.param("scale", lambda _: norm_d)
         bias_d = self.param("bias", nn.initializers.zeros, (self.features,))
         reach = self.kernel_size // 2
+        kernel_1kcd = kernel_1kcd * (scale_d / norm_d)
+        if self.groups == 1:
+            batch, rows, time, channels = x_bptc.shape
+            x_btc = x_bptc.reshape(batch * rows, time, channels)
+            y_btd = conv1d(x_btc, kernel_1kcd[0], (reach, reach), 1, self.stride)
+            return y_btd.reshape(batch, rows, -1, self.features) + bias_d
         y_bptd = jax.lax.conv_general_dilated(
             x_bptc,
-            kernel_1kcd * (scale_d / norm_d),
+            kernel_1kcd,
             window_strides=(1, self.stride),
             padding=((0, 0), (reach, reach)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),

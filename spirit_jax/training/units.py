@@ -25,11 +25,12 @@ from flax import struct
 from spirit_jax import checkpoint
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.augment import coloured_noise, mix
+from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, read_items, stack
 from spirit_jax.errors import InputError
 from spirit_jax.models.hubert import HubertConfig, QuantizerConfig
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
-from spirit_jax.training import ema, loop, recipe, unit_report, unit_targets
+from spirit_jax.training import ema, filters, loop, parallel, recipe, unit_report, unit_targets
 from spirit_jax.training.kmeans import KMeansConfig
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
 from spirit_jax.training.unit_targets import Recording
@@ -44,9 +45,13 @@ class RunConfig(recipe.RecipeConfig):
     Attributes:
       network: the trunk. With `start`, that of the folder is taken instead, and where this one has
         more layers, random ones follow.
+      first_filters: "random", or "gabor" for band-pass filters (`filters`), which the first conv
+        begins from unless it comes from `start`.
       targets: "mfcc", or the folder of a HuBERT, clusters of whose features are predicted.
       target_layer: of that HuBERT, counted from 1; 0 for its last.
       target_clusters: how many there are.
+      reference: a manifest of one voice. Clusters are of its recordings, and a recording whose text
+        is one of theirs has their labels (`parallel`); "" for the clusters of all, each their own.
       kmeans: how clusters are found, those to predict and those that are exported.
       embedding_size: width of the labels' embeddings.
       temperature: cosines are divided by it.
@@ -68,9 +73,11 @@ class RunConfig(recipe.RecipeConfig):
         learning_rate=5e-4, schedule="linear", beta2=0.98, eps=1e-6, weight_decay=0.01
     )
     network: TrunkConfig = TrunkConfig()
+    first_filters: str = "random"
     targets: str = MFCC
     target_layer: int = 0
     target_clusters: int = 100
+    reference: str = ""
     kmeans: KMeansConfig = KMeansConfig()
     embedding_size: int = 256
     temperature: float = 0.1
@@ -93,6 +100,12 @@ class RunConfig(recipe.RecipeConfig):
                 "target_clusters, clusters, embedding_size, mask_span and eval_recordings must be "
                 "at least 1, max_recordings 0 or more."
             )
+        if self.first_filters not in ("random", "gabor"):
+            raise InputError(f"first_filters is '{self.first_filters}', expected random or gabor.")
+        if self.first_filters == "gabor":
+            channels = self.network.conv_layers[0][0]
+            if channels < 4 or channels % 2:
+                raise InputError(f"Gabor filters are pairs; the first conv has {channels}.")
         if self.temperature <= 0 or self.segment_seconds <= 0 or self.unmasked_weight < 0:
             raise InputError(
                 "temperature and segment_seconds must be above 0, unmasked_weight 0 or more."
@@ -201,6 +214,10 @@ def make(config: RunConfig) -> recipe.Recipe:
         wave_bt, mask_bt = jnp.zeros((1, size)), jnp.zeros((1, frames), bool)
         key = jax.random.key(config.seed)
         params = model.init(key, wave_bt, jnp.full(1, size), mask_bt)["params"]
+        if config.first_filters == "gabor":
+            channels, samples, _ = trunk.conv_layers[0]
+            filters_k1d = jnp.asarray(filters.gabor(samples, channels)[:, None])
+            params["trunk"]["conv"]["0"]["kernel"] = filters_k1d
         kept = checkpoint.flatten(params) | checkpoint.flatten(started, "trunk")
         params = checkpoint.unflatten({name: jnp.asarray(leaf) for name, leaf in kept.items()})
         return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
@@ -233,7 +250,7 @@ def make(config: RunConfig) -> recipe.Recipe:
     def held_out() -> list[Row]:
         items = read_items(config.data.held_out)[: config.eval_recordings]
         _, heard, centroids_vd = targets()
-        labels = unit_targets.label(items, heard, trunk, centroids_vd)
+        labels = parallel.label(items, _references(config), heard, trunk, centroids_vd)
         rows = [
             make_row(Recording(*one), np.random.default_rng(number), config, trunk)
             for number, one in enumerate(zip(items, labels, strict=True))
@@ -369,15 +386,23 @@ def read_targets(
     else:
         heard, made_of = _read_teacher(config, trunk)
 
-    def make() -> dict[str, Any]:
-        found = items, heard, trunk
-        centroids_vd = unit_targets.find_centroids(*found, config.target_clusters, config.kmeans)
-        return {"labels": unit_targets.label(*found, centroids_vd), "centroids": centroids_vd}
+    references = _references(config)
 
-    made_of += f" {trunk.conv_layers} {config.target_clusters} {config.kmeans}"
+    def make() -> dict[str, Any]:
+        sample = list(references.values()) or items
+        found = sample, heard, trunk, config.target_clusters, config.kmeans
+        centroids_vd = unit_targets.find_centroids(*found)
+        labels = parallel.label(items, references, heard, trunk, centroids_vd)
+        return {"labels": labels, "centroids": centroids_vd}
+
+    made_of += f" {trunk.conv_layers} {config.target_clusters} {config.reference} {config.kmeans}"
     kept = unit_targets.keep(Path(config.run_dir) / "targets.npz", made_of, items, make)
     recordings = [Recording(*one) for one in zip(items, kept["labels"], strict=True)]
     return recordings, heard, kept["centroids"]
+
+
+def _references(config: RunConfig) -> dict[str, Item]:
+    return parallel.read_references(config.reference) if config.reference else {}
 
 
 def _read_teacher(config: RunConfig, trunk: TrunkConfig) -> tuple[unit_targets.Heard, str]:

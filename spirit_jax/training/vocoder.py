@@ -46,6 +46,9 @@ class RunConfig(recipe.RecipeConfig):
         network does not have yet are added to its own.
       style_ids: whether the manner of a recording is an input as well, by its name. With `start`,
         as the network has it.
+      default_speaker, default_style: the voice and the manner that the vocoder speaks in if none is
+        asked for; "" for the first, or with `start` that network's. `default_style` is also that of
+        recordings that do not say theirs.
       network: sizes. How many speakers and manners there are, and their names, comes from the
         recordings. With `start`, the network of that folder is taken instead.
       discriminators: sizes of the judges.
@@ -69,6 +72,8 @@ class RunConfig(recipe.RecipeConfig):
     tokenizer: str
     speakers: tuple[str, ...]
     style_ids: bool = False
+    default_speaker: str = ""
+    default_style: str = ""
     network: HifiGanConfig = HifiGanConfig()
     discriminators: DiscriminatorConfig = DiscriminatorConfig()
     mel: MelConfig = MelConfig()
@@ -340,10 +345,13 @@ def plan_network(config: RunConfig) -> tuple[HifiGanConfig, Any]:
         speakers = add_names(base.speakers, base.num_speakers, config.speakers)
     styles: tuple[str, ...] = ()
     if style_ids:
-        chosen = vocoder_data.choose(read_items(config.data.sources), config.speakers, ())
+        items = read_items(config.data.sources)
+        chosen = vocoder_data.choose(items, config.speakers, (), config.default_style)
         styles = tuple(sorted({item.style for item in chosen}))
         if "" in styles:
-            raise InputError("style_ids: some recordings do not say their style.")
+            raise InputError(
+                "style_ids: some recordings do not say their style; give default_style."
+            )
         if config.start:
             styles = add_names(base.styles, base.num_style_ids, styles)
     network = dataclasses.replace(
@@ -352,6 +360,8 @@ def plan_network(config: RunConfig) -> tuple[HifiGanConfig, Any]:
         speakers=speakers,
         num_style_ids=len(styles),
         styles=styles,
+        default_speaker=_find(config.default_speaker, speakers, base.default_speaker, config),
+        default_style=_find(config.default_style, styles, base.default_style, config),
     )
     if params is not None:
         rows = {"embed_speaker": len(speakers), "embed_style_id": len(styles)}
@@ -360,6 +370,15 @@ def plan_network(config: RunConfig) -> tuple[HifiGanConfig, Any]:
             for name, leaf in params.items()
         }
     return network, params
+
+
+def _find(name: str, names: tuple[str, ...], before: int, config: RunConfig) -> int:
+    """The number of a name; without one the number before, or 0 for a new network."""
+    if not name or not names:
+        return before if config.start else 0
+    if name not in names:
+        raise InputError(f"The default '{name}' is none of {', '.join(names)}.")
+    return names.index(name)
 
 
 def add_names(names: tuple[str, ...], count: int, new: tuple[str, ...]) -> tuple[str, ...]:
@@ -401,7 +420,8 @@ def _read_utterances(
 def _choose(
     config: RunConfig, network: HifiGanConfig, sources: tuple[str, ...], most: int
 ) -> list[Item]:
-    items = vocoder_data.choose(read_items(sources), config.speakers, network.styles)
+    known = read_items(sources)
+    items = vocoder_data.choose(known, config.speakers, network.styles, config.default_style)
     if not 0 < most < len(items):
         return items
     return [items[index] for index in np.linspace(0, len(items) - 1, most).astype(int)]

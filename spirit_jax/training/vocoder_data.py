@@ -59,16 +59,20 @@ def units_path(run_dir: str | Path) -> Path:
     return Path(run_dir) / "units.jsonl"
 
 
-def choose(items: Sequence[Item], speakers: tuple[str, ...], styles: tuple[str, ...]) -> list[Item]:
+def choose(
+    items: Sequence[Item], speakers: tuple[str, ...], styles: tuple[str, ...], style: str = ""
+) -> list[Item]:
     """The recordings of some speakers, and in some manners; all manners if `styles` is empty.
 
-    Recordings without a speaker's name are those of the only speaker asked for.
+    Recordings without a speaker's name are those of the only speaker asked for, and those without
+    a style's have `style`.
 
     Raises:
       InputError: there are none.
     """
     if len(speakers) == 1:
         items = [dataclasses.replace(item, speaker=item.speaker or speakers[0]) for item in items]
+    items = [dataclasses.replace(item, style=item.style or style) for item in items]
     chosen = [
         item for item in items if item.speaker in speakers and (not styles or item.style in styles)
     ]

@@ -1,0 +1,214 @@
+"""Prints how good speech networks are that were trained on the small world, on its test parts.
+
+    python -m corpora.evaluate --corpus runs/world --base runs/tiny/base \\
+        --expressive runs/tiny/expressive --voice runs/tiny/voice \\
+        --plain runs/tiny/units2/network
+
+Each figure has its aim beside it, and the command ends with status 1 where one is missed. With
+--output, the resynthesised test recordings and the figures (figures.json) are kept.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich import print as show
+from rich.table import Table
+
+from corpora import judge_speech, judge_units, speak
+from corpora.judge_speech import MannerClassifier, Sound
+from spirit_jax.audio import load_audio, write_wav
+from spirit_jax.data.manifest import Item
+from spirit_jax.data.speech import read_items
+from spirit_jax.errors import InputError
+from spirit_jax.speech_tokenizer import SpeechTokenizer
+from spirit_jax.units import Units
+
+CLASSIFIER_SHARE = 8  # every so many training recordings of flite's voices are for the classifier
+WORKERS = 2
+
+Row = tuple[str, float, str, bool]  # what, how much, the aim, whether it is met
+
+
+def judge_phonetic(corpus: Path, base: Path, plain: Path) -> tuple[dict, list[Row]]:
+    """Units beside k-means."""
+    found = judge_units.judge(corpus, base, plain)
+    own, clusters, spectral = (found[name] for name in ("units", "kmeans", "mfcc"))
+    rows = [
+        (f"{figure}, {name}", value, "", True)
+        for name, figures in found.items()
+        for figure, value in figures.items()
+    ]
+    gain = own["phone_accuracy"] - spectral["phone_accuracy"]
+    less = own["edits_in_noise"] / clusters["edits_in_noise"]
+    nearer = own["same_sentence"] / own["other_sentence"]
+    rows += [
+        ("points of phone accuracy over MFCC's", gain, "15 or more", gain >= 15),
+        ("edits in noise over those of k-means", less, "0.5 or less", less <= 0.5),
+        ("edits, same sentence over another", nearer, "under 1", nearer < 1),
+    ]
+    return found, rows
+
+
+def judge_resynthesis(
+    corpus: Path, base: Path, expressive: Path, output: Path | None
+) -> tuple[dict, list[Row]]:
+    """Words, F0, manner and durations of flite's voices spoken anew."""
+    grammar = corpus / "world.gram"
+    items = [
+        item for item in read_items([str(corpus / "test.jsonl")]) if item.speaker in speak.FLITE
+    ]
+    training = read_items([str(corpus / "train.jsonl")])
+    training = [item for item in training if item.speaker in speak.FLITE][::CLASSIFIER_SHARE]
+    originals = _find_f0([_sound(item, load_audio(item.audio)) for item in items])
+    classifier = MannerClassifier(_find_f0([_sound(i, load_audio(i.audio)) for i in training]))
+    found = {"originals": {"manner_accuracy": classifier.accuracy(originals)}}
+    found["originals"] |= _word_errors(originals, grammar)
+    heard: dict[str, list[Units]] = {}
+    for name, folder in (("base", base), ("expressive", expressive)):
+        heard[name], made = resynthesise(folder, items)
+        made = _find_f0(made)
+        found[name] = _word_errors(made, grammar)
+        found[name] |= judge_speech.f0_figures(originals, made)
+        found[name]["manner_accuracy"] = classifier.accuracy(made)
+        voices = [item.speaker for item in items]
+        found[name] |= judge_speech.duration_figures(folder, heard[name], voices)
+        if output:
+            for item, sound in zip(items, made, strict=True):
+                write_wav(_ready(output / name / f"{item.id}.wav"), sound.samples)
+    rows = [
+        (f"{figure}, {name}", value, "", True)
+        for name, figures in found.items()
+        for figure, value in figures.items()
+    ]
+    for name in ("base", "expressive"):
+        for voice in speak.FLITE:
+            errors = found[name][f"word_errors_{voice}"]
+            most = allowed_errors(found["originals"][f"word_errors_{voice}"])
+            aim = f"{most:.1f} or less"
+            rows.append((f"word errors, {voice}, {name}", errors, aim, errors <= most))
+        together, pace = (found[name][key] for key in ("duration_correlation", "pace"))
+        rows.append((f"correlation of durations, {name}", together, "above 0.3", together > 0.3))
+        rows.append((f"pace from strings, {name}", pace, "0.95 to 1.05", 0.95 <= pace <= 1.05))
+    together = found["expressive"]["f0_correlation"]
+    rows.append(("F0 correlation, expressive", together, "above 0.8", together > 0.8))
+    less = found["expressive"]["f0_frame_error"] / found["base"]["f0_frame_error"]
+    rows.append(("F0 frame error over Base's", less, "under 0.5", less < 0.5))
+    gain = found["expressive"]["manner_accuracy"] - found["base"]["manner_accuracy"]
+    rows.append(("points of manner over Base's", gain, "25 or more", gain >= 25))
+    return found, rows
+
+
+def judge_voice(corpus: Path, voice: Path, output: Path | None) -> tuple[dict, list[Row]]:
+    """Held-out prompts of the user's own voice; the recogniser knows all prompts as sentences."""
+    items = read_items([str(corpus / "asterisk-test.jsonl")])
+    every = [
+        item.text
+        for part in ("train", "valid", "test")
+        for item in read_items([str(corpus / f"asterisk-{part}.jsonl")])
+    ]
+    _, made = resynthesise(voice, items)
+    originals = [_sound(item, load_audio(item.audio)) for item in items]
+    with tempfile.TemporaryDirectory() as folder:
+        grammar = Path(folder) / "prompts.gram"
+        grammar.write_text(judge_speech.sentence_grammar(every), encoding="utf-8")
+        found = {
+            "originals": {"word_errors": judge_speech.word_error_rate(originals, grammar)},
+            "voice": {"word_errors": judge_speech.word_error_rate(made, grammar)},
+        }
+    if output:
+        for item, sound in zip(items, made, strict=True):
+            write_wav(_ready(output / "voice" / f"{item.id}.wav"), sound.samples)
+    errors, least = found["voice"]["word_errors"], found["originals"]["word_errors"]
+    rows = [
+        ("word errors, prompts as recorded", least, "", True),
+        ("word errors, prompts in the new voice", errors, "10 or less", errors <= 10),
+    ]
+    return found, rows
+
+
+def allowed_errors(original: float) -> float:
+    """The most word errors of resynthesis, percent, for those of the recordings."""
+    return max(1.3 * original, original + 2)
+
+
+def resynthesise(folder: Path, items: Sequence[Item]) -> tuple[list[Units], list[Sound]]:
+    """The units of recordings, and these spoken in the voice of each, with their timing."""
+    tokenizer = SpeechTokenizer.from_pretrained(folder)
+    heard = tokenizer.encode_batch([item.audio for item in items])
+    made = [
+        _sound(item, tokenizer.decode(one, speaker_id=item.speaker))
+        for item, one in zip(items, heard, strict=True)
+    ]
+    return heard, made
+
+
+def _sound(item: Item, samples: np.ndarray) -> Sound:
+    return Sound(samples, item.text, item.speaker, item.style)
+
+
+def _find_f0(sounds: list[Sound]) -> list[Sound]:
+    """The same with their F0, which several processes find."""
+    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+        return pool.map(judge_speech.with_f0, sounds, chunksize=8)
+
+
+def _word_errors(sounds: Sequence[Sound], grammar: Path) -> dict[str, float]:
+    return {
+        f"word_errors_{voice}": judge_speech.word_error_rate(
+            [sound for sound in sounds if sound.speaker == voice], grammar
+        )
+        for voice in speak.FLITE
+    }
+
+
+def _ready(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def main() -> None:
+    """The command; see the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--corpus", type=Path, required=True, help="of corpora.world")
+    parser.add_argument("--base", type=Path, help="a Base speech tokenizer")
+    parser.add_argument("--expressive", type=Path, help="an Expressive one")
+    parser.add_argument("--voice", type=Path, help="one whose vocoder was tuned on the prompts")
+    parser.add_argument("--plain", type=Path, help="encoder and k-means before the quantizer")
+    parser.add_argument("--output", type=Path, help="folder for sounds and figures")
+    given = parser.parse_args()
+    try:
+        parts = []
+        if given.base and given.plain:
+            parts.append(("units", judge_phonetic(given.corpus, given.base, given.plain)))
+        if given.base and given.expressive:
+            sets = given.base, given.expressive, given.output
+            parts.append(("resynthesis", judge_resynthesis(given.corpus, *sets)))
+        if given.voice:
+            parts.append(("voice", judge_voice(given.corpus, given.voice, given.output)))
+        if not parts:
+            raise InputError("Give --base with --plain or --expressive, or --voice.")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    table = Table("figure", "value", "aim", "met", box=None, pad_edge=False)
+    for _, (_, rows) in parts:
+        for what, value, aim, met in rows:
+            table.add_row(what, f"{value:.3g}", aim, ("yes" if met else "NO") if aim else "")
+    show(table)
+    if given.output:
+        figures = {name: found for name, (found, _) in parts}
+        _ready(given.output / "figures.json").write_text(json.dumps(figures, indent=1))
+    if not all(met for _, (_, rows) in parts for *_, met in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""How good units are on the small world's test parts, beside k-means of MFCC and of the encoder.
+
+Letters: t frames of a recording.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from spirit_jax.audio import load_audio
+from spirit_jax.data import augment
+from spirit_jax.data.manifest import Item
+from spirit_jax.data.speech import read_items
+from spirit_jax.evaluation.units import labels_at_frames, phone_probe, unit_edit_distance
+from spirit_jax.models import hubert
+from spirit_jax.speech_tokenizer import SpeechTokenizer
+from spirit_jax.training import unit_targets
+from spirit_jax.training.kmeans import KMeansConfig
+
+NOISE_DB = 10.0
+TRAINING_SHARE = 6  # every so many training recordings are for probes and for k-means of MFCC
+KMEANS = KMeansConfig(frames=60_000)
+
+Hear = Callable[[Sequence[Item]], list[np.ndarray]]  # the units of recordings
+
+
+def judge(corpus: Path, tokenizer: Path, plain: Path) -> dict[str, dict[str, float]]:
+    """Figures of the tokenizer's units, and of two k-means with as many clusters.
+
+    Args:
+      corpus: folder of `corpora.world`.
+      tokenizer: a speech tokenizer's folder.
+      plain: the folder of the encoder and its k-means that the tokenizer's quantizer began from.
+
+    Returns:
+      By name of the units ("units", "kmeans", "mfcc"):
+        phone_accuracy: of a linear probe, percent of frames.
+        edits_in_noise: from clean to noise at 10 dB, per 100 units.
+        same_sentence, other_sentence: edits between two voices that say the same in one manner, and
+          between two sentences of one voice and manner, per 100 units.
+        nearer: percent of pairs in which the first is less than the second.
+    """
+    phones = {row["id"]: row.get("phones") for row in _read(corpus / "details.jsonl")}
+    training, test, held_out = (
+        read_items([str(corpus / f"{part}.jsonl")]) for part in ("train", "test", "test-voice")
+    )
+    training = [item for item in training if phones[item.id]][::TRAINING_SHARE]
+    model, params = hubert.load(tokenizer / "hubert", tokenizer / "quantizer")
+    trunk = model.config.trunk
+    pairs = _read(corpus / "pairs.jsonl")
+    noisy = [_add_noise(item, seed) for seed, item in enumerate(test)]
+
+    def figures(hear: Hear) -> dict[str, float]:
+        recordings = training + test + held_out
+        heard = dict(zip([item.id for item in recordings], hear(recordings), strict=True))
+        sides = []
+        for items in training, [item for item in test if phones[item.id]]:
+            units = np.concatenate([heard[item.id] for item in items])
+            labels = [_label(phones[item.id], len(heard[item.id]), trunk) for item in items]
+            known = np.concatenate(labels) != ""
+            sides += [units[known], np.concatenate(labels)[known]]
+        edits = [
+            unit_edit_distance(heard[item.id], one)
+            for item, one in zip(test, hear(noisy), strict=True)
+        ]
+        same, other = _compare_pairs(pairs, heard)
+        return {
+            "phone_accuracy": 100 * phone_probe(*sides),
+            "edits_in_noise": float(np.mean(edits)),
+            "same_sentence": float(same.mean()),
+            "other_sentence": float(other.mean()),
+            "nearer": float(100 * (same < other).mean()),
+        }
+
+    encoder = SpeechTokenizer.from_pretrained(tokenizer)
+    clusters = encoder_clusters(plain)
+    spectral = unit_targets.spectral(trunk)
+    found = training, spectral, trunk, model.quantizer.vocab_size, KMEANS
+    centroids_vd = unit_targets.find_centroids(*found)
+    return {
+        "units": figures(lambda items: encode(encoder, items)),
+        "kmeans": figures(clusters),
+        "mfcc": figures(lambda items: unit_targets.label(items, spectral, trunk, centroids_vd)),
+    }
+
+
+def encode(encoder: SpeechTokenizer, items: Sequence[Item]) -> list[np.ndarray]:
+    """The phonetic units of recordings."""
+    return [one.hubert for one in encoder.encode_batch([item.audio for item in items])]
+
+
+def encoder_clusters(folder: Path) -> Hear:
+    """The units of a folder with `hubert` and `quantizer`."""
+    model, params = hubert.load(folder / "hubert", folder / "quantizer")
+    heard = unit_targets.units_of(model, params)
+    found = heard, model.config.trunk, model.quantizer.blank
+    return lambda items: unit_targets.label_by_units(items, *found)
+
+
+def _compare_pairs(pairs: list[dict], heard: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of the two of each pair, and of the first to another sentence of its voice."""
+    firsts = {pair["first"] for pair in pairs}
+    voices: dict[str, list[str]] = {}
+    for name in sorted(firsts):
+        voices.setdefault(name.rsplit("/", 1)[0], []).append(name)
+    same, other = [], []
+    for pair in pairs:
+        own = voices[pair["first"].rsplit("/", 1)[0]]
+        if len(own) < 2:
+            continue
+        next_one = own[(own.index(pair["first"]) + 1) % len(own)]
+        same.append(unit_edit_distance(heard[pair["first"]], heard[pair["second"]]))
+        other.append(unit_edit_distance(heard[pair["first"]], heard[next_one]))
+    return np.array(same), np.array(other)
+
+
+def _add_noise(item: Item, seed: int) -> Item:
+    rng = np.random.default_rng(seed)
+    samples_t = augment.add_noise(load_audio(item.audio), rng, (NOISE_DB, NOISE_DB))
+    return Item(item.id, audio=(samples_t, 16_000))
+
+
+def _label(phones: list, frames: int, trunk) -> np.ndarray:
+    """The phone in the middle of what each frame sees."""
+    return labels_at_frames(phones, frames, center=trunk.receptive_field / 2 / 16_000)
+
+
+def _read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,83 @@
+"""Packs trained networks into a speech tokenizer folder, as a conversion makes one."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from spirit_jax import checkpoint, speech_tokenizer
+from spirit_jax.errors import InputError
+from spirit_jax.models import hifigan, hubert, pitch, style
+from spirit_jax.speech_tokenizer import SpeechTokenizerConfig
+
+
+def pack(
+    output: str | Path,
+    units: str | Path,
+    pitch_units: str | Path | None = None,
+    style_units: str | Path | None = None,
+    vocoder: str | Path | None = None,
+    f0_method: str = "pyin",
+    half: bool = False,
+) -> SpeechTokenizerConfig:
+    """Writes a speech tokenizer folder: Expressive with pitch and style units, Base without.
+
+    Args:
+      output: the folder to make; it is whole or absent.
+      units: a folder with `hubert` and `quantizer`.
+      pitch_units, style_units: folders of these networks, both or none.
+      vocoder: that of a HiFi-GAN; a tokenizer without one encodes, and cannot speak.
+      f0_method: "pyin"; "fcpe" needs the network that `convert.fcpe` adds.
+      half: stores float16. Networks compute in float32 all the same.
+
+    Raises:
+      InputError: a network is missing or does not fit the others, or `output` exists.
+    """
+    output = Path(output)
+    if output.exists():
+        raise InputError(f"{output}: exists already; remove it or choose another output.")
+    if (pitch_units is None) != (style_units is None):
+        raise InputError("Pitch and style units go together: give both networks, or none.")
+    kind = "base" if pitch_units is None else "expressive"
+    heard, params = hubert.load(Path(units) / "hubert", Path(units) / "quantizer")
+    networks = {
+        "hubert": (heard.config, params["hubert"]),
+        "quantizer": (heard.quantizer, params["quantizer"]),
+    }
+    counts = {"code": heard.quantizer.vocab_size, "pitch": 0, "style": 0}
+    if kind == "expressive":
+        model, params = pitch.load(pitch_units)
+        networks["pitch"] = model.config, params
+        counts["pitch"] = model.config.num_codes
+        model, params = style.load(style_units)
+        networks["style"] = model.config, params
+        counts["style"] = model.config.num_styles
+    if vocoder is not None:
+        model, params = hifigan.load(vocoder)
+        networks["hifigan"] = model.config, params
+        for name, count in counts.items():
+            known = model.config.channels.get(name, 0)
+            # The release's Base vocoder has a unit more than there are, for padding.
+            if known < count or (known and not count):
+                raise InputError(f"{vocoder}: takes {known} {name} units, and there are {count}.")
+    unfinished = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for name, (about, params) in networks.items():
+            stored = jax.tree.map(_halve, params) if half else params
+            checkpoint.save_network(unfinished / name, about, stored)
+        sealed = speech_tokenizer.seal(unfinished, kind, f0_method)
+        unfinished.replace(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return sealed
+
+
+def _halve(array: np.ndarray) -> np.ndarray:
+    if array.dtype != np.float32:
+        return array
+    halved = array.astype(np.float16)
+    if not np.isfinite(halved).all():
+        raise InputError("A parameter is too large for float16; pack without half precision.")
+    return halved
