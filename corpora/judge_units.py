@@ -65,7 +65,7 @@ def judge(corpus: Path, tokenizer: Path, plain: Path) -> dict[str, dict[str, flo
             unit_edit_distance(heard[item.id], one)
             for item, one in zip(test, hear(noisy), strict=True)
         ]
-        same, other = _compare_pairs(pairs, heard)
+        same, other = compare_pairs(pairs, heard)
         return {
             "phone_accuracy": 100 * phone_probe(*sides),
             "edits_in_noise": float(np.mean(edits)),
@@ -99,7 +99,7 @@ def encoder_clusters(folder: Path) -> Hear:
     return lambda items: unit_targets.label_by_units(items, *found)
 
 
-def _compare_pairs(pairs: list[dict], heard: dict) -> tuple[np.ndarray, np.ndarray]:
+def compare_pairs(pairs: list[dict], heard: dict) -> tuple[np.ndarray, np.ndarray]:
     """Distances of the two of each pair, and of the first to another sentence of its voice."""
     firsts = {pair["first"] for pair in pairs}
     voices: dict[str, list[str]] = {}

@@ -17,8 +17,18 @@ import orbax.checkpoint.experimental.v1 as ocp
 from spirit_jax import config as config_lib
 from spirit_jax.errors import InputError
 
+ASSETS = Path(__file__).parent / "assets"
+
 T = TypeVar("T")
 Params = Mapping[str, Any]
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of that name or, where there is none, the model that comes with the package."""
+    folder = Path(name)
+    packaged = ASSETS / folder.name
+    is_name = len(folder.parts) == 1 and not folder.exists()
+    return packaged if is_name and packaged.is_dir() else folder
 
 
 def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:

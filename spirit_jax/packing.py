@@ -77,7 +77,8 @@ def pack(
 def _halve(array: np.ndarray) -> np.ndarray:
     if array.dtype != np.float32:
         return array
-    halved = array.astype(np.float16)
+    with np.errstate(over="ignore"):
+        halved = array.astype(np.float16)
     if not np.isfinite(halved).all():
         raise InputError("A parameter is too large for float16; pack without half precision.")
     return halved

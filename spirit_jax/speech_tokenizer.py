@@ -87,13 +87,14 @@ class SpeechTokenizer:
         """Loads the speech tokenizer of a model folder.
 
         Args:
-          folder: a model folder, or the `speech_tokenizer` folder in it.
+          folder: a model folder, or the `speech_tokenizer` folder in it; or the name of one that
+            comes with the package, "spirit-tiny-base" or "spirit-tiny-expressive".
           f0_method: "fcpe" or "pyin"; what the folder says by default.
 
         Raises:
           InputError: the folder is not whole, or its networks are not of one set.
         """
-        folder = Path(folder)
+        folder = checkpoint.find_model(folder)
         if (folder / FOLDER).is_dir():
             folder = folder / FOLDER
         if not (folder / CONFIG_NAME).is_file():

@@ -1,0 +1,85 @@
+"""The judges of resynthesised speech: they find what is known to be right or wrong."""
+
+from importlib import resources
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pocketsphinx", reason="the extra `corpora` is not installed")
+pytest.importorskip("sklearn", reason="the extra `corpora` is not installed")
+
+from corpora import judge_speech, judge_units  # noqa: E402
+from corpora.evaluate import allowed_errors  # noqa: E402
+from corpora.judge_speech import MannerClassifier, Sound  # noqa: E402
+from spirit_jax.audio import load_audio  # noqa: E402
+
+PROMPT = "login incorrect please enter your agent number followed by the pound key"
+
+
+def sung(mean: float, spread: float, seed: int = 0, style: str = "", voice: str = "a") -> Sound:
+    """A sound with a track of F0, voiced but for its last tenth."""
+    wander_t = np.cumsum(np.random.default_rng(seed).standard_normal(200)) / 10
+    f0_t = mean * np.exp(spread * np.sin(wander_t))
+    voiced_t = np.arange(200) < 180
+    return Sound(np.zeros(1), "", voice, style, np.where(voiced_t, f0_t, 0), voiced_t)
+
+
+def test_f0_figures_count_what_is_off_and_what_is_not_voiced():
+    one, other = sung(120, 0.2, 1), sung(120, 0.2, 2)
+    same = judge_speech.f0_figures([one, other], [one, other])
+    assert same == {"f0_correlation": pytest.approx(1), "f0_frame_error": 0}
+    octave = Sound(one.samples, "", f0_t=2 * one.f0_t, voiced_t=one.voiced_t)
+    found = judge_speech.f0_figures([one], [octave])
+    assert found == {"f0_correlation": pytest.approx(1), "f0_frame_error": pytest.approx(90)}
+    silent = Sound(one.samples, "", f0_t=one.f0_t, voiced_t=one.voiced_t & (np.arange(200) >= 50))
+    found = judge_speech.f0_figures([one], [silent])
+    assert found == {"f0_correlation": pytest.approx(1), "f0_frame_error": pytest.approx(25)}
+    unlike = judge_speech.f0_figures([one], [other])
+    assert unlike["f0_correlation"] < 0.9 and unlike["f0_frame_error"] > 0
+
+
+def test_manners_are_told_in_each_voice_by_its_own_pitch():
+    manners = {"lively": (1.25, 0.3), "neutral": (1.0, 0.15), "sad": (0.85, 0.05)}
+
+    def say(seeds, voices=("low", "high")):
+        return [
+            sung({"low": 110, "high": 200}[voice] * pitch, spread, seed, style, voice)
+            for style, (pitch, spread) in manners.items()
+            for voice in voices
+            for seed in seeds
+        ]
+
+    classifier = MannerClassifier(say(range(8)))
+    assert classifier.accuracy(say(range(20, 26))) == 100
+    flat = [sung(110, 0.15, seed, style, "low") for style in manners for seed in range(20, 26)]
+    assert classifier.accuracy(flat) < 50
+
+
+def test_a_recogniser_hears_a_real_recording_and_no_words_in_noise(tmp_path):
+    grammar = tmp_path / "prompts.gram"
+    others = ["your account number is", "followed by the pound key", "please try again later"]
+    grammar.write_text(judge_speech.sentence_grammar([PROMPT, *others]))
+    asset = resources.files("spirit_jax") / "assets" / "agent-incorrect.flac"
+    wave = load_audio(asset.read_bytes())
+    assert judge_speech.word_error_rate([Sound(wave, PROMPT)], grammar) == 0
+    wrong = Sound(wave, "your account number is")
+    assert judge_speech.word_error_rate([Sound(wave, PROMPT), wrong], grammar) > 50
+    noise = 0.1 * np.random.default_rng(0).standard_normal(len(wave)).astype(np.float32)
+    assert judge_speech.word_error_rate([Sound(noise, PROMPT)], grammar) > 30
+
+
+def test_pairs_compare_a_sentence_in_two_voices_with_another_sentence():
+    heard = {
+        "a/sad/1": np.array([1, 1, 2, 3]),
+        "b/sad/1": np.array([1, 2, 2, 3]),
+        "a/sad/2": np.array([7, 8, 9]),
+        "b/sad/2": np.array([7, 5, 9]),
+    }
+    pairs = [{"first": f"a/sad/{n}", "second": f"b/sad/{n}"} for n in (1, 2)]
+    same, other = judge_units.compare_pairs(pairs, heard)
+    np.testing.assert_allclose(same, [0, 100 / 3])
+    np.testing.assert_allclose(other, [100, 100])
+
+
+def test_resynthesis_may_err_by_two_points_or_by_a_third_more():
+    assert allowed_errors(0) == 2 and allowed_errors(20) == 26

@@ -1,0 +1,71 @@
+"""Networks pack into a speech tokenizer that encodes and speaks as they do."""
+
+import json
+
+import numpy as np
+import pytest
+
+from spirit_jax import SpeechTokenizer, checkpoint
+from spirit_jax.errors import InputError
+from spirit_jax.models import hifigan
+from spirit_jax.packing import pack
+
+
+@pytest.fixture(scope="module")
+def networks(expressive_folder):
+    folder = expressive_folder / "speech_tokenizer"
+    return {
+        "units": folder,
+        "pitch_units": folder / "pitch",
+        "style_units": folder / "style",
+        "vocoder": folder / "hifigan",
+    }
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_packed_set_is_the_set_that_it_was_made_of(networks, expressive_folder, tmp_path):
+    whole = pack(tmp_path / "whole", **networks)
+    made = json.loads((expressive_folder / "speech_tokenizer/speech_tokenizer.json").read_text())
+    assert whole.hashes == made["hashes"] and whole.kind == "expressive"
+    base = pack(tmp_path / "base", networks["units"])
+    assert base.kind == "base" and sorted(base.hashes) == ["hubert", "quantizer"]
+
+
+def test_half_precision_is_half_the_size_and_computes_in_float32(networks, tmp_path):
+    pack(tmp_path / "whole", **networks)
+    pack(tmp_path / "half", **networks, half=True)
+    assert size(tmp_path / "half") < 0.6 * size(tmp_path / "whole")
+    stored = checkpoint.flatten(checkpoint.load_params(tmp_path / "half/hifigan/params"))
+    _, loaded = hifigan.load(tmp_path / "half/hifigan")
+    _, before = hifigan.load(networks["vocoder"])
+    before = checkpoint.flatten(before)
+    for name, leaf in checkpoint.flatten(loaded).items():
+        assert stored[name].dtype == np.float16 and leaf.dtype == np.float32
+        np.testing.assert_allclose(leaf, before[name], rtol=1e-3, atol=1e-6)
+    tokenizer = SpeechTokenizer.from_pretrained(tmp_path / "half")
+    wave = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    assert len(tokenizer.decode(tokenizer.encode(wave))) == 24 * 640
+
+
+def test_a_set_that_does_not_fit_is_not_packed(networks, base_folder, tmp_path):
+    output = tmp_path / "made"
+    with pytest.raises(InputError, match="go together"):
+        pack(output, networks["units"], pitch_units=networks["pitch_units"])
+    vocoder = base_folder / "speech_tokenizer/hifigan"
+    with pytest.raises(InputError, match="takes 0 pitch units, and there are 64"):
+        pack(output, **networks | {"vocoder": vocoder})
+    with pytest.raises(InputError, match="takes 64 pitch units, and there are 0"):
+        pack(output, networks["units"], vocoder=networks["vocoder"])
+    with pytest.raises(InputError, match="no such folder"):
+        pack(output, tmp_path)
+    large = {"a": np.float32([1e6])}
+    checkpoint.save_network(tmp_path / "large", hifigan.HifiGanConfig(num_codes=500), large)
+    with pytest.raises(InputError, match="too large for float16"):
+        pack(output, networks["units"], vocoder=tmp_path / "large", half=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large"]
+    output.mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        pack(output, networks["units"])
