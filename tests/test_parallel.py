@@ -24,9 +24,7 @@ def test_a_stretched_sequence_is_aligned_frame_by_frame():
         parallel.align(values_td, others_ud), np.repeat(np.arange(6), lasting)
     )
     # The other way round a frame has several, of which the middle one is taken.
-    np.testing.assert_array_equal(
-        parallel.align(others_ud, values_td), [0, 2, 4, 6, 7, 9]
-    )
+    np.testing.assert_array_equal(parallel.align(others_ud, values_td), [0, 2, 4, 6, 7, 9])
     assert len(parallel.align(values_td[:0], others_ud)) == 0
 
 
@@ -49,13 +47,19 @@ def test_two_voices_that_say_the_same_have_the_labels_of_the_reference(tmp_path)
     (features_td,) = unit_targets.hear([reference], heard, TRUNK)
     centroids_vd = kmeans.fit(features_td, 6, kmeans.KMeansConfig(chunk=64))
     found = heard, TRUNK, centroids_vd
-    aligned, own = parallel.label([other, alone], {"la": reference}, *found)
+    aligned, own = parallel.label([other, alone], {"la": reference}, *found, heard)
     (expected,) = unit_targets.label([reference], *found)
     np.testing.assert_array_equal(deduplicate(aligned), deduplicate(expected))
     np.testing.assert_array_equal(own, unit_targets.label([alone], *found)[0])
     assert len(aligned) == len(own)
-    (plain,) = parallel.label([other], {}, *found)
+    (plain,) = parallel.label([other], {}, *found, heard)
     np.testing.assert_array_equal(plain, own)
+    # Features that hear nothing align as the clock does, and the labels are the reference's still.
+    deaf = lambda wave_bt, lengths_b: tuple(  # noqa: E731
+        np.ones_like(array) if array.ndim > 2 else array for array in heard(wave_bt, lengths_b)
+    )
+    (by_clock,) = parallel.label([other], {"la": reference}, *found, deaf)
+    assert set(by_clock) <= set(expected) and list(by_clock) != list(aligned)
 
 
 def test_references_say_what_they_say_and_are_of_one_voice(tmp_path):

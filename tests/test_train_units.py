@@ -1,6 +1,7 @@
 """The training of HuBERT: it learns, goes on after a stop, and its networks make units."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.models import hubert
 from spirit_jax.models.hubert import HubertConfig
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
-from spirit_jax.training import kmeans, recipe, unit_targets
+from spirit_jax.training import filters, kmeans, recipe, unit_targets
 from spirit_jax.training import units as training
 from spirit_jax.training.kmeans import KMeansConfig
 from spirit_jax.training.optimizer import OptimizerConfig
@@ -144,19 +145,60 @@ def test_the_exported_network_is_an_inner_layer_and_its_clusters_are_units(confi
 def test_a_second_iteration_predicts_clusters_of_the_first(config, exported, whole):
     second = changed(config, "second", targets=str(exported / "hubert"), steps=2)
     assert len(run(second)) == 2
-    recordings, _, centroids = training.read_targets(second, NETWORK)
+    recordings, label = training.read_targets(second, NETWORK)
+    centroids = np.load(Path(second.run_dir) / "targets.npz")["centroids"]
     assert centroids.shape == (6, 16)
     trunk, params = checkpoint.load_network(exported / "hubert", HubertConfig)
     heard = unit_targets.inner(trunk.trunk, params)
     for one in recordings:
         (features,) = unit_targets.hear([one.item], heard, trunk.trunk)
         np.testing.assert_array_equal(kmeans.assign(features, centroids), one.labels_t)
+        np.testing.assert_array_equal(label([one.item])[0], one.labels_t)
     for changes, message in (
         ({"target_layer": 2}, "no layer 2; the network has 1"),
         ({"network": dataclasses.replace(NETWORK, conv_layers=((16, 320, 320),))}, "its frames"),
     ):
         with pytest.raises(InputError, match=message):
             next(training.train(changed(second, "other", **changes), jax.devices()[:1]))
+
+
+def test_labels_can_be_those_of_one_voice_that_says_the_same(config, exported, tmp_path):
+    lines = [json.loads(line) for line in Path(config.data.sources[0]).read_text().splitlines()]
+    for line in lines:
+        line["audio"] = str(Path(config.data.sources[0]).parent / line["audio"])
+        line["text"] = f"sentence {int(line['id'][4:]) // 2}"  # a low voice and a high one say it
+    paths = {}
+    for name, own in (("low", lines[::2]), ("high", lines[1::2])):
+        paths[name] = str(tmp_path / f"{name}.jsonl")
+        Path(paths[name]).write_text("".join(json.dumps(line) + "\n" for line in own))
+    data = SpeechDataConfig((paths["high"],), (paths["high"],), batch_rows=2)
+    aligner = str(exported / "hubert")
+    spoken = changed(config, "spoken", data=data, reference=paths["low"], steps=2)
+    assert len(run(dataclasses.replace(spoken, aligner=aligner))) == 2
+    recordings, _ = training.read_targets(dataclasses.replace(spoken, aligner=aligner), NETWORK)
+    centroids = np.load(Path(spoken.run_dir) / "targets.npz")["centroids"]
+    for one, low in zip(recordings, read_items((paths["low"],)), strict=True):
+        (features,) = unit_targets.hear([low], unit_targets.spectral(NETWORK), NETWORK)
+        assert set(one.labels_t) <= set(kmeans.assign(features, centroids))
+    with pytest.raises(InputError, match="use another run_dir"):
+        run(spoken)  # aligned by other features
+
+
+def test_the_first_filters_can_be_band_passes_unless_they_are_trained(config, exported):
+    gabor = changed(config, "gabor", first_filters="gabor")
+    kernel = training.make(gabor).init().params["trunk"]["conv"]["0"]["kernel"]
+    np.testing.assert_array_equal(kernel[:, 0], filters.gabor(20, 16))
+    started = dataclasses.replace(gabor, start=str(exported / "hubert"))
+    _, given = checkpoint.load_network(exported / "hubert", HubertConfig)
+    kernel = training.make(started).init().params["trunk"]["conv"]["0"]["kernel"]
+    np.testing.assert_array_equal(kernel, given["conv"]["0"]["kernel"])
+    odd = dataclasses.replace(NETWORK, conv_layers=((15, 20, 10), (16, 8, 8), (16, 8, 8)))
+    for changes, message in (
+        ({"network": odd}, "Gabor filters are pairs; the first conv has 15"),
+        ({"first_filters": "mel"}, "expected random or gabor"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(gabor, **changes)
 
 
 def test_a_start_is_gone_on_with_and_may_grow(config, exported):

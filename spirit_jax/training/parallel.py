@@ -42,24 +42,33 @@ def label(
     heard: Heard,
     trunk: TrunkConfig,
     centroids_vd: np.ndarray,
+    compared: Heard,
 ) -> list[np.ndarray]:
     """The cluster of the reference's frame at every frame of recordings, int32 (t,) each.
 
     A recording without a reference has the clusters of its own frames.
+
+    Args:
+      items: the recordings.
+      references: by what they say.
+      heard: the features that centroids are of.
+      trunk: tells where frames lie.
+      centroids_vd: of clusters.
+      compared: the features by which frames are aligned; those of a network that knows sounds from
+        voices align better.
     """
     if not references:
         return unit_targets.label(items, heard, trunk, centroids_vd)
     partners = [references.get(item.text, item) for item in items]
-    both = zip(
-        unit_targets.hear(items, heard, trunk),
+    streams = zip(
+        unit_targets.hear(items, compared, trunk),
+        unit_targets.hear(partners, compared, trunk),
         unit_targets.hear(partners, heard, trunk),
         strict=True,
     )
     return [
-        kmeans.assign(others_ud, centroids_vd)[align(values_td, others_ud)]
-        if len(others_ud)
-        else np.zeros(len(values_td), np.int32)
-        for values_td, others_ud in both
+        kmeans.assign(clustered_ud, centroids_vd)[align(values_td, others_ud)]
+        for values_td, others_ud, clustered_ud in streams
     ]
 
 
@@ -70,6 +79,8 @@ def align(values_td: np.ndarray, others_ud: np.ndarray) -> np.ndarray:
     """
     if not len(values_td):
         return np.zeros(0, int)
+    if not len(others_ud):
+        raise InputError("A reference is too short to have a frame.")
     _, path = librosa.sequence.dtw(_unit(values_td).T, _unit(others_ud).T)
     own, other = path[::-1].T
     frames = np.arange(len(values_td))

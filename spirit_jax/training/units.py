@@ -11,7 +11,7 @@ are k-means clusters of it (as in arXiv 2305.13009, whose units come 25 times a 
 import dataclasses
 import functools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class RunConfig(recipe.RecipeConfig):
       target_clusters: how many there are.
       reference: a manifest of one voice. Clusters are of its recordings, and a recording whose text
         is one of theirs has their labels (`parallel`); "" for the clusters of all, each their own.
+      aligner: the folder of a HuBERT by whose features recordings and their references are aligned;
+        "" for the features that clusters are of.
       kmeans: how clusters are found, those to predict and those that are exported.
       embedding_size: width of the labels' embeddings.
       temperature: cosines are divided by it.
@@ -78,6 +80,7 @@ class RunConfig(recipe.RecipeConfig):
     target_layer: int = 0
     target_clusters: int = 100
     reference: str = ""
+    aligner: str = ""
     kmeans: KMeansConfig = KMeansConfig()
     embedding_size: int = 256
     temperature: float = 0.1
@@ -238,22 +241,21 @@ def make(config: RunConfig) -> recipe.Recipe:
         return State(state.step + 1, params, opt_state), metrics
 
     @functools.cache
-    def targets() -> tuple[list[Recording], unit_targets.Heard, np.ndarray]:
+    def targets() -> tuple[list[Recording], Callable[[Sequence[Item]], list[np.ndarray]]]:
         return read_targets(config, trunk)
 
     def make_stream(rows: list[int]) -> SpeechStream:
-        recordings, _, _ = targets()
+        recordings, _ = targets()
         cut = functools.partial(make_row, config=config, trunk=trunk, others=recordings)
         return SpeechStream(recordings, cut, config.data, rows)
 
     @functools.cache
     def held_out() -> list[Row]:
         items = read_items(config.data.held_out)[: config.eval_recordings]
-        _, heard, centroids_vd = targets()
-        labels = parallel.label(items, _references(config), heard, trunk, centroids_vd)
+        _, label = targets()
         rows = [
             make_row(Recording(*one), np.random.default_rng(number), config, trunk)
-            for number, one in enumerate(zip(items, labels, strict=True))
+            for number, one in enumerate(zip(items, label(items), strict=True))
         ]
         size = config.data.batch_rows
         return [stack(rows[start : start + size]) for start in range(0, len(rows), size)]
@@ -374,46 +376,47 @@ def _draw_noise(size: int, others: Sequence[Recording], rng: np.random.Generator
 
 def read_targets(
     config: RunConfig, trunk: TrunkConfig
-) -> tuple[list[Recording], unit_targets.Heard, np.ndarray]:
-    """Recordings with labels, and what gives labels to others: the features and the centroids.
+) -> tuple[list[Recording], Callable[[Sequence[Item]], list[np.ndarray]]]:
+    """Recordings with labels, and what gives labels to others.
 
     Raises:
-      InputError: recordings or the network of `targets` cannot be used.
+      InputError: recordings or the network of `targets` or `aligner` cannot be used.
     """
     items = read_items(config.data.sources)[: config.max_recordings or None]
     if config.targets == MFCC:
         heard, made_of = unit_targets.spectral(trunk), MFCC
     else:
-        heard, made_of = _read_teacher(config, trunk)
+        heard, made_of = _read_teacher(config.targets, config.target_layer, trunk)
+    compared, aligned_by = heard, ""
+    if config.aligner:
+        compared, aligned_by = _read_teacher(config.aligner, 0, trunk)
+    references = parallel.read_references(config.reference) if config.reference else {}
 
-    references = _references(config)
+    def label(items: Sequence[Item], centroids_vd: np.ndarray) -> list[np.ndarray]:
+        return parallel.label(items, references, heard, trunk, centroids_vd, compared)
 
     def make() -> dict[str, Any]:
         sample = list(references.values()) or items
         found = sample, heard, trunk, config.target_clusters, config.kmeans
         centroids_vd = unit_targets.find_centroids(*found)
-        labels = parallel.label(items, references, heard, trunk, centroids_vd)
-        return {"labels": labels, "centroids": centroids_vd}
+        return {"labels": label(items, centroids_vd), "centroids": centroids_vd}
 
-    made_of += f" {trunk.conv_layers} {config.target_clusters} {config.reference} {config.kmeans}"
+    made_of += f" {trunk.conv_layers} {config.target_clusters} {config.kmeans}"
+    made_of += f" {config.reference} {aligned_by}"
     kept = unit_targets.keep(Path(config.run_dir) / "targets.npz", made_of, items, make)
     recordings = [Recording(*one) for one in zip(items, kept["labels"], strict=True)]
-    return recordings, heard, kept["centroids"]
+    return recordings, lambda others: label(others, kept["centroids"])
 
 
-def _references(config: RunConfig) -> dict[str, Item]:
-    return parallel.read_references(config.reference) if config.reference else {}
-
-
-def _read_teacher(config: RunConfig, trunk: TrunkConfig) -> tuple[unit_targets.Heard, str]:
-    """The features of the network before, and what it is by its hash."""
-    before, params = checkpoint.load_network(config.targets, HubertConfig)
-    theirs, params = unit_targets.cut(before.trunk, params, config.target_layer)
+def _read_teacher(folder: str, layer: int, trunk: TrunkConfig) -> tuple[unit_targets.Heard, str]:
+    """The features of a network's layer, and what it is by its hash."""
+    before, params = checkpoint.load_network(folder, HubertConfig)
+    theirs, params = unit_targets.cut(before.trunk, params, layer)
     places = [(one.stride, one.receptive_field) for one in (theirs, trunk)]
     if places[0] != places[1] or before.sample_rate != SAMPLE_RATE:
         raise InputError(
-            f"{config.targets}: its frames (stride and width {places[0]}) are not those of the "
-            f"network ({places[1]}), so they cannot be its targets."
+            f"{folder}: its frames (stride and width {places[0]}) are not those of the network "
+            f"({places[1]}), so they cannot be its targets."
         )
     return unit_targets.inner(theirs, params), checkpoint.hash_params(params)
 
