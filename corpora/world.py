@@ -10,11 +10,11 @@ and real recordings: Asterisk's prompts and clips of LibriVox. All of it comes f
 
 Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, valid, test (seen voices,
 new sentences), test-voice (a voice that is in no other part), asterisk-train, asterisk-valid,
-asterisk-test, librivox-test, and reference (all that train and valid say, by one voice in the
-neutral manner, whose sounds can be the aim of units). details.jsonl holds what a manifest has no
-fields for, by id: kind, manner, intent, question, answer, phones [[phone, start, end]]. pairs.jsonl
-lists test sentences that two voices say in one manner; world.gram is the grammar of all sentences,
-in JSGF.
+asterisk-test, librivox-test, and reference (all that the parts for train and valid say, by one
+voice in the neutral manner, whose sounds can be the aim of units). details.jsonl holds what a
+manifest has no fields for, by id: kind, manner, intent, question, answer, phones [[phone, start,
+end]]. pairs.jsonl lists test sentences that two voices say in one manner; world.gram is the grammar
+of all sentences, in JSGF.
 A build that was cut off goes on where it was.
 """
 
@@ -29,6 +29,7 @@ import os
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ from spirit_jax.errors import InputError
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
 UTTERANCES = 4000  # for training, by default; the other parts are sized for these
 VALID, SHARED, OTHERS, HELD_OUT = 150, 75, 90, 60
+TESTS = "test", "test-voice", "asterisk-test", "librivox-test"
 REFERENCE = "rms"  # the voice that says all sentences
 DETAILS = ("kind", "manner", "intent", "question", "answer", "phones")
 
@@ -70,8 +72,11 @@ class Task:
         return f"{self.voice}/{self.manner}/{mark}"
 
 
-def plan(utterances: int) -> list[Task]:
-    """All that is to be spoken, for a number of training utterances."""
+def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
+    """All that is to be spoken, for a number of training utterances.
+
+    The reference says what they say, and the prompts.
+    """
 
     def size(count: int) -> int:
         return max(1, round(count * utterances / UTTERANCES))
@@ -87,7 +92,8 @@ def plan(utterances: int) -> list[Task]:
                 tasks += [Task("test", sentence, voice, manner) for manner in speak.MANNERS]
     tasks += _deal("test", others, list(speak.ESPEAK))
     tasks += _deal("test-voice", shared[: size(HELD_OUT)], list(speak.HELD_OUT))
-    tasks += [Task("reference", sentence, REFERENCE, "neutral") for sentence in train + valid]
+    said = {sentence.text: sentence for sentence in [*train, *valid, *prompts]}
+    tasks += [Task("reference", sentence, REFERENCE, "neutral") for sentence in said.values()]
     return tasks + _share_out("train", train)
 
 
@@ -207,7 +213,8 @@ def find_pairs(made: list[dict]) -> list[dict]:
 
 def build(output: Path, utterances: int, jobs: int) -> None:
     """Builds the corpus; prints its minutes by part and voice."""
-    tasks = recordings() + plan(utterances)
+    real = recordings()
+    tasks = real + plan(utterances, [task.sentence for task in real if task.part == "asterisk"])
     output.mkdir(parents=True, exist_ok=True)
     (output / "world.gram").write_text(grammar.jsgf(), encoding="utf-8")
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
@@ -215,6 +222,8 @@ def build(output: Path, utterances: int, jobs: int) -> None:
         done = list(track(rows, "speaking", len(tasks), disable=not sys.stderr.isatty()))
     made = [row for row in done if row]
     _split_prompts(made)
+    known = {row["text"] for row in made if row["part"] not in ("reference", *TESTS)}
+    made = [row for row in made if row["part"] != "reference" or row["text"] in known]
     parts = defaultdict(list)
     for row in made:
         parts[row["part"]].append(row)
@@ -225,7 +234,7 @@ def build(output: Path, utterances: int, jobs: int) -> None:
     _write(output / "details.jsonl", [{"id": id} | fields for id, fields in details.items()])
     _write(output / "pairs.jsonl", find_pairs(made))
     show(_table(parts))
-    print(f"left out, since not every word is found in them: {len(done) - len(made)} utterances")
+    print(f"left out, since not every word is found in them: {done.count(None)} utterances")
 
 
 def _table(parts: dict[str, list[dict]]) -> Table:

@@ -49,6 +49,8 @@ def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:
         for part in [parts] if isinstance(parts, Mapping) else parts:
             ocp.partial.save(path, part)
         ocp.partial.finalize(path)
+        # It names the folder that was written to, which on a disk nothing needs.
+        (path / "commit_success.txt").unlink(missing_ok=True)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
