@@ -92,8 +92,14 @@ def test_the_corpus_keeps_parts_and_voices_apart() -> None:
         pytest.importorskip(package)
     from corpora import speak, world
 
-    tasks = world.plan(400)
+    prompt = grammar.Sentence("press one now", "prompt", "press one now")
+    planned = world.plan(400, [prompt, prompt])
+    tasks = [task for task in planned if task.part != "reference"]
     assert len({task.id for task in tasks}) == len(tasks)
+    said = [task.sentence.text for task in planned if task.part == "reference"]
+    assert len(set(said)) == len(said)
+    heard = {task.sentence.text for task in tasks if task.part in ("train", "valid")}
+    assert set(said) == heard | {"press one now"}
     for task in tasks:
         assert grammar.part_of(task.sentence.text) == task.part.removesuffix("-voice")
         assert (task.voice in speak.HELD_OUT) == (task.part == "test-voice")
