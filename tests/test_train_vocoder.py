@@ -202,6 +202,21 @@ def test_manners_are_ids_of_the_network(config):
     item = Item("a", "a.wav", speaker="low", style="glad")
     ids_tc = vocoder_data.frame_ids(Units([5, 5, 7]), item, network)
     assert ids_tc.tolist() == [[5, 1, 1], [5, 1, 1], [7, 1, 1]]
+    # recordings that do not say theirs have the default
+    (unsaid,) = vocoder_data.choose([Item("a", "a.wav", speaker="low")], ("low",), (), "glad")
+    assert unsaid.style == "glad"
+
+
+def test_a_vocoder_has_a_voice_and_a_manner_for_those_who_ask_for_none(config):
+    styled = changed(config, "styled", style_ids=True)
+    network, _ = vocoder.plan_network(styled)
+    assert (network.default_speaker, network.default_style) == (0, 0)
+    chosen = dataclasses.replace(styled, default_speaker="low", default_style="glad")
+    network, _ = vocoder.plan_network(chosen)
+    assert network.speakers[network.default_speaker] == "low"
+    assert network.styles[network.default_style] == "glad"
+    with pytest.raises(InputError, match="'wild' is none of calm, glad"):
+        vocoder.plan_network(dataclasses.replace(chosen, default_style="wild"))
 
 
 def test_frames_are_told_what_decoding_tells_them():
