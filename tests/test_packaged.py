@@ -1,0 +1,47 @@
+"""The networks in the package: small, whole, and hearing the same beside noise."""
+
+from importlib import resources
+
+import numpy as np
+import pytest
+
+from spirit_jax import SpeechTokenizer, checkpoint
+from spirit_jax.audio import load_audio
+from spirit_jax.data import augment
+from spirit_jax.evaluation.units import unit_edit_distance
+
+NAMES = "spirit-tiny-base", "spirit-tiny-expressive"
+
+
+@pytest.fixture(scope="module")
+def recording():
+    asset = resources.files("spirit_jax") / "assets" / "agent-incorrect.flac"
+    return load_audio(asset.read_bytes())
+
+
+def test_all_speech_networks_are_under_20_megabytes_and_name_no_folder():
+    folders = [checkpoint.ASSETS / name / "speech_tokenizer" for name in NAMES]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20e6
+    for path in files:
+        assert b"partial_save" not in path.read_bytes(), path
+
+
+def test_units_of_both_are_the_same_and_stay_in_noise(recording):
+    base, expressive = (SpeechTokenizer.from_pretrained(name) for name in NAMES)
+    heard = expressive.encode(recording)
+    assert base.encode(recording).hubert.tolist() == heard.hubert.tolist()
+    assert len(set(heard.hubert.tolist())) > 30 and len(set(heard.pitch.tolist())) > 5
+    noisy = augment.add_noise(recording, np.random.default_rng(0), (10.0, 10.0))
+    other = augment.add_noise(np.roll(recording, 16_000), np.random.default_rng(0), (10.0, 10.0))
+    edits = unit_edit_distance(heard.hubert, base.encode(noisy).hubert)
+    assert edits < 0.6 * unit_edit_distance(heard.hubert, base.encode(other).hubert)
+
+
+def test_a_folder_of_that_name_goes_before_the_package(tmp_path, monkeypatch):
+    assert checkpoint.find_model(NAMES[0]) == checkpoint.ASSETS / NAMES[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAMES[0]).mkdir()
+    assert str(checkpoint.find_model(NAMES[0])) == NAMES[0]
+    assert str(checkpoint.find_model(f"runs/{NAMES[0]}")) == f"runs/{NAMES[0]}"
+    assert str(checkpoint.find_model("spirit-tiny-large")) == "spirit-tiny-large"
