@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spirit_jax.audio import load_audio
+from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import augment
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import read_items
@@ -119,12 +119,12 @@ def compare_pairs(pairs: list[dict], heard: dict) -> tuple[np.ndarray, np.ndarra
 def _add_noise(item: Item, seed: int) -> Item:
     rng = np.random.default_rng(seed)
     samples_t = augment.add_noise(load_audio(item.audio), rng, (NOISE_DB, NOISE_DB))
-    return Item(item.id, audio=(samples_t, 16_000))
+    return Item(item.id, audio=(samples_t, SAMPLE_RATE))
 
 
 def _label(phones: list, frames: int, trunk) -> np.ndarray:
     """The phone in the middle of what each frame sees."""
-    return labels_at_frames(phones, frames, center=trunk.receptive_field / 2 / 16_000)
+    return labels_at_frames(phones, frames, center=trunk.receptive_field / 2 / SAMPLE_RATE)
 
 
 def _read(path: Path) -> list[dict]:

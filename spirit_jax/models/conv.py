@@ -3,7 +3,7 @@
 Letters: b batch, t time, c channels in, d channels out, k kernel width, s stride.
 
 XLA has a fast path for plain convolutions on a CPU, which those it makes for gradients miss: they
-take ten to thirty times as long as the forward pass. So gradients are written here as plain ones.
+take many times as long as the forward pass. So gradients are written here as plain ones.
 """
 
 import functools
