@@ -5,8 +5,8 @@ from importlib import resources
 import numpy as np
 import pytest
 
-pytest.importorskip("pocketsphinx", reason="the extra `corpora` is not installed")
-pytest.importorskip("sklearn", reason="the extra `corpora` is not installed")
+for package in ("pocketsphinx", "pyworld", "sklearn"):
+    pytest.importorskip(package, reason="the extra `corpora` is not installed")
 
 from corpora import judge_speech, judge_units  # noqa: E402
 from corpora.evaluate import allowed_errors  # noqa: E402
