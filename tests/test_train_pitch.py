@@ -1,11 +1,14 @@
 """The training of the pitch VQ-VAE: it learns, goes on after a stop, and its network works."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 import soundfile
+import speech_runs
+from speech_runs import changed
 from tones import write_tones
 
 from spirit_jax.data.f0_cache import F0Config
@@ -17,6 +20,8 @@ from spirit_jax.training import pitch as training
 from spirit_jax.training import recipe
 from spirit_jax.training.ema import EmaConfig
 from spirit_jax.training.optimizer import OptimizerConfig
+
+run = functools.partial(speech_runs.run, training.train)
 
 STEPS = 200
 STACK = StackConfig(width=16, hidden=16, depth=1)
@@ -45,21 +50,6 @@ def config(tmp_path_factory):
 def whole(config):
     """The lines of a run from start to end."""
     return list(training.train(config, jax.devices()[:1]))
-
-
-def changed(config, name, **changes):
-    run_dir = config.run_dir.replace("whole", name)
-    return dataclasses.replace(config, run_dir=run_dir, **changes)
-
-
-def run(config, devices=1, stop_after=None):
-    steps, lines = training.train(config, jax.devices()[:devices]), []
-    for line in steps:
-        lines.append(line)
-        if len(lines) == stop_after:
-            steps.close()
-            break
-    return lines
 
 
 def load_state(config):

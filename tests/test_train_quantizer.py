@@ -1,6 +1,7 @@
 """The training of the quantizer: changes of sound, CTC, and units that stay."""
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
+import speech_runs
+from speech_runs import changed
 from tones import make_tone
 
 from spirit_jax import checkpoint
@@ -26,6 +29,8 @@ from spirit_jax.training import unit_targets
 from spirit_jax.training.kmeans import KMeansConfig
 from spirit_jax.training.optimizer import OptimizerConfig
 from spirit_jax.training.unit_targets import Recording
+
+run = functools.partial(speech_runs.run, training.train)
 
 STEPS = 120
 CLUSTERS = 5
@@ -102,20 +107,6 @@ def exported(config, whole):
     folder = Path(config.run_dir) / "exported"
     assert training.export(config, folder) == STEPS
     return folder
-
-
-def changed(config, name, **changes):
-    run_dir = config.run_dir.replace("whole", name)
-    return dataclasses.replace(config, run_dir=run_dir, **changes)
-
-
-def run(config, devices=1, stop_after=None):
-    steps, lines = training.train(config, jax.devices()[:devices]), []
-    for line in steps:
-        lines.append(line)
-        if len(lines) == stop_after:
-            steps.close()
-    return lines
 
 
 def losses(lines):

@@ -1,12 +1,15 @@
 """The training of the style encoder: its labels, and that it learns them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+import speech_runs
+from speech_runs import changed
 from tones import write_tones
 
 from spirit_jax.audio import load_audio
@@ -21,6 +24,8 @@ from spirit_jax.models.wav2vec2 import TrunkConfig
 from spirit_jax.training import recipe, style_labels
 from spirit_jax.training import style as training
 from spirit_jax.training.optimizer import OptimizerConfig
+
+run = functools.partial(speech_runs.run, training.train)
 
 STEPS, STYLES = 40, 4
 NETWORK = StyleConfig(
@@ -60,21 +65,6 @@ def config(tmp_path_factory):
 def whole(config):
     """The lines of a run from start to end."""
     return list(training.train(config, jax.devices()[:1]))
-
-
-def changed(config, name, **changes):
-    run_dir = config.run_dir.replace("whole", name)
-    return dataclasses.replace(config, run_dir=run_dir, **changes)
-
-
-def run(config, devices=1, stop_after=None):
-    steps, lines = training.train(config, jax.devices()[:devices]), []
-    for line in steps:
-        lines.append(line)
-        if len(lines) == stop_after:
-            steps.close()
-            break
-    return lines
 
 
 def test_it_learns_who_speaks(whole):

@@ -1,6 +1,7 @@
 """The training of the vocoder: it learns, goes on after a stop, and its network speaks."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+import speech_runs
 from tones import write_tones
 
 from spirit_jax import checkpoint, speech_tokenizer
@@ -22,6 +24,8 @@ from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.training import recipe, vocoder, vocoder_data
 from spirit_jax.training.optimizer import OptimizerConfig
 from spirit_jax.units import Units
+
+run = functools.partial(speech_runs.run, vocoder.train)
 
 STEPS, ALONE = 24, 16  # in all, and those without discriminators
 NETWORK = HifiGanConfig(
@@ -76,22 +80,12 @@ def whole(config):
 
 def changed(config, name, **changes):
     """Another run, which need not compute units again."""
-    run_dir = config.run_dir.replace("whole", name)
+    other = speech_runs.changed(config, name, **changes)
     known = vocoder_data.units_path(config.run_dir)
     if known.is_file():
-        vocoder_data.units_path(run_dir).parent.mkdir(exist_ok=True)
-        shutil.copy(known, vocoder_data.units_path(run_dir))
-    return dataclasses.replace(config, run_dir=run_dir, **changes)
-
-
-def run(config, devices=1, stop_after=None):
-    steps, lines = vocoder.train(config, jax.devices()[:devices]), []
-    for line in steps:
-        lines.append(line)
-        if len(lines) == stop_after:
-            steps.close()
-            break
-    return lines
+        vocoder_data.units_path(other.run_dir).parent.mkdir(exist_ok=True)
+        shutil.copy(known, vocoder_data.units_path(other.run_dir))
+    return other
 
 
 def load_state(config):

@@ -27,7 +27,7 @@ def start_pair(path, *overrides):
             [sys.executable, "-c", COMMAND, "train", "--config", str(path), *overrides],
             env=os.environ
             | {
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+                "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=4"),
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": str(number),
