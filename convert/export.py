@@ -15,7 +15,6 @@ from convert import table, torch_files
 from convert.llama import export_rules, write_config
 from convert.main import run_main
 from spirit_jax import checkpoint, config
-from spirit_jax.errors import InputError
 from spirit_jax.models.llama import LlamaConfig
 
 SHARD_BYTES = 2 << 30
@@ -27,17 +26,12 @@ def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | l
     Raises:
       InputError: `output` exists already, or the network folder is not whole.
     """
-    network, output = Path(network), Path(output)
-    if output.exists():
-        raise InputError(f"{output}: exists already; remove it or choose another output.")
+    network = Path(network)
     cfg = config.read(LlamaConfig, network / "config.json")
     stored = checkpoint.flatten(checkpoint.read_shapes(network / "params"))
     steps = [_step(path, cfg, str(network)) for path in stored]
     shards = _split(steps, {path: _bytes(leaf) for path, leaf in stored.items()})
-    unfinished = output.with_name(output.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with checkpoint.whole_folder(output) as folder:
         weight_map = {}
         for i, shard in enumerate(shards, start=1):
             name = f"model-{i:05}-of-{len(shards):05}.safetensors"
@@ -45,18 +39,14 @@ def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | l
             tree = checkpoint.unflatten({s.source: stored[s.source] for s in shard})
             host = checkpoint.flatten(checkpoint.load_params(network / "params", as_numpy(tree)))
             tensors = {s.target: torch_files.to_torch(s.turn(host[s.source])) for s in shard}
-            save_file(tensors, unfinished / name, metadata={"format": "pt"})
+            save_file(tensors, folder / name, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, name)
         if len(shards) > 1:
             total = sum(_bytes(leaf) for leaf in stored.values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            config.write(index, unfinished / "model.safetensors.index.json")
+            config.write(index, folder / "model.safetensors.index.json")
         dtype = str(stored["embed/embedding"].dtype)
-        config.write(write_config(cfg, eos, bos, dtype), unfinished / "config.json")
-        unfinished.replace(output)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        config.write(write_config(cfg, eos, bos, dtype), folder / "config.json")
 
 
 def as_numpy(tree):

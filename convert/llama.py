@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from convert import table, torch_files
-from convert.main import run_main, show_progress, whole_folder
+from convert.main import run_main, show_progress
 from convert.table import Rule
 from spirit_jax import checkpoint, config
 from spirit_jax.errors import InputError
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="model folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the new rows")
     args = parser.parse_args()
-    with whole_folder(args.output) as folder:
+    with checkpoint.whole_folder(args.output) as folder:
         vocab = convert_tokenizer(args.checkpoint, args.add_speech_tokens, folder, add=True)
         cfg = convert_llama(args.checkpoint, folder / "llama", vocab.padded_size, args.seed)
     print(json.dumps({"output": args.output, "layers": cfg.num_layers, "rows": cfg.vocab_size}))

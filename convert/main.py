@@ -1,11 +1,8 @@
 """What every conversion command shares."""
 
 import argparse
-import contextlib
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -44,24 +41,3 @@ def convert_folder(doc: str, convert: Callable[[str, str], Any]) -> None:
     args = parser.parse_args()
     convert(args.checkpoint, args.output)
     print(f"wrote {args.output}")
-
-
-@contextlib.contextmanager
-def whole_folder(output: str | Path) -> Iterator[Path]:
-    """A folder to write into that gets the name `output` at the end, or is gone after an error.
-
-    Raises:
-      InputError: something exists at `output` already.
-    """
-    output = Path(output).absolute()
-    if output.exists():
-        raise InputError(f"{output}: exists already; remove it or choose another output.")
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.rename(output)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise

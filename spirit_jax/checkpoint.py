@@ -4,9 +4,10 @@ Arrays are stored one by one under their path in the parameter tree. What is wri
 temporary name first, so a folder is whole or absent.
 """
 
+import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,32 @@ def find_model(name: str | Path) -> Path:
     return packaged if is_name and packaged.is_dir() else folder
 
 
+def refuse_existing(path: str | Path) -> None:
+    """Raises an InputError if something exists at a path that is to be written."""
+    if Path(path).exists():
+        raise InputError(f"{path}: exists already; remove it or choose another output.")
+
+
+@contextlib.contextmanager
+def whole_folder(output: str | Path) -> Iterator[Path]:
+    """A folder to write into that gets the name `output` at the end, or is gone after an error.
+
+    Raises:
+      InputError: something exists at `output` already.
+    """
+    output = Path(output).absolute()
+    refuse_existing(output)
+    unfinished = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        unfinished.rename(output)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
 def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:
     """Writes one parameter tree, given whole or as disjoint parts that are written in turn.
 
@@ -40,8 +67,7 @@ def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:
       InputError: something exists at `path` already.
     """
     path = Path(path).absolute()
-    if path.exists():
-        raise InputError(f"{path}: exists already; remove it or choose another output.")
+    refuse_existing(path)
     unfinished = path.with_name(path.name + ".partial_save")  # the name that Orbax gives it
     shutil.rmtree(unfinished, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)

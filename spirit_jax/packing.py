@@ -1,6 +1,5 @@
 """Packs trained networks into a speech tokenizer folder, as a conversion makes one."""
 
-import shutil
 from pathlib import Path
 
 import jax
@@ -34,9 +33,7 @@ def pack(
     Raises:
       InputError: a network is missing or does not fit the others, or `output` exists.
     """
-    output = Path(output)
-    if output.exists():
-        raise InputError(f"{output}: exists already; remove it or choose another output.")
+    checkpoint.refuse_existing(output)
     if (pitch_units is None) != (style_units is None):
         raise InputError("Pitch and style units go together: give both networks, or none.")
     kind = "base" if pitch_units is None else "expressive"
@@ -61,16 +58,11 @@ def pack(
             # The release's Base vocoder has a unit more than there are, for padding.
             if known < count or (known and not count):
                 raise InputError(f"{vocoder}: takes {known} {name} units, and there are {count}.")
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
+    with checkpoint.whole_folder(output) as folder:
         for name, (about, params) in networks.items():
             stored = jax.tree.map(_halve, params) if half else params
-            checkpoint.save_network(unfinished / name, about, stored)
-        sealed = speech_tokenizer.seal(unfinished, kind, f0_method)
-        unfinished.replace(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            checkpoint.save_network(folder / name, about, stored)
+        sealed = speech_tokenizer.seal(folder, kind, f0_method)
     return sealed
 
 

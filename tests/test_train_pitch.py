@@ -12,7 +12,8 @@ from speech_runs import changed
 from tones import write_tones
 
 from spirit_jax.data.f0_cache import F0Config
-from spirit_jax.data.speech import SpeechDataConfig, read_items
+from spirit_jax.data.manifest import Item
+from spirit_jax.data.speech import SpeechDataConfig, draw_items, read_items
 from spirit_jax.errors import InputError
 from spirit_jax.models import pitch
 from spirit_jax.models.pitch import PitchConfig, StackConfig
@@ -193,3 +194,10 @@ def test_only_so_many_recordings_are_used(config, monkeypatch):
     for limit, expected in ((0, 6), (4, 4)):
         training.make(dataclasses.replace(config, max_recordings=limit)).make_stream([0])
         assert asked.pop() == expected
+
+
+def test_recordings_are_drawn_from_everywhere_in_order():
+    items = [Item(str(k)) for k in range(100)]
+    drawn = [int(item.id) for item in draw_items(items, 20, seed=1)]
+    assert len(set(drawn)) == 20 and drawn == sorted(drawn) and drawn[0] < 20 and drawn[-1] > 80
+    assert draw_items(items, 0, 0) == draw_items(items, 200, 0) == items

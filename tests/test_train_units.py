@@ -129,7 +129,7 @@ def test_the_exported_network_is_an_inner_layer_and_its_clusters_are_units(confi
     heard = unit_targets.units_of(model, params)
     found = np.concatenate(list(unit_targets.hear(items, heard, model.config.trunk)))
     assert set(found) == set(range(5))  # clusters of these recordings: all are used
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         training.export(config, exported)
 
 

@@ -50,7 +50,7 @@ def test_an_exported_run_generates_and_goes_on_as_a_start(make_config, tmp_path,
         settings, run_dir=str(tmp_path / "again"), model=str(tmp_path / "model")
     )
     assert run(again, stop_after=1)[0] < losses[0]
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         export(settings, tmp_path / "model")
 
 

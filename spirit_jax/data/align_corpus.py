@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from spirit_jax import checkpoint
 from spirit_jax.audio import load_audio
 from spirit_jax.data import word_times
 from spirit_jax.data.align import Aligner
@@ -81,8 +82,7 @@ def align_corpus(
         raise InputError("Word times come from one of an aligner, TextGrids and WhisperX's JSON.")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; expected 1 or more.")
-    if output.exists():
-        raise InputError(f"{output}: exists already; remove it or choose another output.")
+    checkpoint.refuse_existing(output)
     if aligner is not None:
         settings = {"aligner": aligner.name, "min_score": min_score}
         load = _load_wave

@@ -77,14 +77,6 @@ def find_f0(wave_t: np.ndarray, resolution: float = f0.PYIN_RESOLUTION) -> Track
     return Track(*f0.pyin_f0(wave_t, resolution))
 
 
-def draw_items(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
-    """`limit` of the items drawn at random, in their order; all for 0."""
-    if not 0 < limit < len(items):
-        return list(items)
-    drawn = np.random.default_rng(seed).choice(len(items), limit, replace=False)
-    return [items[place] for place in sorted(drawn)]
-
-
 def read_tracks(items: Sequence[Item], config: F0Config, folder: str | Path) -> list[Track]:
     """The F0 of recordings, in order; what is not in `folder` yet is computed.
 

@@ -54,6 +54,14 @@ def read_items(sources: Sequence[str]) -> list[Item]:
     return found
 
 
+def draw_items(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
+    """`limit` of the items drawn at random, in their order; all for 0."""
+    if not 0 < limit < len(items):
+        return list(items)
+    drawn = np.random.default_rng(seed).choice(len(items), limit, replace=False)
+    return [items[place] for place in sorted(drawn)]
+
+
 class SpeechStream(Iterator[Row]):
     """One host's rows of each step; endless, shuffled anew every epoch."""
 

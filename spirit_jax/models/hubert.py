@@ -151,6 +151,17 @@ def fill_blanks(units_t: np.ndarray, blank: int, max_rounds: int = 10_000) -> np
     return np.where(distance <= max_rounds, units_t[nearest], units_t)
 
 
+def save(output: str | Path, model: HubertUnits, params: dict) -> None:
+    """Writes both as the folders `hubert` and `quantizer` of a new one, which is whole or absent.
+
+    Raises:
+      InputError: `output` exists.
+    """
+    with checkpoint.whole_folder(output) as folder:
+        checkpoint.save_network(folder / "hubert", model.config, params["hubert"])
+        checkpoint.save_network(folder / "quantizer", model.quantizer, params["quantizer"])
+
+
 def load(encoder: str | Path, quantizer: str | Path) -> tuple[HubertUnits, dict]:
     """The model of an encoder's and a quantizer's folder, and its parameters (numpy arrays).
 

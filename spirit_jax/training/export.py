@@ -31,16 +31,14 @@ def export(config: lm.RunConfig, output: str | Path) -> int:
       InputError: the run has no checkpoint, or `output` exists.
     """
     output, source = Path(output), Path(config.model)
-    if output.exists():
-        raise InputError(f"{output}: is there already; export to a new folder.")
+    checkpoint.refuse_existing(output)
     model = lm.make_model(config)
     step, params = load_params(config, model)
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns("llama"))
-    parts = _by_layer(params, model.config.num_layers)
-    checkpoint.save_network(unfinished / "llama", model.config, parts)
-    unfinished.replace(output)
+    with checkpoint.whole_folder(output) as folder:
+        without = shutil.ignore_patterns("llama")
+        shutil.copytree(source, folder, ignore=without, dirs_exist_ok=True)
+        parts = _by_layer(params, model.config.num_layers)
+        checkpoint.save_network(folder / "llama", model.config, parts)
     return step
 
 

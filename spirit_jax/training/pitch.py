@@ -23,7 +23,7 @@ from spirit_jax import checkpoint
 from spirit_jax.data import f0_cache
 from spirit_jax.data.f0_cache import F0Config
 from spirit_jax.data.manifest import Item
-from spirit_jax.data.speech import Row, SpeechStream, read_items, stack
+from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.errors import InputError
 from spirit_jax.models import pitch
 from spirit_jax.models.pitch import PitchConfig, PitchVqVae
@@ -51,8 +51,6 @@ class RunConfig(recipe.RecipeConfig):
         that of 1, with which voicing is hardly learnt.
       commitment: weight of the latents' distance to their codes; times 1 / scale ** 2, as F0's.
       epoch_decay: of the learning rate, after every epoch.
-      max_recordings: so many, drawn at random, are used; 0 for all.
-      eval_recordings: the same, of those held out.
     """
 
     recipe: str = "pitch"
@@ -67,17 +65,13 @@ class RunConfig(recipe.RecipeConfig):
     scale: float = 40.0
     commitment: float = 0.02
     epoch_decay: float = 0.999
-    max_recordings: int = 0
-    eval_recordings: int = 64
 
     def __post_init__(self):
         super().__post_init__()
         if self.mean not in MEANS:
             raise InputError(f"mean is '{self.mean}', expected {' or '.join(MEANS)}.")
-        if self.segment_frames < 1 or min(self.eval_recordings, self.max_recordings) < 0:
-            raise InputError(
-                "segment_frames must be at least 1, max_recordings and eval_recordings 0 or more."
-            )
+        if self.segment_frames < 1:
+            raise InputError(f"segment_frames is {self.segment_frames}, expected at least 1.")
         if self.scale <= 0 or self.commitment < 0 or not 0 < self.epoch_decay <= 1:
             raise InputError(
                 "scale must be above 0, commitment 0 or more, epoch_decay above 0 and at most 1."
@@ -131,9 +125,7 @@ def make(config: RunConfig) -> recipe.Recipe:
 
     @functools.cache
     def features() -> list[np.ndarray]:
-        items = read_items(config.data.sources)
-        drawn = f0_cache.draw_items(items, config.max_recordings, config.data.seed)
-        return read_features(drawn, config, network)
+        return read_features(recipe.training_items(config), config, network)
 
     def decay(step: jax.Array) -> jax.Array:
         epoch_steps = max(len(features()) // config.data.batch_rows, 1)
@@ -185,8 +177,7 @@ def make(config: RunConfig) -> recipe.Recipe:
 
     @functools.cache
     def held_out() -> Row:
-        items = read_items(config.data.held_out)
-        drawn = f0_cache.draw_items(items, config.eval_recordings, config.data.seed)
+        drawn = recipe.held_out_items(config)
         rows = [one[:EVAL_FRAMES] for one in read_features(drawn, config, network)]
         longest = max(len(one) for one in rows)
         made = [make_row(one, np.random.default_rng(0), longest) for one in rows]

@@ -10,7 +10,6 @@ dropped. Units between which the classifier is silent (its blank) are filled in 
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from spirit_jax import checkpoint
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import augment
 from spirit_jax.data.augment import AugmentConfig
-from spirit_jax.data.speech import Row, SpeechStream, read_items, stack
+from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.units import deduplicate, unit_edit_distance
 from spirit_jax.models import hubert
@@ -48,8 +47,6 @@ class RunConfig(recipe.RecipeConfig):
         one already it is gone on with, and these are not used.
       train_encoder_layers: so many of the encoder's last layers are trained as well.
       segment_seconds: of unchanged audio that a row has.
-      max_recordings: the first so many are used; 0 for all.
-      eval_recordings: the first so many held-out ones are used.
     """
 
     recipe: str = "quantizer"
@@ -60,7 +57,6 @@ class RunConfig(recipe.RecipeConfig):
     hidden_sizes: tuple[int, ...] = (512, 512)
     train_encoder_layers: int = 0
     segment_seconds: float = 4.0
-    max_recordings: int = 0
     eval_recordings: int = 32
 
     def __post_init__(self):
@@ -69,8 +65,6 @@ class RunConfig(recipe.RecipeConfig):
             raise InputError("start is empty; give a folder that has hubert and quantizer.")
         if self.segment_seconds <= 0 or self.train_encoder_layers < 0:
             raise InputError("segment_seconds must be above 0, train_encoder_layers 0 or more.")
-        if self.eval_recordings < 1 or self.max_recordings < 0:
-            raise InputError("eval_recordings must be at least 1, max_recordings 0 or more.")
 
 
 @struct.dataclass
@@ -101,17 +95,9 @@ def export(config: RunConfig, output: str | Path) -> int:
     Raises:
       InputError: there is no checkpoint, or `output` exists.
     """
-    output = Path(output)
-    if output.exists():
-        raise InputError(f"{output}: is there already; export to a new folder.")
     state = recipe.newest_state(config, make(config))
     model, _, _ = _read_start(config)
-    params = jax.tree.map(np.asarray, merge(state.params, state.frozen))
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    checkpoint.save_network(unfinished / "hubert", model.config, params["hubert"])
-    checkpoint.save_network(unfinished / "quantizer", model.quantizer, params["quantizer"])
-    unfinished.replace(output)
+    hubert.save(output, model, jax.tree.map(np.asarray, merge(state.params, state.frozen)))
     return int(state.step)
 
 
@@ -161,7 +147,7 @@ def make(config: RunConfig) -> recipe.Recipe:
         return State(state.step + 1, params, state.frozen, opt_state), metrics
 
     def make_stream(rows: list[int]) -> SpeechStream:
-        items = read_items(config.data.sources)[: config.max_recordings or None]
+        items = recipe.training_items(config)
         heard = unit_targets.units_of(teacher, started)
 
         def label() -> dict[str, Any]:
@@ -186,7 +172,7 @@ def make(config: RunConfig) -> recipe.Recipe:
     @functools.cache
     def held_out() -> tuple[dict[str, list[Row]], dict[str, list[np.ndarray]]]:
         """By kind of change ("" for none), batches and the units that `start` hears in them."""
-        items = read_items(config.data.held_out)[: config.eval_recordings]
+        items = recipe.held_out_items(config)
         unlabelled = [Recording(item, np.zeros(0, np.int32)) for item in items]
         batches = held_out_batches(unlabelled, config, teacher)
         before = {

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from spirit_jax import sharding
-from spirit_jax.data.speech import SpeechDataConfig, SpeechStream
+from spirit_jax.data.manifest import Item
+from spirit_jax.data.speech import SpeechDataConfig, SpeechStream, draw_items, read_items
 from spirit_jax.errors import InputError
 from spirit_jax.training import hosts, loop
 from spirit_jax.training.checkpoints import Checkpoints, abstract_state
@@ -28,12 +29,21 @@ class RecipeConfig(loop.LoopConfig):
       optimizer: how parameters move.
       seed: of first parameters and of what is drawn on the devices.
       start: folder of a network to go on from (converted, or trained before); "" for random.
+      max_recordings: so many, drawn at random, are used; 0 for all.
+      eval_recordings: the same, of those held out.
     """
 
     data: SpeechDataConfig = SpeechDataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     seed: int = 0
     start: str = ""
+    max_recordings: int = 0
+    eval_recordings: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.max_recordings, self.eval_recordings) < 0:
+            raise InputError("max_recordings and eval_recordings must be 0 or more.")
 
 
 @dataclasses.dataclass
@@ -116,6 +126,16 @@ def newest_state(
     if restored is None:
         raise InputError(f"{folder}: has no checkpoint yet.")
     return restored[0]
+
+
+def training_items(config: RecipeConfig) -> list[Item]:
+    """The recordings that a run learns from."""
+    return draw_items(read_items(config.data.sources), config.max_recordings, config.data.seed)
+
+
+def held_out_items(config: RecipeConfig) -> list[Item]:
+    """The recordings that a run is judged by."""
+    return draw_items(read_items(config.data.held_out), config.eval_recordings, config.data.seed)
 
 
 def _abstract(recipe: Recipe, mesh: jax.sharding.Mesh) -> Any:

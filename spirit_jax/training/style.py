@@ -24,7 +24,7 @@ from spirit_jax.audio import load_audio
 from spirit_jax.data import f0_cache
 from spirit_jax.data.f0_cache import F0Config
 from spirit_jax.data.manifest import Item
-from spirit_jax.data.speech import Row, SpeechStream, read_items, stack
+from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.data.style_features import style_features
 from spirit_jax.errors import InputError
 from spirit_jax.models import style
@@ -53,8 +53,6 @@ class RunConfig(recipe.RecipeConfig):
       labels: "features", clusters of each second's features, or "manifest", a style for every
         (speaker, style) that the manifests have.
       segment_units: seconds of a recording that a row has.
-      max_recordings: so many, drawn at random, are used; 0 for all.
-      eval_recordings: the same, of those held out.
     """
 
     recipe: str = "style"
@@ -65,17 +63,14 @@ class RunConfig(recipe.RecipeConfig):
     f0: F0Config = F0Config()
     labels: str = "features"
     segment_units: int = 4
-    max_recordings: int = 0
     eval_recordings: int = 128
 
     def __post_init__(self):
         super().__post_init__()
         if self.labels not in LABELS:
             raise InputError(f"labels is '{self.labels}', expected {' or '.join(LABELS)}.")
-        if self.segment_units < 1 or min(self.eval_recordings, self.max_recordings) < 0:
-            raise InputError(
-                "segment_units must be at least 1, max_recordings and eval_recordings 0 or more."
-            )
+        if self.segment_units < 1:
+            raise InputError(f"segment_units is {self.segment_units}, expected at least 1.")
 
 
 @struct.dataclass
@@ -120,13 +115,8 @@ def make(config: RunConfig) -> recipe.Recipe:
 
     @functools.cache
     def labels() -> Labels:
-        train, held_out = (
-            f0_cache.draw_items(read_items(sources), limit, config.data.seed) if sources else []
-            for sources, limit in (
-                (config.data.sources, config.max_recordings),
-                (config.data.held_out, config.eval_recordings),
-            )
-        )
+        train = recipe.training_items(config)
+        held_out = recipe.held_out_items(config) if config.data.held_out else []
         if config.labels == "manifest":
             return label_by_manifest(train, held_out, network.num_styles, unit_samples)
         find = functools.partial(_read_features, config, unit_samples)

@@ -10,7 +10,6 @@ are k-means clusters of it (as in arXiv 2305.13009, whose units come 25 times a 
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,10 @@ from spirit_jax import checkpoint
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.augment import coloured_noise, mix
 from spirit_jax.data.manifest import Item
-from spirit_jax.data.speech import Row, SpeechStream, read_items, stack
+from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.errors import InputError
-from spirit_jax.models.hubert import HubertConfig, QuantizerConfig
+from spirit_jax.models import hubert
+from spirit_jax.models.hubert import HubertConfig, HubertUnits, QuantizerConfig
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
 from spirit_jax.training import ema, filters, loop, parallel, recipe, unit_report, unit_targets
 from spirit_jax.training.kmeans import KMeansConfig
@@ -66,8 +66,6 @@ class RunConfig(recipe.RecipeConfig):
       segment_seconds: of audio that a row has.
       layer: whose output the exported network gives, counted from 1; 0 for the last.
       clusters: units of the exported quantizer.
-      max_recordings: the first so many are used; 0 for all.
-      eval_recordings: the first so many held-out ones are used.
     """
 
     recipe: str = "units"
@@ -92,16 +90,13 @@ class RunConfig(recipe.RecipeConfig):
     segment_seconds: float = 4.0
     layer: int = 0
     clusters: int = 500
-    max_recordings: int = 0
-    eval_recordings: int = 64
 
     def __post_init__(self):
         super().__post_init__()
         whole = (self.target_clusters, self.embedding_size, self.mask_span, self.clusters)
-        if min(*whole, self.eval_recordings) < 1 or self.max_recordings < 0:
+        if min(whole) < 1:
             raise InputError(
-                "target_clusters, clusters, embedding_size, mask_span and eval_recordings must be "
-                "at least 1, max_recordings 0 or more."
+                "target_clusters, clusters, embedding_size and mask_span must be at least 1."
             )
         if self.first_filters not in ("random", "gabor"):
             raise InputError(f"first_filters is '{self.first_filters}', expected random or gabor.")
@@ -185,21 +180,16 @@ def export(config: RunConfig, output: str | Path) -> int:
     Raises:
       InputError: there is no checkpoint, or `output` exists.
     """
-    output = Path(output)
-    if output.exists():
-        raise InputError(f"{output}: is there already; export to a new folder.")
+    checkpoint.refuse_existing(output)
     state = recipe.newest_state(config, make(config))
     params = jax.tree.map(np.asarray, state.params["trunk"])
     trunk, params = unit_targets.cut(_network(config)[0], params, config.layer)
-    items = read_items(config.data.sources)[: config.max_recordings or None]
+    items = recipe.training_items(config)
     heard = unit_targets.inner(trunk, params)
     centroids_vd = unit_targets.find_centroids(items, heard, trunk, config.clusters, config.kmeans)
     quantizer = QuantizerConfig("kmeans", config.clusters, trunk.hidden_size)
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    checkpoint.save_network(unfinished / "hubert", HubertConfig(trunk), params)
-    checkpoint.save_network(unfinished / "quantizer", quantizer, {"centroids": centroids_vd})
-    unfinished.replace(output)
+    model = HubertUnits(HubertConfig(trunk), quantizer)
+    hubert.save(output, model, {"hubert": params, "quantizer": {"centroids": centroids_vd}})
     return int(state.step)
 
 
@@ -251,7 +241,7 @@ def make(config: RunConfig) -> recipe.Recipe:
 
     @functools.cache
     def held_out() -> list[Row]:
-        items = read_items(config.data.held_out)[: config.eval_recordings]
+        items = recipe.held_out_items(config)
         _, label = targets()
         rows = [
             make_row(Recording(*one), np.random.default_rng(number), config, trunk)
@@ -382,7 +372,7 @@ def read_targets(
     Raises:
       InputError: recordings or the network of `targets` or `aligner` cannot be used.
     """
-    items = read_items(config.data.sources)[: config.max_recordings or None]
+    items = recipe.training_items(config)
     if config.targets == MFCC:
         heard, made_of = unit_targets.spectral(trunk), MFCC
     else:

@@ -22,7 +22,7 @@ from flax import struct
 
 from spirit_jax import checkpoint
 from spirit_jax.data.manifest import Item
-from spirit_jax.data.speech import Row, SpeechStream, read_items
+from spirit_jax.data.speech import Row, SpeechStream, draw_items, read_items
 from spirit_jax.errors import InputError
 from spirit_jax.models import discriminators as judges
 from spirit_jax.models import hifigan
@@ -61,8 +61,6 @@ class RunConfig(recipe.RecipeConfig):
       stft_weight: of the distance of log magnitudes at several resolutions; 0 for none (the paper).
       stft_sizes: their DFT sizes, in samples.
       epoch_decay: of the learning rate, after every epoch.
-      max_recordings: so many are used, spread over all there are; 0 for all.
-      eval_recordings: so many held-out ones are used, spread likewise.
     """
 
     recipe: str = "vocoder"
@@ -86,17 +84,16 @@ class RunConfig(recipe.RecipeConfig):
     stft_weight: float = 0.0
     stft_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
     epoch_decay: float = 0.999
-    max_recordings: int = 0
     eval_recordings: int = 16
 
     def __post_init__(self):
         super().__post_init__()
         if not self.speakers or len(set(self.speakers)) < len(self.speakers):
             raise InputError(f"speakers are {list(self.speakers)}; expected names, each once.")
-        if min(self.segment_units, self.duration_runs, self.eval_recordings) < 1:
-            raise InputError("segment_units, duration_runs and eval_recordings must be at least 1.")
-        if min(self.adversarial_from, self.max_recordings) < 0:
-            raise InputError("adversarial_from and max_recordings must be 0 or more.")
+        if min(self.segment_units, self.duration_runs) < 1:
+            raise InputError("segment_units and duration_runs must be at least 1.")
+        if self.adversarial_from < 0:
+            raise InputError(f"adversarial_from is {self.adversarial_from}, expected 0 or more.")
         weights = self.mel_weight, self.feature_weight, self.duration_weight, self.stft_weight
         if min(weights) < 0 or not 0 < self.epoch_decay <= 1:
             raise InputError("Weights must be 0 or more, epoch_decay above 0 and at most 1.")
@@ -422,9 +419,7 @@ def _choose(
 ) -> list[Item]:
     known = read_items(sources)
     items = vocoder_data.choose(known, config.speakers, network.styles, config.default_style)
-    if not 0 < most < len(items):
-        return items
-    return [items[index] for index in np.linspace(0, len(items) - 1, most).astype(int)]
+    return draw_items(items, most, config.data.seed)
 
 
 def _speak(model: HifiGan, params: Any, ids_btc: jax.Array, lengths_b: jax.Array) -> jax.Array:
