@@ -47,7 +47,7 @@ def judge(corpus: Path, tokenizer: Path, plain: Path) -> dict[str, dict[str, flo
         read_items([str(corpus / f"{part}.jsonl")]) for part in ("train", "test", "test-voice")
     )
     training = [item for item in training if phones[item.id]][::TRAINING_SHARE]
-    model, params = hubert.load(tokenizer / "hubert", tokenizer / "quantizer")
+    model, params = hubert.load_both(tokenizer)
     trunk = model.config.trunk
     pairs = _read(corpus / "pairs.jsonl")
     noisy = [_add_noise(item, seed) for seed, item in enumerate(test)]
@@ -93,7 +93,7 @@ def encode(encoder: SpeechTokenizer, items: Sequence[Item]) -> list[np.ndarray]:
 
 def encoder_clusters(folder: Path) -> Hear:
     """The units of a folder with `hubert` and `quantizer`."""
-    model, params = hubert.load(folder / "hubert", folder / "quantizer")
+    model, params = hubert.load_both(folder)
     heard = unit_targets.units_of(model, params)
     found = heard, model.config.trunk, model.quantizer.blank
     return lambda items: unit_targets.label_by_units(items, *found)

@@ -32,6 +32,13 @@ def find_model(name: str | Path) -> Path:
     return packaged if is_name and packaged.is_dir() else folder
 
 
+def find_network(folder: str | Path, name: str) -> Path:
+    """A network's folder, given itself, a set of networks that has it, or a model (by name)."""
+    folder = find_model(folder)
+    sets = folder / "speech_tokenizer" / name, folder / name
+    return next((own for own in sets if own.is_dir()), folder)
+
+
 def refuse_existing(path: str | Path) -> None:
     """Raises an InputError if something exists at a path that is to be written."""
     if Path(path).exists():

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from spirit_jax import checkpoint, speech_tokenizer
+from spirit_jax.checkpoint import find_network
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan, hubert, pitch, style
 from spirit_jax.speech_tokenizer import SpeechTokenizerConfig
@@ -26,7 +27,8 @@ def pack(
       output: the folder to make; it is whole or absent.
       units: a folder with `hubert` and `quantizer`.
       pitch_units, style_units: folders of these networks, both or none.
-      vocoder: that of a HiFi-GAN; a tokenizer without one encodes, and cannot speak.
+      vocoder: that of a HiFi-GAN; a tokenizer without one encodes, and cannot speak. For each a
+        model that has it will do as well, such as "spirit-tiny-base".
       f0_method: "pyin"; "fcpe" needs the network that `convert.fcpe` adds.
       half: stores float16. Networks compute in float32 all the same.
 
@@ -37,21 +39,21 @@ def pack(
     if (pitch_units is None) != (style_units is None):
         raise InputError("Pitch and style units go together: give both networks, or none.")
     kind = "base" if pitch_units is None else "expressive"
-    heard, params = hubert.load(Path(units) / "hubert", Path(units) / "quantizer")
+    heard, params = hubert.load_both(units)
     networks = {
         "hubert": (heard.config, params["hubert"]),
         "quantizer": (heard.quantizer, params["quantizer"]),
     }
     counts = {"code": heard.quantizer.vocab_size, "pitch": 0, "style": 0}
     if kind == "expressive":
-        model, params = pitch.load(pitch_units)
+        model, params = pitch.load(find_network(pitch_units, "pitch"))
         networks["pitch"] = model.config, params
         counts["pitch"] = model.config.num_codes
-        model, params = style.load(style_units)
+        model, params = style.load(find_network(style_units, "style"))
         networks["style"] = model.config, params
         counts["style"] = model.config.num_styles
     if vocoder is not None:
-        model, params = hifigan.load(vocoder)
+        model, params = hifigan.load(find_network(vocoder, "hifigan"))
         networks["hifigan"] = model.config, params
         for name, count in counts.items():
             known = model.config.channels.get(name, 0)

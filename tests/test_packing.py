@@ -30,6 +30,8 @@ def test_a_packed_set_is_the_set_that_it_was_made_of(networks, expressive_folder
     whole = pack(tmp_path / "whole", **networks)
     made = json.loads((expressive_folder / "speech_tokenizer/speech_tokenizer.json").read_text())
     assert whole.hashes == made["hashes"] and whole.kind == "expressive"
+    again = pack(tmp_path / "again", *[expressive_folder] * 4)  # each from a whole model
+    assert again.hashes == whole.hashes
     base = pack(tmp_path / "base", networks["units"])
     assert base.kind == "base" and sorted(base.hashes) == ["hubert", "quantizer"]
 

@@ -177,3 +177,8 @@ def load(encoder: str | Path, quantizer: str | Path) -> tuple[HubertUnits, dict]
         )
     model = HubertUnits(encoder_cfg, quantizer_cfg)
     return model, {"hubert": encoder_params, "quantizer": quantizer_params}
+
+
+def load_both(folder: str | Path) -> tuple[HubertUnits, dict]:
+    """`load` of a folder or a model that has both networks."""
+    return load(*(checkpoint.find_network(folder, name) for name in ("hubert", "quantizer")))

@@ -312,5 +312,5 @@ def _read_start(config: RunConfig) -> tuple[PitchConfig, Any]:
     """Sizes and first parameters, None for random ones."""
     if not config.start:
         return config.network, None
-    model, params = pitch.load(config.start)
+    model, params = pitch.load(checkpoint.find_network(config.start, "pitch"))
     return model.config, params

@@ -307,8 +307,8 @@ def _mean_distance(some: list[np.ndarray], others: list[np.ndarray]) -> float:
 
 def _read_start(config: RunConfig) -> tuple[HubertUnits, HubertUnits, dict[str, Any]]:
     """The model to train, the one that its units come from, and the latter's parameters."""
-    start = Path(config.start)
-    teacher, params = hubert.load(start / "hubert", start / "quantizer")
+    start = config.start
+    teacher, params = hubert.load_both(start)
     trunk, theirs = teacher.config.trunk, teacher.quantizer
     if config.train_encoder_layers > trunk.num_layers:
         raise InputError(

@@ -28,7 +28,8 @@ class RecipeConfig(loop.LoopConfig):
       data: the recordings.
       optimizer: how parameters move.
       seed: of first parameters and of what is drawn on the devices.
-      start: folder of a network to go on from (converted, or trained before); "" for random.
+      start: folder of a network to go on from (converted, or trained before), or of a model that
+        has it, such as "spirit-tiny-base"; "" for random.
       max_recordings: so many, drawn at random, are used; 0 for all.
       eval_recordings: the same, of those held out.
     """

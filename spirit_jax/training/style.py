@@ -259,5 +259,5 @@ def _read_start(config: RunConfig) -> tuple[StyleConfig, Any]:
     """Sizes and first parameters, None for random ones."""
     if not config.start:
         return config.network, None
-    model, params = style.load(config.start)
+    model, params = style.load(checkpoint.find_network(config.start, "style"))
     return model.config, params

@@ -400,7 +400,8 @@ def read_targets(
 
 def _read_teacher(folder: str, layer: int, trunk: TrunkConfig) -> tuple[unit_targets.Heard, str]:
     """The features of a network's layer, and what it is by its hash."""
-    before, params = checkpoint.load_network(folder, HubertConfig)
+    found = checkpoint.find_network(folder, "hubert")
+    before, params = checkpoint.load_network(found, HubertConfig)
     theirs, params = unit_targets.cut(before.trunk, params, layer)
     places = [(one.stride, one.receptive_field) for one in (theirs, trunk)]
     if places[0] != places[1] or before.sample_rate != SAMPLE_RATE:
@@ -415,6 +416,7 @@ def _network(config: RunConfig) -> tuple[TrunkConfig, Any]:
     """The trunk, and those of its parameters that come from `start`."""
     if not config.start:
         return config.network, {}
-    started, params = checkpoint.load_network(config.start, HubertConfig)
+    folder = checkpoint.find_network(config.start, "hubert")
+    started, params = checkpoint.load_network(folder, HubertConfig)
     layers = max(started.trunk.num_layers, config.network.num_layers)
     return dataclasses.replace(started.trunk, num_layers=layers, final_norm=True), params

@@ -41,7 +41,8 @@ class RunConfig(recipe.RecipeConfig):
     """A training of a vocoder.
 
     Attributes:
-      tokenizer: folder of the speech tokenizer whose units are to be spoken; it needs no vocoder.
+      tokenizer: folder or name of the speech tokenizer whose units are to be spoken; it needs no
+        vocoder.
       speakers: the voices to learn, as the recordings name them. With `start`, those that the
         network does not have yet are added to its own.
       style_ids: whether the manner of a recording is an input as well, by its name. With `start`,
@@ -335,7 +336,7 @@ def plan_network(config: RunConfig) -> tuple[HifiGanConfig, Any]:
     base, params = config.network, None
     speakers, style_ids = config.speakers, config.style_ids
     if config.start:
-        model, params = hifigan.load(config.start)
+        model, params = hifigan.load(checkpoint.find_network(config.start, "hifigan"))
         base, style_ids = model.config, bool(model.config.num_style_ids)
         if not base.num_speakers:
             raise InputError(f"{config.start}: has one voice only, to which none can be added.")

@@ -21,8 +21,8 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import track
 
+from spirit_jax import checkpoint, speech_tokenizer, units
 from spirit_jax import config as config_lib
-from spirit_jax import speech_tokenizer, units
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, stack
@@ -146,7 +146,7 @@ def read_units(items: Sequence[Item], tokenizer: str, path: Path) -> list[Units]
     Raises:
       InputError: a recording cannot be used, or the file is of another tokenizer.
     """
-    made_by = _networks_of(Path(tokenizer))
+    made_by = _networks_of(checkpoint.find_model(tokenizer))
     known = _read_known(path, made_by)
     missing = [item for item in items if _key(item) not in known]
     if missing and hosts.is_first():
