@@ -29,7 +29,7 @@ from spirit_jax.models import hifigan
 from spirit_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
 from spirit_jax.models.mel import MelConfig, log_mel, stft_distance
-from spirit_jax.training import recipe, vocoder_data, vocoder_report
+from spirit_jax.training import pace, recipe, vocoder_data, vocoder_report
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
 from spirit_jax.training.vocoder_data import Utterance
 
@@ -148,12 +148,19 @@ def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterato
 def export(config: RunConfig, output: str | Path) -> int:
     """Writes the newest checkpoint as a network folder; returns its step.
 
+    Its durations are made to add up to those of the recordings (`pace.settle`).
+
     Raises:
-      InputError: there is no checkpoint, or `output` exists.
+      InputError: there is no checkpoint, `output` exists, or the recordings cannot be read.
     """
+    checkpoint.refuse_existing(output)
     state = recipe.newest_state(config, make(config))
     network, _ = plan_network(config)
-    checkpoint.save_network(output, network, jax.tree.map(np.asarray, state.generator))
+    params = jax.tree.map(np.asarray, state.generator)
+    if network.duration_hidden:
+        training, _ = _read_utterances(config, network)
+        params = pace.settle(HifiGan(network), params, training)
+    checkpoint.save_network(output, network, params)
     return int(state.step)
 
 
