@@ -18,7 +18,7 @@ import numpy as np
 from spirit_jax import batching, checkpoint, config, f0, units
 from spirit_jax.audio import SAMPLE_RATE, Audio, chunks, load_audio
 from spirit_jax.errors import InputError
-from spirit_jax.models import fcpe, hifigan, hubert, pitch, style
+from spirit_jax.models import fcpe, hifigan, hubert, pitch, source, style
 from spirit_jax.units import Units
 
 BUCKET_SECONDS = (1.5, 3, 6, 10, 16, 30, 60, 100)  # audio is padded to these: eight programs
@@ -131,8 +131,10 @@ class SpeechTokenizer:
         if (folder / "hifigan").is_dir():
             self._vocoder, params = hifigan.load(folder / "hifigan")
             self._check("hifigan", params)
-            self._speak = _compile(self._vocoder, params)
+            speak = _speak_with_source if self._vocoder.config.source_harmonics else None
+            self._speak = _compile(self._vocoder, params, method=speak)
             self._durations = _compile(self._vocoder, params, method="log_durations")
+            self._f0 = _compile(self._vocoder, params, method="predict_f0")
         on_cpu = jax.default_backend() == "cpu"
         self._batch_seconds = 0 if on_cpu else BATCH_SECONDS
 
@@ -214,11 +216,18 @@ class SpeechTokenizer:
                 item = units.from_string(units.to_string(item))
             items.append(_stack_channels(item, voice, cfg))
             to_predict += [index] if predict else []
-        codes = [items[index][:, 0] for index in to_predict]
+        codes = [(items[index][:, 0],) for index in to_predict]
         made = self._run_windows(self._durations, codes, DURATION_REACH) if codes else []
         for index, log_frames in zip(to_predict, made, strict=True):
             items[index] = np.repeat(items[index], hifigan.to_frames(log_frames), axis=0)
-        return self._run_windows(self._speak, items, cfg.receptive_frames, cfg.code_hop)
+        inputs = [(ids,) for ids in items]
+        if cfg.source_harmonics:
+            told = self._run_windows(self._f0, inputs, source.REACH)
+            inputs = [
+                (ids, source.excite(source.to_f0(one), cfg.code_hop))
+                for ids, one in zip(items, told, strict=True)
+            ]
+        return self._run_windows(self._speak, inputs, cfg.receptive_frames, cfg.code_hop)
 
     def find_voice(self, speaker_id: int | str | None, style_id: int | str | None):
         """The numbers {"speaker", "style_id"} of a voice; `InputError` where there is none such."""
@@ -254,11 +263,11 @@ class SpeechTokenizer:
         return self._run(self._pitch, features, F0_RATE, extra=1)
 
     def _run_windows(self, function, utterances, reach: int, hop: int = 1) -> list[np.ndarray]:
-        """Runs the vocoder over ids of any length; each row of them gives `hop` values."""
-        pieces = [list(_windows(len(ids), reach)) for ids in utterances]
+        """Runs the vocoder over frames of any number; each of them gives `hop` values or rows."""
+        pieces = [list(_windows(len(inputs[0]), reach)) for inputs in utterances]
         items = [
-            (ids[low:high],)
-            for ids, windows in zip(utterances, pieces, strict=True)
+            tuple(array[low:high] for array in inputs)
+            for inputs, windows in zip(utterances, pieces, strict=True)
             for low, high, _ in windows
         ]
         made = iter(self._run(function, items, VOCODER_RATE))
@@ -305,6 +314,10 @@ def _compile(model, params, method=None, finish: Callable[..., Any] = lambda *ou
         return finish(*model.apply({"params": params}, *args, method=method))
 
     return functools.partial(jax.jit(apply), jax.device_put(params))
+
+
+def _speak_with_source(vocoder, ids_btc: jax.Array, source_bte: jax.Array, lengths_b: jax.Array):
+    return vocoder(ids_btc, lengths_b, source_bte)
 
 
 def _best(logits: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:

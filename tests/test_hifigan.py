@@ -1,6 +1,7 @@
 """The vocoder: exact batching and windows, durations, ids of speakers, every field."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from spirit_jax.errors import InputError
-from spirit_jax.models import hifigan
+from spirit_jax.models import hifigan, source
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
 from spirit_jax.random_model import random_params
 
@@ -129,9 +130,17 @@ def test_every_field_acts():
         abstract = hifigan.abstract_params(model)
         channels = len(model.config.channels)
         speak = jax.ShapeDtypeStruct((1, 6, channels), int)
-        made = jax.make_jaxpr(lambda p, i, n: model.apply({"params": p}, i, n))(
-            abstract, speak, lengths
+        excited = jax.ShapeDtypeStruct((1, 6, source.PARTS + 1), np.float32)
+        made = jax.make_jaxpr(lambda p, *given: model.apply({"params": p}, *given))(
+            abstract, speak, lengths, excited
         )
+        if model.config.source_harmonics:
+            told = functools.partial(model.apply, method="predict_f0")
+            made = str(made) + str(
+                jax.make_jaxpr(lambda p, *given: told({"params": p}, *given))(
+                    abstract, speak, lengths
+                )
+            )
         if not model.config.duration_hidden:
             return str(made)
         codes = jax.ShapeDtypeStruct((1, 6), int)
@@ -141,6 +150,7 @@ def test_every_field_acts():
             )(abstract, codes, lengths)
         )
 
+    fitting = {"upsample_rates": (5, 4), "upsample_kernels": (11, 8), "code_hop": 20}
     changes = [
         {"num_codes": 12},
         {"num_pitch": 6},
@@ -163,6 +173,10 @@ def test_every_field_acts():
         {"duration_kernel": 2},
         {"duration_kernel": 5},
         {"code_hop": 20},
+        {"source_harmonics": -1},
+        {"source_harmonics": 2, **fitting},
+        {"source_harmonics": 3, **fitting},
+        {"source_harmonics": 2, "f0_hidden": 7, **fitting},
         {"default_speaker": 3},
         {"precision": "default"},
     ]

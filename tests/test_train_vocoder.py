@@ -38,6 +38,8 @@ NETWORK = HifiGanConfig(
     resblock_kernels=(3,),
     resblock_dilations=((1,),),
     duration_hidden=8,
+    source_harmonics=2,
+    f0_hidden=8,
 )
 
 
@@ -118,6 +120,7 @@ def test_discriminators_take_part_from_their_step_on_and_learn(whole):
     apart = [line["score_real"] - line["score_made"] for line in (first, last)]
     assert apart[1] > apart[0]
     weighted = 45 * last["loss_mel"] + last["loss_stft"] + last["loss_duration"]
+    weighted += last["loss_f0"]
     weighted += last["loss_adversarial"] + 2 * last["loss_features"]
     np.testing.assert_allclose(last["loss"], weighted, rtol=1e-5)
 
@@ -238,13 +241,15 @@ def test_a_row_is_a_segment_at_frames_and_a_stretch_of_whole_runs(tmp_path):
     soundfile.write(tmp_path / "a.wav", wave_s, 16000, subtype="FLOAT")
     codes_t = np.repeat(np.arange(8), [1, 2, 3, 4, 1, 2, 3, 4]).astype(np.int32)
     ids_tc = np.stack([codes_t, np.arange(20)], -1).astype(np.int32)  # the second says where
-    one = vocoder_data.Utterance("a", "s", tmp_path / "a.wav", ids_tc)
+    f0_tk = np.arange(80, dtype=np.float32).reshape(20, 4) + 100
+    one = vocoder_data.Utterance("a", "s", tmp_path / "a.wav", ids_tc, f0_tk)
     loud_s = load_audio(tmp_path / "a.wav") / 0.5 * vocoder_data.PEAK
     starts, firsts = set(), set()
     for seed in range(100):
         row = vocoder_data.make_row(one, np.random.default_rng(seed), 5, 3, 640)
         start, first = row["ids_btc"][0, 1], row["codes_bt"][0]
         np.testing.assert_array_equal(row["ids_btc"], ids_tc[start : start + 5])
+        np.testing.assert_array_equal(row["source_bte"][:, :4], f0_tk[start : start + 5])
         np.testing.assert_allclose(row["wave_bs"], loud_s[start * 640 : start * 640 + 3200], 1e-6)
         lasting = [1, 2, 3, 4, 1, 2, 3, 4][first : first + 3]
         assert row["codes_bt"].tolist() == list(range(first, first + 3))

@@ -5,6 +5,9 @@ Letters: b batch, t time (frames of 40 ms, then samples), c channels, k kernel w
 Follows HiFi-GAN (arXiv 2010.05646) with units for input as in arXiv 2104.00355: each frame is the
 concatenation of embedded ids (unit, pitch, style, speaker, style id: `HifiGanConfig.channels`).
 
+With `source_harmonics`, which the release's vocoders lack, sines at an F0 that is told from the
+units are an input as well (`models/source.py`).
+
 A batch is padded and comes with its true lengths. Every conv that pads sees zeros after a row's
 true end, as it does for that row alone.
 """
@@ -21,6 +24,7 @@ from flax import linen as nn
 
 from spirit_jax import checkpoint
 from spirit_jax.errors import InputError
+from spirit_jax.models import source
 from spirit_jax.models.conv import Conv1d, conv1d
 from spirit_jax.models.wav2vec2 import length_mask
 
@@ -44,6 +48,8 @@ class HifiGanConfig:
       resblock_kernels, resblock_dilations: of the residual blocks of every stage.
       duration_hidden: width of the duration predictor; 0 for a vocoder without.
       duration_kernel: of its two convs.
+      source_harmonics: sines of the harmonic source; 0 for a vocoder without, as the release's.
+      f0_hidden: width of the predictor of its F0.
       code_hop, pitch_hop, style_hop: samples a unit lasts where streams keep their own timing.
       precision: a `jax.lax.Precision` name, for every matmul and conv.
     """
@@ -65,6 +71,8 @@ class HifiGanConfig:
     resblock_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
     duration_hidden: int = 128
     duration_kernel: int = 3
+    source_harmonics: int = 0
+    f0_hidden: int = 128
     code_hop: int = 640
     pitch_hop: int = 1280
     style_hop: int = 16000
@@ -100,6 +108,10 @@ class HifiGanConfig:
             raise InputError(
                 f"A duration_kernel of {self.duration_kernel} does not give one duration a unit."
             )
+        if self.source_harmonics < 0 or self.f0_hidden < 1:
+            raise InputError("source_harmonics must be 0 or more, f0_hidden at least 1.")
+        if self.source_harmonics and self.code_hop % source.PARTS:
+            raise InputError(f"A harmonic source needs a code_hop that {source.PARTS} divides.")
         for name, default, count in (
             ("default_speaker", self.default_speaker, self.num_speakers),
             ("default_style", self.default_style, self.num_style_ids),
@@ -212,12 +224,14 @@ class ResBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Embedded frames to samples."""
+    """Embedded frames, and sines if there are any, to samples."""
 
     config: HifiGanConfig
 
     @nn.compact
-    def __call__(self, x_btc: jax.Array, lengths_b: jax.Array) -> jax.Array:
+    def __call__(
+        self, x_btc: jax.Array, lengths_b: jax.Array, sines_bsh: jax.Array | None = None
+    ) -> jax.Array:
         cfg = self.config
         mask_bt1 = length_mask(lengths_b, x_btc.shape[1])[..., None]
         conv_pre = Conv1d(cfg.initial_channels, 7, precision=cfg.precision, name="conv_pre")
@@ -230,6 +244,10 @@ class Generator(nn.Module):
             x_btc = Upsample(channels, rate, size, cfg.precision, name=f"up{i}")(x_btc)
             lengths_b = lengths_b * rate
             mask_bt1 = length_mask(lengths_b, x_btc.shape[1])[..., None]
+            if sines_bsh is not None:  # as many of their samples as a row of this stage stands for
+                folded_btd = sines_bsh.reshape(*x_btc.shape[:2], -1)
+                dense = nn.Dense(channels, precision=cfg.precision, name=f"source{i}")
+                x_btc += dense(folded_btd)
             blocks = zip(cfg.resblock_kernels, cfg.resblock_dilations, strict=True)
             x_btc = sum(
                 ResBlock(kernel, dilations, cfg.precision, name=f"res{i}_{j}")(x_btc, mask_bt1)
@@ -253,24 +271,44 @@ class HifiGan(nn.Module):
         self.generator = Generator(cfg)
         if cfg.duration_hidden:
             self.duration = DurationPredictor(cfg)
+        if cfg.source_harmonics:
+            self.f0 = source.F0Predictor(cfg.f0_hidden, cfg.precision)
 
-    def __call__(self, ids_btc: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, ids_btc: jax.Array, lengths_b: jax.Array, source_bte: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Speaks frames of `config.code_hop` samples.
 
         Args:
           ids_btc: int32 (b, t, channels), the ids of each frame in the order of
             `config.channels`; not read after a row's true length.
           lengths_b: int32 (b,), true numbers of frames.
+          source_bte: float32 (b, t, source.PARTS + 1), of `source.excite`; for vocoders that have
+            `source_harmonics`.
 
         Returns:
           wave_bs: float32 (b, t * code_hop) in -1..1, 0 after a row's true length.
           samples_b: int32 (b,), true lengths in samples.
         """
+        cfg, sines_bsh = self.config, None
+        if cfg.source_harmonics:
+            sines_bsh = source.sines(source_bte, cfg.code_hop, cfg.source_harmonics)
+        wave_bs = self.generator(self._embed(ids_btc), lengths_b, sines_bsh)
+        return wave_bs, lengths_b * cfg.code_hop
+
+    def _embed(self, ids_btc: jax.Array) -> jax.Array:
         embedded = [
             self.embed[name](ids_btc[..., i]) for i, name in enumerate(self.config.channels)
         ]
-        wave_bs = self.generator(jnp.concatenate(embedded, axis=-1), lengths_b)
-        return wave_bs, lengths_b * self.config.code_hop
+        return jnp.concatenate(embedded, axis=-1)
+
+    def predict_f0(self, ids_btc: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """F0 and voicing, float32 (b, t, 2 * source.PARTS) for `source.to_f0`, and `lengths_b`.
+
+        Args: as those of a call.
+        """
+        told = self.f0(self._embed(ids_btc), lengths_b)
+        return jnp.concatenate(told, axis=-1), lengths_b
 
     def log_durations(
         self, codes_bt: jax.Array, lengths_b: jax.Array
@@ -285,7 +323,10 @@ class HifiGan(nn.Module):
 
     def everything(self, ids_btc: jax.Array, lengths_b: jax.Array) -> None:
         """Touches every parameter, for `init`."""
-        self(ids_btc, lengths_b)
+        source_bte = jnp.zeros((*ids_btc.shape[:2], source.PARTS + 1))
+        self(ids_btc, lengths_b, source_bte)
+        if self.config.source_harmonics:
+            self.predict_f0(ids_btc, lengths_b)
         if self.config.duration_hidden:
             self.log_durations(ids_btc[..., 0], lengths_b)
 

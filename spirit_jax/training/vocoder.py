@@ -5,7 +5,8 @@ Letters: b batch, t frames or runs, c channels of a frame, s samples, m mel band
 The recipe is that of HiFi-GAN (arXiv 2010.05646) with units for input and a duration predictor
 beside it (arXiv 2104.00355). Its additions: the discriminators may join late, a distance of spectra
 at several resolutions, and durations are learnt from whole runs of units rather than from segments,
-which cut the first and the last of theirs.
+which cut the first and the last of theirs. A harmonic source (`models/source.py`) gets the F0 of
+the recording, while its predictor learns to tell that from units.
 """
 
 import dataclasses
@@ -21,14 +22,16 @@ import optax
 from flax import struct
 
 from spirit_jax import checkpoint
+from spirit_jax.data.f0_cache import F0Config
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, draw_items, read_items
 from spirit_jax.errors import InputError
 from spirit_jax.models import discriminators as judges
-from spirit_jax.models import hifigan
+from spirit_jax.models import hifigan, source
 from spirit_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
 from spirit_jax.models.mel import MelConfig, log_mel, stft_distance
+from spirit_jax.models.wav2vec2 import length_mask
 from spirit_jax.training import pace, recipe, vocoder_data, vocoder_report
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
 from spirit_jax.training.vocoder_data import Utterance
@@ -58,7 +61,9 @@ class RunConfig(recipe.RecipeConfig):
       duration_runs: units without repeats, whose durations a row predicts.
       adversarial_from: the step from which the discriminators take part; the number of steps for
         never. Without them a step takes a fraction of the time.
-      mel_weight, feature_weight, duration_weight: of the losses, beside the adversarial one.
+      f0: how the F0 is found that a network with a harmonic source learns.
+      mel_weight, feature_weight, duration_weight, f0_weight: of the losses, beside the adversarial
+        one.
       stft_weight: of the distance of log magnitudes at several resolutions; 0 for none (the paper).
       stft_sizes: their DFT sizes, in samples.
       epoch_decay: of the learning rate, after every epoch.
@@ -82,6 +87,8 @@ class RunConfig(recipe.RecipeConfig):
     mel_weight: float = 45.0
     feature_weight: float = 2.0
     duration_weight: float = 1.0
+    f0: F0Config = F0Config()
+    f0_weight: float = 1.0
     stft_weight: float = 0.0
     stft_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
     epoch_decay: float = 0.999
@@ -95,8 +102,8 @@ class RunConfig(recipe.RecipeConfig):
             raise InputError("segment_units and duration_runs must be at least 1.")
         if self.adversarial_from < 0:
             raise InputError(f"adversarial_from is {self.adversarial_from}, expected 0 or more.")
-        weights = self.mel_weight, self.feature_weight, self.duration_weight, self.stft_weight
-        if min(weights) < 0 or not 0 < self.epoch_decay <= 1:
+        weights = self.mel_weight, self.feature_weight, self.duration_weight, self.f0_weight
+        if min(*weights, self.stft_weight) < 0 or not 0 < self.epoch_decay <= 1:
             raise InputError("Weights must be 0 or more, epoch_decay above 0 and at most 1.")
         if not self.stft_sizes or any(size < 8 or size % 8 for size in self.stft_sizes):
             raise InputError(f"stft_sizes are {list(self.stft_sizes)}; expected multiples of 8.")
@@ -260,8 +267,17 @@ def make(config: RunConfig, adversarial: bool = True) -> recipe.Recipe:
     def held_out() -> Row:
         return vocoder_data.whole_rows(utterances()[1], EVAL_FRAMES, hop)
 
-    speak = jax.jit(functools.partial(_speak, model))
+    speak_along = jax.jit(functools.partial(_speak, model))
+    predict_f0 = jax.jit(functools.partial(_predict_f0, model))
     predict = jax.jit(functools.partial(_predict, model))
+
+    def speak(generator, ids_btc: np.ndarray, lengths_b: np.ndarray) -> jax.Array:
+        """From ids alone, as when the network is used."""
+        source_bte = np.zeros((*ids_btc.shape[:2], 0), np.float32)
+        if network.source_harmonics:
+            f0_btk = source.to_f0(np.asarray(predict_f0(generator, ids_btc, lengths_b)))
+            source_bte = np.stack([source.excite(f0_tk, hop) for f0_tk in f0_btk])
+        return speak_along(generator, ids_btc, lengths_b, source_bte)
 
     def evaluate(state: State) -> dict[str, float]:
         batch = held_out()
@@ -313,13 +329,14 @@ def compare(
     ids_btc: jax.Array,
     lengths_b: jax.Array,
     wave_bs: jax.Array,
+    source_bte: jax.Array,
     codes_bt: jax.Array,
     counts_b: jax.Array,
     frames_bt: jax.Array,
     counted_bt: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What the vocoder makes of a batch (`vocoder_data.make_row`), and how far it is from it."""
-    made_bs = _speak(model, params, ids_btc, lengths_b)
+    made_bs = _speak(model, params, ids_btc, lengths_b, source_bte)
     mels = log_mel(made_bs, config.mel), log_mel(wave_bs, config.mel)
     metrics = {"loss_mel": jnp.mean(jnp.abs(mels[0] - mels[1]))}
     loss = config.mel_weight * metrics["loss_mel"]
@@ -332,6 +349,11 @@ def compare(
         errors = jnp.where(counted_bt, errors_bt, 0).sum()
         metrics["loss_duration"] = errors / jnp.maximum(counted_bt.sum(), 1)
         loss += config.duration_weight * metrics["loss_duration"]
+    if model.config.source_harmonics:
+        told_bte = _predict_f0(model, params, ids_btc, lengths_b)
+        mask_bt = length_mask(lengths_b, ids_btc.shape[1])
+        metrics["loss_f0"] = source.f0_loss(told_bte, source_bte, mask_bt)
+        loss += config.f0_weight * metrics["loss_f0"]
     return made_bs, metrics | {"loss": loss}
 
 
@@ -414,8 +436,8 @@ def _read_utterances(
 
     def read(sources: tuple[str, ...], most: int) -> list[Utterance]:
         items = _choose(config, network, sources, most)
-        path = vocoder_data.units_path(config.run_dir)
-        return vocoder_data.read_utterances(items, config.tokenizer, path, network)
+        found = items, config.tokenizer, Path(config.run_dir), network, config.f0
+        return vocoder_data.read_utterances(*found)
 
     training = read(config.data.sources, config.max_recordings)
     held_out = config.data.held_out
@@ -430,8 +452,14 @@ def _choose(
     return draw_items(items, most, config.data.seed)
 
 
-def _speak(model: HifiGan, params: Any, ids_btc: jax.Array, lengths_b: jax.Array) -> jax.Array:
-    return model.apply({"params": params}, ids_btc, lengths_b)[0]
+def _speak(
+    model: HifiGan, params: Any, ids_btc: jax.Array, lengths_b: jax.Array, source_bte: jax.Array
+) -> jax.Array:
+    return model.apply({"params": params}, ids_btc, lengths_b, source_bte)[0]
+
+
+def _predict_f0(model: HifiGan, params: Any, ids_btc: jax.Array, lengths_b: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, ids_btc, lengths_b, method="predict_f0")[0]
 
 
 def _predict(model: HifiGan, params: Any, codes_bt: jax.Array, counts_b: jax.Array) -> jax.Array:

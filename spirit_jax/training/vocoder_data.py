@@ -24,10 +24,12 @@ from rich.progress import track
 from spirit_jax import checkpoint, speech_tokenizer, units
 from spirit_jax import config as config_lib
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
+from spirit_jax.data import f0_cache
+from spirit_jax.data.f0_cache import F0Config, Track
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, stack
 from spirit_jax.errors import InputError
-from spirit_jax.models import hifigan
+from spirit_jax.models import hifigan, source
 from spirit_jax.models.hifigan import HifiGanConfig
 from spirit_jax.speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 from spirit_jax.training import hosts
@@ -46,12 +48,15 @@ class Utterance:
       speaker: its name.
       audio: where its samples are.
       ids_tc: int32 (t, c), what the vocoder is told of each frame (`HifiGanConfig.channels`).
+      f0_tk: float32 (t, source.PARTS), its F0 in Hz, 0 where unvoiced; of no parts for a vocoder
+        without a harmonic source.
     """
 
     id: str
     speaker: str
     audio: Audio
     ids_tc: np.ndarray
+    f0_tk: np.ndarray
 
 
 def units_path(run_dir: str | Path) -> Path:
@@ -85,24 +90,37 @@ def choose(
 
 
 def read_utterances(
-    items: Sequence[Item], tokenizer: str, path: Path, network: HifiGanConfig
+    items: Sequence[Item], tokenizer: str, run_dir: Path, network: HifiGanConfig, f0: F0Config
 ) -> list[Utterance]:
-    """The recordings with their units, which are computed where `path` has none; see `read_units`.
+    """The recordings with their units and F0, which are computed where `run_dir` has none.
 
-    Recordings too short for a unit are left out.
+    Recordings too short for a unit are left out. See `read_units`, `f0_cache.read_tracks`.
 
     Raises:
       InputError: the tokenizer gives other units than the vocoder takes.
     """
-    heard = read_units(items, tokenizer, path)
+    heard = read_units(items, tokenizer, units_path(run_dir))
+    f0s = [np.zeros((len(one), 0), np.float32) for one in heard]
+    if network.source_harmonics:
+        tracks = f0_cache.read_tracks(items, f0, run_dir / "f0")
+        f0s = [frame_f0(track, len(one)) for track, one in zip(tracks, heard, strict=True)]
     utterances = [
-        Utterance(item.id, item.speaker, item.audio, frame_ids(one, item, network))
-        for item, one in zip(items, heard, strict=True)
+        Utterance(item.id, item.speaker, item.audio, frame_ids(one, item, network), f0_tk)
+        for item, one, f0_tk in zip(items, heard, f0s, strict=True)
         if len(one)
     ]
     if not utterances:
-        raise InputError(f"{path}: no recording is long enough to have a unit.")
+        raise InputError(f"{units_path(run_dir)}: no recording is long enough to have a unit.")
     return utterances
+
+
+def frame_f0(track: Track, frames: int) -> np.ndarray:
+    """float32 (frames, source.PARTS): F0 in the middle of every part, 0 where unvoiced.
+
+    A part is 10 ms, two frames of the track, whose first is at the recording's beginning.
+    """
+    f0_t = np.where(track.voiced_t > 0, track.f0_t, 0)[1::2][: frames * source.PARTS]
+    return np.pad(f0_t, (0, frames * source.PARTS - len(f0_t))).reshape(-1, source.PARTS)
 
 
 def frame_ids(heard: Units, item: Item, network: HifiGanConfig) -> np.ndarray:
@@ -244,13 +262,16 @@ def make_row(
     their durations do not count, unless they are the recording's own.
 
     Returns:
-      ids_btc: int32 (segment_units, c); lengths_b: how many are true; wave_bs: their samples.
+      ids_btc: int32 (segment_units, c); lengths_b: how many are true; wave_bs: their samples;
+      source_bte: what `source.excite` makes of their F0.
       codes_bt: int32 (duration_runs,); counts_b: how many are true; frames_bt: float32, how long
       they last; counted_bt: which of them count.
     """
     frames = len(utterance.ids_tc)
     start = int(rng.integers(max(frames - segment_units, 0) + 1))
     ids_tc = utterance.ids_tc[start : start + segment_units]
+    f0_tk = utterance.f0_tk[start : start + segment_units]
+    source_te = source.excite(f0_tk, hop) if f0_tk.size else f0_tk
     wave_s = read_wave(utterance, hop)[start * hop : (start + len(ids_tc)) * hop]
 
     codes_t, frames_t = find_runs(utterance.ids_tc[:, 0])
@@ -263,6 +284,7 @@ def make_row(
         "ids_btc": _pad(ids_tc, segment_units),
         "lengths_b": np.int32(len(ids_tc)),
         "wave_bs": _pad(wave_s, segment_units * hop),
+        "source_bte": _pad(source_te, segment_units),
         "codes_bt": _pad(codes_t[first:last], duration_runs),
         "counts_b": np.int32(last - first),
         "frames_bt": _pad(frames_t[first:last].astype(np.float32), duration_runs),
@@ -273,7 +295,8 @@ def make_row(
 def whole_rows(utterances: Sequence[Utterance], most: int, hop: int) -> Row:
     """The same of whole recordings, cut after `most` frames, as long as the longest of them."""
     cut = [
-        dataclasses.replace(utterance, ids_tc=utterance.ids_tc[:most]) for utterance in utterances
+        dataclasses.replace(one, ids_tc=one.ids_tc[:most], f0_tk=one.f0_tk[:most])
+        for one in utterances
     ]
     longest = max(len(one.ids_tc) for one in cut)
     rng = np.random.default_rng(0)  # nothing is drawn: all fits
