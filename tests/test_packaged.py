@@ -5,7 +5,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from spirit_jax import SpeechTokenizer, checkpoint
+from spirit_jax import SpeechTokenizer, checkpoint, f0
 from spirit_jax.audio import load_audio
 from spirit_jax.data import augment
 from spirit_jax.evaluation.units import unit_edit_distance
@@ -36,6 +36,20 @@ def test_units_of_both_are_the_same_and_stay_in_noise(recording):
     other = augment.add_noise(np.roll(recording, 16_000), np.random.default_rng(0), (10.0, 10.0))
     edits = unit_edit_distance(heard.hubert, base.encode(noisy).hubert)
     assert edits < 0.6 * unit_edit_distance(heard.hubert, base.encode(other).hubert)
+
+
+def test_they_speak_what_they_hear_and_expressive_in_its_melody(recording):
+    expressive = SpeechTokenizer.from_pretrained(NAMES[1])
+    made = expressive.decode(expressive.encode(recording), speaker_id="slt")
+    tracks = [f0.pyin_f0(wave) for wave in (recording[: len(made)], made)]
+    (true_t, voiced_t), (found_t, found_voiced_t) = tracks
+    both_t = (voiced_t > 0) & (found_voiced_t > 0)
+    assert both_t.mean() > 0.3 and np.corrcoef(true_t[both_t], found_t[both_t])[0, 1] > 0.6
+    base = SpeechTokenizer.from_pretrained(NAMES[0])
+    heard = base.encode(recording)
+    waves = [base.decode(heard, speaker_id=name) for name in ("kal16", "rms", "slt")]
+    assert all(len(wave) == 640 * len(heard) and wave.std() > 0.01 for wave in waves)
+    assert np.abs(waves[0] - waves[2]).max() > 0.1
 
 
 def test_a_folder_of_that_name_goes_before_the_package(tmp_path, monkeypatch):
