@@ -39,7 +39,7 @@ def test_log_mel_equals_librosa(wave, config):
 @pytest.mark.parametrize(
     "field, value",
     [("sample_rate", 20000), ("n_fft", 2048), ("hop", 128), ("num_mels", 40)]
-    + [("f_min", 200.0), ("f_max", 4000.0)],
+    + [("f_min", 200.0), ("f_max", 4000.0), ("floor", 1.0)],
 )
 def test_every_field_acts(wave, field, value):
     before = log_mel(wave[None], MelConfig())
@@ -74,3 +74,10 @@ def test_settings_that_make_no_spectrogram_are_named():
     for changes in ({"f_max": 9000.0}, {"f_min": 8000.0}):
         with pytest.raises(InputError, match="f_min and f_max"):
             MelConfig(**changes)
+
+
+def test_what_is_below_the_floor_is_no_distance(wave):
+    quiet, other = 1e-4 * wave[None], 1e-4 * wave[None, ::-1]
+    assert stft_distance(quiet, other, (256,)) > 0.1
+    assert stft_distance(quiet, other, (256,), 1e-4) == 0
+    assert stft_distance(wave[None], wave[None, ::-1], (256,), 1e-4) > 0.1

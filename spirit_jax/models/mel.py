@@ -17,7 +17,7 @@ import numpy as np
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import split_frames
 
-POWER_FLOOR, MEL_FLOOR = 1e-9, 1e-5
+POWER_FLOOR = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class MelConfig:
       hop: samples from a window to the next.
       num_mels: bands, of librosa's (Slaney's) scale and norm.
       f_min, f_max: the lowest and highest frequency of the bands, in Hz.
+      floor: magnitudes of a band below it count as this much.
     """
 
     sample_rate: int = 16_000
@@ -38,6 +39,7 @@ class MelConfig:
     num_mels: int = 80
     f_min: float = 0.0
     f_max: float = 8_000.0
+    floor: float = 1e-5
 
     def __post_init__(self):
         if not 0 < self.hop <= self.n_fft or (self.n_fft - self.hop) % 2:
@@ -50,6 +52,8 @@ class MelConfig:
                 f"f_min and f_max are {self.f_min} and {self.f_max}; expected 0 to "
                 f"{self.sample_rate / 2}, rising."
             )
+        if self.floor <= 0:
+            raise InputError(f"The floor of mel magnitudes is {self.floor}, expected above 0.")
 
 
 def magnitudes(wave_bs: jax.Array, n_fft: int, hop: int) -> jax.Array:
@@ -70,19 +74,22 @@ def log_mel(wave_bs: jax.Array, config: MelConfig) -> jax.Array:
     """Natural logarithms of mel magnitudes, float32 (b, s // hop, m), of samples in -1..1."""
     magnitude_btf = magnitudes(wave_bs, config.n_fft, config.hop)
     mel_btm = jnp.einsum("btf,mf->btm", magnitude_btf, _bands(config), precision="highest")
-    return jnp.log(jnp.maximum(mel_btm, MEL_FLOOR))
+    return jnp.log(jnp.maximum(mel_btm, config.floor))
 
 
-def stft_distance(wave_bs: jax.Array, other_bs: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+def stft_distance(
+    wave_bs: jax.Array, other_bs: jax.Array, sizes: tuple[int, ...], floor: float = 0.0
+) -> jax.Array:
     """How far two waves are apart at several resolutions: the mean L1 of log magnitudes.
 
     The log part of the multi-resolution STFT loss of arXiv 1910.11480; `sizes` are DFT sizes, with
-    hops of a quarter.
+    hops of a quarter. Magnitudes per sample of a window below `floor` count as that much.
     """
-    apart = [
-        jnp.abs(jnp.log(magnitudes(wave_bs, n, n // 4)) - jnp.log(magnitudes(other_bs, n, n // 4)))
-        for n in sizes
-    ]
+
+    def log_magnitudes(wave_bs: jax.Array, n: int) -> jax.Array:
+        return jnp.log(jnp.maximum(magnitudes(wave_bs, n, n // 4), floor * n))
+
+    apart = [jnp.abs(log_magnitudes(wave_bs, n) - log_magnitudes(other_bs, n)) for n in sizes]
     return jnp.mean(jnp.stack([jnp.mean(distance) for distance in apart]))
 
 

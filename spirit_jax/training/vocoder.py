@@ -66,6 +66,8 @@ class RunConfig(recipe.RecipeConfig):
         one.
       stft_weight: of the distance of log magnitudes at several resolutions; 0 for none (the paper).
       stft_sizes: their DFT sizes, in samples.
+      stft_floor: magnitudes per sample of a window below it count as much. It and `mel.floor` keep
+        a recording's background noise, which nothing could predict, from ruling the losses.
       epoch_decay: of the learning rate, after every epoch.
     """
 
@@ -91,6 +93,7 @@ class RunConfig(recipe.RecipeConfig):
     f0_weight: float = 1.0
     stft_weight: float = 0.0
     stft_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
+    stft_floor: float = 0.0
     epoch_decay: float = 0.999
     eval_recordings: int = 16
 
@@ -103,7 +106,7 @@ class RunConfig(recipe.RecipeConfig):
         if self.adversarial_from < 0:
             raise InputError(f"adversarial_from is {self.adversarial_from}, expected 0 or more.")
         weights = self.mel_weight, self.feature_weight, self.duration_weight, self.f0_weight
-        if min(*weights, self.stft_weight) < 0 or not 0 < self.epoch_decay <= 1:
+        if min(*weights, self.stft_weight, self.stft_floor) < 0 or not 0 < self.epoch_decay <= 1:
             raise InputError("Weights must be 0 or more, epoch_decay above 0 and at most 1.")
         if not self.stft_sizes or any(size < 8 or size % 8 for size in self.stft_sizes):
             raise InputError(f"stft_sizes are {list(self.stft_sizes)}; expected multiples of 8.")
@@ -341,7 +344,8 @@ def compare(
     metrics = {"loss_mel": jnp.mean(jnp.abs(mels[0] - mels[1]))}
     loss = config.mel_weight * metrics["loss_mel"]
     if config.stft_weight:
-        metrics["loss_stft"] = stft_distance(made_bs, wave_bs, config.stft_sizes)
+        how = config.stft_sizes, config.stft_floor
+        metrics["loss_stft"] = stft_distance(made_bs, wave_bs, *how)
         loss += config.stft_weight * metrics["loss_stft"]
     if model.config.duration_hidden:
         log_frames_bt = _predict(model, params, codes_bt, counts_b)
