@@ -78,9 +78,13 @@ def test_every_channel_is_heard(vocoder):
         assert np.abs(speak(other, length)[0] - wave).max() > 1e-4
 
 
-def test_receptive_frames_bounds_what_a_sample_sees(vocoder):
-    speak, _ = vocoder
-    reach, frames = CONFIG.receptive_frames, 60
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_receptive_frames_bounds_what_a_sample_sees(blocks):
+    config = dataclasses.replace(CONFIG, frame_blocks=blocks)
+    model = HifiGan(config)
+    params = random_params(hifigan.abstract_params(model), np.random.default_rng(0))
+    speak = jax.jit(lambda ids, n: model.apply({"params": params}, ids, n))
+    reach, frames = config.receptive_frames, 60
     ids, length = random_ids(1, frames), np.array([frames])
     other = ids.copy()
     other[:, 30] = (other[:, 30] + 1) % 3
@@ -164,6 +168,8 @@ def test_every_field_acts():
         {"upsample_kernels": (11, 5)},
         {"initial_channels": 16},
         {"initial_channels": 2},
+        {"frame_blocks": 1},
+        {"frame_blocks": -1},
         {"resblock_kernels": (3, 7)},
         {"resblock_kernels": (3, 4)},
         {"resblock_dilations": ((1, 2), (1, 4))},

@@ -29,6 +29,7 @@ from spirit_jax.models.conv import Conv1d, conv1d
 from spirit_jax.models.wav2vec2 import length_mask
 
 SLOPE, FINAL_SLOPE = 0.1, 0.01  # of the leaky ReLUs: between layers, and before the last conv
+FRAME_KERNEL, FRAME_DILATIONS = 3, (1, 3)  # of a block of `frame_blocks`
 MAX_DURATION = 2_500  # frames; a predictor gone astray must not ask for hours of speech
 
 
@@ -45,6 +46,8 @@ class HifiGanConfig:
       embedding_dim: of every embedded id.
       upsample_rates, upsample_kernels: of each transposed conv.
       initial_channels: after the first conv; every transposed conv halves them.
+      frame_blocks: residual blocks before the first transposed conv, where frames are few and
+        channels many; 0 as in the release.
       resblock_kernels, resblock_dilations: of the residual blocks of every stage.
       duration_hidden: width of the duration predictor; 0 for a vocoder without.
       duration_kernel: of its two convs.
@@ -67,6 +70,7 @@ class HifiGanConfig:
     upsample_rates: tuple[int, ...] = (5, 4, 4, 4, 2)
     upsample_kernels: tuple[int, ...] = (11, 8, 8, 8, 4)
     initial_channels: int = 512
+    frame_blocks: int = 0
     resblock_kernels: tuple[int, ...] = (3, 7, 11)
     resblock_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
     duration_hidden: int = 128
@@ -101,6 +105,8 @@ class HifiGanConfig:
             )
         if len(self.resblock_dilations) != len(self.resblock_kernels):
             raise InputError("resblock_dilations must have one row for each of resblock_kernels.")
+        if self.frame_blocks < 0:
+            raise InputError(f"frame_blocks is {self.frame_blocks}, expected 0 or more.")
         if any(kernel % 2 == 0 for kernel in self.resblock_kernels):
             raise InputError(f"resblock_kernels {self.resblock_kernels} must be odd.")
         if self.duration_hidden and self.duration_kernel not in (2, 3):
@@ -134,18 +140,18 @@ class HifiGanConfig:
     @property
     def receptive_frames(self) -> int:
         """How many frames on each side have a say in a frame's samples, at most."""
-        frames, rate_so_far = 3.0, 1
+        frames = 3.0 + self.frame_blocks * _reach(FRAME_KERNEL, FRAME_DILATIONS)
+        rate_so_far = 1
         for rate, kernel in zip(self.upsample_rates, self.upsample_kernels, strict=True):
             frames += -(-kernel // rate) / rate_so_far
             rate_so_far *= rate
-            reach = max(
-                sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)
-                for kernel, dilations in zip(
-                    self.resblock_kernels, self.resblock_dilations, strict=True
-                )
-            )
-            frames += reach / rate_so_far
+            frames += max(map(_reach, self.resblock_kernels, self.resblock_dilations)) / rate_so_far
         return math.ceil(frames + 3 / rate_so_far)
+
+
+def _reach(kernel: int, dilations: tuple[int, ...]) -> int:
+    """Rows on each side that have a say in what a residual block makes of one."""
+    return sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)
 
 
 class DurationPredictor(nn.Module):
@@ -236,6 +242,9 @@ class Generator(nn.Module):
         mask_bt1 = length_mask(lengths_b, x_btc.shape[1])[..., None]
         conv_pre = Conv1d(cfg.initial_channels, 7, precision=cfg.precision, name="conv_pre")
         x_btc = conv_pre(x_btc * mask_bt1)
+        for i in range(cfg.frame_blocks):
+            block = ResBlock(FRAME_KERNEL, FRAME_DILATIONS, cfg.precision, name=f"frame{i}")
+            x_btc = block(x_btc, mask_bt1)
         for i, (rate, size) in enumerate(
             zip(cfg.upsample_rates, cfg.upsample_kernels, strict=True)
         ):
