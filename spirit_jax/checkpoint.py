@@ -35,8 +35,10 @@ def find_model(name: str | Path) -> Path:
 def find_network(folder: str | Path, name: str) -> Path:
     """A network's folder, given itself, a set of networks that has it, or a model (by name)."""
     folder = find_model(folder)
-    sets = folder / "speech_tokenizer" / name, folder / name
-    return next((own for own in sets if own.is_dir()), folder)
+    if (folder / "params").is_dir() or not folder.is_dir():
+        return folder
+    within = folder / "speech_tokenizer" / name
+    return within if within.is_dir() else folder / name
 
 
 def refuse_existing(path: str | Path) -> None:
