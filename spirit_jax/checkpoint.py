@@ -6,6 +6,7 @@ temporary name first, so a folder is whole or absent.
 
 import contextlib
 import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -37,8 +38,12 @@ def find_network(folder: str | Path, name: str) -> Path:
     folder = find_model(folder)
     if (folder / "params").is_dir() or not folder.is_dir():
         return folder
-    within = folder / "speech_tokenizer" / name
-    return within if within.is_dir() else folder / name
+    if (folder / "speech_tokenizer").is_dir():
+        folder /= "speech_tokenizer"
+    about, own = folder / "speech_tokenizer.json", folder / name
+    if own.is_dir() or not about.is_file():
+        return own
+    return folder / json.loads(about.read_text()).get("shared", "") / name
 
 
 def refuse_existing(path: str | Path) -> None:

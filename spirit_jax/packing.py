@@ -1,11 +1,14 @@
 """Packs trained networks into a speech tokenizer folder, as a conversion makes one."""
 
+import dataclasses
+import os
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from spirit_jax import checkpoint, speech_tokenizer
+from spirit_jax import checkpoint, config, speech_tokenizer
 from spirit_jax.checkpoint import find_network
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan, hubert, pitch, style
@@ -20,6 +23,7 @@ def pack(
     vocoder: str | Path | None = None,
     f0_method: str = "pyin",
     half: bool = False,
+    share: str | Path | None = None,
 ) -> SpeechTokenizerConfig:
     """Writes a speech tokenizer folder: Expressive with pitch and style units, Base without.
 
@@ -31,6 +35,8 @@ def pack(
         model that has it will do as well, such as "spirit-tiny-base".
       f0_method: "pyin"; "fcpe" needs the network that `convert.fcpe` adds.
       half: stores float16. Networks compute in float32 all the same.
+      share: another set, of which networks that are the same are not stored again but looked up;
+        both folders then stay where they are to each other.
 
     Raises:
       InputError: a network is missing or does not fit the others, or `output` exists.
@@ -65,6 +71,13 @@ def pack(
             stored = jax.tree.map(_halve, params) if half else params
             checkpoint.save_network(folder / name, about, stored)
         sealed = speech_tokenizer.seal(folder, kind, f0_method)
+        if share is not None:
+            known = config.read(SpeechTokenizerConfig, Path(share) / speech_tokenizer.CONFIG_NAME)
+            for name, sha in sealed.hashes.items():
+                if known.hashes.get(name) == sha:
+                    shutil.rmtree(folder / name)
+            sealed = dataclasses.replace(sealed, shared=os.path.relpath(share, output))
+            config.write(sealed, folder / speech_tokenizer.CONFIG_NAME)
     return sealed
 
 

@@ -43,6 +43,8 @@ class SpeechTokenizerConfig:
       kind: "base" (phonetic units) or "expressive" (with pitch and style).
       f0_method: "fcpe" or "pyin", for pitch units.
       chunk_seconds: longer audio is cut into pieces of this length, each encoded alone.
+      shared: the folder, from this one, of a set that has the networks which this one lacks; "" for
+        none.
       hashes: the SHA-256 of the parameters of each network, by folder name. They tie the set
         together: units of one encoder and quantizer mean nothing to another's vocoder.
     """
@@ -50,6 +52,7 @@ class SpeechTokenizerConfig:
     kind: str = "base"
     f0_method: str = "fcpe"
     chunk_seconds: float = 100.0
+    shared: str = ""
     hashes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -106,30 +109,30 @@ class SpeechTokenizer:
 
     def __init__(self, folder: Path, cfg: SpeechTokenizerConfig):
         self.config, self._folder = cfg, folder
-        names = NETWORKS[cfg.kind]
-        for name in names:
-            if not (folder / name).is_dir() and (name in cfg.hashes or name not in MAY_BE_ABSENT):
+        found = {name: checkpoint.find_network(folder, name) for name in NETWORKS[cfg.kind]}
+        for name, own in found.items():
+            if not own.is_dir() and (name in cfg.hashes or name not in MAY_BE_ABSENT):
                 raise InputError(f"{folder}: the network '{name}' is not there (half copied?).")
-        model, params = hubert.load(folder / "hubert", folder / "quantizer")
+        model, params = hubert.load(found["hubert"], found["quantizer"])
         self._check("hubert", params["hubert"], model.config.sample_rate)
         self._check("quantizer", params["quantizer"])
         self._blank = model.quantizer.blank
         self._hubert = _compile(model, params)
         self._fcpe = None
         if cfg.kind == "expressive":
-            self._pitch_model, params = pitch.load(folder / "pitch")
+            self._pitch_model, params = pitch.load(found["pitch"])
             self._check("pitch", params)
             self._pitch = _compile(self._pitch_model, params)
-            model, params = style.load(folder / "style")
+            model, params = style.load(found["style"])
             self._check("style", params, model.config.sample_rate)
             self._style = _compile(model, params, finish=_best)
-            if (folder / "fcpe").is_dir():
-                model, params = fcpe.load(folder / "fcpe")
+            if found["fcpe"].is_dir():
+                model, params = fcpe.load(found["fcpe"])
                 self._check("fcpe", params, model.config.sample_rate)
                 self._fcpe = _compile(model, params)
         self._vocoder = None
-        if (folder / "hifigan").is_dir():
-            self._vocoder, params = hifigan.load(folder / "hifigan")
+        if found["hifigan"].is_dir():
+            self._vocoder, params = hifigan.load(found["hifigan"])
             self._check("hifigan", params)
             speak = _speak_with_source if self._vocoder.config.source_harmonics else None
             self._speak = _compile(self._vocoder, params, method=speak)

@@ -71,3 +71,21 @@ def test_a_set_that_does_not_fit_is_not_packed(networks, base_folder, tmp_path):
     output.mkdir()
     with pytest.raises(InputError, match="exists already"):
         pack(output, networks["units"])
+
+
+def test_equal_networks_of_two_sets_are_stored_once(networks, tmp_path):
+    pack(tmp_path / "first", networks["units"])
+    alone = pack(tmp_path / "alone", **networks)
+    second = pack(tmp_path / "second", **networks, share=tmp_path / "first")
+    assert second.hashes == alone.hashes and second.shared == "../first"
+    stored = {path.name for path in (tmp_path / "second").iterdir() if path.is_dir()}
+    assert stored == {"pitch", "style", "hifigan"}
+    wave = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    tokenizers = [SpeechTokenizer.from_pretrained(tmp_path / name) for name in ("alone", "second")]
+    one, other = (tokenizer.encode(wave).to_dict() for tokenizer in tokenizers)
+    assert one == other
+    again = pack(tmp_path / "again", *[tmp_path / "second"] * 4)
+    assert again.hashes == alone.hashes
+    (tmp_path / "first").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="'hubert' is not there"):
+        SpeechTokenizer.from_pretrained(tmp_path / "second")
