@@ -44,7 +44,8 @@ class F0Predictor(nn.Module):
 def excite(f0_tk: np.ndarray, hop: int) -> np.ndarray:
     """What `sines` needs of each frame: F0 of its parts, and the phase that it begins with.
 
-    The phase goes on from frame to frame, whichever window of them a network is given.
+    The phase goes on from frame to frame, whichever window of them a network is given. It adds up
+    the rounding of F0 as well: in ten seconds, to a ten-thousandth of a sine's amplitude or so.
 
     Args:
       f0_tk: Hz, 0 where unvoiced.
