@@ -22,6 +22,8 @@ def tokenizer(base_folder, tmp_path_factory):
     before, _ = hifigan.load(base_folder / "speech_tokenizer" / "hifigan")
     config = dataclasses.replace(before.config, source_harmonics=3, f0_hidden=8)
     params = random_params(hifigan.abstract_params(HifiGan(config)), np.random.default_rng(0))
+    params["f0"]["out"]["kernel"] *= 0.1  # a voice's F0, some 150 Hz
+    params["f0"]["out"]["bias"][source.PARTS :] += 0.3  # most of it voiced
     checkpoint.save_network(folder / "vocoder", config, params)
     pack(folder / "set", base_folder, vocoder=folder / "vocoder")
     return SpeechTokenizer.from_pretrained(folder / "set")
