@@ -197,6 +197,7 @@ def test_without_its_f0_network_the_way_to_get_it_is_told(expressive_folder):
         SpeechTokenizer.from_pretrained(expressive_folder, f0_method="yin")
 
 
+@pytest.mark.slow
 def test_a_hundred_recordings_compile_at_most_eight_times_a_network(base_folder):
     tokenizer = SpeechTokenizer.from_pretrained(base_folder)
     lengths = [*np.geomspace(0.1, 16, 90), *np.geomspace(17, 100, 10)]

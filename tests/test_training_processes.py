@@ -65,6 +65,7 @@ def test_two_processes_give_the_losses_of_one(make_config, tmp_path, mesh):
     np.testing.assert_allclose(read_losses(tmp_path / "pair"), one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_of_two_is_killed_and_both_start_again(make_config, tmp_path):
     config = make_config("pair", MeshConfig(fsdp=8))
     path = write_config(tmp_path / "run.yaml", config)
