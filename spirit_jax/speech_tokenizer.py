@@ -134,10 +134,12 @@ class SpeechTokenizer:
         if found["hifigan"].is_dir():
             self._vocoder, params = hifigan.load(found["hifigan"])
             self._check("hifigan", params)
-            speak = _speak_with_source if self._vocoder.config.source_harmonics else None
+            speak = None
+            if self._vocoder.config.source_harmonics:
+                speak = _speak_with_source
+                self._f0 = _compile(self._vocoder, params, method="predict_f0")
             self._speak = _compile(self._vocoder, params, method=speak)
             self._durations = _compile(self._vocoder, params, method="log_durations")
-            self._f0 = _compile(self._vocoder, params, method="predict_f0")
         on_cpu = jax.default_backend() == "cpu"
         self._batch_seconds = 0 if on_cpu else BATCH_SECONDS
 
