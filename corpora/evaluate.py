@@ -9,15 +9,18 @@ Each figure has its aim beside it, and the command ends with status 1 where one 
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich import print as show
+from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from corpora import judge_speech, judge_units, speak
@@ -31,6 +34,7 @@ from spirit_jax.units import Units
 
 CLASSIFIER_SHARE = 8  # every so many training recordings of flite's voices are for the classifier
 WORKERS = 2
+ERRORS = Console(stderr=True)
 
 Row = tuple[str, float, str, bool]  # what, how much, the aim, whether it is met
 
@@ -118,8 +122,8 @@ def judge_voice(corpus: Path, voice: Path, output: Path | None) -> tuple[dict, l
         grammar = Path(folder) / "prompts.gram"
         grammar.write_text(judge_speech.sentence_grammar(every), encoding="utf-8")
         found = {
-            "originals": {"word_errors": judge_speech.word_error_rate(originals, grammar)},
-            "voice": {"word_errors": judge_speech.word_error_rate(made, grammar)},
+            name: {"word_errors": judge_speech.word_error_rate(sounds, _recognise(sounds, grammar))}
+            for name, sounds in (("originals", originals), ("voice", made))
         }
     if output:
         for item, sound in zip(items, made, strict=True):
@@ -141,30 +145,40 @@ def resynthesise(folder: Path, items: Sequence[Item]) -> tuple[list[Units], list
     """The units of recordings, and these spoken in the voice of each, with their timing."""
     tokenizer = SpeechTokenizer.from_pretrained(folder)
     heard = tokenizer.encode_batch([item.audio for item in items])
-    made = [
-        _sound(item, tokenizer.decode(one, speaker_id=item.speaker))
-        for item, one in zip(items, heard, strict=True)
+    spoken = track(zip(items, heard, strict=True), "Speaking", len(items), console=ERRORS)
+    return heard, [
+        _sound(item, tokenizer.decode(one, speaker_id=item.speaker)) for item, one in spoken
     ]
-    return heard, made
 
 
 def _sound(item: Item, samples: np.ndarray) -> Sound:
     return Sound(samples, item.text, item.speaker, item.style)
 
 
-def _find_f0(sounds: list[Sound]) -> list[Sound]:
-    """The same with their F0, which several processes find."""
+def _find_f0(sounds: Sequence[Sound]) -> list[Sound]:
+    return _map(judge_speech.with_f0, sounds, "Finding F0")
+
+
+def _recognise(sounds: Sequence[Sound], grammar: Path) -> list[list[str]]:
+    return _map(functools.partial(judge_speech.recognise, grammar), sounds, "Recognising words")
+
+
+def _map(function: Callable, sounds: Sequence[Sound], what: str) -> list:
+    """What a function makes of each sound, in several processes."""
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        return pool.map(judge_speech.with_f0, sounds, chunksize=8)
+        made = pool.imap(function, sounds, chunksize=4)
+        return list(track(made, what, len(sounds), console=ERRORS))
 
 
 def _word_errors(sounds: Sequence[Sound], grammar: Path) -> dict[str, float]:
-    return {
-        f"word_errors_{voice}": judge_speech.word_error_rate(
-            [sound for sound in sounds if sound.speaker == voice], grammar
+    heard = _recognise(sounds, grammar)
+    errors = {}
+    for voice in speak.FLITE:
+        own = [number for number, sound in enumerate(sounds) if sound.speaker == voice]
+        errors[f"word_errors_{voice}"] = judge_speech.word_error_rate(
+            [sounds[number] for number in own], [heard[number] for number in own]
         )
-        for voice in speak.FLITE
-    }
+    return errors
 
 
 def _ready(path: Path) -> Path:

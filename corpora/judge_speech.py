@@ -22,6 +22,10 @@ from spirit_jax.units import Units
 
 FAR_OFF = 0.2  # share of the true F0 by which a frame is wrong
 
+# Of the recogniser's search. With its own (1e-48, 7e-29) an unclear word often loses the rest of the
+# sentence: what is counted is then what the search gave up, not what cannot be understood.
+BEAMS = {"beam": 1e-80, "pbeam": 1e-80, "wbeam": 1e-60}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sound:
@@ -49,24 +53,34 @@ def with_f0(sound: Sound) -> Sound:
     return dataclasses.replace(sound, f0_t=f0_t, voiced_t=voiced_t > 0.5)
 
 
-def word_error_rate(sounds: Sequence[Sound], grammar: Path) -> float:
-    """Word errors of pocketsphinx with a JSGF grammar, percent of the words that are said."""
-    decoder = Decoder(loglevel="FATAL", jsgf=str(grammar), bestpath=False)
-    errors = words = 0
-    for sound in sounds:
-        said = sound.text.split()
-        errors += edit_distance(np.array(said), np.array(recognise(decoder, sound.samples), object))
-        words += len(said)
-    return 100 * errors / words
+def word_error_rate(sounds: Sequence[Sound], heard: Sequence[Sequence[str]]) -> float:
+    """Word errors, percent of the words that are said.
+
+    Args:
+      sounds: with their texts.
+      heard: the words that were recognised in each.
+    """
+    said = [sound.text.split() for sound in sounds]
+    errors = (
+        edit_distance(np.array(one), np.array(found, object))
+        for one, found in zip(said, heard, strict=True)
+    )
+    return 100 * sum(errors) / sum(map(len, said))
 
 
-def recognise(decoder: Decoder, samples: np.ndarray) -> list[str]:
-    """The words that a recogniser hears."""
+def recognise(grammar: Path, sound: Sound) -> list[str]:
+    """The words that pocketsphinx hears, with a JSGF grammar; of each sound by itself."""
+    decoder = _decoder(grammar)
     decoder.start_utt()
-    decoder.process_raw((samples.clip(-1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
+    decoder.process_raw((sound.samples.clip(-1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
     decoder.end_utt()
     found = decoder.hyp()
     return found.hypstr.split() if found else []
+
+
+@functools.cache
+def _decoder(grammar: Path) -> Decoder:
+    return Decoder(loglevel="FATAL", jsgf=str(grammar), bestpath=False, **BEAMS)
 
 
 def sentence_grammar(texts: Sequence[str]) -> str:

@@ -61,11 +61,16 @@ def test_a_recogniser_hears_a_real_recording_and_no_words_in_noise(tmp_path):
     grammar.write_text(judge_speech.sentence_grammar([PROMPT, *others]))
     asset = resources.files("spirit_jax") / "assets" / "agent-incorrect.flac"
     wave = load_audio(asset.read_bytes())
-    assert judge_speech.word_error_rate([Sound(wave, PROMPT)], grammar) == 0
-    wrong = Sound(wave, "your account number is")
-    assert judge_speech.word_error_rate([Sound(wave, PROMPT), wrong], grammar) > 50
     noise = 0.1 * np.random.default_rng(0).standard_normal(len(wave)).astype(np.float32)
-    assert judge_speech.word_error_rate([Sound(noise, PROMPT)], grammar) > 30
+
+    def errors(*sounds):
+        heard = [judge_speech.recognise(grammar, sound) for sound in sounds]
+        return judge_speech.word_error_rate(sounds, heard)
+
+    assert errors(Sound(wave, PROMPT)) == 0
+    assert errors(Sound(wave, PROMPT), Sound(wave, "your account number is")) > 50
+    assert errors(Sound(noise, PROMPT)) > 30
+    assert errors(Sound(wave, PROMPT)) == 0  # what was heard before has no say
 
 
 def test_pairs_compare_a_sentence_in_two_voices_with_another_sentence():
