@@ -22,7 +22,7 @@ from spirit_jax.units import Units
 
 FAR_OFF = 0.2  # share of the true F0 by which a frame is wrong
 
-# Of the recogniser's search. With its own (1e-48, 7e-29) an unclear word often loses the rest of the
+# Of the recogniser's search. With its own (1e-48, 7e-29) an unclear word often loses the whole
 # sentence: what is counted is then what the search gave up, not what cannot be understood.
 BEAMS = {"beam": 1e-80, "pbeam": 1e-80, "wbeam": 1e-60}
 
