@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -133,6 +135,16 @@ def test_stopped_equals_unstopped_bitwise(config, whole, stop_after):
     assert 0 < len(rest) < STEPS and losses(rest) == losses(whole[-len(rest) :])
     jax.tree.map(np.testing.assert_array_equal, load_state(stopped), load_state(config))
     assert run(stopped) == []
+
+
+def test_sigterm_in_the_last_step_without_discriminators_ends_the_run(config):
+    stopped = changed(config, "last", adversarial_from=2, steps=3)
+    steps = []
+    for metrics in vocoder.train(stopped, jax.devices()[:1]):
+        steps.append(metrics["step"])
+        if metrics["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert steps == [1, 2] and load_state(stopped).step == 2
 
 
 def test_two_devices_change_nothing(config):

@@ -6,6 +6,7 @@ and batches are split over its `data` and `fsdp` axes.
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,18 @@ class Recipe:
 
 
 def train(
-    config: RecipeConfig, make: Callable[[Any], Recipe], devices: list[jax.Device] | None = None
+    config: RecipeConfig,
+    make: Callable[[Any], Recipe],
+    devices: list[jax.Device] | None = None,
+    stop: hosts.Stop | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Runs a recipe to its last step, yielding each step's metrics; see `lm.train`."""
+    """Runs a recipe to its last step, yielding each step's metrics; see `lm.train`.
+
+    SIGTERM ends it, or `stop` if there is one.
+    """
     mesh = config.mesh.make(jax.devices() if devices is None else devices)
-    with jax.set_mesh(mesh), hosts.watch_sigterm() as stop:
+    watch = nullcontext(stop) if stop else hosts.watch_sigterm()
+    with jax.set_mesh(mesh), watch as stop:
         yield from loop.run(config, mesh, _prepare(config, make(config), mesh), stop)
 
 

@@ -32,7 +32,7 @@ from spirit_jax.models.discriminators import DiscriminatorConfig, Discriminators
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
 from spirit_jax.models.mel import MelConfig, log_mel, stft_distance
 from spirit_jax.models.wav2vec2 import length_mask
-from spirit_jax.training import pace, recipe, vocoder_data, vocoder_report
+from spirit_jax.training import hosts, pace, recipe, vocoder_data, vocoder_report
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
 from spirit_jax.training.vocoder_data import Utterance
 
@@ -144,15 +144,15 @@ def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterato
     """
     network, _ = plan_network(config)
     _read_utterances(config, network)
-    alone = min(config.adversarial_from, config.steps)
-    last = alone
-    if alone:
-        before = dataclasses.replace(config, steps=alone)
-        for metrics in recipe.train(before, lambda _: make(config, adversarial=False), devices):
-            last = metrics["step"]
-            yield metrics
-    if last == alone < config.steps:  # and not stopped
-        yield from recipe.train(config, make, devices)
+    last = alone = min(config.adversarial_from, config.steps)
+    with hosts.watch_sigterm() as stop:
+        if alone:
+            before = dataclasses.replace(config, steps=alone)
+            for metrics in recipe.train(before, lambda _: make(config, False), devices, stop):
+                last = metrics["step"]
+                yield metrics
+        if last == alone < config.steps and not stop.asked:
+            yield from recipe.train(config, make, devices, stop)
 
 
 def export(config: RunConfig, output: str | Path) -> int:
