@@ -150,6 +150,17 @@ def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:
     return config_lib.read(config_cls, folder / "config.json"), params
 
 
+def halve(array: np.ndarray) -> np.ndarray:
+    """float32 as float16, other types as they are; raises `InputError` for what is too large."""
+    if array.dtype != np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        halved = array.astype(np.float16)
+    if not np.isfinite(halved).all():
+        raise InputError("A parameter is too large for float16; store it without --half.")
+    return halved
+
+
 def widen(params: Params) -> Params:
     """Parameters that are stored as float16, to save room, as the float32 that is computed with."""
     return jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float16 else x, params)

@@ -273,6 +273,26 @@ def _counting(what: str, total: int | None):
 
 
 @app.command()
+def new(
+    output: Annotated[Path, typer.Argument(help="Model folder to write")],
+    texts: Annotated[
+        list[str], typer.Argument(help="What its text vocabulary is learnt from: see prepare")
+    ],
+    speech: Annotated[str, typer.Option(help="Model whose speech tokenizer it gets, or a name")],
+    pieces: Annotated[int, typer.Option(help="Of the text vocabulary")] = 1000,
+) -> None:
+    """Make a model folder for a language model of your own, to be trained from the start.
+
+    It has a vocabulary and a speech tokenizer. A run config then says model: OUTPUT, random_init:
+    true and the sizes of the language model; prepare takes --model OUTPUT.
+    """
+    from spirit_jax.new_model import write_new_model
+
+    vocab = write_new_model(output, speech, texts, pieces)
+    print(f"{output}: {vocab.text_size} text pieces and {vocab.size - vocab.first_unit} units")
+
+
+@app.command()
 def train(
     run: Annotated[Path, typer.Option("--config", help="Run config, YAML; see RunConfig")],
     overrides: Annotated[
@@ -281,6 +301,9 @@ def train(
     export: Annotated[
         Path | None, typer.Option(help="Write the newest checkpoint as a folder to use, and end")
     ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="With --export: a language model in float16")
+    ] = False,
     distributed: Annotated[
         bool, typer.Option(help="One of several processes, as a pod's or a cluster's says")
     ] = False,
@@ -307,8 +330,12 @@ def train(
     if name == "lm":
         settings = _make_up(settings)
     if export is not None:
-        write = export_lib.export if name == "lm" else recipe.export
-        step = write(settings, export)
+        if name == "lm":
+            step = export_lib.export(settings, export, half)
+        elif half:
+            raise InputError("--half is for a language model; pack stores speech networks in half.")
+        else:
+            step = recipe.export(settings, export)
         print(f"{export}: the network after step {step}")
         return
     started, last = time.monotonic(), 0.0

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from spirit_jax import checkpoint, config, speech_tokenizer
 from spirit_jax.checkpoint import find_network
@@ -68,7 +67,7 @@ def pack(
                 raise InputError(f"{vocoder}: takes {known} {name} units, and there are {count}.")
     with checkpoint.whole_folder(output) as folder:
         for name, (about, params) in networks.items():
-            stored = jax.tree.map(_halve, params) if half else params
+            stored = jax.tree.map(checkpoint.halve, params) if half else params
             checkpoint.save_network(folder / name, about, stored)
         sealed = speech_tokenizer.seal(folder, kind, f0_method)
         if share is not None:
@@ -79,13 +78,3 @@ def pack(
             sealed = dataclasses.replace(sealed, shared=os.path.relpath(share, output))
             config.write(sealed, folder / speech_tokenizer.CONFIG_NAME)
     return sealed
-
-
-def _halve(array: np.ndarray) -> np.ndarray:
-    if array.dtype != np.float32:
-        return array
-    with np.errstate(over="ignore"):
-        halved = array.astype(np.float16)
-    if not np.isfinite(halved).all():
-        raise InputError("A parameter is too large for float16; pack without half precision.")
-    return halved

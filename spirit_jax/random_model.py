@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 
 from spirit_jax import checkpoint, config, speech_tokenizer
 from spirit_jax.checkpoint import Params
 from spirit_jax.models import hifigan, hubert, llama, pitch, style, wav2vec2
+from spirit_jax.text import learn_text_tokenizer
 from spirit_jax.vocab import PITCH_UNITS, STYLE_UNITS, Vocab
 
 CONV_LAYERS = ((16, 10, 5), *((16, 3, 2),) * 4, *((16, 2, 2),) * 2)  # 50 frames a second
@@ -29,7 +29,9 @@ TEXT_PIECES = 400
 def write_random_model(folder: str | Path, kind: str = "expressive", seed: int = 0) -> None:
     """Writes a model folder of kind "base" or "expressive"; its F0 comes from `pyin`."""
     folder = Path(folder)
-    _write_tokenizer(folder / "text_tokenizer")
+    own_words = sorted(Path(__file__).parent.glob("*.py"))
+    lines = "\n".join(path.read_text(encoding="utf-8") for path in own_words).splitlines()
+    learn_text_tokenizer(folder / "text_tokenizer", lines, TEXT_PIECES)
     vocab = Vocab.make(kind, TEXT_PIECES)
     llama_config = llama.LlamaConfig(
         vocab_size=vocab.padded_size,
@@ -99,19 +101,3 @@ def _speech_networks(kind: str) -> dict[str, tuple]:
         encoder = style.StyleEncoder(style_config)
         networks["style"] = (style_config, wav2vec2.abstract_params(encoder))
     return networks
-
-
-def _write_tokenizer(folder: Path) -> None:
-    """A SentencePiece model in the Llama manner, learnt from this package's own words."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
-    with (folder / "tokenizer.model").open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter("\n".join(text).splitlines()),
-            model_writer=file,
-            vocab_size=TEXT_PIECES,
-            model_type="bpe",
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            minloglevel=2,
-        )

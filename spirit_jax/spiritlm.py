@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import config, sharding, units
+from spirit_jax import checkpoint, config, sharding, units
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError
 from spirit_jax.generation import decode
@@ -60,7 +60,8 @@ class SpiritLM:
         """Loads a model folder.
 
         Args:
-          folder: what a conversion or a training wrote.
+          folder: what a conversion or a training wrote; or the name of a model that comes with the
+            package.
           mesh: shards the parameters and the rows of a batch; see `sharding.make_mesh`.
           dtype: of the parameters; as they are stored by default. The computation is in float32
             on a CPU and in bfloat16 on accelerators, unless `dtype` is given.
@@ -69,7 +70,7 @@ class SpiritLM:
         Raises:
           InputError: no whole model folder, or parts that do not belong together.
         """
-        folder = Path(folder)
+        folder = checkpoint.find_model(folder)
         if not (folder / "vocab.json").is_file():
             raise InputError(
                 f"{folder}: is no model folder (vocab.json is not there). The PyTorch release is "

@@ -9,8 +9,9 @@ Three kinds, told apart by what the folder holds:
 * `tokenizer.json`, Hugging Face `tokenizers`, for other Llamas: split in the same way.
 """
 
+import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -137,6 +138,35 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
             vocab,
         )
     raise InputError(f"{folder}: holds no tokenizer.model or tokenizer.json.")
+
+
+def learn_text_tokenizer(folder: str | Path, lines: Iterable[str], pieces: int) -> None:
+    """Writes a `tokenizer.model` as Llama's are: BPE, with bytes for characters it has not seen.
+
+    Args:
+      folder: to write to.
+      lines: of text to learn from.
+      pieces: of the vocabulary, the 256 bytes and <unk>, <s>, </s> among them.
+
+    Raises:
+      InputError: the text does not suffice for so many pieces, or has more characters than that.
+    """
+    learnt = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=learnt,
+            vocab_size=pieces,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(f"A tokenizer of {pieces} pieces cannot be learnt ({error}).") from error
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(learnt.getvalue())
 
 
 def load_sentencepiece(path: str | Path) -> sentencepiece.SentencePieceProcessor:

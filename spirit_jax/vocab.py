@@ -66,15 +66,17 @@ class Vocab:
         bos: int = 1,
         eos: tuple[int, ...] = (2,),
         padded_size: int | None = None,
+        units: tuple[int, int, int] = (HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS),
     ) -> "Vocab":
         """The layout of a "base" or "expressive" model.
 
         `padded_size` is rounded up to a multiple of 128 if not given (the release's embeddings
-        have 32,512 rows for 32,503 tokens and 32,768 for 32,667).
+        have 32,512 rows for 32,503 tokens and 32,768 for 32,667). `units` are the numbers of
+        phonetic, pitch and style units, of which a "base" model has the first kind alone.
         """
         if kind not in ("base", "expressive"):
             raise InputError(f"'{kind}' is no kind of model; known are base and expressive.")
-        units = (HUBERT_UNITS, 0, 0) if kind == "base" else (HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS)
+        units = (units[0], 0, 0) if kind == "base" else units
         size = text_size + 2 + sum(units)
         rows = -(-size // 128) * 128 if padded_size is None else padded_size
         return cls(text_size, bos, tuple(eos), rows, *units)

@@ -17,12 +17,13 @@ from spirit_jax.training.checkpoints import Checkpoints, abstract_state
 from spirit_jax.training.step import merge
 
 
-def export(config: lm.RunConfig, output: str | Path) -> int:
+def export(config: lm.RunConfig, output: str | Path, half: bool = False) -> int:
     """Writes a model folder, whole or not at all: the run's language model, the rest as it was.
 
     Args:
       config: of the run; `model` is where vocabulary, text and speech tokenizer are copied from.
       output: a folder that is not there yet.
+      half: stores the language model in float16, at half the size.
 
     Returns:
       The step of the checkpoint.
@@ -38,6 +39,8 @@ def export(config: lm.RunConfig, output: str | Path) -> int:
         without = shutil.ignore_patterns("llama")
         shutil.copytree(source, folder, ignore=without, dirs_exist_ok=True)
         parts = _by_layer(params, model.config.num_layers)
+        if half:
+            parts = (jax.tree.map(checkpoint.halve, part) for part in parts)
         checkpoint.save_network(folder / "llama", model.config, parts)
     return step
 
