@@ -25,6 +25,8 @@ from spirit_jax.text import load_text_tokenizer
 from spirit_jax.units import Spoken, Units
 from spirit_jax.vocab import Modality, Vocab
 
+SCORED_ROWS = 16  # of a batch of `score`, or a few more for a mesh
+
 Input = tuple[Modality | str, str | Audio | Units]
 
 
@@ -225,10 +227,56 @@ class SpiritLM:
         segments_bt = np.zeros_like(tokens_bt)
         segments_bt[:, : len(tokens)] = 1
         place = functools.partial(sharding.place_batch, mesh=self._mesh)
-        mesh = self._mesh
-        with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+        with self._in_mesh():
             logits_btv = _forward(self._model, self._params, place(tokens_bt), place(segments_bt))
         return np.asarray(logits_btv[0, : len(tokens)])
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+        """How likely continuations are after their contexts.
+
+        Args:
+          pairs: each a context and its continuation, prompt strings. A context may be "".
+
+        Returns:
+          For each the sum of its tokens' natural log probabilities, of the whole vocabulary, and
+          their number (no EOS among them).
+
+        Raises:
+          InputError: a continuation without a token.
+        """
+        places = []  # tokens, and where the continuation begins
+        for context, continuation in pairs:
+            before = self.text_tokenizer.encode(context)
+            tokens = self.text_tokenizer.encode(context + continuation)
+            same = [a == b for a, b in zip(before, tokens, strict=False)]
+            start = same.index(False) if False in same else len(same)
+            if start == len(tokens):
+                raise InputError(f"The continuation {continuation[:40]!r} has no tokens.")
+            places.append((tokens, start))
+        multiple = sharding.batch_multiple(self._mesh)
+        rows = -(-SCORED_ROWS // multiple) * multiple
+        order = sorted(range(len(places)), key=lambda i: len(places[i][0]))
+        scores: dict[int, tuple[float, int]] = {}
+        for first in range(0, len(order), rows):
+            chosen = order[first : first + rows]
+            slots = decode.bucket(max(len(places[i][0]) for i in chosen), 32)
+            tokens_bt, segments_bt = np.zeros((2, rows, slots), np.int32)
+            counted_bt = np.zeros((rows, slots), np.float32)
+            for row, i in enumerate(chosen):
+                tokens, start = places[i]
+                tokens_bt[row, : len(tokens)] = tokens
+                segments_bt[row, : len(tokens)] = 1
+                counted_bt[row, start : len(tokens)] = 1
+            place = functools.partial(sharding.place_batch, mesh=self._mesh)
+            with self._in_mesh():
+                batch = map(place, (tokens_bt, segments_bt, counted_bt))
+                sums_b = np.asarray(_score(self._model, self._params, *batch, self.vocab.size))
+            for row, i in enumerate(chosen):
+                scores[i] = float(sums_b[row]), len(places[i][0]) - places[i][1]
+        return [scores[i] for i in range(len(places))]
+
+    def _in_mesh(self):
+        return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
 
     def _one_prompt(self, inputs, prompt: str | None, output_modality) -> str:
         if prompt is None:
@@ -309,3 +357,19 @@ def _merge_options(base: GenerationConfig | None, options: dict[str, Any]) -> Ge
 def _forward(model: llama.Llama, params: Any, tokens_bt: jax.Array, segments_bt: jax.Array):
     positions_bt = jnp.maximum(jnp.cumsum(segments_bt, axis=1) - 1, 0)
     return model.apply({"params": params}, tokens_bt, segments_bt, positions_bt)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _score(
+    model: llama.Llama,
+    params: Any,
+    tokens_bt: jax.Array,
+    segments_bt: jax.Array,
+    counted_bt: jax.Array,
+    tokens: int,
+) -> jax.Array:
+    """Sums of the log probabilities of the tokens that count; padding rows have none."""
+    logits_btv = _forward(model, params, tokens_bt, segments_bt)[..., :tokens]
+    logs_btv = jax.nn.log_softmax(logits_btv.astype(jnp.float32))
+    told_bt = jnp.take_along_axis(logs_btv[:, :-1], tokens_bt[:, 1:, None], axis=-1)[..., 0]
+    return (told_bt * counted_bt[:, 1:]).sum(axis=1)

@@ -37,6 +37,26 @@ def test_speech_may_be_audio_units_or_a_string(lm):
     assert prompts == {"[Speech]" + string}
 
 
+def test_a_score_is_the_log_probability_of_the_continuation_alone(lm):
+    pairs = [
+        ("[Text]Every field", " acts on time"),
+        ("[Text]Every field acts[Speech]", "[St1][Pi3][Hu5][Hu6][Hu7]"),
+        ("", "[Speech][Hu5]"),
+    ]
+    scores = lm.score(pairs)
+    for (context, continuation), (total, count) in zip(pairs, scores, strict=True):
+        tokens = lm.text_tokenizer.encode(context + continuation)
+        logits_tv = lm.logits(context + continuation)[:, : lm.vocab.size]
+        logs_tv = np.asarray(jax.nn.log_softmax(logits_tv))
+        told = [logs_tv[i - 1, tokens[i]] for i in range(len(tokens) - count, len(tokens))]
+        assert count == len(tokens) - len(lm.text_tokenizer.encode(context))
+        np.testing.assert_allclose(total, np.sum(told), rtol=1e-5)
+    assert [count for _, count in scores][1:] == [5, 2]
+    np.testing.assert_allclose(scores, [lm.score([pair])[0] for pair in pairs], rtol=1e-5)
+    with pytest.raises(InputError, match="no tokens"):
+        lm.score([("[Text]a", "")])
+
+
 @pytest.mark.parametrize("modality", ["text", "speech", "arbitrary"])
 def test_a_batch_continues_every_prompt_as_alone(lm, modality):
     prompts = [lm.build_prompt(inputs, modality) for inputs in ([TEXT], [TEXT, SPEECH], [SPEECH])]
@@ -97,6 +117,8 @@ def test_a_mesh_changes_nothing(lm, expressive_folder, shape):
     )
     ours, theirs = sharded.logits(prompts[1]), lm.logits(prompts[1])
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    pairs = [(prompt, "[Text] fields") for prompt in prompts]
+    np.testing.assert_allclose(sharded.score(pairs), lm.score(pairs), rtol=1e-5)
 
 
 def test_a_mesh_with_explicit_axes_works(expressive_folder, lm):
