@@ -420,6 +420,31 @@ def pack(
     print(f"{output}: {sealed.kind}, {', '.join(sealed.hashes)}; {size / 1e6:.1f} MB")
 
 
+@app.command("eval")
+def evaluate(
+    model: ModelDir,
+    run: Annotated[Path, typer.Option("--config", help="Tasks, YAML; see EvalConfig")],
+    output: Annotated[Path, typer.Option(help="Folder for figures, answers and sounds")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as seed=1")
+    ] = None,
+) -> None:
+    """Evaluate a model by tasks: what it writes and says of recordings and texts, and likelihoods.
+
+    Prints a table. OUTPUT has figures.json, TASK.jsonl with every prompt and answer, and what was
+    said. Judges, recognisers or classifiers of what was said, are commands in the config.
+    """
+    from spirit_jax import config
+    from spirit_jax.evaluation.run import EvalConfig, table
+    from spirit_jax.evaluation.run import evaluate as run_all
+    from spirit_jax.spiritlm import SpiritLM
+
+    settings = config.read(EvalConfig, run, overrides or [])
+    lm = SpiritLM.from_pretrained(model)
+    figures = run_all(lm, settings, output, Console(stderr=True))
+    Console().print(table(figures))
+
+
 @app.command()
 def demo(
     speech: Annotated[Path | None, typer.Option(help="A recording of your own")] = None,

@@ -15,7 +15,7 @@ from spirit_jax.data.word_times import Words
 from spirit_jax.errors import InputError
 
 SUFFIXES = tuple(f".{name.lower()}" for name in soundfile.available_formats()) + (".aif", ".opus")
-NAMES = ("speaker", "document", "style")
+NAMES = ("speaker", "document", "style", "label")
 FIELDS = {"id": str, "audio": str, "text": str, "words": list} | dict.fromkeys(NAMES, str)
 
 
@@ -30,6 +30,7 @@ class Item:
       words: (word, start, end) in seconds; empty if that is not known.
       speaker, document: see `records.Utterance`.
       style: the manner of speaking, a name; "" if that is not known.
+      label: what a task wants to be told of it, such as an intent; "" if that is not known.
       problem: why the item cannot be used; "" if nothing is known against it.
     """
 
@@ -40,6 +41,7 @@ class Item:
     speaker: str = ""
     document: str = ""
     style: str = ""
+    label: str = ""
     problem: str = ""
 
     @property

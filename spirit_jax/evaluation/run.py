@@ -1,0 +1,84 @@
+"""A model through a list of tasks: figures, and every answer to look at."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from spirit_jax import config as config_lib
+from spirit_jax.errors import InputError
+from spirit_jax.evaluation.pairs import PairsConfig, run_pairs
+from spirit_jax.evaluation.tasks import Hearing, TaskConfig, run_task
+from spirit_jax.spiritlm import SpiritLM
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """What to evaluate.
+
+    Attributes:
+      tasks: that a model answers.
+      pairs: that it tells apart by likelihood.
+      seed: of what is drawn: items, shots, answers.
+    """
+
+    tasks: tuple[TaskConfig, ...] = ()
+    pairs: tuple[PairsConfig, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self):
+        names = [one.name for one in (*self.tasks, *self.pairs)]
+        if not names:
+            raise InputError("The config has neither tasks nor pairs.")
+        for name in names:
+            if not name or names.count(name) > 1 or Path(name).name != name:
+                raise InputError(f"'{name}' cannot name a task: names are of one folder each.")
+
+
+def evaluate(
+    lm: SpiritLM, config: EvalConfig, output: str | Path, console: Console
+) -> dict[str, dict[str, float]]:
+    """Runs all tasks and pairs.
+
+    Args:
+      lm: the model.
+      config: what to run.
+      output: a folder for figures.json, NAME.jsonl with every answer, and NAME/ID.wav.
+      console: for progress bars.
+
+    Returns:
+      Figures by task, with the number of items as "items".
+
+    Raises:
+      InputError: a manifest, item or judge that cannot be used.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, dict[str, float]] = {}
+    hear = Hearing(lm)
+    for task in config.tasks:
+        found, rows = run_task(lm, task, output / task.name, hear, config.seed, console)
+        figures[task.name] = _keep(output, task.name, found, rows)
+    for pairs in config.pairs:
+        found, rows = run_pairs(lm, pairs, hear, console)
+        figures[pairs.name] = _keep(output, pairs.name, found, rows)
+    config_lib.write(figures, output / "figures.json")
+    return figures
+
+
+def table(figures: dict[str, dict[str, float]]) -> Table:
+    """A line for each task."""
+    shown = Table("task", "items", "figures", box=None, pad_edge=False)
+    for name, found in figures.items():
+        values = (f"{key} {value:.1f}" for key, value in found.items() if key != "items")
+        shown.add_row(name, str(found["items"]), "  ".join(values))
+    return shown
+
+
+def _keep(output: Path, name: str, found: dict[str, float], rows: list[dict[str, Any]]) -> dict:
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (output / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return found | {"items": len(rows)}

@@ -1,0 +1,203 @@
+"""Evaluation by tasks: prompts from templates, what a model answers, and how right that is.
+
+The paper's tasks (arXiv 2402.05755, sections 4.1 and 5.1) are settings of three fields: what a
+prompt is made of (`ask`, after some `shots`), whether the answer is text or speech (`output`), and
+whether its words or a label are compared. `configs/eval/` has them.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from spirit_jax.audio import SAMPLE_RATE, write_wav
+from spirit_jax.data.manifest import Item, read_source
+from spirit_jax.data.speech import draw_items
+from spirit_jax.errors import InputError
+from spirit_jax.evaluation import answers
+from spirit_jax.generation.sampling import GenerationConfig
+from spirit_jax.spiritlm import SpiritLM
+
+BATCH = 32  # prompts that are answered at a time
+SILENCE = np.zeros(SAMPLE_RATE // 2, np.float32)  # of a model that does not speak when asked to
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """A task.
+
+    Attributes:
+      name: in the table.
+      manifest: of items, as `spirit-jax prepare` takes it; of a field `label` besides, if labels
+        are compared.
+      ask: the prompt; {speech}, {text} and {label} stand for what an item has.
+      output: "text" or "speech", the kind of the answer.
+      compare: "words", with an item's text, or "label".
+      shot: an example before the prompt, of one item.
+      shots: how many there are.
+      examples: the manifest they are drawn from.
+      end: what ends an answer; "" for the end of the generation.
+      limit: items that are drawn; 0 for all.
+      speakers: whose recordings are taken; all by default.
+      voice: that speaks answers; the default one if "".
+      judge: see `answers.ask_judge`; needed to compare speech. Texts are compared as they are
+        without one.
+      generation: how answers are made.
+    """
+
+    name: str
+    manifest: str
+    ask: str
+    output: str = "text"
+    compare: str = "words"
+    shot: str = ""
+    shots: int = 0
+    examples: str = ""
+    end: str = ""
+    limit: int = 0
+    speakers: tuple[str, ...] = ()
+    voice: str = ""
+    judge: tuple[str, ...] = ()
+    generation: GenerationConfig = GenerationConfig()
+
+    def __post_init__(self):
+        if self.output not in ("text", "speech") or self.compare not in ("words", "label"):
+            raise InputError(f"{self.name}: output is text or speech, compare words or label.")
+        if self.output == "speech" and not self.judge:
+            raise InputError(f"{self.name}: speech is compared by what a judge says of it.")
+        if self.shots < 0 or self.limit < 0 or (self.shots and not (self.shot and self.examples)):
+            raise InputError(f"{self.name}: shots, 0 or more, need a shot and examples.")
+
+
+def run_task(
+    lm: SpiritLM,
+    task: TaskConfig,
+    folder: Path,
+    hear: Callable[[Any], str],
+    seed: int,
+    console: Console,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Asks a model all of a task.
+
+    Args:
+      lm: the model.
+      task: what to ask.
+      folder: for the speech of answers.
+      hear: the unit string of a recording; a `Hearing`.
+      seed: of what is drawn.
+      console: for progress bars.
+
+    Returns:
+      Figures by name, and a row for each item: what was wanted and what was given.
+
+    Raises:
+      InputError: an item that lacks what the task needs.
+    """
+    items = draw_items(_read(task.manifest, task), task.limit, seed)
+    known = _read(task.examples, task) if task.shots else []
+    rng = np.random.default_rng(seed)
+    prompts = []
+    for item in track(items, f"{task.name}: prompts", console=console):
+        others = [one for one in known if one.id != item.id]
+        if len(others) < task.shots:
+            raise InputError(f"{task.examples}: has {len(others)} items, not {task.shots}.")
+        shots = [others[i] for i in rng.choice(len(others), task.shots, replace=False)]
+        prompts.append(
+            "".join(fill(task.shot, shot, hear, lm) for shot in shots)
+            + fill(task.ask, item, hear, lm)
+        )
+    given = _answer(lm, task, prompts, seed, console)
+    rows = [{"id": item.id, "wanted": _wanted(task, item)} for item in items]
+    if task.output == "speech":
+        paths = [folder / f"{item.id}.wav" for item in items]
+        for path, wave in zip(paths, given, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_wav(path, wave)
+        given = [str(path) for path in paths]
+        for row, path in zip(rows, paths, strict=True):
+            row["spoken"] = str(path.relative_to(folder.parent))
+    if task.judge:
+        with console.status(f"{task.name}: judging"):
+            given = answers.ask_judge(task.judge, given)
+    for row, prompt, answer in zip(rows, prompts, given, strict=True):
+        row |= {"given": answer, "prompt": prompt}
+    wanted = [row["wanted"] for row in rows]
+    if task.compare == "words":
+        return answers.error_rates(wanted, given), rows
+    commonest = max(map(wanted.count, wanted)) / len(wanted)
+    return {"accuracy": answers.accuracy(wanted, given), "commonest": 100 * commonest}, rows
+
+
+class Hearing:
+    """The unit strings of recordings, each encoded once."""
+
+    def __init__(self, lm: SpiritLM):
+        self._tokenizer, self._known = lm.speech_tokenizer, {}
+
+    def __call__(self, audio: Any) -> str:
+        """The unit string of a recording."""
+        key = str(audio) if isinstance(audio, str | Path) else id(audio)
+        if key not in self._known:
+            self._known[key] = self._tokenizer.encode_string(audio)
+        return self._known[key]
+
+
+def fill(template: str, item: Item, hear: Callable[[Any], str], lm: SpiritLM) -> str:
+    """A template with what an item has; text after a marker gets the tokenizer's usual space."""
+
+    def value(match: re.Match) -> str:
+        name = match[1]
+        content = item.audio if name == "speech" else getattr(item, name)
+        if content is None or isinstance(content, str) and not content:
+            raise InputError(f"{item.id}: has no {name}, which the template {template!r} needs.")
+        return hear(content) if name == "speech" else content
+
+    prefix = lm.text_tokenizer.word_prefix
+    spaced = re.sub(r"\[Text\](?=.)", lambda match: match[0] + prefix, template)
+    return re.sub(r"\{(speech|text|label)\}", value, spaced)
+
+
+def _read(source: str, task: TaskConfig) -> list[Item]:
+    items = list(read_source(source))
+    for item in items:
+        if item.problem:
+            raise InputError(f"{item.id}: {item.problem}")
+    chosen = [item for item in items if not task.speakers or item.speaker in task.speakers]
+    if not chosen:
+        raise InputError(f"{source}: has nothing by {', '.join(task.speakers)}.")
+    return chosen
+
+
+def _wanted(task: TaskConfig, item: Item) -> str:
+    wanted = item.text if task.compare == "words" else item.label
+    if not wanted:
+        raise InputError(f"{item.id}: has no {task.compare} to compare an answer with.")
+    return wanted
+
+
+def _answer(
+    lm: SpiritLM, task: TaskConfig, prompts: Sequence[str], seed: int, console: Console
+) -> list[Any]:
+    """Texts, or waves; of prompts of about the same length together."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found: dict[int, Any] = {}
+    batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
+    for number, batch in enumerate(track(batches, f"{task.name}: answers", console=console)):
+        own = [prompts[i] for i in batch]
+        how = dataclasses.replace(task.generation, seed=seed + number)
+        ids = lm.generate_ids(own, task.output, how)
+        strings = [lm.text_tokenizer.decode(one) for one in ids]
+        if task.output == "text":
+            texts = [s.split(task.end)[0] if task.end else s for s in strings]
+            found |= zip(batch, texts, strict=True)
+            continue
+        outputs = lm.decode_outputs(own, strings, task.voice or None)
+        for i, pieces in zip(batch, outputs, strict=True):
+            waves = [piece.content for piece in pieces if piece.content_type == "speech"]
+            found[i] = np.concatenate(waves) if waves else SILENCE
+    return [found[i] for i in range(len(prompts))]

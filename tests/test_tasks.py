@@ -1,0 +1,149 @@
+"""Evaluation by tasks: prompts, answers, judges and pairs, with a model that knows nothing."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tones import write_tones
+
+from spirit_jax import GenerationConfig, InputError, SpiritLM
+from spirit_jax.evaluation import answers, pairs, run, tasks
+
+QUIET = Console(quiet=True)
+# says of each sound how long it is, of each text how many letters it has
+JUDGE = """
+import sys, soundfile
+for line in map(str.strip, sys.stdin):
+    print(f"{soundfile.info(line).duration:.1f}" if line.endswith(".wav") else len(line))
+"""
+
+
+@pytest.fixture(scope="module")
+def lm(base_folder):
+    return SpiritLM.from_pretrained(base_folder)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    path = tmp_path_factory.mktemp("items") / "items.jsonl"
+    rows = [json.loads(line) for line in open(write_tones(path.parent, 3))]
+    for number, row in enumerate(rows):
+        row |= {"text": f"tone number {number}", "label": row["speaker"]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def ask(lm, folder, *others, **fields):
+    task = tasks.TaskConfig("task", **{"generation": GenerationConfig(40)} | fields)
+    return run.evaluate(lm, run.EvalConfig((task, *others)), folder, QUIET)["task"], [
+        json.loads(line) for line in open(folder / "task.jsonl")
+    ]
+
+
+def test_error_rates_are_edits_in_a_hundred():
+    rates = answers.error_rates(["Turn on, the LIGHTS!", "yes"], ["turn on lights", "yes yes"])
+    assert rates == {"wer": 100 * 2 / 5, "cer": 100 * (4 + 4) / (18 + 3)}
+    assert answers.accuracy(["open door", "no"], ["Open door.", "yes"]) == 50
+    with pytest.raises(InputError, match="no words"):
+        answers.error_rates(["..."], ["a"])
+
+
+def test_a_prompt_has_shots_of_others_and_then_the_question(lm, manifest, tmp_path):
+    form = {"shot": "[Speech]{speech}[Text]A:{label} ", "ask": "[Text]{text}[Text]A:"}
+    _, rows = ask(lm, tmp_path, manifest=manifest, examples=manifest, shots=2, **form)
+    space = lm.text_tokenizer.word_prefix
+    for row in rows:
+        *shots, text, _ = row["prompt"].split("[Text]")
+        assert len(shots) == 3 and shots[0].startswith("[Speech][Hu")
+        assert text == f"{space}{row['wanted']}" and row["prompt"].endswith(f"[Text]{space}A:")
+        assert all(shot.startswith(f"{space}A:") for shot in shots[1:])
+    assert len({row["prompt"] for row in rows}) == len(rows)
+
+
+def test_answers_are_the_models_own_in_batches_as_alone(lm, manifest, tmp_path, monkeypatch):
+    form = {"manifest": manifest, "ask": "[Speech]{speech}[Text]"}
+    figures, rows = ask(lm, tmp_path / "a", **form)
+    for row in rows:
+        (ids,) = lm.generate_ids([row["prompt"]], "text", max_new_tokens=40)
+        assert row["given"] == lm.text_tokenizer.decode(ids)
+    assert figures["items"] == len(rows) and figures["wer"] > 50
+    monkeypatch.setattr(tasks, "BATCH", 2)
+    assert ask(lm, tmp_path / "b", **form) == (figures, rows)
+    end = rows[0]["given"][3]
+    _, cut = ask(lm, tmp_path / "c", end=end, **form)
+    assert [row["given"] for row in cut] == [row["given"].split(end)[0] for row in rows]
+
+
+def test_what_is_said_is_kept_and_judged_by_another_program(lm, manifest, tmp_path):
+    judge = (sys.executable, "-c", JUDGE)
+    form = {"manifest": manifest, "ask": "[Text]{text}[Speech]", "output": "speech"}
+    figures, rows = ask(lm, tmp_path, judge=judge, compare="label", **form)
+    assert figures["accuracy"] == 0 and figures["commonest"] == pytest.approx(50, abs=17)
+    for row in rows:
+        assert (tmp_path / row["spoken"]).is_file() and float(row["given"]) > 0
+    with pytest.raises(InputError, match="answered 1 of"):
+        ask(lm, tmp_path, judge=(sys.executable, "-c", "print()"), **form)
+    with pytest.raises(InputError, match="failed"):
+        ask(lm, tmp_path, judge=(sys.executable, "-c", "exit(3)"), **form)
+    with pytest.raises(InputError, match="cannot be started"):
+        ask(lm, tmp_path, judge=("no-such-judge",), **form)
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ({"ask": "{label}", "compare": "label"}, "no label"),
+        ({"ask": "{text}", "compare": "label"}, "no label"),
+        ({"ask": "[Text]", "output": "speech"}, "judge"),
+        ({"ask": "[Text]", "shots": 1}, "examples"),
+        ({"ask": "[Text]", "speakers": ("nobody",)}, "nobody"),
+    ],
+)
+def test_what_a_task_lacks_is_said(lm, tmp_path, fields, says):
+    (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "b"}\n')
+    with pytest.raises(InputError, match=says):
+        ask(lm, tmp_path, manifest=str(tmp_path / "items.jsonl"), **fields)
+
+
+def test_pairs_go_to_the_ending_that_the_model_finds_likelier(lm, manifest, tmp_path):
+    audio = [json.loads(line)["audio"] for line in open(manifest)]
+    folder = manifest.rpartition("/")[0]
+    texts = ["tone", "number field zero", "a"]
+    row = {"id": 1} | {
+        part: {"text": text, "audio": f"{folder}/{name}"}
+        for part, text, name in zip(("context", "right", "wrong"), texts, audio, strict=False)
+    }
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"id": 2}))
+    hear = tasks.Hearing(lm)
+    contexts = {}
+    for context in ("text", "speech"):
+        for ending in ("text", "speech"):
+            config = pairs.PairsConfig("p", str(tmp_path / "pairs.jsonl"), ending, context)
+            figures, rows = pairs.run_pairs(lm, config, hear, QUIET)
+            assert [row["id"] for row in rows] == ["1", "2"] and figures["raw"] in (0, 100)
+            assert figures["normalised"] == 100 * (rows[0]["right"] > rows[0]["wrong"])
+            contexts[context, ending] = rows[0]
+    space = lm.text_tokenizer.word_prefix
+    total, count = lm.score([(f"[Text]{space}tone", " a")])[0]
+    assert contexts["text", "text"]["wrong"] == pytest.approx(total / count)
+    heard = [hear(f"{folder}/{name}") for name in audio[:3]]
+    total, count = lm.score([(f"[Speech]{heard[0]}[Text]{space}", "a")])[0]
+    assert contexts["speech", "text"]["wrong"] == pytest.approx(total / count)
+    total, count = lm.score([(f"[Speech]{heard[0]}", heard[1])])[0]
+    assert contexts["speech", "speech"]["right"] == pytest.approx(total / count)
+
+
+def test_ties_of_pairs_count_half():
+    assert pairs.likelier(np.array([[1.0, 0.0], [2.0, 2.0], [0.0, 1.0], [0.0, 1.0]])) == 37.5
+
+
+def test_a_line_that_is_no_pair_is_said(lm, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"id": "a", "right": {"text": "b"}}\n')
+    with pytest.raises(InputError, match="no pair"):
+        pairs.run_pairs(
+            lm, pairs.PairsConfig("p", str(tmp_path / "pairs.jsonl")), tasks.Hearing(lm), QUIET
+        )
+    with pytest.raises(InputError, match="cannot name"):
+        run.EvalConfig((tasks.TaskConfig("a/b", "m", "[Text]"),))
