@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from corpora import grammar
+from corpora import grammar, tasks
 
 
 def _drawn(count: int) -> list[grammar.Sentence]:
@@ -124,3 +124,20 @@ def test_the_same_sentence_by_two_voices_is_a_pair() -> None:
     pairs = world.find_pairs([*rows, rows[0] | {"id": "other", "part": "train"}])
     found = [(pair["first"], pair["second"]) for pair in pairs]
     assert found == [("rms/neutral", "slt/neutral"), ("rms/sad", "slt/sad")]
+
+
+def test_pairs_for_evaluation_are_right_and_wrong_by_the_rules() -> None:
+    texts = [sentence.text for sentence in grammar.sentences("test", 60)]
+    swapped = tasks.swaps(texts, random.Random(0))
+    assert len(swapped) > 40
+    for right, wrong in swapped:
+        words = right.split(), wrong.split()
+        assert grammar.accepts(right) and not grammar.accepts(wrong)
+        assert sum(a != b for a, b in zip(*words, strict=True)) == 1 and words[0][0] == words[1][0]
+    answered = tasks.wrong_answers(random.Random(0))
+    assert len(answered) > 10
+    for right, wrong in answered:
+        assert grammar.accepts(right) == "question" and not grammar.accepts(wrong)
+        assert grammar.part_of(right) == "test"
+        assert any(right.startswith(question) and wrong.startswith(question)
+                   for question, _ in grammar.QUESTIONS)  # fmt: skip

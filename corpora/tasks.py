@@ -1,0 +1,178 @@
+"""Evaluation manifests of the small world, for `spirit-jax eval` (configs/tiny/eval.yaml).
+
+    python -m corpora.tasks --corpus runs/world
+
+All of it is of sentences that are never trained on. Writes to CORPUS/tasks: asr, asr-voice (the
+held-out voice), asr-real (Asterisk's held-out prompts in words of the training), tts (texts),
+intent with its examples, manner (the first halves of recordings, labelled with their manner), pairs
+(sentences, and the same with a word from elsewhere), and answers (questions with the right answer
+and with another question's). Pairs are spoken by flite.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from corpora import grammar, speak
+from spirit_jax.audio import SAMPLE_RATE, load_audio
+from spirit_jax.errors import InputError
+
+PAIRS = 120  # at most, of sentences
+LEAST_WORDS = 6  # of a recording whose first half is a prompt
+SEED = 0
+
+
+def build(corpus: Path) -> None:
+    """Writes the manifests; prints how many items each has."""
+    output = corpus / "tasks"
+    details = {row["id"]: row for row in _read(corpus / "details.jsonl")}
+
+    def items(part: str) -> list[dict]:
+        rows = _read(corpus / f"{part}.jsonl")
+        return [row | {"audio": f"../{row['audio']}"} for row in rows]
+
+    def intents(part: str) -> list[dict]:
+        asked = {row["id"]: details[row["id"]].get("intent", "") for row in items(part)}
+        return [row | {"label": asked[row["id"]]} for row in items(part) if asked[row["id"]]]
+
+    trained = [*items("train"), *items("asterisk-train")]
+    known = {word for row in trained for word in row["text"].split()}
+    real = [row for row in items("asterisk-test") if known.issuperset(row["text"].split())]
+    tests, rng = items("test"), random.Random(SEED)
+    texts = sorted({row["text"] for row in tests})
+    sets = {
+        "asr": tests,
+        "asr-voice": items("test-voice"),
+        "asr-real": real,
+        "tts": [{"id": f"text-{n}", "text": text} for n, text in enumerate(texts)],
+        "intent": intents("test"),
+        "intent-examples": intents("train"),
+        "manner": [_first_half(corpus, row) for row in tests
+                   if row["speaker"] in speak.FLITE and len(row["words"]) >= LEAST_WORDS],
+        "pairs": _speak_pairs(output, "pairs", swaps(texts, rng)[:PAIRS]),
+        "answers": _speak_pairs(output, "answers", wrong_answers(rng)),
+    }  # fmt: skip
+    for name, rows in sets.items():
+        path = output / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        os.replace(part, path)
+        print(f"{path}: {len(rows)}")
+
+
+def swaps(texts: list[str], rng: random.Random) -> list[tuple[str, str]]:
+    """Sentences, each with one in which a word is of another part of the world.
+
+    The word is not the first, and what it becomes is in the list of another rule, so that no rule
+    makes the new sentence.
+    """
+    lists = {
+        name: [word for word in rule.split(" | ") if re.fullmatch("[a-z]+", word)]
+        for name, rule in grammar.RULES.items()
+    }
+    lists = {name: words for name, words in lists.items() if len(words) > 2}
+    pairs = []
+    for text in rng.sample(texts, len(texts)):
+        words = text.split()
+        places = [
+            (place, name)
+            for place, word in enumerate(words)
+            for name, own in lists.items()
+            if place and word in own
+        ]
+        if not places:
+            continue
+        place, name = rng.choice(places)
+        others = [word for other in lists for word in lists[other] if word not in lists[name]]
+        wrong = " ".join([*words[:place], rng.choice(others), *words[place + 1 :]])
+        if not grammar.accepts(wrong):
+            pairs.append((text, wrong))
+    return pairs
+
+
+def wrong_answers(rng: random.Random) -> list[tuple[str, str]]:
+    """Test questions with their answer, each with the answer of another question of that form."""
+    by_form: dict[str, list[tuple[str, str]]] = {}
+    for question, answer in grammar.QUESTIONS:
+        by_form.setdefault(" ".join(question.split()[:3]), []).append((question, answer))
+    pairs = []
+    for form in by_form.values():
+        for question, answer in form:
+            others = [other for _, other in form if not grammar.accepts(f"{question} {other}")]
+            if others and grammar.part_of(f"{question} {answer}") == "test":
+                pairs.append((f"{question} {answer}", f"{question} {rng.choice(others)}"))
+    return pairs
+
+
+def _speak_pairs(output: Path, name: str, pairs: list[tuple[str, str]]) -> list[dict]:
+    """Pairs with a context, all that both begin with, and endings, in text and in speech."""
+    rows = []
+    voices = list(speak.FLITE)
+    for number, sides in enumerate(pairs):
+        words = [side.split() for side in sides]
+        same = next(i for i, (a, b) in enumerate(zip(*words, strict=False)) if a != b)
+        said = [speak.speak(f"{side}.", voices[number % len(voices)], "neutral") for side in sides]
+        if any(len(one.words) != len(own) for one, own in zip(said, words, strict=True)):
+            continue  # flite says something in another way than word by word
+        cuts = [int(one.words[same][1] * SAMPLE_RATE) for one in said]
+        parts = {
+            "context": (words[0][:same], said[0].samples[: cuts[0]]),
+            "right": (words[0][same:], said[0].samples[cuts[0] :]),
+            "wrong": (words[1][same:], said[1].samples[cuts[1] :]),
+        }
+        row: dict = {"id": f"{name}-{number}"}
+        for part, (own, samples) in parts.items():
+            path = Path("audio") / f"{row['id']}-{part}.flac"
+            _write(output / path, samples)
+            row[part] = {"text": " ".join(own), "audio": str(path)}
+        rows.append(row)
+    return rows
+
+
+def _first_half(corpus: Path, row: dict) -> dict:
+    """The recording up to its middle word, and its manner as the label."""
+    half = len(row["words"]) // 2
+    samples = load_audio(corpus / row["audio"].removeprefix("../"))
+    samples = samples[: int(row["words"][half][1] * SAMPLE_RATE)]
+    path = Path("audio") / "manner" / f"{row['id'].replace('/', '-')}.flac"
+    _write(corpus / "tasks" / path, samples)
+    text = " ".join(word for word, _, _ in row["words"][:half])
+    own = {"id": row["id"], "audio": str(path), "text": text}
+    return own | {"speaker": row["speaker"], "style": row["style"], "label": row["style"]}
+
+
+def _write(path: Path, samples: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, SAMPLE_RATE, "PCM_16")
+
+
+def _read(path: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read; build it by corpora.world.") from error
+
+
+def main() -> None:
+    """The command; see the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--corpus", type=Path, required=True, help="of corpora.world")
+    try:
+        build(parser.parse_args().corpus)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
