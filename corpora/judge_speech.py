@@ -124,11 +124,11 @@ class MannerClassifier:
 
     def accuracy(self, sounds: Sequence[Sound]) -> float:
         """Percent of recordings whose manner is found."""
-        right = [
-            self._voices[sound.speaker].predict([_manner_features(sound)])[0] == sound.style
-            for sound in sounds
-        ]
-        return float(100 * np.mean(right))
+        return float(100 * np.mean([self.tell(sound) == sound.style for sound in sounds]))
+
+    def tell(self, sound: Sound) -> str:
+        """The manner of speech of one of the voices."""
+        return self._voices[sound.speaker].predict([_manner_features(sound)])[0]
 
 
 def _manner_features(sound: Sound) -> list[float]:

@@ -1,0 +1,50 @@
+"""A judge for `spirit-jax eval`: in which manner one of flite's voices speaks.
+
+    ls *.wav | python -m corpora.manner --corpus runs/world --voice slt
+
+Reads a path a line, writes neutral, lively or sad a line. It learns from the training's recordings
+first, which takes a minute.
+"""
+
+import argparse
+import multiprocessing
+import sys
+from pathlib import Path
+
+from corpora import judge_speech, speak
+from corpora.judge_speech import MannerClassifier, Sound
+from spirit_jax.audio import load_audio
+from spirit_jax.data.speech import read_items
+from spirit_jax.errors import InputError
+
+SHARE = 3  # every so many recordings of the voice are learnt from
+WORKERS = 2
+
+
+def main() -> None:
+    """The command; see the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--corpus", type=Path, required=True, help="of corpora.world")
+    parser.add_argument("--voice", choices=list(speak.FLITE), required=True)
+    given = parser.parse_args()
+    try:
+        items = read_items([str(given.corpus / "train.jsonl")])
+        own = [item for item in items if item.speaker == given.voice][::SHARE]
+        known = [Sound(load_audio(i.audio), i.text, i.speaker, i.style) for i in own]
+        asked = [Sound(load_audio(line.strip()), "", given.voice) for line in sys.stdin]
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+        known, asked = (
+            pool.map(judge_speech.with_f0, sounds, chunksize=4) for sounds in (known, asked)
+        )
+    classifier = MannerClassifier(known)
+    for sound in asked:
+        print(classifier.tell(sound))
+
+
+if __name__ == "__main__":
+    main()
