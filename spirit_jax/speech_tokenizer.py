@@ -134,6 +134,7 @@ class SpeechTokenizer:
         if found["hifigan"].is_dir():
             self._vocoder, params = hifigan.load(found["hifigan"])
             self._check("hifigan", params)
+            params = jax.device_put(params)  # once for all of its programs
             speak = None
             if self._vocoder.config.source_harmonics:
                 speak = _speak_with_source
