@@ -22,6 +22,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan
 from spirit_jax.models.discriminators import DiscriminatorConfig
 from spirit_jax.models.hifigan import HifiGanConfig
+from spirit_jax.models.mel import MelConfig
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.training import recipe, vocoder, vocoder_data
 from spirit_jax.training.optimizer import OptimizerConfig
@@ -72,6 +73,8 @@ def config(tmp_path_factory, base_folder):
         adversarial_from=ALONE,
         stft_weight=1.0,
         stft_sizes=(256,),
+        envelope_weight=2.0,
+        envelope=MelConfig(n_fft=256, hop=64, num_mels=8),
         eval_recordings=4,
     )
 
@@ -108,6 +111,7 @@ def test_it_learns_to_speak_and_how_long(whole):
     assert [line["step"] for line in whole] == list(range(1, STEPS + 1))
     assert last["loss_mel"] < 0.6 * first["loss_mel"]
     assert last["loss_stft"] < 0.6 * first["loss_stft"]
+    assert last["loss_envelope"] < 0.4 * first["loss_envelope"]
     assert last["loss_duration"] < 0.6 * first["loss_duration"]
     assert last["eval_mel"] < 3 and 0.3 < last["eval_pace"] < 3
 
@@ -122,7 +126,7 @@ def test_discriminators_take_part_from_their_step_on_and_learn(whole):
     apart = [line["score_real"] - line["score_made"] for line in (first, last)]
     assert apart[1] > apart[0]
     weighted = 45 * last["loss_mel"] + last["loss_stft"] + last["loss_duration"]
-    weighted += last["loss_f0"]
+    weighted += last["loss_f0"] + 2 * last["loss_envelope"]
     weighted += last["loss_adversarial"] + 2 * last["loss_features"]
     np.testing.assert_allclose(last["loss"], weighted, rtol=1e-5)
 

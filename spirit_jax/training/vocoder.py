@@ -68,6 +68,9 @@ class RunConfig(recipe.RecipeConfig):
       stft_sizes: their DFT sizes, in samples.
       stft_floor: magnitudes per sample of a window below it count as much. It and `mel.floor` keep
         a recording's background noise, which nothing could predict, from ruling the losses.
+      envelope_weight: of the squared distance of log spectra in bands that are wider than a voice's
+        harmonics are apart; 0 for none (the paper).
+      envelope: these spectra.
       epoch_decay: of the learning rate, after every epoch.
     """
 
@@ -94,6 +97,8 @@ class RunConfig(recipe.RecipeConfig):
     stft_weight: float = 0.0
     stft_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
     stft_floor: float = 0.0
+    envelope_weight: float = 0.0
+    envelope: MelConfig = MelConfig(n_fft=512, hop=128, num_mels=24)
     epoch_decay: float = 0.999
     eval_recordings: int = 16
 
@@ -106,11 +111,12 @@ class RunConfig(recipe.RecipeConfig):
         if self.adversarial_from < 0:
             raise InputError(f"adversarial_from is {self.adversarial_from}, expected 0 or more.")
         weights = self.mel_weight, self.feature_weight, self.duration_weight, self.f0_weight
-        if min(*weights, self.stft_weight, self.stft_floor) < 0 or not 0 < self.epoch_decay <= 1:
+        weights += self.stft_weight, self.stft_floor, self.envelope_weight
+        if min(weights) < 0 or not 0 < self.epoch_decay <= 1:
             raise InputError("Weights must be 0 or more, epoch_decay above 0 and at most 1.")
         if not self.stft_sizes or any(size < 8 or size % 8 for size in self.stft_sizes):
             raise InputError(f"stft_sizes are {list(self.stft_sizes)}; expected multiples of 8.")
-        longest = max(self.mel.n_fft, *self.stft_sizes)
+        longest = max(self.mel.n_fft, self.envelope.n_fft, *self.stft_sizes)
         if self.segment_units * self.network.code_hop < longest // 2:
             raise InputError(
                 f"segment_units is {self.segment_units}, too short for spectra of {longest}."
@@ -347,6 +353,10 @@ def compare(
         how = config.stft_sizes, config.stft_floor
         metrics["loss_stft"] = stft_distance(made_bs, wave_bs, *how)
         loss += config.stft_weight * metrics["loss_stft"]
+    if config.envelope_weight:
+        envelopes = log_mel(made_bs, config.envelope), log_mel(wave_bs, config.envelope)
+        metrics["loss_envelope"] = jnp.mean(jnp.square(envelopes[0] - envelopes[1]))
+        loss += config.envelope_weight * metrics["loss_envelope"]
     if model.config.duration_hidden:
         log_frames_bt = _predict(model, params, codes_bt, counts_b)
         errors_bt = jnp.square(log_frames_bt - jnp.log1p(frames_bt))
