@@ -108,6 +108,29 @@ def test_errors_are_one_line(run, base_folder, args, message):
     assert err.startswith("error: ") and message in err and len(err.splitlines()) == 1
 
 
+def test_eval_prints_a_table_and_keeps_answers(run, base_folder, tmp_path):
+    (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "every field acts"}\n')
+    (tmp_path / "tasks.yaml").write_text(
+        f"tasks: [{{name: say, manifest: {tmp_path}/items.jsonl, ask: '[Text]{{text}}'}}]\n"
+    )
+    told = "--config", tmp_path / "tasks.yaml", "--output", tmp_path / "out"
+    status, out, _ = run("eval", base_folder, *told, "seed=3")
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert status == 0 and "say" in out and f"wer {figures['say']['wer']:.1f}" in out
+    (row,) = map(json.loads, (tmp_path / "out" / "say.jsonl").open())
+    assert row["wanted"] == "every field acts" and row["given"]
+    status, _, err = run("eval", base_folder, *told, "tasks=[]")
+    assert status == 1 and err == "error: The config has neither tasks nor pairs.\n"
+
+
+def test_new_makes_a_folder_that_trains(run, base_folder, tmp_path):
+    (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "every field acts"}\n')
+    made = "new", tmp_path / "model", tmp_path / "items.jsonl", "--speech", base_folder
+    status, out, _ = run(*made, "--pieces", 275)
+    assert status == 0 and "275 text pieces and 500 units" in out
+    assert "exists" in run(*made)[2]
+
+
 def test_every_command_helps(run):
     for args in ((), ("encode",), ("resynth",), ("generate",), ("demo",)):
         status, out, _ = run(*args, "--help")

@@ -2,13 +2,21 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 
-from spirit_jax import SpeechTokenizer, config
+from spirit_jax import SpeechTokenizer, SpiritLM, checkpoint, config
+from spirit_jax.data.pipeline import DataConfig
+from spirit_jax.data.prepare import prepare
+from spirit_jax.data.samples import SourceConfig
 from spirit_jax.errors import InputError
+from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.new_model import write_new_model
 from spirit_jax.speech_tokenizer import SpeechTokenizerConfig
 from spirit_jax.text import load_text_tokenizer
+from spirit_jax.training import lm as lm_lib
+from spirit_jax.training.export import export
 from spirit_jax.vocab import Vocab
 
 LINES = ["the lamp in the hall is warm", "turn on the lamp", "the hall is dark", "a warm hall"]
@@ -56,3 +64,32 @@ def test_no_text_is_said(tmp_path, base_folder):
     (tmp_path / "silent.jsonl").write_text('{"id": "a", "audio": "a.wav"}\n')
     with pytest.raises(InputError, match="no text"):
         write_new_model(tmp_path / "model", base_folder, [str(tmp_path / "silent.jsonl")], 290)
+
+
+def test_a_language_model_is_trained_in_it_and_exported_in_half(tmp_path, texts, base_folder):
+    vocab = write_new_model(tmp_path / "new", base_folder, [texts], 290)
+    prepare(texts, tmp_path / "corpus", None)
+    sizes = LlamaConfig(vocab.padded_size, 16, 32, 1, 2, 2, 8, max_positions=64)
+    source = SourceConfig(str(tmp_path / "corpus"), format="text")
+    run = lm_lib.RunConfig(
+        run_dir=str(tmp_path / "run"),
+        model=str(tmp_path / "new"),
+        random_init=True,
+        sizes=sizes,
+        steps=2,
+        data=DataConfig((source,), seq_len=32, batch_rows=2, shards=2),
+    )
+    assert len(list(lm_lib.train(run, jax.devices()[:1]))) == 2
+    export(run, tmp_path / "whole")
+    export(run, tmp_path / "half", half=True)
+    whole, half = (
+        checkpoint.flatten(checkpoint.load_params(tmp_path / name / "llama" / "params"))
+        for name in ("whole", "half")
+    )
+    assert {array.dtype for array in half.values()} == {np.dtype("float16")}
+    for name, array in whole.items():
+        np.testing.assert_array_equal(half[name], array.astype(np.float16))
+    trained = SpiritLM.from_pretrained(tmp_path / "half")
+    (ids,) = trained.generate_ids(["[Text]the lamp"], "text", max_new_tokens=4)
+    assert 1 <= len(ids) <= 4 and max(ids) < 290
+    assert len(trained.speech_tokenizer.encode(np.zeros(16_000, np.float32)))

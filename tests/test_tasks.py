@@ -1,5 +1,6 @@
 """Evaluation by tasks: prompts, answers, judges and pairs, with a model that knows nothing."""
 
+import dataclasses
 import json
 import sys
 
@@ -145,5 +146,7 @@ def test_a_line_that_is_no_pair_is_said(lm, tmp_path):
         pairs.run_pairs(
             lm, pairs.PairsConfig("p", str(tmp_path / "pairs.jsonl")), tasks.Hearing(lm), QUIET
         )
-    with pytest.raises(InputError, match="cannot name"):
-        run.EvalConfig((tasks.TaskConfig("a/b", "m", "[Text]"),))
+    task = tasks.TaskConfig("a", "m", "[Text]")
+    for twice in ((dataclasses.replace(task, name="a/b"),), (task, task)):
+        with pytest.raises(InputError, match="cannot name"):
+            run.evaluate(lm, run.EvalConfig(twice), tmp_path, QUIET)

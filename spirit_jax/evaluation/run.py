@@ -29,14 +29,6 @@ class EvalConfig:
     pairs: tuple[PairsConfig, ...] = ()
     seed: int = 0
 
-    def __post_init__(self):
-        names = [one.name for one in (*self.tasks, *self.pairs)]
-        if not names:
-            raise InputError("The config has neither tasks nor pairs.")
-        for name in names:
-            if not name or names.count(name) > 1 or Path(name).name != name:
-                raise InputError(f"'{name}' cannot name a task: names are of one folder each.")
-
 
 def evaluate(
     lm: SpiritLM, config: EvalConfig, output: str | Path, console: Console
@@ -53,8 +45,10 @@ def evaluate(
       Figures by task, with the number of items as "items".
 
     Raises:
-      InputError: a manifest, item or judge that cannot be used.
+      InputError: nothing to run, names that are no folder's or there twice, a manifest, item or
+        judge that cannot be used.
     """
+    _check_names([one.name for one in (*config.tasks, *config.pairs)])
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     figures: dict[str, dict[str, float]] = {}
@@ -76,6 +70,16 @@ def table(figures: dict[str, dict[str, float]]) -> Table:
         values = (f"{key} {value:.1f}" for key, value in found.items() if key != "items")
         shown.add_row(name, str(found["items"]), "  ".join(values))
     return shown
+
+
+def _check_names(names: list[str]) -> None:
+    if not names:
+        raise InputError("The config has neither tasks nor pairs.")
+    for name in names:
+        if not name or names.count(name) > 1 or Path(name).name != name:
+            raise InputError(
+                f"'{name}' cannot name a task: it is no folder's name, or there twice."
+            )
 
 
 def _keep(output: Path, name: str, found: dict[str, float], rows: list[dict[str, Any]]) -> dict:
