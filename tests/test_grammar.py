@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from corpora import grammar, tasks
+from corpora import grammar
 
 
 def _drawn(count: int) -> list[grammar.Sentence]:
@@ -127,6 +127,10 @@ def test_the_same_sentence_by_two_voices_is_a_pair() -> None:
 
 
 def test_pairs_for_evaluation_are_right_and_wrong_by_the_rules() -> None:
+    for package in ("pyworld", "sklearn"):
+        pytest.importorskip(package)
+    from corpora import tasks
+
     texts = [sentence.text for sentence in grammar.sentences("test", 60)]
     swapped = tasks.swaps(texts, random.Random(0))
     assert len(swapped) > 40
