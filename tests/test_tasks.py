@@ -99,13 +99,17 @@ def test_what_is_said_is_kept_and_judged_by_another_program(lm, manifest, tmp_pa
         ({"ask": "{text}", "compare": "label"}, "no label"),
         ({"ask": "[Text]", "output": "speech"}, "judge"),
         ({"ask": "[Text]", "shots": 1}, "examples"),
+        ({"ask": "[Speech]", "output": "speech", "judge": ("x",), "manifest": "out"}, "leaves"),
         ({"ask": "[Text]", "speakers": ("nobody",)}, "nobody"),
     ],
 )
 def test_what_a_task_lacks_is_said(lm, tmp_path, fields, says):
     (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "b"}\n')
+    (tmp_path / "out.jsonl").write_text('{"id": "../../b", "text": "b"}\n')
+    name = fields.get("manifest", "items")
+    fields = {key: value for key, value in fields.items() if key != "manifest"}
     with pytest.raises(InputError, match=says):
-        ask(lm, tmp_path, manifest=str(tmp_path / "items.jsonl"), **fields)
+        ask(lm, tmp_path, manifest=str(tmp_path / f"{name}.jsonl"), **fields)
 
 
 def test_pairs_go_to_the_ending_that_the_model_finds_likelier(lm, manifest, tmp_path):

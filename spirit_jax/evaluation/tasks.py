@@ -116,6 +116,10 @@ def run_task(
     if task.output == "speech":
         paths = [folder / f"{item.id}.wav" for item in items]
         for path, wave in zip(paths, given, strict=True):
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise InputError(
+                    f"The id '{path.relative_to(folder).with_suffix('')}' leaves {folder}."
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
             write_wav(path, wave)
         given = [str(path) for path in paths]
