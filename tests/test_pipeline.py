@@ -89,6 +89,54 @@ def test_formats(corpus, tokenizer, name):
         assert markers == (pair if name == "asr" else pair[::-1]) * 2
 
 
+def test_a_flag_stands_before_the_text_of_a_pair(corpus, tokenizer):
+    document = Documents(Corpus(corpus))[1]
+    plain, flagged = (
+        make_sample(document, source, tokenizer, VOCAB, np.random.default_rng(0)).tolist()
+        for source in (
+            SourceConfig(str(corpus), format="asr"),
+            SourceConfig(str(corpus), format="asr", flag="T:"),
+        )
+    )
+    start = plain.index(VOCAB.text_marker)
+    assert plain[: start + 1] == flagged[: start + 1]
+    words = tokenizer.decode(plain[start + 1 : -1])
+    assert tokenizer.decode(flagged[start + 1 : -1]) == f"T: {words}"
+
+
+def test_a_cropped_pair_has_a_run_of_words_and_their_units(corpus, tokenizer):
+    (utterance,) = Documents(Corpus(corpus))[1]
+    source = SourceConfig(str(corpus), format="tts", crop=1.0)
+    line, words = TokenLine.of(utterance, VOCAB), utterance.text.split()
+    runs = set()
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        ids = make_sample([utterance], source, tokenizer, VOCAB, rng).tolist()
+        start = ids.index(VOCAB.speech_marker)
+        text, units = tokenizer.decode(ids[2:start]), ids[start + 1 : -1]
+        # Which run it is, told by the units: a run at an end of the recording has its silence.
+        fits = [
+            (i, j)
+            for i in range(len(words))
+            for j in range(i + 1, len(words) + 1)
+            if line.cut(
+                utterance.words[i][1] if i else 0.0,
+                utterance.words[j - 1][2] if j < len(words) else utterance.seconds,
+            ).tolist()
+            == units
+        ]
+        assert " ".join(words[slice(*fits[0])]) == text and len(fits) == 1
+        runs.add(fits[0])
+    assert len(runs) == len(words) * (len(words) + 1) / 2  # all that there are
+
+
+def test_flags_and_crops_are_of_pairs(corpus):
+    with pytest.raises(InputError, match="are for pairs, not for 'speech'"):
+        SourceConfig("a", format="speech", flag="T:")
+    with pytest.raises(InputError, match="between 0 and 1"):
+        SourceConfig("a", format="asr", crop=2.0)
+
+
 def test_rows_are_whole_samples_side_by_side(quick, corpus, tokenizer):
     config = data_config(corpus, seq_len=256)
     rows = list(itertools.islice(Stream(config, tokenizer, VOCAB), 5))

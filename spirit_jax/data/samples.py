@@ -26,6 +26,9 @@ class SourceConfig:
       format: "interleaved"; "text" or "speech" alone; "asr", speech and then its text, and "tts",
         text and then its speech, an utterance after another.
       interleave: how, for "interleaved".
+      flag: a word before the text of a pair ("asr", "tts"), which tells a pair from the interleaved
+        data, where the text goes on after the speech.
+      crop: of utterances in pairs, the share that is cut to a random run of its words.
     """
 
     path: str
@@ -33,12 +36,18 @@ class SourceConfig:
     share: float = 1.0
     format: str = "interleaved"
     interleave: InterleaveConfig = InterleaveConfig()
+    flag: str = ""
+    crop: float = 0.0
 
     def __post_init__(self):
         if self.format not in FORMATS:
             raise InputError(f"format is '{self.format}', expected one of {', '.join(FORMATS)}.")
         if not self.share > 0:
             raise InputError(f"share of {self.path} is {self.share}; it must be above 0.")
+        if not 0 <= self.crop <= 1:
+            raise InputError(f"crop of {self.path} is {self.crop}; it must lie between 0 and 1.")
+        if (self.flag or self.crop) and self.format not in ("asr", "tts"):
+            raise InputError(f"{self.path}: flag and crop are for pairs, not for '{self.format}'.")
 
 
 class Documents(Sequence[list[Utterance]]):
@@ -77,18 +86,32 @@ def make_sample(
         words = [utterance.text for utterance in document]
         parts = [encode_text_span(words, tokenizer, vocab)]
     else:
-        speech = [TokenLine.of(utterance, vocab).ids_n for utterance in document]
         marker = np.array([vocab.speech_marker], np.int32)
+        lines = [TokenLine.of(utterance, vocab) for utterance in document]
         if source.format == "speech":
-            parts = [marker, *speech]
+            parts = [marker, *(line.ids_n for line in lines)]
         else:
             parts = []
-            for utterance, ids in zip(document, speech, strict=True):
-                text = encode_text_span([utterance.text], tokenizer, vocab)
-                pair = [marker, ids, text] if source.format == "asr" else [text, marker, ids]
-                parts += pair
+            for utterance, line in zip(document, lines, strict=True):
+                ids, words = line.ids_n, [utterance.text]
+                if source.crop and rng.random() < source.crop:
+                    ids, words = _crop(utterance, line, rng)
+                text = encode_text_span([*filter(None, [source.flag]), *words], tokenizer, vocab)
+                parts += [marker, ids, text] if source.format == "asr" else [text, marker, ids]
     ends = np.array([vocab.bos], np.int32), np.array([vocab.eos[0]], np.int32)
     return np.concatenate([ends[0], *parts, ends[1]])
+
+
+def _crop(
+    utterance: Utterance, line: TokenLine, rng: np.random.Generator
+) -> tuple[np.ndarray, list[str]]:
+    """Ids and words of a random run of an utterance's words; silence goes with its ends."""
+    count = len(utterance.words)
+    start = int(rng.integers(count))
+    stop = int(rng.integers(start, count)) + 1
+    begin = utterance.words[start][1] if start else 0.0
+    end = utterance.words[stop - 1][2] if stop < count else utterance.seconds
+    return line.cut(begin, end), [word for word, _, _ in utterance.words[start:stop]]
 
 
 def _check(utterance: Utterance, source: SourceConfig) -> None:
@@ -97,7 +120,7 @@ def _check(utterance: Utterance, source: SourceConfig) -> None:
         lacks = "units"
     elif source.format in NEEDS_TEXT and not utterance.text:
         lacks = "text"
-    elif source.format == "interleaved" and not utterance.words:
+    elif (source.format == "interleaved" or source.crop) and not utterance.words:
         lacks = "word times"
     if lacks:
         raise InputError(
