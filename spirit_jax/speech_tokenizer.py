@@ -217,9 +217,9 @@ class SpeechTokenizer:
             predict = isinstance(item, str) if predict_durations is None else predict_durations
             predict &= bool(cfg.duration_hidden)
             if isinstance(item, str):
-                item = units.from_string(item)
+                item = units.from_string(item, cfg.common_style)
             elif predict and not _one_each(item):
-                item = units.from_string(units.to_string(item))
+                item = units.from_string(units.to_string(item), cfg.common_style)
             items.append(_stack_channels(item, voice, cfg))
             to_predict += [index] if predict else []
         codes = [(items[index][:, 0],) for index in to_predict]

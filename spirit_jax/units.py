@@ -14,7 +14,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.vocab import Modality
 
 HUBERT_RATE, PITCH_RATE, STYLE_RATE = 24.99, 12.5, 1.0  # units a second, for merging
-COMMON_STYLE = 71  # for a string that has pitch but no style
+COMMON_STYLE = 71  # of the release, for a string that has pitch but no style
 MIN_SPEECH_UNITS = 24  # a shorter run of speech after other content is not spoken
 
 # Nine ASCII digits at most: more would not fit the ids' int32, and \d is any script's digits.
@@ -92,11 +92,11 @@ def to_string(units: Units) -> str:
     return "".join(token for _, token in timed)
 
 
-def from_string(string: str) -> Units:
+def from_string(string: str, common_style: int = COMMON_STYLE) -> Units:
     """Units of a string: every Hu takes the latest Pi and St before it.
 
     A Hu before the first Pi (St) takes the first of the string. With pitch but no style anywhere,
-    the style is `COMMON_STYLE`. Markers and white space are passed over.
+    the style is `common_style`. Markers and white space are passed over.
 
     Raises:
       InputError: anything else in the string.
@@ -108,7 +108,7 @@ def from_string(string: str) -> Units:
     firsts = {kind: number for kind, number in reversed(tokens)}
     latest = dict(firsts)
     if "Pi" in firsts:
-        latest.setdefault("St", COMMON_STYLE)
+        latest.setdefault("St", common_style)
     streams: dict[str, list[int]] = {"Hu": [], "Pi": [], "St": []}
     for kind, number in tokens:
         latest[kind] = number

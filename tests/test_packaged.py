@@ -52,6 +52,12 @@ def test_they_speak_what_they_hear_and_expressive_in_its_melody(recording):
     assert np.abs(waves[0] - waves[2]).max() > 0.1
 
 
+def test_a_string_without_style_is_spoken_in_the_commonest():
+    expressive = SpeechTokenizer.from_pretrained(NAMES[1])
+    wave = expressive.decode("[Pi20][Hu5][Hu17][Hu40][Hu3]")
+    assert wave.std() > 0.01
+
+
 def test_a_folder_of_that_name_goes_before_the_package(tmp_path, monkeypatch):
     assert checkpoint.find_model(NAMES[0]) == checkpoint.ASSETS / NAMES[0]
     monkeypatch.chdir(tmp_path)

@@ -43,6 +43,7 @@ class HifiGanConfig:
       num_speakers, num_style_ids: voices and manners to choose from; 0 for none.
       speakers, styles: their names, in the order of their ids; may be shorter, or empty.
       default_speaker, default_style: the ids that are used if none is asked for.
+      common_style: the style unit of a string that has pitch and no style; the release's is 71.
       embedding_dim: of every embedded id.
       upsample_rates, upsample_kernels: of each transposed conv.
       initial_channels: after the first conv; every transposed conv halves them.
@@ -66,6 +67,7 @@ class HifiGanConfig:
     styles: tuple[str, ...] = ()
     default_speaker: int = 2
     default_style: int = 8
+    common_style: int = 71
     embedding_dim: int = 128
     upsample_rates: tuple[int, ...] = (5, 4, 4, 4, 2)
     upsample_kernels: tuple[int, ...] = (11, 8, 8, 8, 4)

@@ -173,8 +173,12 @@ def export(config: RunConfig, output: str | Path) -> int:
     state = recipe.newest_state(config, make(config))
     network, _ = plan_network(config)
     params = jax.tree.map(np.asarray, state.generator)
+    training, _ = _read_utterances(config, network)
+    if network.num_style:
+        column = list(network.channels).index("style")
+        styles = np.concatenate([one.ids_tc[:, column] for one in training])
+        network = dataclasses.replace(network, common_style=int(np.bincount(styles).argmax()))
     if network.duration_hidden:
-        training, _ = _read_utterances(config, network)
         params = pace.settle(HifiGan(network), params, training)
     checkpoint.save_network(output, network, params)
     return int(state.step)

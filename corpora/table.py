@@ -1,0 +1,91 @@
+"""The table of docs/spirit-tiny.md: models by tasks, and what they cost.
+
+    python -m corpora.table --config configs/tiny/eval.yaml --output runs/tiny/eval \\
+      base=spirit-tiny-base:runs/tiny/lm-base expressive=spirit-tiny-expressive:runs/tiny/lm-expressive
+
+Evaluates each model as `spirit-jax eval` does, into OUTPUT/NAME, unless its figures are there, and
+prints a table in Markdown. A model is NAME=FOLDER, or NAME=FOLDER:RUN_DIR to tell of its training.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from spirit_jax import SpiritLM, config
+from spirit_jax.errors import InputError
+from spirit_jax.evaluation.run import EvalConfig, evaluate
+
+HIDDEN = "items", "commonest"  # figures that are no row of their own
+Figures = dict[str, dict[str, float]]
+
+
+def main() -> None:
+    """The command; see the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", metavar="NAME=FOLDER[:RUN_DIR]")
+    parser.add_argument("--config", type=Path, required=True, help="tasks, as of spirit-jax eval")
+    parser.add_argument("--output", type=Path, required=True, help="folder for answers and figures")
+    given = parser.parse_args()
+    try:
+        tasks, columns = config.read(EvalConfig, given.config), {}
+        for model in given.models:
+            name, _, place = model.partition("=")
+            folder, _, run_dir = place.partition(":")
+            if not name or not folder or Path(name).name != name:
+                raise InputError(f"'{model}' is no NAME=FOLDER or NAME=FOLDER:RUN_DIR.")
+            figures = _evaluate(folder, tasks, given.output / name)
+            columns[name] = read_cost(Path(run_dir)) | figures if run_dir else figures
+        print(markdown(columns))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _evaluate(folder: str, tasks: EvalConfig, output: Path) -> Figures:
+    path = output / "figures.json"
+    if not path.exists():
+        evaluate(SpiritLM.from_pretrained(folder), tasks, output, Console(stderr=True))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_cost(run_dir: Path) -> Figures:
+    """Steps, millions of tokens, and minutes of a training, from its metrics.jsonl."""
+    try:
+        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{run_dir}: no training's folder (metrics.jsonl: {error}).") from error
+    rows = [json.loads(line) for line in lines]
+    cost = {
+        "steps": rows[-1]["step"],
+        "million tokens": sum(row["tokens"] for row in rows) / 1e6,
+        "minutes": sum(row["seconds"] for row in rows) / 60,
+    }
+    return {"training": cost}
+
+
+def markdown(columns: dict[str, Figures]) -> str:
+    """A table of figures, a column for each model; "-" where a model has none."""
+    labels = list(
+        dict.fromkeys(
+            (task, figure)
+            for figures in columns.values()
+            for task, found in figures.items()
+            for figure in found
+            if figure not in HIDDEN
+        )
+    )
+    lines = [f"| task | figure | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    for task, figure in labels:
+        values = (figures.get(task, {}).get(figure) for figures in columns.values())
+        shown = ("-" if value is None else f"{value:.1f}" for value in values)
+        lines.append(f"| {task} | {figure} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
