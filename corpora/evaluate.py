@@ -11,10 +11,9 @@ Each figure has its aim beside it, and the command ends with status 1 where one 
 import argparse
 import functools
 import json
-import multiprocessing
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,6 @@ from spirit_jax.units import Units
 
 CLASSIFIER_SHARE = 8  # every so many training recordings of flite's voices are for the classifier
 PHRASE = 3  # words of a prompt that is more than a name or a letter
-WORKERS = 2
 ERRORS = Console(stderr=True)
 
 Row = tuple[str, float, str, bool]  # what, how much, the aim, whether it is met
@@ -169,18 +167,12 @@ def _sound(item: Item, samples: np.ndarray) -> Sound:
 
 
 def _find_f0(sounds: Sequence[Sound]) -> list[Sound]:
-    return _map(judge_speech.with_f0, sounds, "Finding F0")
+    return judge_speech.in_processes(judge_speech.with_f0, sounds, "Finding F0")
 
 
 def _recognise(sounds: Sequence[Sound], grammar: Path) -> list[list[str]]:
-    return _map(functools.partial(judge_speech.recognise, grammar), sounds, "Recognising words")
-
-
-def _map(function: Callable, sounds: Sequence[Sound], what: str) -> list:
-    """What a function makes of each sound, in several processes."""
-    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        made = pool.imap(function, sounds, chunksize=4)
-        return list(track(made, what, len(sounds), console=ERRORS))
+    recognise = functools.partial(judge_speech.recognise, grammar)
+    return judge_speech.in_processes(recognise, sounds, "Recognising words")
 
 
 def _word_errors(sounds: Sequence[Sound], grammar: Path) -> dict[str, float]:

@@ -6,6 +6,7 @@ Reads a path a line, writes the words a line.
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -23,12 +24,13 @@ def main() -> None:
     parser.add_argument("--grammar", type=Path, required=True, help="in JSGF")
     given = parser.parse_args()
     try:
-        for line in sys.stdin:
-            sound = Sound(load_audio(line.strip()), "")
-            print(" ".join(judge_speech.recognise(given.grammar, sound)), flush=True)
+        sounds = [Sound(load_audio(line.strip()), "") for line in sys.stdin]
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    recognise = functools.partial(judge_speech.recognise, given.grammar)
+    for words in judge_speech.in_processes(recognise, sounds, "Recognising words"):
+        print(" ".join(words))
 
 
 if __name__ == "__main__":

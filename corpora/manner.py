@@ -7,7 +7,6 @@ first, which takes a minute.
 """
 
 import argparse
-import multiprocessing
 import sys
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from spirit_jax.data.speech import read_items
 from spirit_jax.errors import InputError
 
 SHARE = 3  # every so many recordings of the voice are learnt from
-WORKERS = 2
 
 
 def main() -> None:
@@ -37,10 +35,10 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        known, asked = (
-            pool.map(judge_speech.with_f0, sounds, chunksize=4) for sounds in (known, asked)
-        )
+    known, asked = (
+        judge_speech.in_processes(judge_speech.with_f0, sounds, "Finding F0")
+        for sounds in (known, asked)
+    )
     classifier = MannerClassifier(known)
     for sound in asked:
         print(classifier.tell(sound))

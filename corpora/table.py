@@ -1,7 +1,7 @@
 """The table of docs/spirit-tiny.md: models by tasks, and what they cost.
 
     python -m corpora.table --config configs/tiny/eval.yaml --output runs/tiny/eval \\
-      base=spirit-tiny-base:runs/tiny/lm-base expressive=spirit-tiny-expressive:runs/tiny/lm-expressive
+        base=spirit-tiny-base:runs/tiny/lm-base thirds=runs/tiny/spirit-tiny-thirds
 
 Evaluates each model as `spirit-jax eval` does, into OUTPUT/NAME, unless its figures are there, and
 prints a table in Markdown. A model is NAME=FOLDER, or NAME=FOLDER:RUN_DIR to tell of its training.
