@@ -300,13 +300,14 @@ class SpiritLM:
         generated: Sequence[str],
         speaker_id: int | str | None = None,
         style_id: int | str | None = None,
+        least: int = units.MIN_SPEECH_UNITS,
     ) -> list[list[Output]]:
         """Text and speech of generated strings, one for each prompt string.
 
-        Speech that follows other content and has fewer than 24 Hu is dropped; speech that goes on
-        from the prompt's is spoken together with it, and the prompt's share is cut off.
+        Speech that follows other content and has fewer than `least` Hu is dropped; speech that goes
+        on from the prompt's is spoken together with it, and the prompt's share is cut off.
         """
-        plans = [units.plan_outputs(*pair) for pair in zip(prompts, generated, strict=True)]
+        plans = [units.plan_outputs(*pair, least) for pair in zip(prompts, generated, strict=True)]
         spoken = [piece for plan in plans for piece in plan if self._can_speak(piece)]
         if spoken:
             waves = iter(

@@ -176,13 +176,13 @@ class Spoken:
     skip: float = 0.0
 
 
-def plan_outputs(prompt: str, generated: str) -> list[str | Spoken]:
+def plan_outputs(prompt: str, generated: str, least: int = MIN_SPEECH_UNITS) -> list[str | Spoken]:
     """What a generation says: text as it stands, and speech to vocode (the release's rules).
 
     The generated string is stripped, then split. A run of speech that is not the first piece and
-    has fewer than `MIN_SPEECH_UNITS` Hu is dropped. Where speech goes on from the speech at the
-    end of the prompt, the two are vocoded together, so that pitch and style carry over, and the
-    prompt's share is cut off; with fewer than `MIN_SPEECH_UNITS` new Hu it is dropped.
+    has fewer than `least` Hu is dropped. Where speech goes on from the speech at the end of the
+    prompt, the two are vocoded together, so that pitch and style carry over, and the prompt's
+    share is cut off; with fewer than `least` new Hu it is dropped.
     """
     outputs: list[str | Spoken] = []
     prompt_pieces = split(prompt)
@@ -195,7 +195,7 @@ def plan_outputs(prompt: str, generated: str) -> list[str | Spoken]:
             continue
         new = count_hubert(piece.content)
         continues = index == 0 and ends_in_speech
-        if new < MIN_SPEECH_UNITS and (index > 0 or continues):
+        if new < least and (index > 0 or continues):
             continue
         if continues:
             old = count_hubert(before.content)

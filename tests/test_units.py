@@ -276,6 +276,9 @@ def test_speech_that_goes_on_takes_the_last_run_of_the_prompt_with_it():
     ]
     assert plan_outputs(prompt, run_of(23)) == []
     assert plan_outputs(prompt, f"b[Speech]{run_of(24)}") == ["b", Spoken(run_of(24))]
+    (short,) = plan_outputs(prompt, run_of(3), least=3)
+    assert short.content.endswith(run_of(3)) and 0 < short.skip < 1
+    assert plan_outputs(prompt, run_of(2), least=3) == []
 
 
 def test_speech_without_phonetic_units_says_nothing():

@@ -200,7 +200,7 @@ def _answer(
             texts = [s.split(task.end)[0] if task.end else s for s in strings]
             found |= zip(batch, texts, strict=True)
             continue
-        outputs = lm.decode_outputs(own, strings, task.voice or None)
+        outputs = lm.decode_outputs(own, strings, task.voice or None, least=1)
         for i, pieces in zip(batch, outputs, strict=True):
             waves = [piece.content for piece in pieces if piece.content_type == "speech"]
             found[i] = np.concatenate(waves) if waves else SILENCE
