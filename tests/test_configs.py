@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 
 from spirit_jax import config
+from spirit_jax.evaluation.run import EvalConfig
+from spirit_jax.training import find_recipe
 from spirit_jax.training.lm import RunConfig
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+TINY = sorted(path for path in (FOLDER / "tiny").glob("*.yaml") if path.stem != "eval")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -23,3 +27,17 @@ def test_a_config_is_a_run(path):
         mesh = run.mesh
         assert mesh.data * mesh.fsdp * mesh.tensor == chips
         assert run.data.batch_rows % chips == 0 and run.attention == "splash"
+
+
+@pytest.mark.parametrize("path", TINY, ids=lambda path: path.stem)
+def test_a_config_of_the_small_world_is_a_run_of_its_recipe(path):
+    recipe = find_recipe(str(config.read_mapping(path).get("recipe", "lm")))
+    run = config.read(recipe.RunConfig, path)
+    assert run.run_dir.startswith("runs/tiny/") and run.data.sources
+    assert f"train --config configs/tiny/{path.name}" in path.read_text()  # the command that runs it
+
+
+def test_tasks_of_the_small_world_are_of_its_manifests():
+    tasks = config.read(EvalConfig, FOLDER / "tiny" / "eval.yaml")
+    known = {"asr", "asr-voice", "asr-real", "tts", "intent", "manner", "pairs", "answers"}
+    assert {Path(one.manifest).stem for one in (*tasks.tasks, *tasks.pairs)} == known
