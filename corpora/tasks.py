@@ -3,12 +3,13 @@
     python -m corpora.tasks --corpus runs/world
 
 Writes manifests to CORPUS/tasks. For training, of training sentences: text (20,000 of them, to be
-read only) and intent-train (requests with what they ask for as the text, a few to a document). For
-`spirit-jax eval` (configs/tiny/eval.yaml), of sentences that are never trained on: asr, asr-voice
-(the held-out voice), asr-real (Asterisk's held-out prompts in words of the training), tts (texts),
-intent with its examples, manner (the first halves of recordings, labelled with their manner), pairs
-(sentences, and the same with a word from elsewhere), and answers (questions with the right answer
-and with another question's). Pairs are spoken by flite.
+read only), speech (the parts train and more) and intent-train (requests of these with what they
+ask for as the text, a few to a document). For `spirit-jax eval` (configs/tiny/eval.yaml), of
+sentences that are never trained on: asr, asr-voice (the held-out voice), asr-real (Asterisk's
+held-out prompts in words of the training), tts (texts), intent with its examples, manner (the first
+halves of recordings, labelled with their manner), pairs (sentences, and the same with a word from
+elsewhere), and answers (questions with the right answer and with another question's). Pairs are
+spoken by flite.
 """
 
 import argparse
@@ -51,22 +52,23 @@ def build(corpus: Path) -> None:
     real = [row for row in items("asterisk-test") if known.issuperset(row["text"].split())]
     tests, rng = items("test"), random.Random(SEED)
     texts = sorted({row["text"] for row in tests})
-    requests = intents("train")
+    requests = [*intents("train"), *intents("more")]
     sets = {
         "text": [
             {"id": f"text-{number}", "text": sentence.text}
             for number, sentence in enumerate(grammar.sentences("train", TEXTS))
         ],
+        "speech": [*items("train"), *items("more")],
         "intent-train": [
             row | {"text": f"A:{row['label']}", "document": f"requests-{number // SHOTS}"}
-            for number, row in enumerate(rng.sample(requests, len(requests)))
+            for number, row in enumerate(random.Random(SEED).sample(requests, len(requests)))
         ],
         "asr": tests,
         "asr-voice": items("test-voice"),
         "asr-real": real,
         "tts": [{"id": f"text-{n}", "text": text} for n, text in enumerate(texts)],
         "intent": intents("test"),
-        "intent-examples": requests,
+        "intent-examples": intents("train"),
         "manner": [_first_half(corpus, row) for row in tests
                    if row["speaker"] in speak.FLITE and len(row["words"]) >= LEAST_WORDS],
         "pairs": _speak_pairs(output, "pairs", swaps(texts, rng)[:PAIRS]),

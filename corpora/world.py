@@ -8,13 +8,13 @@ and real recordings: Asterisk's prompts and clips of LibriVox. All of it comes f
     pip install -e '.[corpora]'
     python -m corpora.world --output runs/world
 
-Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, valid, test (seen voices,
-new sentences), test-voice (a voice that is in no other part), asterisk-train, asterisk-valid,
-asterisk-test, librivox-test, and reference (all that the parts for train and valid say, by one
-voice in the neutral manner, whose sounds can be the aim of units). details.jsonl holds what a
-manifest has no fields for, by id: kind, manner, intent, question, answer, phones [[phone, start,
-end]]. pairs.jsonl lists test sentences that two voices say in one manner; world.gram is the grammar
-of all sentences, in JSGF.
+Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, more (twice as many, for
+language models), valid, test (seen voices, new sentences), test-voice (a voice that is in no other
+part), asterisk-train, asterisk-valid, asterisk-test, librivox-test, and reference (all that the
+parts for train and valid say, by one voice in the neutral manner, whose sounds can be the aim of
+units). details.jsonl holds what a manifest has no fields for, by id: kind, manner, intent, question,
+answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences that two voices say in one
+manner; world.gram is the grammar of all sentences, in JSGF.
 A build that was cut off goes on where it was.
 """
 
@@ -46,6 +46,7 @@ from spirit_jax.errors import InputError
 
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
 UTTERANCES = 4000  # for training, by default; the other parts are sized for these
+MORE = 8000  # besides, for language models, which need more of them than speech networks
 VALID, SHARED, OTHERS, HELD_OUT = 150, 75, 90, 60
 TESTS = "test", "test-voice", "asterisk-test", "librivox-test"
 REFERENCE = "rms"  # the voice that says all sentences
@@ -83,7 +84,8 @@ def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
 
     tests = grammar.sentences("test", size(SHARED) + size(OTHERS))
     shared, others = tests[: size(SHARED)], tests[size(SHARED) :]
-    train = grammar.sentences("train", utterances)
+    train = grammar.sentences("train", utterances + size(MORE))
+    train, more = train[:utterances], train[utterances:]
     valid = grammar.sentences("valid", size(VALID))
     tasks = _share_out("valid", valid)
     for number, sentence in enumerate(shared):
@@ -94,7 +96,7 @@ def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
     tasks += _deal("test-voice", shared[: size(HELD_OUT)], list(speak.HELD_OUT))
     said = {sentence.text: sentence for sentence in [*train, *valid, *prompts]}
     tasks += [Task("reference", sentence, REFERENCE, "neutral") for sentence in said.values()]
-    return tasks + _share_out("train", train)
+    return tasks + _share_out("train", train) + _share_out("more", more)
 
 
 def _share_out(part: str, sentences: list[Sentence]) -> list[Task]:
@@ -222,7 +224,7 @@ def build(output: Path, utterances: int, jobs: int) -> None:
         done = list(track(rows, "speaking", len(tasks), disable=not sys.stderr.isatty()))
     made = [row for row in done if row]
     _split_prompts(made)
-    known = {row["text"] for row in made if row["part"] not in ("reference", *TESTS)}
+    known = {row["text"] for row in made if row["part"] not in ("reference", "more", *TESTS)}
     made = [row for row in made if row["part"] != "reference" or row["text"] in known]
     parts = defaultdict(list)
     for row in made:
