@@ -12,9 +12,9 @@ Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, more 
 language models), valid, test (seen voices, new sentences), test-voice (a voice that is in no other
 part), asterisk-train, asterisk-valid, asterisk-test, librivox-test, and reference (all that the
 parts for train and valid say, by one voice in the neutral manner, whose sounds can be the aim of
-units). details.jsonl holds what a manifest has no fields for, by id: kind, manner, intent, question,
-answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences that two voices say in one
-manner; world.gram is the grammar of all sentences, in JSGF.
+units). details.jsonl holds what a manifest has no fields for, by id: kind, manner, intent,
+question, answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences that two voices say
+in one manner; world.gram is the grammar of all sentences, in JSGF.
 A build that was cut off goes on where it was.
 """
 
