@@ -8,7 +8,7 @@ and real recordings: Asterisk's prompts and clips of LibriVox. All of it comes f
     pip install -e '.[corpora]'
     python -m corpora.world --output runs/world
 
-Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, more (twice as many, for
+Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, more (as many again, for
 language models), valid, test (seen voices, new sentences), test-voice (a voice that is in no other
 part), asterisk-train, asterisk-valid, asterisk-test, librivox-test, and reference (all that the
 parts for train and valid say, by one voice in the neutral manner, whose sounds can be the aim of
@@ -46,7 +46,7 @@ from spirit_jax.errors import InputError
 
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
 UTTERANCES = 4000  # for training, by default; the other parts are sized for these
-MORE = 8000  # besides, for language models, which need more of them than speech networks
+MORE = 4000  # besides, for language models, which need more of them than speech networks
 VALID, SHARED, OTHERS, HELD_OUT = 150, 75, 90, 60
 TESTS = "test", "test-voice", "asterisk-test", "librivox-test"
 REFERENCE = "rms"  # the voice that says all sentences

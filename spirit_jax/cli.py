@@ -447,13 +447,18 @@ def evaluate(
 
 @app.command()
 def demo(
-    speech: Annotated[Path | None, typer.Option(help="A recording of your own")] = None,
+    speech: Annotated[Path | None, typer.Option(help="A recording of your own to hear")] = None,
+    text: Annotated[str | None, typer.Option(help="To read aloud, and to go on from")] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to")] = Path("spirit-jax-demo"),
 ) -> None:
-    """Take a recording through the whole way: units, resynthesis, generation, and a picture."""
+    """Hear a request, write down what was said and meant, read aloud, and make a story up.
+
+    The small model that does it comes with the package. It knows the words and sentences of a small
+    world: requests to a house, times, dates, weather, numbers, spelling, very short stories.
+    """
     from spirit_jax.demo import run
 
-    run(output, speech, Console())
+    run(output, speech, text, Console())
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""The demo: a recording goes the whole way, with small random networks and no downloads."""
+"""The demo: the small model of the package hears, writes, reads aloud and goes on."""
 
-import tempfile
+import dataclasses
+import re
 import time
 from importlib import resources
 from pathlib import Path
@@ -12,97 +13,141 @@ from rich.console import Console
 matplotlib.use("Agg")  # a picture in a file needs no display
 from matplotlib import pyplot  # noqa: E402
 
-from spirit_jax import f0  # noqa: E402
+from spirit_jax import f0, units  # noqa: E402
 from spirit_jax.audio import SAMPLE_RATE, load_audio, write_wav  # noqa: E402
-from spirit_jax.random_model import write_random_model  # noqa: E402
+from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.spiritlm import SpiritLM  # noqa: E402
-from spirit_jax.units import HUBERT_RATE, PITCH_RATE, Units  # noqa: E402
 
-PICTURE_SECONDS = 20  # more would be too dense to read
+TEXT = "the young queen lost a book"  # to read aloud, and to go on from
+VOICES = ("rms", "slt")
+# What stands before a text that is the same as the speech before or after it, and before what a
+# request asks for, in all that the model was trained on (configs/tiny).
+SAME, MEANING = "T:", "A:"
+MOST_PIECES, MOST_UNITS = 60, 300  # of an answer
+PICTURE_SECONDS = 12  # more would be too dense to read
 
 
-def run(output: str | Path, speech: str | Path | None, console: Console) -> None:
-    """Encodes, resynthesises, continues and draws a recording.
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """A panel of the picture: what it shows, and float32 samples at 16 kHz."""
+
+    title: str
+    wave: np.ndarray
+
+
+def run(
+    output: str | Path, speech: str | Path | None, text: str | None, console: Console
+) -> list[Sound]:
+    """Hears a recording, writes down what was said and meant, reads aloud, and makes a story up.
 
     Args:
-      output: folder for `resynthesis.wav`, `units.png` and the speech that is generated.
-      speech: an audio file; the package's own recording by default.
+      output: folder for the WAV files and `demo.png`.
+      speech: an audio file; a request by a voice that no network was trained on by default.
+      text: to read aloud and to go on from, in words of the small world that the model knows;
+        `TEXT` by default.
       console: where to tell about it.
+
+    Returns:
+      What was heard and said, in order.
 
     Raises:
       InputError: the recording cannot be used, or the folder not be written to.
     """
-    console.print(
-        "The networks of this demo are small and [bold]random[/bold]: no trained model comes with "
-        "the package yet. Every step is the real one, but units mean nothing and speech is noise."
-    )
     output, start = Path(output), time.monotonic()
-    asset = resources.files("spirit_jax") / "assets" / "agent-incorrect.flac"
-    wave = load_audio(speech if speech is not None else asset.read_bytes())
-    with console.status("making a random model"), tempfile.TemporaryDirectory() as folder:
-        write_random_model(Path(folder) / "model")
-        lm = SpiritLM.from_pretrained(Path(folder) / "model")
+    text = " ".join(re.findall("[a-z']+", (TEXT if text is None else text).lower()))
+    if not text:
+        raise InputError("There is no word to read aloud in that text.")
+    wave = load_audio(_asset("request") if speech is None else speech)
+
+    def tell(what: str, content: str) -> None:
+        console.print(f"{what:9} {content}", markup=False, highlight=False, soft_wrap=True)
+
+    with console.status("loading spirit-tiny-base"):
+        lm = SpiritLM.from_pretrained("spirit-tiny-base")
+    prefix = lm.text_tokenizer.word_prefix
     with console.status("listening"):
         heard = lm.speech_tokenizer.encode(wave)
-        string = lm.speech_tokenizer.to_string(heard)
-    console.print(
-        f"heard   {len(wave) / SAMPLE_RATE:.2f} s: {len(heard.hubert)} phonetic, "
-        f"{len(heard.pitch)} pitch and {len(heard.style)} style units\n"
-        f"string  {string[:160]}...",
-        markup=False,
-        highlight=False,
-    )
+        string = units.to_string(heard)
+    seconds = len(wave) / SAMPLE_RATE
+    tell("heard", f"{seconds:.1f} s, {units.count_hubert(string)} units: {string[:60]}...")
+    with console.status("writing"):
+        words = complete(lm, f"[Speech]{string}[Text]{prefix}{SAME}")
+        tell("wrote", repr(words))
+        tell("meant", repr(complete(lm, f"[Speech]{string}[Text]{prefix}{MEANING}")))
+        tell("goes on", f"{text!r}: {complete(lm, f'[Text]{prefix}{text}')!r}")
+    sounds = [Sound(f"heard, and written down as: {words}", wave)]
+
+    def speak(name: str, title: str, prompt: str, voice: str) -> None:
+        said = lm.generate(
+            prompt=prompt, output_modality="speech", speaker_id=voice, max_new_tokens=MOST_UNITS
+        )
+        wave = said[0].content if said else np.zeros(SAMPLE_RATE // 2, np.float32)
+        write_wav(output / f"{name}.wav", wave)
+        tell("said", f"{output / name}.wav, {len(wave) / SAMPLE_RATE:.1f} s: {title}")
+        sounds.append(Sound(title, wave))
+
+    _warn_of_words(lm, text, console)
     with console.status("speaking"):
-        spoken = lm.speech_tokenizer.decode(heard, speaker_id="ex01")
-        write_wav(output / "resynthesis.wav", spoken)
-    console.print(f"spoke   {output / 'resynthesis.wav'} ({len(spoken) / SAMPLE_RATE:.2f} s)")
-    with console.status("generating"):
-        prompt = [("text", "Listen to this: "), ("speech", heard)]
-        written = lm.generate(prompt, "text", max_new_tokens=16, do_sample=True)
-        said = lm.generate(prompt, "speech", max_new_tokens=160, do_sample=True)
-    for piece in written:
-        console.print(f"wrote   {piece.content!r}", markup=False, highlight=False)
-    for number, piece in enumerate(said):
-        path = output / f"generated-{number}.wav"
-        write_wav(path, piece.content)
-        console.print(f"said    {path} ({len(piece.content) / SAMPLE_RATE:.2f} s)")
+        for voice in VOICES:
+            prompt = f"[Text]{prefix}{SAME} {text}[Speech]"
+            speak(f"read-{voice}", f"{voice} reads: {text}", prompt, voice)
+        prompt = f"[Text]{prefix}{text}[Speech]"
+        speak("goes-on", f"what may come after: {text}", prompt, VOICES[-1])
     with console.status("drawing"):
-        draw(output / "units.png", wave, heard, spoken)
-    console.print(f"drew    {output / 'units.png'}")
+        draw(output / "demo.png", sounds)
+    tell("drew", f"{output / 'demo.png'}")
     console.print(f"done in {time.monotonic() - start:.0f} s")
+    return sounds
 
 
-def draw(path: str | Path, wave: np.ndarray, heard: Units, spoken: np.ndarray) -> None:
-    """A picture of a recording: waveform, F0, units over time, and its resynthesis.
+def complete(lm: SpiritLM, prompt: str) -> str:
+    """The likeliest text after a prompt string, up to the next speech."""
+    (ids,) = lm.generate_ids([prompt], max_new_tokens=MOST_PIECES)
+    return lm.text_tokenizer.decode(ids).split("[Speech]")[0].strip()
+
+
+def draw(path: str | Path, sounds: list[Sound]) -> None:
+    """Spectrograms of sounds with their F0, one below the other on the same scales.
 
     Args:
       path: PNG file to write.
-      wave, spoken: float32 samples at 16 kHz.
-      heard: units of `wave`, with pitch and style.
+      sounds: what to draw; longer ones than `PICTURE_SECONDS` are cut.
     """
-    wave, spoken = wave[: PICTURE_SECONDS * SAMPLE_RATE], spoken[: PICTURE_SECONDS * SAMPLE_RATE]
-    f0_t, voiced_t = f0.pyin_f0(wave)
-    f0_t = np.where(voiced_t > 0, f0_t, np.nan)
     figure, axes = pyplot.subplots(
-        6,
+        len(sounds),
         1,
-        figsize=(12, 10),
+        figsize=(11, 1.9 * len(sounds)),
         sharex=True,
+        squeeze=False,
         layout="constrained",
-        gridspec_kw={"height_ratios": [2, 2, 2, 1.5, 1, 2]},
     )
-    axes[0].plot(np.arange(len(wave)) / SAMPLE_RATE, wave, linewidth=0.4)
-    axes[0].set(title="waveform", ylabel="amplitude", ylim=(-1, 1))
-    axes[1].plot(np.arange(len(f0_t)) / f0.FRAME_RATE, f0_t, ".", markersize=3)
-    axes[1].set(title="F0 of voiced frames (pyin)", ylabel="Hz")
-    rows = (("phonetic", heard.hubert, HUBERT_RATE), ("pitch", heard.pitch, PITCH_RATE))
-    for axis, (name, stream, rate) in zip(
-        axes[2:5], (*rows, ("style", heard.style, 1.0)), strict=True
-    ):
-        axis.stairs(stream, np.arange(len(stream) + 1) / rate, baseline=None)
-        axis.set(title=f"{name} units, {rate:g} a second", ylabel="unit")
-    axes[5].specgram(spoken + 1e-6, NFFT=512, noverlap=384, Fs=SAMPLE_RATE)
-    axes[5].set(title="spectrogram of the resynthesis", ylabel="Hz", xlabel="seconds")
-    axes[5].set_xlim(0, len(wave) / SAMPLE_RATE)
-    figure.savefig(path, dpi=110)
+    for axis, sound in zip(axes[:, 0], sounds, strict=True):
+        wave = sound.wave[: PICTURE_SECONDS * SAMPLE_RATE]
+        axis.specgram(wave + 1e-6, NFFT=512, noverlap=384, Fs=SAMPLE_RATE, vmin=-130, vmax=-30)
+        axis.set(ylabel="Hz", ylim=(0, 6000))
+        axis.set_title(sound.title, fontsize=9, loc="left")
+        f0_t, voiced_t = f0.pyin_f0(wave)
+        times = np.arange(len(f0_t)) / f0.FRAME_RATE
+        pitch = axis.twinx()
+        pitch.plot(times, np.where(voiced_t > 0, f0_t, np.nan), "w.", markersize=2)
+        pitch.set(ylabel="F0, Hz", ylim=(0, 500))
+    axes[-1, 0].set_xlabel("seconds")
+    figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+def _warn_of_words(lm: SpiritLM, text: str, console: Console) -> None:
+    """A word that the model knows is one piece of its vocabulary."""
+    prefix = lm.text_tokenizer.word_prefix
+    before = len(lm.text_tokenizer.encode("[Text]"))
+    unknown = [
+        word
+        for word in text.split()
+        if len(lm.text_tokenizer.encode(f"[Text]{prefix}{word}")) - before > 1
+    ]
+    if unknown:
+        console.print(f"The model has never met {', '.join(unknown)}: expect nonsense there.")
+
+
+def _asset(name: str) -> bytes:
+    return (resources.files("spirit_jax") / "assets" / f"{name}.flac").read_bytes()

@@ -137,14 +137,25 @@ def test_every_command_helps(run):
         assert status == 0 and "Usage" in out
 
 
-def test_the_demo_says_that_it_is_random_and_leaves_sound_and_a_picture(run, tmp_path):
-    status, out, _ = run("demo", "--output", tmp_path / "demo")
+def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):
+    text = "Turn on the xylophone, please!"
+    status, out, _ = run("demo", "--text", text, "--output", tmp_path / "demo")
     assert status == 0
-    assert "random" in out.splitlines()[0]
+    said = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "'turn on the heat in the living room'" in said["wrote"]  # by a voice that is new to it
+    assert "'activate heat living room'" in said["meant"]
+    assert "never met xylophone" in out and "rms reads: turn on the xylophone please" in out
     files = {path.name: path for path in (tmp_path / "demo").iterdir()}
-    assert {"resynthesis.wav", "units.png", "generated-0.wav"} <= set(files)
-    assert files["units.png"].read_bytes().startswith(b"\x89PNG")
-    assert abs(soundfile.info(files["resynthesis.wav"]).duration - 5.15) < 0.1
+    spoken = {"read-rms.wav", "read-slt.wav", "goes-on.wav"}
+    assert spoken | {"demo.png"} == set(files)
+    assert files["demo.png"].read_bytes().startswith(b"\x89PNG")
+    assert all(0.4 < soundfile.info(files[name]).duration < 8 for name in spoken)
+
+
+def test_a_demo_without_words_is_refused(run, tmp_path):
+    status, _, err = run("demo", "--text", "...", "--output", tmp_path / "demo")
+    assert status == 1 and "no word to read aloud" in err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_second_start_compiles_nothing_anew(base_folder, recording, tmp_path):

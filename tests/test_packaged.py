@@ -27,6 +27,11 @@ def test_all_speech_networks_are_under_20_megabytes_and_name_no_folder():
         assert b"partial_save" not in path.read_bytes(), path
 
 
+def test_the_package_is_under_40_megabytes():
+    files = [path for path in checkpoint.ASSETS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40e6
+
+
 def test_units_of_both_are_the_same_and_stay_in_noise(recording):
     base, expressive = (SpeechTokenizer.from_pretrained(name) for name in NAMES)
     heard = expressive.encode(recording)

@@ -75,6 +75,11 @@ def test_answers_are_the_models_own_in_batches_as_alone(lm, manifest, tmp_path, 
     end = rows[0]["given"][3]
     _, cut = ask(lm, tmp_path / "c", end=end, **form)
     assert [row["given"] for row in cut] == [row["given"].split(end)[0] for row in rows]
+    _, cut = ask(lm, tmp_path / "d", end="[Speech]", **form)
+    prompts = [row["prompt"] for row in cut]
+    free = [lm.text_tokenizer.decode(ids) for ids in lm.generate_ids(prompts, max_new_tokens=40)]
+    assert [row["given"] for row in cut] == [one.split("[Speech]")[0] for one in free]
+    assert free != [row["given"] for row in rows]
 
 
 def test_what_is_said_is_kept_and_judged_by_another_program(lm, manifest, tmp_path):

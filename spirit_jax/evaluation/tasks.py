@@ -22,6 +22,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.evaluation import answers
 from spirit_jax.generation.sampling import GenerationConfig
 from spirit_jax.spiritlm import SpiritLM
+from spirit_jax.vocab import Modality
 
 BATCH = 32  # prompts that are answered at a time
 SILENCE = np.zeros(SAMPLE_RATE // 2, np.float32)  # of a model that does not speak when asked to
@@ -41,7 +42,8 @@ class TaskConfig:
       shot: an example before the prompt, of one item.
       shots: how many there are.
       examples: the manifest they are drawn from.
-      end: what ends an answer; "" for the end of the generation.
+      end: what ends an answer; "" for the end of the generation. "[Speech]", of a next example,
+        ends an answer of text where the model goes over to speech.
       limit: items that are drawn; 0 for all.
       speakers: whose recordings are taken; all by default.
       voice: that speaks answers; the default one if "".
@@ -194,7 +196,8 @@ def _answer(
     for number, batch in enumerate(track(batches, f"{task.name}: answers", console=console)):
         own = [prompts[i] for i in batch]
         how = dataclasses.replace(task.generation, seed=seed + number)
-        ids = lm.generate_ids(own, task.output, how)
+        modality = Modality.ARBITRARY if task.end == "[Speech]" else task.output
+        ids = lm.generate_ids(own, modality, how)
         strings = [lm.text_tokenizer.decode(one) for one in ids]
         if task.output == "text":
             texts = [s.split(task.end)[0] if task.end else s for s in strings]
