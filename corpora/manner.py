@@ -16,7 +16,7 @@ from spirit_jax.audio import load_audio
 from spirit_jax.data.speech import read_items
 from spirit_jax.errors import InputError
 
-SHARE = 3  # every so many recordings of the voice are learnt from
+SHARE = 4  # every so many recordings of the voice are learnt from; its three manners take turns
 
 
 def main() -> None:
