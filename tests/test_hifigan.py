@@ -188,7 +188,14 @@ def test_every_field_acts():
     ]
     programs = [program(change) for change in ({}, *changes)]
     assert len(set(programs)) == len(programs)
-    read_by_the_tokenizer = {"speakers", "styles", "default_style", "pitch_hop", "style_hop"}
+    read_by_the_tokenizer = {
+        "speakers",
+        "styles",
+        "default_style",
+        "common_style",
+        "pitch_hop",
+        "style_hop",
+    }
     touched = {name for change in changes for name in change} | read_by_the_tokenizer
     assert touched == {field.name for field in dataclasses.fields(HifiGanConfig)}
 
