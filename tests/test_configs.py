@@ -34,9 +34,8 @@ def test_a_config_of_the_small_world_is_a_run_of_its_recipe(path):
     recipe = find_recipe(str(config.read_mapping(path).get("recipe", "lm")))
     run = config.read(recipe.RunConfig, path)
     assert run.run_dir.startswith("runs/tiny/") and run.data.sources
-    assert (
-        f"train --config configs/tiny/{path.name}" in path.read_text()
-    )  # the command that runs it
+    command = f"train --config configs/tiny/{path.name}"
+    assert command in path.read_text()
 
 
 def test_tasks_of_the_small_world_are_of_its_manifests():
