@@ -18,8 +18,8 @@ def _either(*choices: str) -> str:
     return " | ".join(choices)
 
 
-def _questions() -> list[tuple[str, str]]:
-    """All questions, each with its answer."""
+def _questions() -> list[tuple[str, str, str]]:
+    """All questions, each with the frame of its answer and the word or words that go into it."""
     numbers = "zero one two three four five six seven eight nine ten eleven twelve".split()
     numbers += "thirteen fourteen fifteen sixteen seventeen eighteen".split()
     days = "monday tuesday wednesday thursday friday saturday sunday".split()
@@ -36,28 +36,28 @@ def _questions() -> list[tuple[str, str]]:
     homes |= {"bear": "in the forest", "cow": "on a farm", "mouse": "in the wall"}
     pairs = []
     for thing, color in colors.items():
-        pairs.append((f"what color is {thing}", f"{thing} is {color}"))
-        pairs.append((f"is {thing} {color}", f"yes , {thing} is {color}"))
+        pairs.append((f"what color is {thing}", f"{thing} is {{}}", color))
+        pairs.append((f"is {thing} {color}", f"yes , {thing} is {{}}", color))
     for a, b in (pair.split() for pair in opposites.split(", ")):
         for one, other in ((a, b), (b, a)):
             question = f"what is the opposite of {one}"
-            pairs.append((question, f"the opposite of {one} is {other}"))
+            pairs.append((question, f"the opposite of {one} is {{}}", other))
     for animal, sound in sounds.items():
-        pairs.append((f"what does a {animal} say", f"a {animal} says {sound}"))
+        pairs.append((f"what does a {animal} say", f"a {animal} says {{}}", sound))
     for animal, home in homes.items():
-        pairs.append((f"where does a {animal} live", f"a {animal} lives {home}"))
+        pairs.append((f"where does a {animal} live", f"a {animal} lives {{}}", home))
     for names in (days, months):
         for name, following in zip(names, names[1:] + names[:1], strict=True):
-            pairs.append((f"what comes after {name}", f"{following} comes after {name}"))
-            pairs.append((f"what comes before {following}", f"{name} comes before {following}"))
+            pairs.append((f"what comes after {name}", f"{{}} comes after {name}", following))
+            pairs.append((f"what comes before {following}", f"{{}} comes before {following}", name))
     for a in range(10):
         for b in range(10):
             left, right = numbers[a], numbers[b]
             plus = f"{left} plus {right}"
-            pairs.append((f"what is {plus}", f"{plus} is {numbers[a + b]}"))
+            pairs.append((f"what is {plus}", f"{plus} is {{}}", numbers[a + b]))
             if a >= b:
                 minus = f"{left} minus {right}"
-                pairs.append((f"what is {minus}", f"{minus} is {numbers[a - b]}"))
+                pairs.append((f"what is {minus}", f"{minus} is {{}}", numbers[a - b]))
     return pairs
 
 
@@ -86,6 +86,7 @@ SPELLED += "blue green black white house door lamp fan window king queen boy gir
 SPELLED += "sky sea river garden kitchen letter music water bread apple night day one two three "
 SPELLED += "four five six seven eight nine ten horse mouse farm forest orange yellow brown quiet"
 QUESTIONS = _questions()
+ANSWERED = [f"{question} . {frame.format(value)}" for question, frame, value in QUESTIONS]
 RULES = {
     "digit": "one | two | three | four | five | six | seven | eight | nine",
     "teen": "ten | eleven | twelve | thirteen | fourteen | fifteen | sixteen | seventeen | eighteen"
@@ -137,7 +138,7 @@ RULES = {
     "boys": "the old king | my brother | the boy | the teacher | john",
     "girls": "the young queen | my sister | the girl | the doctor | mary",
     "spelling": _either(*(f"spell {w} . {' , '.join(w.upper())}" for w in SPELLED.split())),
-    "question": _either(*(f"{question} . {answer}" for question, answer in QUESTIONS)),
+    "question": _either(*ANSWERED),
     "story": _either(*_stories()),
 }
 # Requests: the form of the sentence, and what it asks for: (action, the rule of its object).
@@ -208,6 +209,11 @@ def draw(rng: random.Random) -> Sentence:
     raw = f"<{kind}>"
     while match := re.search(r"<(\w+)>", raw):
         raw = raw[: match.start()] + rng.choice(_choices(match[1])) + raw[match.end() :]
+    return from_rule(kind, raw)
+
+
+def from_rule(kind: str, raw: str) -> Sentence:
+    """The sentence that a text of `RULES` without any "<rule>" in it stands for."""
     text = _plain(raw)
     marks = raw.replace(" .", "?" if kind == "question" else ".").replace(" ,", ",")
     question, answer = map(_plain, raw.split(" . ")) if kind == "question" else ("", "")
@@ -223,6 +229,12 @@ def sentences(part: str, count: int, seed: int = 0) -> list[Sentence]:
         if part_of(sentence.text) == part:
             found.setdefault(sentence.text, sentence)
     return list(found.values())
+
+
+def questions(part: str) -> list[Sentence]:
+    """All questions of a part, with their answers."""
+    answered = [from_rule("question", rule) for rule in ANSWERED]
+    return [sentence for sentence in answered if part_of(sentence.text) == part]
 
 
 def jsgf() -> str:

@@ -3,13 +3,15 @@
     python -m corpora.tasks --corpus runs/world
 
 Writes manifests to CORPUS/tasks. For training, of training sentences: text (20,000 of them, to be
-read only), speech (the parts train and more) and intent-train (requests of these with what they
-ask for as the text, a few to a document). For `spirit-jax eval` (configs/tiny/eval.yaml), of
+read only), questions (all with their answers, to be read often, since a fact stands once in text),
+speech (the parts train and more) and intent-train (requests of these with what they ask for as the
+text, a few to a document). For `spirit-jax eval` (configs/tiny/eval.yaml), of
 sentences that are never trained on: asr, asr-voice (the held-out voice), asr-real (Asterisk's
 held-out prompts in words of the training), tts (texts), intent with its examples, manner (the first
 halves of recordings, labelled with their manner), pairs (sentences, and the same with a word from
-elsewhere), and answers (questions with the right answer and with another question's). Pairs are
-spoken by flite.
+elsewhere), answers (questions with the right answer and with a wrong one) and facts (the same of
+questions that are trained on, with their right answers). Pairs are spoken by flite. words.txt has
+all words of the training.
 """
 
 import argparse
@@ -24,12 +26,13 @@ import numpy as np
 import soundfile
 
 from corpora import grammar, speak
+from corpora.grammar import Sentence
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.errors import InputError
 
 TEXTS = 20_000  # to read, of training
 SHOTS = 4  # requests of a document
-PAIRS = 120  # at most, of sentences
+PAIRS, FACTS = 120, 60  # at most, of sentences; of questions that are trained on
 LEAST_WORDS = 6  # of a recording whose first half is a prompt
 SEED = 0
 
@@ -52,11 +55,16 @@ def build(corpus: Path) -> None:
     real = [row for row in items("asterisk-test") if known.issuperset(row["text"].split())]
     tests, rng = items("test"), random.Random(SEED)
     texts = sorted({row["text"] for row in tests})
+    sentences = [one for one in grammar.sentences("test", len(texts)) if one.text in texts]
     requests = [*intents("train"), *intents("more")]
     sets = {
         "text": [
             {"id": f"text-{number}", "text": sentence.text}
             for number, sentence in enumerate(grammar.sentences("train", TEXTS))
+        ],
+        "questions": [
+            {"id": f"question-{number}", "text": one.text}
+            for number, one in enumerate(grammar.questions("train"))
         ],
         "speech": [*items("train"), *items("more")],
         "intent-train": [
@@ -71,20 +79,21 @@ def build(corpus: Path) -> None:
         "intent-examples": intents("train"),
         "manner": [_first_half(corpus, row) for row in tests
                    if row["speaker"] in speak.FLITE and len(row["words"]) >= LEAST_WORDS],
-        "pairs": _speak_pairs(output, "pairs", swaps(texts, rng)[:PAIRS]),
-        "answers": _speak_pairs(output, "answers", wrong_answers(rng)),
+        "pairs": _speak_pairs(output, "pairs", swaps(sentences, rng)[:PAIRS]),
+        "answers": _speak_pairs(output, "answers", wrong_answers("test", rng)),
+        "facts": _speak_pairs(output, "facts", rng.sample(wrong_answers("train", rng), FACTS)),
     }  # fmt: skip
     for name, rows in sets.items():
-        path = output / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-        os.replace(part, path)
-        print(f"{path}: {len(rows)}")
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        _write_text(output / f"{name}.jsonl", lines)
+        print(f"{output / name}.jsonl: {len(rows)}")
+    read = [*trained, *sets["text"], *sets["questions"], *sets["speech"]]
+    words = sorted({word for row in read for word in row["text"].split()})
+    _write_text(output / "words.txt", "".join(f"{word}\n" for word in words))
 
 
-def swaps(texts: list[str], rng: random.Random) -> list[tuple[str, str]]:
-    """Sentences, each with one in which a word is of another part of the world.
+def swaps(sentences: list[Sentence], rng: random.Random) -> list[tuple[str, str]]:
+    """Sentences as they are spoken, each with one in which a word is of another part of the world.
 
     The word is not the first, and what it becomes is in the list of another rule, so that no rule
     makes the new sentence.
@@ -95,36 +104,50 @@ def swaps(texts: list[str], rng: random.Random) -> list[tuple[str, str]]:
     }
     lists = {name: words for name, words in lists.items() if len(words) > 2}
     pairs = []
-    for text in rng.sample(texts, len(texts)):
-        words = text.split()
+    for sentence in rng.sample(sentences, len(sentences)):
+        spoken = sentence.spoken.split()
         places = [
-            (place, name)
-            for place, word in enumerate(words)
+            (place, name, word)
+            for place, word in enumerate(sentence.text.split())
             for name, own in lists.items()
             if place and word in own
         ]
         if not places:
             continue
-        place, name = rng.choice(places)
+        place, name, word = rng.choice(places)
         others = [word for other in lists for word in lists[other] if word not in lists[name]]
-        wrong = " ".join([*words[:place], rng.choice(others), *words[place + 1 :]])
-        if not grammar.accepts(wrong):
-            pairs.append((text, wrong))
+        spoken[place] = spoken[place].replace(word, rng.choice(others))
+        wrong = " ".join(spoken)
+        if not grammar.accepts(_text(wrong)):
+            pairs.append((sentence.spoken, wrong))
     return pairs
 
 
-def wrong_answers(rng: random.Random) -> list[tuple[str, str]]:
-    """Test questions with their answer, each with the answer of another question of that form."""
-    by_form: dict[str, list[tuple[str, str]]] = {}
-    for question, answer in grammar.QUESTIONS:
-        by_form.setdefault(" ".join(question.split()[:3]), []).append((question, answer))
+def wrong_answers(part: str, rng: random.Random) -> list[tuple[str, str]]:
+    """Questions of a part with their answers, as they are spoken, each with a wrong answer.
+
+    What is wrong in it is right in the answer to another question of that form.
+    """
+    by_form: dict[str, list[tuple[str, str, str]]] = {}
+    for question, frame, value in grammar.QUESTIONS:
+        by_form.setdefault(" ".join(question.split()[:3]), []).append((question, frame, value))
     pairs = []
     for form in by_form.values():
-        for question, answer in form:
-            others = [other for _, other in form if not grammar.accepts(f"{question} {other}")]
-            if others and grammar.part_of(f"{question} {answer}") == "test":
-                pairs.append((f"{question} {answer}", f"{question} {rng.choice(others)}"))
+        values = sorted({value for _, _, value in form})
+        for question, frame, value in form:
+            right, *wrong = (
+                grammar.from_rule("question", f"{question} . {frame.format(one)}")
+                for one in (value, *values)
+            )
+            wrong = [one for one in wrong if not grammar.accepts(one.text)]
+            if wrong and grammar.part_of(right.text) == part:
+                pairs.append((right.spoken, rng.choice(wrong).spoken))
     return pairs
+
+
+def _text(spoken: str) -> str:
+    """The words of a sentence as it is spoken."""
+    return re.sub("[,.?]", "", spoken).lower()
 
 
 def _speak_pairs(output: Path, name: str, pairs: list[tuple[str, str]]) -> list[dict]:
@@ -132,9 +155,9 @@ def _speak_pairs(output: Path, name: str, pairs: list[tuple[str, str]]) -> list[
     rows = []
     voices = list(speak.FLITE)
     for number, sides in enumerate(pairs):
-        words = [side.split() for side in sides]
+        words = [_text(side).split() for side in sides]
         same = next(i for i, (a, b) in enumerate(zip(*words, strict=False)) if a != b)
-        said = [speak.speak(f"{side}.", voices[number % len(voices)], "neutral") for side in sides]
+        said = [speak.speak(side, voices[number % len(voices)], "neutral") for side in sides]
         if any(len(one.words) != len(own) for one, own in zip(said, words, strict=True)):
             continue  # flite says something in another way than word by word
         cuts = [int(one.words[same][1] * SAMPLE_RATE) for one in said]
@@ -162,6 +185,14 @@ def _first_half(corpus: Path, row: dict) -> dict:
     text = " ".join(word for word, _, _ in row["words"][:half])
     own = {"id": row["id"], "audio": str(path), "text": text}
     return own | {"speaker": row["speaker"], "style": row["style"], "label": row["style"]}
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Writes a file that is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def _write(path: Path, samples: np.ndarray) -> None:

@@ -8,13 +8,14 @@ and real recordings: Asterisk's prompts and clips of LibriVox. All of it comes f
     pip install -e '.[corpora]'
     python -m corpora.world --output runs/world
 
-Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, more (as many again, for
-language models), valid, test (seen voices, new sentences), test-voice (a voice that is in no other
-part), asterisk-train, asterisk-valid, asterisk-test, librivox-test, and reference (all that the
-parts for train and valid say, by one voice in the neutral manner, whose sounds can be the aim of
-units). details.jsonl holds what a manifest has no fields for, by id: kind, manner, intent,
-question, answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences that two voices say
-in one manner; world.gram is the grammar of all sentences, in JSGF.
+Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, more (three times as
+many, for language models; two more voices say each sentence of kinds that have few), valid, test
+(seen voices, new sentences), test-voice (a voice that is in no other part), asterisk-train,
+asterisk-valid, asterisk-test, librivox-test, and reference (all that the parts for train and valid
+say, by one voice in the neutral manner, whose sounds can be the aim of units). details.jsonl holds
+what a manifest has no fields for, by id: kind, manner, intent, question, answer, phones [[phone,
+start, end]]. pairs.jsonl lists test sentences that two voices say in one manner; world.gram is the
+grammar of all sentences, in JSGF.
 A build that was cut off goes on where it was.
 """
 
@@ -26,6 +27,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import re
 import sys
 from collections import defaultdict
@@ -46,7 +48,8 @@ from spirit_jax.errors import InputError
 
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
 UTTERANCES = 4000  # for training, by default; the other parts are sized for these
-MORE = 4000  # besides, for language models, which need more of them than speech networks
+MORE = 9500  # besides, for language models, which need more of them than speech networks
+FEW = ("request", "question", "spelling")  # kinds with few sentences, so two more voices say them
 VALID, SHARED, OTHERS, HELD_OUT = 150, 75, 90, 60
 TESTS = "test", "test-voice", "asterisk-test", "librivox-test"
 REFERENCE = "rms"  # the voice that says all sentences
@@ -96,7 +99,13 @@ def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
     tasks += _deal("test-voice", shared[: size(HELD_OUT)], list(speak.HELD_OUT))
     said = {sentence.text: sentence for sentence in [*train, *valid, *prompts]}
     tasks += [Task("reference", sentence, REFERENCE, "neutral") for sentence in said.values()]
-    return tasks + _share_out("train", train) + _share_out("more", more)
+    few = [sentence for sentence in [*train, *more] if sentence.kind in FEW]
+    for seed in range(2):
+        more += random.Random(seed).sample(few, len(few))
+    tasks += _share_out("train", train)
+    taken = {task.id for task in tasks if task.part == "train"}
+    again = {task.id: task for task in _share_out("more", more)}
+    return tasks + [task for id, task in again.items() if id not in taken]
 
 
 def _share_out(part: str, sentences: list[Sentence]) -> list[Task]:

@@ -1,4 +1,4 @@
-"""The demo: the small model of the package hears, writes, reads aloud and goes on."""
+"""The demo: the small models of the package hear, write, read aloud and go on."""
 
 import dataclasses
 import re
@@ -20,6 +20,7 @@ from spirit_jax.spiritlm import SpiritLM  # noqa: E402
 
 TEXT = "the young queen lost a book"  # to read aloud, and to go on from
 VOICES = ("rms", "slt")
+MANNERS = ("lively", "sad")  # a recording of each is in assets
 # What stands before a text that is the same as the speech before or after it, and before what a
 # request asks for, in all that the model was trained on (configs/tiny).
 SAME, MEANING = "T:", "A:"
@@ -38,7 +39,9 @@ class Sound:
 def run(
     output: str | Path, speech: str | Path | None, text: str | None, console: Console
 ) -> list[Sound]:
-    """Hears a recording, writes down what was said and meant, reads aloud, and makes a story up.
+    """Hears a recording, writes down what was said and meant, and reads a text aloud and goes on.
+
+    It reads in two voices and, with the Expressive model, in two manners.
 
     Args:
       output: folder for the WAV files and `demo.png`.
@@ -77,7 +80,7 @@ def run(
         tell("goes on", f"{text!r}: {complete(lm, f'[Text]{prefix}{text}')!r}")
     sounds = [Sound(f"heard, and written down as: {words}", wave)]
 
-    def speak(name: str, title: str, prompt: str, voice: str) -> None:
+    def speak(lm: SpiritLM, name: str, title: str, prompt: str, voice: str) -> None:
         said = lm.generate(
             prompt=prompt, output_modality="speech", speaker_id=voice, max_new_tokens=MOST_UNITS
         )
@@ -90,9 +93,17 @@ def run(
     with console.status("speaking"):
         for voice in VOICES:
             prompt = f"[Text]{prefix}{SAME} {text}[Speech]"
-            speak(f"read-{voice}", f"{voice} reads: {text}", prompt, voice)
+            speak(lm, f"read-{voice}", f"{voice} reads: {text}", prompt, voice)
         prompt = f"[Text]{prefix}{text}[Speech]"
-        speak("goes-on", f"what may come after: {text}", prompt, VOICES[-1])
+        speak(lm, "goes-on", f"what may come after: {text}", prompt, VOICES[-1])
+    with console.status("loading spirit-tiny-expressive"):
+        expressive = SpiritLM.from_pretrained("spirit-tiny-expressive")
+    with console.status("speaking in two manners"):
+        for manner in MANNERS:
+            like = manner_of(expressive.speech_tokenizer.encode(load_audio(_asset(manner))))
+            prompt = f"[Text]{prefix}{SAME} {text}[Speech]{like}"
+            title = f"{manner}, {VOICES[-1]} reads: {text}"
+            speak(expressive, f"read-{manner}", title, prompt, VOICES[-1])
     with console.status("drawing"):
         draw(output / "demo.png", sounds)
     tell("drew", f"{output / 'demo.png'}")
@@ -104,6 +115,11 @@ def complete(lm: SpiritLM, prompt: str) -> str:
     """The likeliest text after a prompt string, up to the next speech."""
     (ids,) = lm.generate_ids([prompt], max_new_tokens=MOST_PIECES)
     return lm.text_tokenizer.decode(ids).split("[Speech]")[0].strip()
+
+
+def manner_of(like: units.Units) -> str:
+    """The commonest style and the first pitch of a recording, as speech in its manner begins."""
+    return f"[St{np.bincount(like.style).argmax()}][Pi{like.pitch[0]}]"
 
 
 def draw(path: str | Path, sounds: list[Sound]) -> None:

@@ -40,5 +40,5 @@ def test_a_config_of_the_small_world_is_a_run_of_its_recipe(path):
 
 def test_tasks_of_the_small_world_are_of_its_manifests():
     tasks = config.read(EvalConfig, FOLDER / "tiny" / "eval.yaml")
-    known = {"asr", "asr-voice", "asr-real", "tts", "intent", "manner", "pairs", "answers"}
+    known = {"asr", "asr-voice", "asr-real", "tts", "intent", "manner", "pairs", "answers", "facts"}
     assert {Path(one.manifest).stem for one in (*tasks.tasks, *tasks.pairs)} == known

@@ -2,11 +2,15 @@
 
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
 from corpora import grammar
+
+
+def _text(spoken: str) -> str:
+    return re.sub("[,.?]", "", spoken).lower()
 
 
 def _drawn(count: int) -> list[grammar.Sentence]:
@@ -27,8 +31,7 @@ def test_texts_are_words_of_a_small_vocabulary() -> None:
     assert len(vocabulary) <= 400
     for sentence in _drawn(1000):
         assert vocabulary.issuperset(sentence.text.split()), sentence
-        spoken = re.sub(r"[,.?]", "", sentence.spoken).lower()
-        assert spoken == sentence.text, sentence
+        assert _text(sentence.spoken) == sentence.text, sentence
 
 
 def test_all_words_of_the_grammar_file_are_in_the_vocabulary() -> None:
@@ -104,8 +107,13 @@ def test_the_corpus_keeps_parts_and_voices_apart() -> None:
         part = {"test-voice": "test", "more": "train"}.get(task.part, task.part)
         assert grammar.part_of(task.sentence.text) == part
         assert (task.voice in speak.HELD_OUT) == (task.part == "test-voice")
-    texts = [task.sentence.text for task in tasks if task.part in ("train", "more")]
-    assert len(set(texts)) == len(texts) == 2 * 400
+    said_by = defaultdict(set)
+    for task in tasks:
+        if task.part in ("train", "more"):
+            said_by[task.sentence].add((task.voice, task.manner))
+    assert len(said_by) == 400 + 950
+    for sentence, ways in said_by.items():
+        assert len(ways) in ((2, 3) if sentence.kind in world.FEW else (1,)), sentence
     shares = Counter(task.voice for task in tasks if task.part == "train")
     assert all(88 <= shares[voice] <= 90 for voice in speak.FLITE)
     assert sum(shares[voice] for voice in speak.ESPEAK) == 133
@@ -134,17 +142,24 @@ def test_pairs_for_evaluation_are_right_and_wrong_by_the_rules() -> None:
         pytest.importorskip(package)
     from corpora import tasks
 
-    texts = [sentence.text for sentence in grammar.sentences("test", 60)]
-    swapped = tasks.swaps(texts, random.Random(0))
+    swapped = tasks.swaps(grammar.sentences("test", 60), random.Random(0))
     assert len(swapped) > 40
-    for right, wrong in swapped:
+    for sides in swapped:
+        right, wrong = map(_text, sides)
         words = right.split(), wrong.split()
         assert grammar.accepts(right) and not grammar.accepts(wrong)
         assert sum(a != b for a, b in zip(*words, strict=True)) == 1 and words[0][0] == words[1][0]
-    answered = tasks.wrong_answers(random.Random(0))
-    assert len(answered) > 10
-    for right, wrong in answered:
-        assert grammar.accepts(right) == "question" and not grammar.accepts(wrong)
-        assert grammar.part_of(right) == "test"
-        assert any(right.startswith(question) and wrong.startswith(question)
-                   for question, _ in grammar.QUESTIONS)  # fmt: skip
+    for part, least in (("test", 10), ("train", 200)):
+        known = {sentence.text: sentence for sentence in grammar.questions(part)}
+        answered = tasks.wrong_answers(part, random.Random(0))
+        assert len(answered) > least
+        for sides in answered:
+            right, wrong = map(_text, sides)
+            assert not grammar.accepts(wrong) and wrong.startswith(known[right].question)
+
+
+def test_questions_are_of_one_part_and_have_no_signs() -> None:
+    parts = [{one.text for one in grammar.questions(part)} for part in grammar.PARTS]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(grammar.QUESTIONS)
+    assert all(re.fullmatch("[a-z' ]+", text) for text in set.union(*parts))
+    assert "is the sky blue yes the sky is blue" in set.union(*parts)

@@ -1,6 +1,6 @@
 """The judges of resynthesised speech: they find what is known to be right or wrong."""
 
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,8 +59,7 @@ def test_a_recogniser_hears_a_real_recording_and_no_words_in_noise(tmp_path):
     grammar = tmp_path / "prompts.gram"
     others = ["your account number is", "followed by the pound key", "please try again later"]
     grammar.write_text(judge_speech.sentence_grammar([PROMPT, *others]))
-    asset = resources.files("spirit_jax") / "assets" / "agent-incorrect.flac"
-    wave = load_audio(asset.read_bytes())
+    wave = load_audio(Path(__file__).with_name("agent-incorrect.flac"))
     noise = 0.1 * np.random.default_rng(0).standard_normal(len(wave)).astype(np.float32)
 
     def errors(*sounds):

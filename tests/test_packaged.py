@@ -1,6 +1,6 @@
 """The networks in the package: small, whole, and hearing the same beside noise."""
 
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +15,7 @@ NAMES = "spirit-tiny-base", "spirit-tiny-expressive"
 
 @pytest.fixture(scope="module")
 def recording():
-    asset = resources.files("spirit_jax") / "assets" / "agent-incorrect.flac"
-    return load_audio(asset.read_bytes())
+    return load_audio(Path(__file__).with_name("agent-incorrect.flac"))
 
 
 def test_all_speech_networks_are_under_20_megabytes_and_name_no_folder():
