@@ -3,18 +3,20 @@
     python -m corpora.table --config configs/tiny/eval.yaml --output runs/tiny/eval \\
         base=spirit-tiny-base:runs/tiny/lm-base thirds=runs/tiny/spirit-tiny-thirds
 
-Evaluates each model as `spirit-jax eval` does, into OUTPUT/NAME, unless its figures are there, and
-prints a table in Markdown. A model is NAME=FOLDER, or NAME=FOLDER:RUN_DIR to tell of its training.
+Evaluates each model as `spirit-jax eval` does, into OUTPUT/NAME, unless its figures are there and
+neither the model nor the config has changed since, and prints a table in Markdown. A model is
+NAME=FOLDER, or NAME=FOLDER:RUN_DIR to tell of its training.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from spirit_jax import SpiritLM, config
+from spirit_jax import SpiritLM, checkpoint, config
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.run import EvalConfig, evaluate
 
@@ -47,10 +49,18 @@ def main() -> None:
 
 
 def _evaluate(folder: str, tasks: EvalConfig, output: Path) -> Figures:
-    path = output / "figures.json"
-    if not path.exists():
+    place = checkpoint.find_model(folder)
+    files = (path for path in sorted(place.rglob("*")) if path.is_file())
+    made_of = {
+        "config": dataclasses.asdict(tasks),
+        "files": {str(path.relative_to(place)): path.stat().st_mtime_ns for path in files},
+    }
+    made_of = json.loads(json.dumps(made_of))
+    note = output / "made_of.json"  # written last
+    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != made_of:
         evaluate(SpiritLM.from_pretrained(folder), tasks, output, Console(stderr=True))
-    return json.loads(path.read_text(encoding="utf-8"))
+        config.write(made_of, note)
+    return json.loads((output / "figures.json").read_text(encoding="utf-8"))
 
 
 def read_cost(run_dir: Path) -> Figures:
@@ -61,7 +71,7 @@ def read_cost(run_dir: Path) -> Figures:
         raise InputError(f"{run_dir}: no training's folder (metrics.jsonl: {error}).") from error
     rows = [json.loads(line) for line in lines]
     cost = {
-        "steps": rows[-1]["step"],
+        "steps": rows[-1]["step"] if rows else 0,
         "million tokens": sum(row["tokens"] for row in rows) / 1e6,
         "minutes": sum(row["seconds"] for row in rows) / 60,
     }

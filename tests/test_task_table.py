@@ -1,6 +1,7 @@
 """The table of models by tasks."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -8,40 +9,57 @@ import pytest
 from corpora import table
 
 
-def write_run(folder, figures):
-    (folder / "figures.json").parent.mkdir(parents=True, exist_ok=True)
-    (folder / "figures.json").write_text(json.dumps(figures))
+@pytest.fixture
+def tell(base_folder, tmp_path, monkeypatch, capsys):
+    """Runs the command on two pairs of text; its lines."""
+    pairs = [{"id": n, "right": {"text": "tone"}, "wrong": {"text": "a"}} for n in (1, 2)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    tasks = tmp_path / "tasks.yaml"
+
+    def run(*models, name="pairs"):
+        tasks.write_text(f"pairs: [{{name: {name}, manifest: {tmp_path / 'pairs.jsonl'}}}]")
+        given = ["table", "--config", str(tasks), "--output", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", [*given, *models])
+        table.main()
+        return capsys.readouterr().out.splitlines()
+
+    return run
 
 
-def test_models_are_columns_and_their_figures_rows(tmp_path, monkeypatch, capsys):
-    write_run(tmp_path / "out" / "small", {"asr": {"wer": 12.345, "items": 9}})
-    write_run(tmp_path / "out" / "big", {"asr": {"wer": 1.0}, "pairs": {"raw": 50.0}})
+def test_models_are_columns_and_their_figures_rows(base_folder, tell, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     rows = [{"step": n, "tokens": 500_000.0, "seconds": 30.0} for n in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tasks = tmp_path / "tasks.yaml"
-    tasks.write_text("pairs: [{name: pairs, manifest: none.jsonl}]")
-    given = ["table", "--config", str(tasks), "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", [*given, f"small=none:{run}", "big=none"])
-    table.main()
-    assert capsys.readouterr().out.splitlines() == [
+    *lines, normalised, raw = tell(f"small={base_folder}:{run}", f"big={base_folder}")
+    assert lines == [
         "| task | figure | small | big |",
         "|---|---|---|---|",
         "| training | steps | 3.0 | - |",
         "| training | million tokens | 1.5 | - |",
         "| training | minutes | 1.5 | - |",
-        "| asr | wer | 12.3 | 1.0 |",
-        "| pairs | raw | - | 50.0 |",
     ]
+    figures = json.loads((tmp_path / "out" / "small" / "figures.json").read_text())["pairs"]
+    for line, figure in ((normalised, "normalised"), (raw, "raw")):
+        assert line == f"| pairs | {figure} | {figures[figure]:.1f} | {figures[figure]:.1f} |"
+
+
+def test_figures_are_used_again_while_model_and_config_are_the_same(base_folder, tell, tmp_path):
+    def made():
+        return (tmp_path / "out" / "a" / "figures.json").stat().st_mtime_ns
+
+    model = tmp_path / "model"
+    shutil.copytree(base_folder, model)
+    first = tell(f"a={model}"), made()
+    assert (tell(f"a={model}"), made()) == first
+    assert "other" in tell(f"a={model}", name="other")[-1] and made() > first[1]
+    again = tell(f"a={model}"), made()
+    (model / "vocab.json").touch()
+    assert tell(f"a={model}") == again[0] and made() > again[1]
 
 
 @pytest.mark.parametrize("model", ["base", "=folder", "base=", "../base=folder"])
-def test_a_model_without_a_name_or_folder_is_refused(model, tmp_path, monkeypatch, capsys):
-    tasks = tmp_path / "tasks.yaml"
-    tasks.write_text("pairs: [{name: pairs, manifest: none.jsonl}]")
-    given = ["table", "--config", str(tasks), "--output", str(tmp_path), model]
-    monkeypatch.setattr(sys, "argv", given)
+def test_a_model_without_a_name_or_folder_is_refused(model, tell, capsys):
     with pytest.raises(SystemExit):
-        table.main()
+        tell(model)
     assert f"'{model}' is no NAME=FOLDER" in capsys.readouterr().err

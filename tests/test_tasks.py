@@ -106,11 +106,13 @@ def test_what_is_said_is_kept_and_judged_by_another_program(lm, manifest, tmp_pa
         ({"ask": "[Text]", "shots": 1}, "examples"),
         ({"ask": "[Speech]", "output": "speech", "judge": ("x",), "manifest": "out"}, "leaves"),
         ({"ask": "[Text]", "speakers": ("nobody",)}, "nobody"),
+        ({"ask": "[Text]", "output": "speech", "judge": ("x",), "end": "a"}, "end is for"),
+        ({"ask": "[Text]", "voice": "rms"}, "voice for"),
     ],
 )
 def test_what_a_task_lacks_is_said(lm, tmp_path, fields, says):
     (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "b"}\n')
-    (tmp_path / "out.jsonl").write_text('{"id": "../../b", "text": "b"}\n')
+    (tmp_path / "out.jsonl").write_text('{"id": "/b", "text": "b"}\n')
     name = fields.get("manifest", "items")
     fields = {key: value for key, value in fields.items() if key != "manifest"}
     with pytest.raises(InputError, match=says):
@@ -151,11 +153,30 @@ def test_ties_of_pairs_count_half():
 
 def test_a_line_that_is_no_pair_is_said(lm, tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"id": "a", "right": {"text": "b"}}\n')
-    with pytest.raises(InputError, match="no pair"):
-        pairs.run_pairs(
-            lm, pairs.PairsConfig("p", str(tmp_path / "pairs.jsonl")), tasks.Hearing(lm), QUIET
-        )
+    (tmp_path / "alone.jsonl").write_text(
+        '{"id": 7, "right": {"text": "b"}, "wrong": {"text": "c"}}'
+    )
+    for name, says in (("pairs", "line 1 is no pair"), ("alone", "7: has no context")):
+        config = pairs.PairsConfig("p", str(tmp_path / f"{name}.jsonl"), context="text")
+        with pytest.raises(InputError, match=says):
+            pairs.run_pairs(lm, config, tasks.Hearing(lm), QUIET)
+
+
+def test_names_that_lead_elsewhere_or_are_there_twice_are_refused(lm, tmp_path):
     task = tasks.TaskConfig("a", "m", "[Text]")
-    for twice in ((dataclasses.replace(task, name="a/b"),), (task, task)):
+    others = [(dataclasses.replace(task, name=name),) for name in ("a/b", "..", "")]
+    for wrong in (*others, (task, task)):
         with pytest.raises(InputError, match="cannot name"):
-            run.evaluate(lm, run.EvalConfig(twice), tmp_path, QUIET)
+            run.evaluate(lm, run.EvalConfig(wrong), tmp_path, QUIET)
+
+
+def test_a_limit_and_speakers_choose_items(lm, manifest, tmp_path):
+    form = {"manifest": manifest, "ask": "[Text]{text}"}
+    _, rows = ask(lm, tmp_path, **form)
+    _, fewer = ask(lm, tmp_path, limit=2, **form)
+    assert len(fewer) == 2 < len(rows)
+    speaker = json.loads(open(manifest).readline())["speaker"]
+    _, own = ask(lm, tmp_path, speakers=(speaker,), **form)
+    by = [json.loads(line) for line in open(manifest)]
+    assert [row["id"] for row in own] == [one["id"] for one in by if one["speaker"] == speaker]
+    assert 0 < len(own) < len(rows)

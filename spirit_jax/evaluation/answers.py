@@ -59,7 +59,7 @@ def ask_judge(command: Sequence[str], lines: Sequence[str]) -> list[str]:
     try:
         done = subprocess.run(
             command,
-            input="".join(f"{' '.join(line.split())}\n" for line in lines),
+            input="".join(re.sub(r"[\r\n]+", " ", line) + "\n" for line in lines),
             stdout=subprocess.PIPE,
             text=True,
             check=True,

@@ -29,7 +29,7 @@ class PairsConfig:
       manifest: a JSON object a line: id, "right" and "wrong", and a "context" if there is one, each
         an object with a text and an audio (a path from the manifest's folder).
       ending: "text" or "speech".
-      context: the same; "" for the modality of the ending.
+      context: the same; "" for the modality of the ending, and where pairs may have no context.
       limit: pairs that are taken, from the first on; 0 for all.
     """
 
@@ -82,16 +82,21 @@ def likelier(scores_n2: np.ndarray) -> float:
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
-        for row in rows:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
             for side in ("right", "wrong", *(["context"] if "context" in row else [])):
                 if row[side].get("audio"):
                     row[side]["audio"] = path.parent / row[side]["audio"]
-            row["id"] = str(row["id"])
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: a line is no pair with id, right and wrong.") from error
+            rows.append(row | {"id": str(row["id"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = f"line {number} is no pair with id, right and wrong"
+            raise InputError(f"{path}: {problem}.") from error
     if not rows:
         raise InputError(f"{path}: has no pairs.")
     return rows
@@ -110,6 +115,8 @@ def _strings(lm: SpiritLM, pairs: PairsConfig, row: dict, hear: Callable) -> Seq
     before = pairs.context or pairs.ending
     marker = {"text": f"[Text]{prefix}", "speech": "[Speech]"}
     context, joint = marker[pairs.ending], ""
+    if pairs.context and "context" not in row:
+        raise InputError(f"{row['id']}: has no context.")
     if "context" in row:
         context = marker[before] + content("context", before)
         if before != pairs.ending:

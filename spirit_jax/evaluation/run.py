@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +21,7 @@ class EvalConfig:
     Attributes:
       tasks: that a model answers.
       pairs: that it tells apart by likelihood.
-      seed: of what is drawn: items, shots, answers.
+      seed: of what is drawn: items, shots, answers (there, a generation's own is added to it).
     """
 
     tasks: tuple[TaskConfig, ...] = ()
@@ -33,7 +32,7 @@ class EvalConfig:
 def evaluate(
     lm: SpiritLM, config: EvalConfig, output: str | Path, console: Console
 ) -> dict[str, dict[str, float]]:
-    """Runs all tasks and pairs.
+    """Runs all tasks and pairs; figures are written after each.
 
     Args:
       lm: the model.
@@ -53,13 +52,15 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     figures: dict[str, dict[str, float]] = {}
     hear = Hearing(lm)
-    for task in config.tasks:
-        found, rows = run_task(lm, task, output / task.name, hear, config.seed, console)
-        figures[task.name] = _keep(output, task.name, found, rows)
-    for pairs in config.pairs:
-        found, rows = run_pairs(lm, pairs, hear, console)
-        figures[pairs.name] = _keep(output, pairs.name, found, rows)
-    config_lib.write(figures, output / "figures.json")
+    for one in (*config.tasks, *config.pairs):
+        if isinstance(one, TaskConfig):
+            found, rows = run_task(lm, one, output / one.name, hear, config.seed, console)
+        else:
+            found, rows = run_pairs(lm, one, hear, console)
+        figures[one.name] = found | {"items": len(rows)}
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (output / f"{one.name}.jsonl").write_text(lines, encoding="utf-8")
+        config_lib.write(figures, output / "figures.json")
     return figures
 
 
@@ -76,13 +77,7 @@ def _check_names(names: list[str]) -> None:
     if not names:
         raise InputError("The config has neither tasks nor pairs.")
     for name in names:
-        if not name or names.count(name) > 1 or Path(name).name != name:
+        if name in ("", "..") or names.count(name) > 1 or Path(name).name != name:
             raise InputError(
                 f"'{name}' cannot name a task: it is no folder's name, or there twice."
             )
-
-
-def _keep(output: Path, name: str, found: dict[str, float], rows: list[dict[str, Any]]) -> dict:
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (output / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    return found | {"items": len(rows)}

@@ -2,7 +2,7 @@
 
 The paper's tasks (arXiv 2402.05755, sections 4.1 and 5.1) are settings of three fields: what a
 prompt is made of (`ask`, after some `shots`), whether the answer is text or speech (`output`), and
-whether its words or a label are compared. `configs/eval/` has them.
+whether its words or a label are compared. docs/evaluation.md has them.
 """
 
 import dataclasses
@@ -42,11 +42,11 @@ class TaskConfig:
       shot: an example before the prompt, of one item.
       shots: how many there are.
       examples: the manifest they are drawn from.
-      end: what ends an answer; "" for the end of the generation. "[Speech]", of a next example,
-        ends an answer of text where the model goes over to speech.
+      end: what ends an answer of text; "" for the end of the generation. "[Speech]", of a next
+        example, ends it where the model goes over to speech.
       limit: items that are drawn; 0 for all.
       speakers: whose recordings are taken; all by default.
-      voice: that speaks answers; the default one if "".
+      voice: that speaks answers of speech; the default one if "".
       judge: see `answers.ask_judge`; needed to compare speech. Texts are compared as they are
         without one.
       generation: how answers are made.
@@ -72,6 +72,8 @@ class TaskConfig:
             raise InputError(f"{self.name}: output is text or speech, compare words or label.")
         if self.output == "speech" and not self.judge:
             raise InputError(f"{self.name}: speech is compared by what a judge says of it.")
+        if (self.end and self.output == "speech") or (self.voice and self.output == "text"):
+            raise InputError(f"{self.name}: end is for answers of text, voice for those of speech.")
         if self.shots < 0 or self.limit < 0 or (self.shots and not (self.shot and self.examples)):
             raise InputError(f"{self.name}: shots, 0 or more, need a shot and examples.")
 
@@ -101,6 +103,11 @@ def run_task(
       InputError: an item that lacks what the task needs.
     """
     items = draw_items(_read(task.manifest, task), task.limit, seed)
+    rows = [{"id": item.id, "wanted": _wanted(task, item)} for item in items]
+    paths = [folder / f"{item.id}.wav" for item in items]
+    for item, path in zip(items, paths, strict=True):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"The id '{item.id}' leaves {folder}.")
     known = _read(task.examples, task) if task.shots else []
     rng = np.random.default_rng(seed)
     prompts = []
@@ -114,19 +121,12 @@ def run_task(
             + fill(task.ask, item, hear, lm)
         )
     given = _answer(lm, task, prompts, seed, console)
-    rows = [{"id": item.id, "wanted": _wanted(task, item)} for item in items]
     if task.output == "speech":
-        paths = [folder / f"{item.id}.wav" for item in items]
-        for path, wave in zip(paths, given, strict=True):
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise InputError(
-                    f"The id '{path.relative_to(folder).with_suffix('')}' leaves {folder}."
-                )
+        for row, path, wave in zip(rows, paths, given, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_wav(path, wave)
-        given = [str(path) for path in paths]
-        for row, path in zip(rows, paths, strict=True):
             row["spoken"] = str(path.relative_to(folder.parent))
+        given = [str(path) for path in paths]
     if task.judge:
         with console.status(f"{task.name}: judging"):
             given = answers.ask_judge(task.judge, given)
@@ -143,14 +143,15 @@ class Hearing:
     """The unit strings of recordings, each encoded once."""
 
     def __init__(self, lm: SpiritLM):
-        self._tokenizer, self._known = lm.speech_tokenizer, {}
+        self._lm = lm
+        self._known: dict[str | int, tuple[Any, str]] = {}  # what is held keeps its id
 
     def __call__(self, audio: Any) -> str:
         """The unit string of a recording."""
         key = str(audio) if isinstance(audio, str | Path) else id(audio)
         if key not in self._known:
-            self._known[key] = self._tokenizer.encode_string(audio)
-        return self._known[key]
+            self._known[key] = audio, self._lm.speech_tokenizer.encode_string(audio)
+        return self._known[key][1]
 
 
 def fill(template: str, item: Item, hear: Callable[[Any], str], lm: SpiritLM) -> str:
@@ -195,7 +196,7 @@ def _answer(
     batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
     for number, batch in enumerate(track(batches, f"{task.name}: answers", console=console)):
         own = [prompts[i] for i in batch]
-        how = dataclasses.replace(task.generation, seed=seed + number)
+        how = dataclasses.replace(task.generation, seed=task.generation.seed + seed + number)
         modality = Modality.ARBITRARY if task.end == "[Speech]" else task.output
         ids = lm.generate_ids(own, modality, how)
         strings = [lm.text_tokenizer.decode(one) for one in ids]
