@@ -3,8 +3,6 @@
 Its text vocabulary is learnt from a corpus, its speech tokenizer is one that is there.
 """
 
-import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from spirit_jax.errors import InputError
 from spirit_jax.models.hubert import QuantizerConfig
 from spirit_jax.models.pitch import PitchConfig
 from spirit_jax.models.style import StyleConfig
-from spirit_jax.speech_tokenizer import SpeechTokenizerConfig
 from spirit_jax.text import learn_text_tokenizer
 from spirit_jax.vocab import Vocab
 
@@ -42,15 +39,12 @@ def write_new_model(
     found = found / speech_tokenizer.FOLDER if (found / speech_tokenizer.FOLDER).is_dir() else found
     if not (found / speech_tokenizer.CONFIG_NAME).is_file():
         raise InputError(f"{speech}: holds no speech tokenizer.")
-    about = config.read(SpeechTokenizerConfig, found / speech_tokenizer.CONFIG_NAME)
     texts = [item.text for source in sources for item in read_source(source) if item.text]
     if not texts:
         raise InputError(f"{', '.join(sources)}: there is no text to learn a vocabulary from.")
     with checkpoint.whole_folder(output) as folder:
         own = folder / speech_tokenizer.FOLDER
-        for name in about.hashes:
-            shutil.copytree(checkpoint.find_network(found, name), own / name)
-        config.write(dataclasses.replace(about, shared=""), own / speech_tokenizer.CONFIG_NAME)
+        about = speech_tokenizer.copy_whole(found, own)
         learn_text_tokenizer(folder / "text_tokenizer", texts, pieces)
         vocab = Vocab.make(about.kind, pieces, units=_count_units(own, about.kind))
         config.write(vocab, folder / "vocab.json")

@@ -73,7 +73,7 @@ def pack(
         if share is not None:
             known = config.read(SpeechTokenizerConfig, Path(share) / speech_tokenizer.CONFIG_NAME)
             for name, sha in sealed.hashes.items():
-                if known.hashes.get(name) == sha:
+                if known.hashes.get(name) == sha and (Path(share) / name).is_dir():
                     shutil.rmtree(folder / name)
             sealed = dataclasses.replace(sealed, shared=os.path.relpath(share, output))
             config.write(sealed, folder / speech_tokenizer.CONFIG_NAME)

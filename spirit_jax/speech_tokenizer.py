@@ -7,6 +7,7 @@ Expressive models, pitch units (12.5 a second) and style units (1 a second). Dec
 import dataclasses
 import functools
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,26 @@ def seal(folder: str | Path, kind: str, f0_method: str = "fcpe") -> SpeechTokeni
     cfg = SpeechTokenizerConfig(kind, f0_method, hashes=hashes)
     config.write(cfg, folder / CONFIG_NAME)
     return cfg
+
+
+def copy_whole(folder: str | Path, output: str | Path) -> SpeechTokenizerConfig:
+    """Copies a speech tokenizer's folder, with the networks that it shares with another set.
+
+    Raises:
+      InputError: a network of it is not there.
+    """
+    folder, output = Path(folder), Path(output)
+    about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
+    shutil.copytree(folder, output)
+    for name in about.hashes:
+        network = checkpoint.find_network(folder, name)
+        if not network.is_dir():
+            raise InputError(f"{folder}: the network '{name}' is not there (half copied?).")
+        if not (output / name).is_dir():
+            shutil.copytree(network, output / name)
+    about = dataclasses.replace(about, shared="")
+    config.write(about, output / CONFIG_NAME)
+    return about
 
 
 class SpeechTokenizer:

@@ -160,6 +160,7 @@ def learn_text_tokenizer(folder: str | Path, lines: Iterable[str], pieces: int) 
             model_type="bpe",
             byte_fallback=True,
             normalization_rule_name="identity",
+            max_sentence_length=1 << 30,  # bytes; longer lines would be left out
             minloglevel=2,
         )
     except RuntimeError as error:

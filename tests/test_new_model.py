@@ -1,5 +1,6 @@
 """A new model folder: a vocabulary of its own text, units of its speech tokenizer."""
 
+import dataclasses
 import json
 
 import jax
@@ -14,7 +15,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.new_model import write_new_model
 from spirit_jax.speech_tokenizer import SpeechTokenizerConfig
-from spirit_jax.text import load_text_tokenizer
+from spirit_jax.text import learn_text_tokenizer, load_sentencepiece, load_text_tokenizer
 from spirit_jax.training import lm as lm_lib
 from spirit_jax.training.export import export
 from spirit_jax.vocab import Vocab
@@ -60,6 +61,13 @@ def test_what_cannot_be_leaves_nothing(tmp_path, texts, base_folder, speech, pie
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl"]
 
 
+def test_a_long_text_is_learnt_from_to_its_end(tmp_path):
+    line = " ".join(["the lamp in the hall"] * 300 + ["zephyr zephyr"] * 300)
+    learn_text_tokenizer(tmp_path / "learnt", [line], 290)
+    model = load_sentencepiece(tmp_path / "learnt" / "tokenizer.model")
+    assert len(model.encode("zephyr")) == 1
+
+
 def test_no_text_is_said(tmp_path, base_folder):
     (tmp_path / "silent.jsonl").write_text('{"id": "a", "audio": "a.wav"}\n')
     with pytest.raises(InputError, match="no text"):
@@ -80,6 +88,11 @@ def test_a_language_model_is_trained_in_it_and_exported_in_half(tmp_path, texts,
         data=DataConfig((source,), seq_len=32, batch_rows=2, shards=2),
     )
     assert len(list(lm_lib.train(run, jax.devices()[:1]))) == 2
+    own = tmp_path / "new" / "speech_tokenizer"  # from now on it shares a network
+    (tmp_path / "set").mkdir()
+    (own / "hubert").rename(tmp_path / "set" / "hubert")
+    about = config.read(SpeechTokenizerConfig, own / "speech_tokenizer.json")
+    config.write(dataclasses.replace(about, shared="../../set"), own / "speech_tokenizer.json")
     export(run, tmp_path / "whole")
     export(run, tmp_path / "half", half=True)
     whole, half = (
@@ -89,6 +102,7 @@ def test_a_language_model_is_trained_in_it_and_exported_in_half(tmp_path, texts,
     assert {array.dtype for array in half.values()} == {np.dtype("float16")}
     for name, array in whole.items():
         np.testing.assert_array_equal(half[name], array.astype(np.float16))
+    (tmp_path / "set").rename(tmp_path / "moved")
     trained = SpiritLM.from_pretrained(tmp_path / "half")
     (ids,) = trained.generate_ids(["[Text]the lamp"], "text", max_new_tokens=4)
     assert 1 <= len(ids) <= 4 and max(ids) < 290

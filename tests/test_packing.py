@@ -84,6 +84,10 @@ def test_equal_networks_of_two_sets_are_stored_once(networks, tmp_path):
     tokenizers = [SpeechTokenizer.from_pretrained(tmp_path / name) for name in ("alone", "second")]
     one, other = (tokenizer.encode(wave).to_dict() for tokenizer in tokenizers)
     assert one == other
+    third = pack(tmp_path / "third", **networks, share=tmp_path / "second")
+    assert third.hashes == alone.hashes
+    stored = {path.name for path in (tmp_path / "third").iterdir() if path.is_dir()}
+    assert stored == {"hubert", "quantizer"}  # which "second" only shares
     again = pack(tmp_path / "again", *[tmp_path / "second"] * 4)
     assert again.hashes == alone.hashes
     (tmp_path / "first").rename(tmp_path / "moved")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, speech_tokenizer
 from spirit_jax.errors import InputError
 from spirit_jax.models import llama
 from spirit_jax.training import lm, lora
@@ -36,8 +36,11 @@ def export(config: lm.RunConfig, output: str | Path, half: bool = False) -> int:
     model = lm.make_model(config)
     step, params = load_params(config, model)
     with checkpoint.whole_folder(output) as folder:
-        without = shutil.ignore_patterns("llama")
+        own = speech_tokenizer.FOLDER
+        without = shutil.ignore_patterns("llama", own)
         shutil.copytree(source, folder, ignore=without, dirs_exist_ok=True)
+        if (source / own).is_dir():
+            speech_tokenizer.copy_whole(source / own, folder / own)
         parts = _by_layer(params, model.config.num_layers)
         if half:
             parts = (jax.tree.map(checkpoint.halve, part) for part in parts)
