@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import time
-from importlib import resources
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +12,7 @@ from rich.console import Console
 matplotlib.use("Agg")  # a picture in a file needs no display
 from matplotlib import pyplot  # noqa: E402
 
-from spirit_jax import f0, units  # noqa: E402
+from spirit_jax import checkpoint, f0, units  # noqa: E402
 from spirit_jax.audio import SAMPLE_RATE, load_audio, write_wav  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.spiritlm import SpiritLM  # noqa: E402
@@ -81,15 +80,17 @@ def run(
     sounds = [Sound(f"heard, and written down as: {words}", wave)]
 
     def speak(lm: SpiritLM, name: str, title: str, prompt: str, voice: str) -> None:
-        said = lm.generate(
-            prompt=prompt, output_modality="speech", speaker_id=voice, max_new_tokens=MOST_UNITS
-        )
+        (ids,) = lm.generate_ids([prompt], "speech", max_new_tokens=MOST_UNITS)
+        strings = [lm.text_tokenizer.decode(ids)]
+        (said,) = lm.decode_outputs([prompt], strings, voice, least=1)  # a word may be short
         wave = said[0].content if said else np.zeros(SAMPLE_RATE // 2, np.float32)
         write_wav(output / f"{name}.wav", wave)
         tell("said", f"{output / name}.wav, {len(wave) / SAMPLE_RATE:.1f} s: {title}")
         sounds.append(Sound(title, wave))
 
-    _warn_of_words(lm, text, console)
+    known = (checkpoint.ASSETS / "spirit-tiny-base" / "words.txt").read_text().split()
+    if unknown := [word for word in text.split() if word not in known]:
+        console.print(f"The models have never met {', '.join(unknown)}: expect nonsense there.")
     with console.status("speaking"):
         for voice in VOICES:
             prompt = f"[Text]{prefix}{SAME} {text}[Speech]"
@@ -152,18 +153,5 @@ def draw(path: str | Path, sounds: list[Sound]) -> None:
     pyplot.close(figure)
 
 
-def _warn_of_words(lm: SpiritLM, text: str, console: Console) -> None:
-    """A word that the model knows is one piece of its vocabulary."""
-    prefix = lm.text_tokenizer.word_prefix
-    before = len(lm.text_tokenizer.encode("[Text]"))
-    unknown = [
-        word
-        for word in text.split()
-        if len(lm.text_tokenizer.encode(f"[Text]{prefix}{word}")) - before > 1
-    ]
-    if unknown:
-        console.print(f"The model has never met {', '.join(unknown)}: expect nonsense there.")
-
-
-def _asset(name: str) -> bytes:
-    return (resources.files("spirit_jax") / "assets" / f"{name}.flac").read_bytes()
+def _asset(name: str) -> Path:
+    return checkpoint.ASSETS / f"{name}.flac"
