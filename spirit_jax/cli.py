@@ -158,6 +158,8 @@ def prepare(
 
     settings = prepare_lib.PrepareConfig(shard_items, max_seconds, threads)
     part, parts = _parse_shard(shard)
+    if beam is not None and shard:
+        raise InputError("--shard and --beam: a Beam pipeline shares the items out itself.")
     if beam is not None:
         from spirit_jax.data import beam as beam_lib
 
@@ -329,6 +331,8 @@ def train(
     settings = config.read(recipe.RunConfig, run, overrides or [])
     if name == "lm":
         settings = _make_up(settings)
+    if half and export is None:
+        raise InputError("--half is for --export.")
     if export is not None:
         if name == "lm":
             step = export_lib.export(settings, export, half)

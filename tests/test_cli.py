@@ -123,7 +123,7 @@ def test_eval_prints_a_table_and_keeps_answers(run, base_folder, tmp_path):
     assert status == 1 and err == "error: The config has neither tasks nor pairs.\n"
 
 
-def test_new_makes_a_folder_that_trains(run, base_folder, tmp_path):
+def test_new_makes_a_folder_for_training(run, base_folder, tmp_path):
     (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "every field acts"}\n')
     made = "new", tmp_path / "model", tmp_path / "items.jsonl", "--speech", base_folder
     status, out, _ = run(*made, "--pieces", 275)
@@ -132,9 +132,19 @@ def test_new_makes_a_folder_that_trains(run, base_folder, tmp_path):
 
 
 def test_every_command_helps(run):
-    for args in ((), ("encode",), ("resynth",), ("generate",), ("demo",)):
+    commands = "encode resynth generate prepare align new train eval pack demo".split()
+    for args in ((), *((name,) for name in commands)):
         status, out, _ = run(*args, "--help")
         assert status == 0 and "Usage" in out
+
+
+def test_options_that_would_do_nothing_are_refused(run, tmp_path):
+    (tmp_path / "run.yaml").write_text("{run_dir: a, model: b}")
+    status, _, err = run("train", "--config", tmp_path / "run.yaml", "--half")
+    assert status == 1 and "--half is for --export" in err
+    given = "prepare", tmp_path, tmp_path / "out", "--shard", "1/2", "--beam", "--runner=X"
+    status, _, err = run(*given)
+    assert status == 1 and "--shard and --beam" in err and not (tmp_path / "out").exists()
 
 
 def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):

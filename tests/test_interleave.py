@@ -145,10 +145,11 @@ def test_text_spans_are_as_in_prompts(tokenizer):
         encode = staticmethod(tokenizer.encode)
 
     utterance = make_utterance(["hello", "there"])
-    ids = interleave([utterance], InterleaveConfig(), Recorder, VOCAB, np.random.default_rng(1))
-    spans = draw_spans(2, InterleaveConfig(), np.random.default_rng(1))
-    if spans[0] == Span(Modality.TEXT, 0, 2):
-        assert [1, *ids] == tokenizer.encode("[Text]hello there")
+    config, seeds = InterleaveConfig(), range(20)
+    spans = [draw_spans(2, config, np.random.default_rng(seed)) for seed in seeds]
+    seed = spans.index([Span(Modality.TEXT, 0, 2)])
+    ids = interleave([utterance], config, Recorder, VOCAB, np.random.default_rng(seed))
+    assert [1, *ids] == tokenizer.encode("[Text]hello there")
 
 
 def test_the_prefix_gives_a_word_its_usual_piece(tokenizer):

@@ -239,6 +239,14 @@ def test_bad_data_is_named(quick, corpus, tokenizer, tmp_path):
         config = DataConfig((SourceConfig(str(tmp_path), format=name),), 64, 1, 1)
         with pytest.raises(InputError, match=f"'lone' has no {lacks}"):
             Stream(config, tokenizer, VOCAB)
+    many = [Utterance(f"u{n}", text="text") for n in range(40)]  # and 32 are measured
+    for place in (0, 20, 40):
+        folder = tmp_path / f"at-{place}"
+        wordless = Utterance("wordless", make_utterance(["a"]).units, 1.0)
+        write_shard(folder / "a.arrayrecord", [*many[:place], wordless, *many[place:]])
+        config = DataConfig((SourceConfig(str(folder), format="text"),), 64, 1, 1)
+        with pytest.raises(InputError, match="'wordless' has no text"):
+            Stream(config, tokenizer, VOCAB)
     untimed = Utterance("u", make_utterance(["a"]).units, 1.0, "a")
     write_shard(tmp_path / "b" / "a.arrayrecord", [untimed])
     with pytest.raises(InputError, match="no word times"):

@@ -137,7 +137,7 @@ def _mix(config: DataConfig, tokenizer: TextTokenizer, vocab: Vocab) -> grain.Ma
         def make(document, rng, source=source):
             return make_sample(document, source, tokenizer, vocab, rng)
 
-        opened.append((Documents(Corpus(source.path)), make))
+        opened.append((Documents(Corpus(source.path), source), make))
     datasets, weights = [], []
     for number, (documents, make) in enumerate(opened):
 

@@ -53,9 +53,18 @@ class SourceConfig:
 class Documents(Sequence[list[Utterance]]):
     """A corpus by documents: consecutive utterances of one `document` belong together."""
 
-    def __init__(self, corpus: Corpus):
+    def __init__(self, corpus: Corpus, source: SourceConfig | None = None):
+        """Reads the corpus once.
+
+        Raises:
+          InputError: an utterance lacks what the format of `source`, if it is given, needs.
+        """
         self._corpus = corpus
-        names = [utterance.document for utterance in corpus]
+        names = []
+        for utterance in corpus:
+            if source is not None:
+                _check(utterance, source)
+            names.append(utterance.document)
         starts = [i for i, name in enumerate(names) if i == 0 or not name or name != names[i - 1]]
         self._bounds = [*starts, len(names)]
 

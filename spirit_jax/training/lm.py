@@ -256,8 +256,14 @@ def _make_evaluation(config, mesh, objective, tokenizer, rows):
     def sums_of(state, batch):
         return objective.losses(merge(state.params, state.frozen), batch)
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    @functools.cache
+    def opened() -> tuple[Stream, dict[str, Any]]:
         stream = Stream(data, tokenizer, objective.vocab, rows)
+        return stream, stream.get_state()
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        stream, first = opened()
+        stream.set_state(first)
         total = None
         for _ in range(config.eval_batches):
             batch = {
