@@ -457,7 +457,7 @@ def demo(
 ) -> None:
     """Hear a request, write down what was said and meant, read aloud, and make a story up.
 
-    The small model that does it comes with the package. It knows the words and sentences of a small
+    The small models that do it come with the package. They know the words and sentences of a small
     world: requests to a house, times, dates, weather, numbers, spelling, very short stories.
     """
     from spirit_jax.demo import run

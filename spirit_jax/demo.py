@@ -20,6 +20,7 @@ from spirit_jax.spiritlm import SpiritLM  # noqa: E402
 TEXT = "the young queen lost a book"  # to read aloud, and to go on from
 VOICES = ("rms", "slt")
 MANNERS = ("lively", "sad")  # a recording of each is in assets
+RECORDINGS = ("question", "request")  # in assets, by a voice that no network was trained on
 # What stands before a text that is the same as the speech before or after it, and before what a
 # request asks for, in all that the model was trained on (configs/tiny).
 SAME, MEANING = "T:", "A:"
@@ -35,17 +36,40 @@ class Sound:
     wave: np.ndarray
 
 
+@dataclasses.dataclass
+class Stage:
+    """Where the models' words and sounds go: a console, WAV files in a folder, and `sounds`."""
+
+    output: Path
+    console: Console
+    sounds: list[Sound] = dataclasses.field(default_factory=list)
+
+    def tell(self, what: str, content: str) -> None:
+        """Prints a line."""
+        line = f"{what:9} {content}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def speak(self, lm: SpiritLM, name: str, title: str, prompt: str, voice: str) -> None:
+        """Keeps the likeliest speech after a prompt string as NAME.wav."""
+        (ids,) = lm.generate_ids([prompt], "speech", max_new_tokens=MOST_UNITS)
+        strings = [lm.text_tokenizer.decode(ids)]
+        (said,) = lm.decode_outputs([prompt], strings, voice, least=1)  # a word may be short
+        wave = said[0].content if said else np.zeros(SAMPLE_RATE // 2, np.float32)
+        path = self.output / f"{name}.wav"
+        write_wav(path, wave)
+        self.tell("said", f"{path}, {len(wave) / SAMPLE_RATE:.1f} s: {title}")
+        self.sounds.append(Sound(title, wave))
+
+
 def run(
     output: str | Path, speech: str | Path | None, text: str | None, console: Console
 ) -> list[Sound]:
-    """Hears a recording, writes down what was said and meant, and reads a text aloud and goes on.
-
-    It reads in two voices and, with the Expressive model, in two manners.
+    """Hears recordings, writes them down and answers, and reads a text aloud and goes on from it.
 
     Args:
       output: folder for the WAV files and `demo.png`.
-      speech: an audio file; a request by a voice that no network was trained on by default.
-      text: to read aloud and to go on from, in words of the small world that the model knows;
+      speech: an audio file; `RECORDINGS` by default.
+      text: to read aloud and to go on from, in words of the small world that the models know;
         `TEXT` by default.
       console: where to tell about it.
 
@@ -53,74 +77,84 @@ def run(
       What was heard and said, in order.
 
     Raises:
-      InputError: the recording cannot be used, or the folder not be written to.
+      InputError: a recording cannot be used, or the folder not be written to.
     """
-    output, start = Path(output), time.monotonic()
+    start = time.monotonic()
     text = " ".join(re.findall("[a-z']+", (TEXT if text is None else text).lower()))
     if not text:
         raise InputError("There is no word to read aloud in that text.")
-    wave = load_audio(_asset("request") if speech is None else speech)
-
-    def tell(what: str, content: str) -> None:
-        console.print(f"{what:9} {content}", markup=False, highlight=False, soft_wrap=True)
-
-    with console.status("loading spirit-tiny-base"):
-        lm = SpiritLM.from_pretrained("spirit-tiny-base")
-    prefix = lm.text_tokenizer.word_prefix
-    with console.status("listening"):
-        heard = lm.speech_tokenizer.encode(wave)
-        string = units.to_string(heard)
-    seconds = len(wave) / SAMPLE_RATE
-    tell("heard", f"{seconds:.1f} s, {units.count_hubert(string)} units: {string[:60]}...")
-    with console.status("writing"):
-        words = complete(lm, f"[Speech]{string}[Text]{prefix}{SAME}")
-        tell("wrote", repr(words))
-        tell("meant", repr(complete(lm, f"[Speech]{string}[Text]{prefix}{MEANING}")))
-        tell("goes on", f"{text!r}: {complete(lm, f'[Text]{prefix}{text}')!r}")
-    sounds = [Sound(f"heard, and written down as: {words}", wave)]
-
-    def speak(lm: SpiritLM, name: str, title: str, prompt: str, voice: str) -> None:
-        (ids,) = lm.generate_ids([prompt], "speech", max_new_tokens=MOST_UNITS)
-        strings = [lm.text_tokenizer.decode(ids)]
-        (said,) = lm.decode_outputs([prompt], strings, voice, least=1)  # a word may be short
-        wave = said[0].content if said else np.zeros(SAMPLE_RATE // 2, np.float32)
-        write_wav(output / f"{name}.wav", wave)
-        tell("said", f"{output / name}.wav, {len(wave) / SAMPLE_RATE:.1f} s: {title}")
-        sounds.append(Sound(title, wave))
-
     known = (checkpoint.ASSETS / "spirit-tiny-base" / "words.txt").read_text().split()
     if unknown := [word for word in text.split() if word not in known]:
         console.print(f"The models have never met {', '.join(unknown)}: expect nonsense there.")
-    with console.status("speaking"):
+    paths = [_asset(name) for name in RECORDINGS] if speech is None else [speech]
+    waves = [load_audio(path) for path in paths]
+    stage = Stage(Path(output), console)
+    with console.status("loading spirit-tiny-base"):
+        lm = SpiritLM.from_pretrained("spirit-tiny-base")
+    for number, wave in enumerate(waves, start=1):
+        hear(stage, lm, wave, f"answer-{number}")
+    read(stage, lm, text)
+    with console.status("loading spirit-tiny-expressive"):
+        lm = SpiritLM.from_pretrained("spirit-tiny-expressive")
+    read_in_manners(stage, lm, text)
+    with console.status("drawing"):
+        draw(stage.output / "demo.png", stage.sounds)
+    stage.tell("drew", f"{stage.output / 'demo.png'}")
+    console.print(f"done in {time.monotonic() - start:.0f} s")
+    return stage.sounds
+
+
+def hear(stage: Stage, lm: SpiritLM, wave: np.ndarray, name: str) -> None:
+    """Writes a recording down and goes on from it, as a question goes on with its answer.
+
+    Where nothing is left to say, it tells what was meant: what a request asks for.
+    """
+    prefix = lm.text_tokenizer.word_prefix
+    with stage.console.status("listening"):
+        string = units.to_string(lm.speech_tokenizer.encode(wave))
+    seconds = len(wave) / SAMPLE_RATE
+    stage.tell("heard", f"{seconds:.1f} s, {units.count_hubert(string)} units: {string[:60]}...")
+    with stage.console.status("writing"):
+        words = complete(lm, f"[Speech]{string}[Text]{prefix}{SAME}")
+        stage.tell("wrote", repr(words))
+        stage.sounds.append(Sound(f"heard, and written down as: {words}", wave))
+        goes_on = complete(lm, f"[Text]{prefix}{words}")
+        if goes_on:
+            stage.tell("goes on", repr(goes_on))
+            stage.speak(lm, name, f"goes on from: {words}", f"[Speech]{string}", VOICES[-1])
+        else:
+            meant = complete(lm, f"[Speech]{string}[Text]{prefix}{MEANING}")
+            stage.tell("meant", repr(meant))
+
+
+def read(stage: Stage, lm: SpiritLM, text: str) -> None:
+    """Reads a text aloud in all voices, and goes on from it in text and in speech."""
+    prefix = lm.text_tokenizer.word_prefix
+    with stage.console.status("speaking"):
+        stage.tell("goes on", f"{text!r}: {complete(lm, f'[Text]{prefix}{text}')!r}")
         for voice in VOICES:
             prompt = f"[Text]{prefix}{SAME} {text}[Speech]"
-            speak(lm, f"read-{voice}", f"{voice} reads: {text}", prompt, voice)
+            stage.speak(lm, f"read-{voice}", f"{voice} reads: {text}", prompt, voice)
         prompt = f"[Text]{prefix}{text}[Speech]"
-        speak(lm, "goes-on", f"what may come after: {text}", prompt, VOICES[-1])
-    with console.status("loading spirit-tiny-expressive"):
-        expressive = SpiritLM.from_pretrained("spirit-tiny-expressive")
-    with console.status("speaking in two manners"):
+        stage.speak(lm, "goes-on", f"what may come after: {text}", prompt, VOICES[-1])
+
+
+def read_in_manners(stage: Stage, lm: SpiritLM, text: str) -> None:
+    """Reads a text aloud as recordings of each manner begin: by their style and pitch."""
+    prefix = lm.text_tokenizer.word_prefix
+    with stage.console.status("speaking in two manners"):
         for manner in MANNERS:
-            like = manner_of(expressive.speech_tokenizer.encode(load_audio(_asset(manner))))
-            prompt = f"[Text]{prefix}{SAME} {text}[Speech]{like}"
+            like = lm.speech_tokenizer.encode(load_audio(_asset(manner)))
+            start = f"[St{np.bincount(like.style).argmax()}][Pi{like.pitch[0]}]"
+            prompt = f"[Text]{prefix}{SAME} {text}[Speech]{start}"
             title = f"{manner}, {VOICES[-1]} reads: {text}"
-            speak(expressive, f"read-{manner}", title, prompt, VOICES[-1])
-    with console.status("drawing"):
-        draw(output / "demo.png", sounds)
-    tell("drew", f"{output / 'demo.png'}")
-    console.print(f"done in {time.monotonic() - start:.0f} s")
-    return sounds
+            stage.speak(lm, f"read-{manner}", title, prompt, VOICES[-1])
 
 
 def complete(lm: SpiritLM, prompt: str) -> str:
     """The likeliest text after a prompt string, up to the next speech."""
     (ids,) = lm.generate_ids([prompt], max_new_tokens=MOST_PIECES)
     return lm.text_tokenizer.decode(ids).split("[Speech]")[0].strip()
-
-
-def manner_of(like: units.Units) -> str:
-    """The commonest style and the first pitch of a recording, as speech in its manner begins."""
-    return f"[St{np.bincount(like.style).argmax()}][Pi{like.pitch[0]}]"
 
 
 def draw(path: str | Path, sounds: list[Sound]) -> None:

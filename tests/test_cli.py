@@ -156,7 +156,8 @@ def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):
     assert "'activate heat living room'" in said["meant"]
     assert "never met xylophone" in out and "rms reads: turn on the xylophone please" in out
     files = {path.name: path for path in (tmp_path / "demo").iterdir()}
-    spoken = {"read-rms.wav", "read-slt.wav", "goes-on.wav"}
+    read = {f"read-{name}.wav" for name in ("rms", "slt", "lively", "sad")}
+    spoken = read | {"goes-on.wav"}
     assert spoken | {"demo.png"} == set(files)
     assert files["demo.png"].read_bytes().startswith(b"\x89PNG")
     assert all(0.4 < soundfile.info(files[name]).duration < 8 for name in spoken)
