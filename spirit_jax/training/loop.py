@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
@@ -218,11 +217,3 @@ def _profiler(config: LoopConfig) -> Iterator[Callable[[int], None]]:
     finally:
         if tracing:
             jax.profiler.stop_trace()
-
-
-def mean_metrics(lines: list[dict[str, float]]) -> dict[str, float]:
-    """Means by name over batches that have it."""
-    names = {name for line in lines for name in line}
-    return {
-        name: float(np.nanmean([line[name] for line in lines if name in line])) for name in names
-    }
