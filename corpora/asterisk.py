@@ -2,7 +2,7 @@
 
 The recordings and their text are Debian's packages asterisk-core-sounds-en-g722 and
 asterisk-core-sounds-en (Allison Smith, CC BY-SA 3.0); ffmpeg reads them, pocketsphinx gives word
-times. Until there is a trained HuBERT, units are clusters of MFCCs at 25 frames a second.
+times. Units are clusters of MFCCs, 25 a second, so that nothing trained is needed.
 
     sudo apt-get install asterisk-core-sounds-en asterisk-core-sounds-en-g722 ffmpeg
     pip install -e '.[corpora]'
@@ -15,7 +15,6 @@ word by itself), and model/, a vocabulary and a text tokenizer to start a random
 import argparse
 import gzip
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from pocketsphinx import Decoder
 from rich.progress import track
 from sklearn.cluster import MiniBatchKMeans
 
+from corpora import programs
 from spirit_jax import config
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.records import Utterance, write_shard
@@ -60,9 +60,13 @@ def read_texts() -> dict[str, str]:
 
 
 def decode(path: Path) -> np.ndarray:
-    """Samples of a G.722 file, float32 at 16 kHz."""
+    """Samples of a G.722 file, float32 at 16 kHz.
+
+    Raises:
+      InputError: ffmpeg is not there or cannot read it.
+    """
     command = ["ffmpeg", "-loglevel", "error", "-f", "g722", "-i", str(path), "-f", "wav", "-"]
-    return load_audio(subprocess.run(command, check=True, capture_output=True).stdout)
+    return load_audio(programs.run(command, "ffmpeg"))
 
 
 def align(decoder: Decoder, samples: np.ndarray, text: str) -> tuple | None:

@@ -1,7 +1,7 @@
 """Prints how good speech networks are that were trained on the small world, on its test parts.
 
     python -m corpora.evaluate --corpus runs/world --base runs/tiny/base \\
-        --expressive runs/tiny/expressive --voice runs/tiny/voice \\
+        --expressive runs/tiny/expressive --voice runs/tiny/with-voice \\
         --plain runs/tiny/units2/network
 
 Each figure has its aim beside it, and the command ends with status 1 where one is missed. With
@@ -9,7 +9,6 @@ Each figure has its aim beside it, and the command ends with status 1 where one 
 """
 
 import argparse
-import functools
 import json
 import sys
 import tempfile
@@ -33,6 +32,10 @@ from spirit_jax.units import Units
 
 CLASSIFIER_SHARE = 8  # every so many training recordings of flite's voices are for the classifier
 PHRASE = 3  # words of a prompt that is more than a name or a letter
+PROMPT_ERRORS = {
+    "word_errors": "word errors",
+    "word_errors_of_phrases": f"word errors of {PHRASE} words or more",
+}
 ERRORS = Console(stderr=True)
 
 Row = tuple[str, float, str, bool]  # what, how much, the aim, whether it is met
@@ -128,20 +131,20 @@ def judge_voice(corpus: Path, voice: Path, output: Path | None) -> tuple[dict, l
         for item, sound in zip(items, made, strict=True):
             write_wav(_ready(output / "voice" / f"{item.id}.wav"), sound.samples)
     rows = []
-    for name, least in found["originals"].items():
+    for name, what in PROMPT_ERRORS.items():
         errors = found["voice"][name]
-        rows.append((f"{name}, prompts as recorded", least, "", True))
-        aim = str(PHRASE) in name  # a letter alone has nothing around it to be told by
-        row = f"{name}, prompts in the new voice", errors
-        rows.append((*row, "10 or less", errors <= 10) if aim else (*row, "", True))
+        rows.append((f"{what}, prompts as recorded", found["originals"][name], "", True))
+        # A letter alone has nothing around it to be told by.
+        aim = ("10 or less", errors <= 10) if name == "word_errors_of_phrases" else ("", True)
+        rows.append((f"{what}, prompts in the new voice", errors, *aim))
     return found, rows
 
 
 def _prompt_errors(sounds: Sequence[Sound], heard: list[list[str]]) -> dict[str, float]:
     long = [number for number, sound in enumerate(sounds) if len(sound.text.split()) >= PHRASE]
     return {
-        "word errors": judge_speech.word_error_rate(sounds, heard),
-        f"word errors of {PHRASE} words or more": judge_speech.word_error_rate(
+        "word_errors": judge_speech.word_error_rate(sounds, heard),
+        "word_errors_of_phrases": judge_speech.word_error_rate(
             [sounds[number] for number in long], [heard[number] for number in long]
         ),
     }
@@ -171,8 +174,7 @@ def _find_f0(sounds: Sequence[Sound]) -> list[Sound]:
 
 
 def _recognise(sounds: Sequence[Sound], grammar: Path) -> list[list[str]]:
-    recognise = functools.partial(judge_speech.recognise, grammar)
-    return judge_speech.in_processes(recognise, sounds, "Recognising words")
+    return judge_speech.in_processes(judge_speech.recogniser(grammar), sounds, "Recognising words")
 
 
 def _word_errors(sounds: Sequence[Sound], grammar: Path) -> dict[str, float]:
@@ -204,16 +206,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for sounds and figures")
     given = parser.parse_args()
     try:
+        judged = bool(given.plain or given.expressive)
+        if bool(given.base) != judged or not (given.base or given.voice):
+            raise InputError("Give --base with --plain or --expressive, or --voice, or all.")
         parts = []
-        if given.base and given.plain:
+        if given.plain:
             parts.append(("units", judge_phonetic(given.corpus, given.base, given.plain)))
-        if given.base and given.expressive:
+        if given.expressive:
             sets = given.base, given.expressive, given.output
             parts.append(("resynthesis", judge_resynthesis(given.corpus, *sets)))
         if given.voice:
             parts.append(("voice", judge_voice(given.corpus, given.voice, given.output)))
-        if not parts:
-            raise InputError("Give --base with --plain or --expressive, or --voice.")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -6,7 +6,6 @@ Reads a path a line, writes the words a line.
 """
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 
@@ -24,11 +23,11 @@ def main() -> None:
     parser.add_argument("--grammar", type=Path, required=True, help="in JSGF")
     given = parser.parse_args()
     try:
+        recognise = judge_speech.recogniser(given.grammar)
         sounds = [Sound(load_audio(line.strip()), "") for line in sys.stdin]
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    recognise = functools.partial(judge_speech.recognise, given.grammar)
     for words in judge_speech.in_processes(recognise, sounds, "Recognising words"):
         print(" ".join(words))
 

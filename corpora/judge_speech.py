@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from spirit_jax import checkpoint, f0, units
+from spirit_jax.errors import InputError
 from spirit_jax.evaluation.units import edit_distance
 from spirit_jax.models import hifigan
 from spirit_jax.speech_tokenizer import SpeechTokenizer
@@ -54,8 +56,9 @@ class Sound:
 
 def in_processes(function: Callable[[Sound], Any], sounds: Sequence[Sound], what: str) -> list[Any]:
     """What a function makes of each sound, in several processes, with a progress bar."""
-    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        made = pool.imap(function, sounds, chunksize=4)
+    # Not a `Pool`, which waits for ever for a worker that died.
+    with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        made = pool.map(function, sounds, chunksize=4)
         return list(track(made, what, len(sounds), console=Console(stderr=True)))
 
 
@@ -80,8 +83,18 @@ def word_error_rate(sounds: Sequence[Sound], heard: Sequence[Sequence[str]]) -> 
     return 100 * sum(errors) / sum(map(len, said))
 
 
-def recognise(grammar: Path, sound: Sound) -> list[str]:
-    """The words that pocketsphinx hears, with a JSGF grammar; of each sound by itself."""
+def recogniser(grammar: Path) -> Callable[[Sound], list[str]]:
+    """What gives the words that pocketsphinx hears, with a JSGF grammar; of each sound by itself.
+
+    Raises:
+      InputError: there is no such grammar, at which pocketsphinx itself ends the process.
+    """
+    if not grammar.is_file():
+        raise InputError(f"{grammar}: there is no such grammar.")
+    return functools.partial(_recognise, grammar)
+
+
+def _recognise(grammar: Path, sound: Sound) -> list[str]:
     decoder = _decoder(grammar)
     decoder.start_utt()
     decoder.process_raw((sound.samples.clip(-1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
@@ -123,7 +136,7 @@ def f0_figures(originals: Sequence[Sound], made: Sequence[Sound]) -> dict[str, f
 
 
 class MannerClassifier:
-    """Tells manners by pitch and loudness, for each voice alone; pace has no say."""
+    """Tells manners by F0 alone, for each voice; loudness and pace have no say."""
 
     def __init__(self, sounds: Sequence[Sound]):
         """Learns from recordings whose manner is known."""

@@ -15,6 +15,7 @@ from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import read_items
 from spirit_jax.evaluation.units import labels_at_frames, phone_probe, unit_edit_distance
 from spirit_jax.models import hubert
+from spirit_jax.models.wav2vec2 import TrunkConfig
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.training import unit_targets
 from spirit_jax.training.kmeans import KMeansConfig
@@ -122,9 +123,10 @@ def _add_noise(item: Item, seed: int) -> Item:
     return Item(item.id, audio=(samples_t, SAMPLE_RATE))
 
 
-def _label(phones: list, frames: int, trunk) -> np.ndarray:
+def _label(phones: list, frames: int, trunk: TrunkConfig) -> np.ndarray:
     """The phone in the middle of what each frame sees."""
-    return labels_at_frames(phones, frames, center=trunk.receptive_field / 2 / SAMPLE_RATE)
+    rate, center = SAMPLE_RATE / trunk.stride, trunk.receptive_field / 2 / SAMPLE_RATE
+    return labels_at_frames(phones, frames, rate, center)
 
 
 def _read(path: Path) -> list[dict]:

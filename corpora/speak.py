@@ -9,14 +9,13 @@ the same way, so that only the manner tells one from another.
 import dataclasses
 import functools
 import re
-import subprocess
 import tempfile
 
 import numpy as np
 import pyworld
 
+from corpora import programs
 from spirit_jax.audio import SAMPLE_RATE, load_audio
-from spirit_jax.errors import InputError
 
 PEAK, LOUDNESS = 0.95, 0.06  # of the samples; root mean square, of neutral speech
 NOISE = 3e-4  # root mean square; pocketsphinx finds nothing around silence of zeros
@@ -153,7 +152,8 @@ def _phone_count(word: str, voice: str) -> int:
 def _run_flite(text: str, voice: str, *options: str) -> tuple[str, np.ndarray]:
     """What flite prints, and the samples."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-        told = _run(["flite", "-voice", voice, *options, "-t", text, "-o", file.name])
+        command = ["flite", "-voice", voice, *options, "-t", text, "-o", file.name]
+        told = programs.run(command, "flite")
         return told.decode(), load_audio(file.name)
 
 
@@ -163,15 +163,5 @@ def _espeak(spoken: str, voice: Voice, manner: Manner) -> Speech:
     marked = f'<prosody pitch="{pitch}" range="{spread}">{spoken}</prosody>'
     speed = ["-s", str(round(SPEED / manner.length)), "-p", str(voice.pitch)]
     command = ["espeak-ng", "-m", "-v", voice.own_name, *speed, "--stdout", marked]
-    return Speech(np.pad(load_audio(_run(command)), int(PAUSE * SAMPLE_RATE)))
-
-
-def _run(command: list[str]) -> bytes:
-    try:
-        return subprocess.run(command, check=True, capture_output=True).stdout
-    except FileNotFoundError as error:
-        raise InputError(f"{command[0]}: is not there; apt-get install flite espeak-ng.") from error
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"status {error.returncode}"
-        raise InputError(f"{command[0]}: does not speak ({reason}).") from error
+    samples = load_audio(programs.run(command, "espeak-ng"))
+    return Speech(np.pad(samples, int(PAUSE * SAMPLE_RATE)))

@@ -122,7 +122,7 @@ def _deal(part: str, sentences: list[Sentence], voices: list[str]) -> list[Task]
 
 
 def recordings() -> list[Task]:
-    """Asterisk's prompts, the same of them for test as in `corpora.asterisk`, and LibriVox's."""
+    """Asterisk's prompts, not yet dealt to parts, and LibriVox's."""
     tasks = []
     for name, text in sorted(asterisk.read_texts().items()):
         path = asterisk.SOUNDS / f"{name}.g722"

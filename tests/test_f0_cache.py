@@ -1,5 +1,6 @@
 """The F0 of a corpus: computed once, by several processes, whole or absent."""
 
+import hashlib
 import os
 
 import numpy as np
@@ -66,6 +67,15 @@ def test_what_has_changed_or_was_not_done_is_computed(items, tmp_path, computed)
     assert len(computed) == 6 and len(changed[4].f0_t) == 301
     f0_cache.read_tracks(items, F0Config(resolution=0.4, workers=1), tmp_path / "f0")
     assert len(computed) == 11
+
+
+def test_files_keep_their_names(items, tmp_path):
+    samples = np.linspace(-0.1, 0.1, 400, dtype=np.float32)
+    path, about = items[0].audio_name, os.stat(items[0].audio)
+    told = f"pyin 0.5{items[0].id}{path} {about.st_size} {about.st_mtime_ns}b".encode()
+    f0_cache.read_tracks([items[0], Item("b", samples)], COARSE, tmp_path / "f0")
+    name = hashlib.sha256(told + samples.tobytes()).hexdigest()[:32]
+    assert os.listdir(tmp_path / "f0") == [f"{name}.npz"]
 
 
 def test_a_chunk_that_fails_leaves_nothing(items, tmp_path, monkeypatch):

@@ -1,5 +1,9 @@
 """The judges of resynthesised speech: they find what is known to be right or wrong."""
 
+import json
+import os
+import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +12,12 @@ import pytest
 for package in ("pocketsphinx", "pyworld", "sklearn"):
     pytest.importorskip(package, reason="the extra `corpora` is not installed")
 
-from corpora import judge_speech, judge_units  # noqa: E402
+from corpora import evaluate, hear, judge_speech, judge_units, programs  # noqa: E402
 from corpora.evaluate import allowed_errors  # noqa: E402
 from corpora.judge_speech import MannerClassifier, Sound  # noqa: E402
 from spirit_jax.audio import load_audio  # noqa: E402
+from spirit_jax.errors import InputError  # noqa: E402
+from spirit_jax.models.wav2vec2 import TrunkConfig  # noqa: E402
 
 PROMPT = "login incorrect please enter your agent number followed by the pound key"
 
@@ -63,13 +69,66 @@ def test_a_recogniser_hears_a_real_recording_and_no_words_in_noise(tmp_path):
     noise = 0.1 * np.random.default_rng(0).standard_normal(len(wave)).astype(np.float32)
 
     def errors(*sounds):
-        heard = [judge_speech.recognise(grammar, sound) for sound in sounds]
+        heard = [judge_speech.recogniser(grammar)(sound) for sound in sounds]
         return judge_speech.word_error_rate(sounds, heard)
 
     assert errors(Sound(wave, PROMPT)) == 0
     assert errors(Sound(wave, PROMPT), Sound(wave, "your account number is")) > 50
     assert errors(Sound(noise, PROMPT)) > 30
     assert errors(Sound(wave, PROMPT)) == 0  # what was heard before has no say
+
+
+def test_a_grammar_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
+    with pytest.raises(InputError, match="worl.gram: there is no such grammar"):
+        judge_speech.recogniser(tmp_path / "worl.gram")
+    monkeypatch.setattr(sys, "argv", ["hear", "--grammar", str(tmp_path / "worl.gram")])
+    with pytest.raises(SystemExit, match="1"):
+        hear.main()
+    assert "error:" in capsys.readouterr().err
+
+
+def test_a_process_that_dies_ends_the_judging():
+    with pytest.raises(BrokenProcessPool):
+        judge_speech.in_processes(os._exit, [1, 1], "Dying")
+
+
+def test_programs_that_are_not_there_or_fail_are_named():
+    assert programs.run(["echo", "heard"], "coreutils") == b"heard\n"
+    with pytest.raises(InputError, match="nosuch: is not there; apt-get install some-package"):
+        programs.run(["nosuch"], "some-package")
+    with pytest.raises(InputError, match="false: fails .status 1"):
+        programs.run(["false"], "coreutils")
+
+
+def test_phones_are_those_of_frames_at_the_rate_of_the_trunk():
+    trunk = TrunkConfig(conv_layers=((4, 320, 320),))  # 50 frames a second
+    phones = [["ah", 0.0, 0.1], ["b", 0.1, 0.2]]
+    assert judge_units._label(phones, 10, trunk).tolist() == ["ah"] * 5 + ["b"] * 5
+
+
+def test_the_aim_of_a_voice_is_of_phrases(tmp_path, monkeypatch):
+    texts = {"a": "one", "b": "one two three"}
+    for part in ("train", "valid", "test"):
+        rows = [{"id": id, "audio": f"{id}.wav", "text": text} for id, text in texts.items()]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"asterisk-{part}.jsonl").write_text(lines)
+    made = [Sound(np.zeros(1), text) for text in texts.values()]
+    monkeypatch.setattr(evaluate, "load_audio", lambda audio: np.zeros(1))
+    monkeypatch.setattr(evaluate, "resynthesise", lambda *_: ([], made))
+    monkeypatch.setattr(evaluate, "_recognise", lambda *_: [["two"], ["one", "two", "three"]])
+    found, rows = evaluate.judge_voice(tmp_path, tmp_path, None)
+    assert found["voice"] == {"word_errors": 25, "word_errors_of_phrases": 0}
+    aims = {what: (value, met) for what, value, aim, met in rows if aim}
+    assert aims == {"word errors of 3 words or more, prompts in the new voice": (0, True)}
+
+
+@pytest.mark.parametrize("given", [["--plain"], ["--base"], ["--base", "--voice"], []])
+def test_sets_that_would_not_be_judged_are_refused(given, monkeypatch, capsys):
+    sets = [part for option in given for part in (option, "nowhere")]
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--corpus", "nowhere", *sets])
+    with pytest.raises(SystemExit, match="1"):
+        evaluate.main()
+    assert "Give --base with --plain or --expressive" in capsys.readouterr().err
 
 
 def test_pairs_compare_a_sentence_in_two_voices_with_another_sentence():

@@ -10,7 +10,12 @@ from spirit_jax.errors import InputError
 from spirit_jax.training import kmeans
 from spirit_jax.training.kmeans import KMeansConfig
 
-CONFIG = KMeansConfig(chunk=64)
+CONFIG = KMeansConfig()
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(kmeans, "CHUNK", 64)
 
 
 def make_blobs(each=40):
@@ -49,12 +54,13 @@ def test_iterations_are_those_of_lloyd():
     assert distortion(points, fourth) < distortion(points, first)
 
 
-def test_chunks_change_nothing():
+def test_chunks_change_nothing(monkeypatch):
     points = np.random.default_rng(2).normal(size=(257, 4)).astype(np.float32)
     centroids = np.random.default_rng(3).normal(size=(9, 4)).astype(np.float32)
     expected = np.square(points[:, None] - centroids).sum(-1).argmin(1)
     for chunk in (16, 100, 1000):
-        found = kmeans.assign(points, centroids, chunk)
+        monkeypatch.setattr(kmeans, "CHUNK", chunk)
+        found = kmeans.assign(points, centroids)
         assert found.dtype == np.int32
         np.testing.assert_array_equal(found, expected)
     assert kmeans.assign(points[:0], centroids).shape == (0,)
@@ -91,4 +97,4 @@ def test_more_clusters_than_vectors_and_wrong_settings_are_refused():
     with pytest.raises(InputError, match="start is 'best'"):
         KMeansConfig(start="best")
     with pytest.raises(InputError, match="at least 1"):
-        KMeansConfig(chunk=0)
+        KMeansConfig(frames=0)

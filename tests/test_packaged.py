@@ -20,6 +20,7 @@ def recording():
 
 def test_all_speech_networks_are_under_20_megabytes_and_name_no_folder():
     folders = [checkpoint.ASSETS / name / "speech_tokenizer" for name in NAMES]
+    assert all(folder.is_dir() for folder in folders)
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
     for path in files:
@@ -28,6 +29,7 @@ def test_all_speech_networks_are_under_20_megabytes_and_name_no_folder():
 
 def test_the_package_is_under_40_megabytes():
     files = [path for path in checkpoint.ASSETS.rglob("*") if path.is_file()]
+    assert files
     assert sum(path.stat().st_size for path in files) < 40e6
 
 

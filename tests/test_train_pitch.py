@@ -196,6 +196,12 @@ def test_only_so_many_recordings_are_used(config, monkeypatch):
         assert asked.pop() == expected
 
 
+def test_a_recording_that_cannot_be_used_is_named_with_its_manifest(tmp_path):
+    (tmp_path / "some.jsonl").write_text('{"id": "a"}\n')
+    with pytest.raises(InputError, match="some.jsonl: a: Line 1: has neither audio nor text"):
+        read_items([str(tmp_path / "some.jsonl")])
+
+
 def test_recordings_are_drawn_from_everywhere_in_order():
     items = [Item(str(k)) for k in range(100)]
     drawn = [int(item.id) for item in draw_items(items, 20, seed=1)]

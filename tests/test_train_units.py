@@ -15,16 +15,15 @@ from speech_runs import changed
 from tones import write_tones
 
 from spirit_jax import checkpoint
-from spirit_jax.audio import load_audio
+from spirit_jax.audio import load_audio, write_wav
 from spirit_jax.data.speech import SpeechDataConfig, read_items
 from spirit_jax.errors import InputError
 from spirit_jax.models import hubert
 from spirit_jax.models.hubert import HubertConfig
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
-from spirit_jax.training import filters, kmeans, recipe, unit_targets
+from spirit_jax.training import filters, hosts, kmeans, recipe, unit_targets
 from spirit_jax.training import units as training
-from spirit_jax.training.kmeans import KMeansConfig
-from spirit_jax.training.optimizer import OptimizerConfig
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
 from spirit_jax.training.unit_targets import Recording
 
 run = functools.partial(speech_runs.run, training.train)
@@ -53,7 +52,6 @@ def config(tmp_path_factory):
         optimizer=OptimizerConfig(learning_rate=5e-3, weight_decay=0.0, warmup_steps=5),
         network=NETWORK,
         target_clusters=6,
-        kmeans=KMeansConfig(chunk=64),
         embedding_size=8,
         mask_span=3,
         noise=0.3,
@@ -173,6 +171,71 @@ def test_labels_can_be_those_of_one_voice_that_says_the_same(config, exported, t
         assert set(one.labels_t) <= set(kmeans.assign(features, centroids))
     with pytest.raises(InputError, match="use another run_dir"):
         run(spoken)  # aligned by other features
+    spoken = dataclasses.replace(spoken, aligner=aligner)
+    training.read_targets(spoken, NETWORK)
+    texts = Path(paths["high"]).read_text()
+    for name, old, new in (("high", "sentence 1", "sentence 2"), ("low", "tone2", "tone3")):
+        before = Path(paths[name]).read_text()
+        assert old in before
+        Path(paths[name]).write_text(before.replace(old, new, 1))  # says or is another
+        with pytest.raises(InputError, match="other recordings, texts"):
+            training.read_targets(spoken, NETWORK)
+        Path(paths[name]).write_text(before)
+    assert Path(paths["high"]).read_text() == texts
+
+
+def test_recordings_without_a_frame_are_left_out(config, tmp_path):
+    lines = Path(config.data.sources[0]).read_text().splitlines()
+    for line in lines:
+        path = Path(config.data.sources[0]).parent / json.loads(line)["audio"]
+        shutil.copy(path, tmp_path)
+    write_wav(tmp_path / "empty.wav", np.zeros(0, np.float32))
+    empty = json.dumps({"id": "empty", "audio": "empty.wav"})
+    names = {}
+    for name, own in (("some", [lines[0], empty, *lines[1:]]), ("none", [empty])):
+        names[name] = str(tmp_path / f"{name}.jsonl")
+        Path(names[name]).write_text("".join(f"{line}\n" for line in own))
+    data = dataclasses.replace(config.data, sources=(names["some"],), held_out=(names["some"],))
+    recordings, _ = training.read_targets(changed(config, "some", data=data), NETWORK)
+    assert len(recordings) == 6 and all(len(one.labels_t) for one in recordings)
+    data = dataclasses.replace(data, held_out=(names["none"],))
+    with pytest.raises(InputError, match="None of the 1 recordings is long enough"):
+        made = training.make(changed(config, "some", data=data))
+        made.evaluate(made.init())
+
+
+def test_every_held_out_frame_weighs_the_same(config):
+    found = []
+    for rows in (4, 6):  # two batches, of which the last is not full, and one
+        data = dataclasses.replace(config.data, batch_rows=rows)
+        made = training.make(dataclasses.replace(config, data=data, unmasked_weight=0.5))
+        found.append(made.evaluate(made.init()))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_other_processes_make_the_report_too_and_the_first_one_keeps_it(config, monkeypatch):
+    folders = []
+
+    def make(config):
+        report = lambda state, folder: folders.append((folder, folder.is_dir()))  # noqa: E731
+        return dataclasses.replace(training.make(config), report=report)
+
+    for first, name in ((True, "first"), (False, "another")):
+        monkeypatch.setattr(hosts, "is_first", lambda first=first: first)
+        one = changed(config, name, steps=1)
+        assert len(list(recipe.train(one, make, jax.devices()[:1]))) == 1
+        assert (Path(one.run_dir) / "report").is_dir() == first
+    assert [there for _, there in folders] == [True, True]
+    assert folders[0][0].is_dir() and not folders[1][0].is_dir()
+
+
+def test_vectors_do_not_decay():
+    params = {"mask": jnp.ones(3), "labels": jnp.ones((2, 3)), "head": {"bias": jnp.ones(3)}}
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, weight_decay=0.5), 10)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    assert not updates["mask"].any() and not updates["head"]["bias"].any()
+    np.testing.assert_allclose(updates["labels"], -0.5)
 
 
 def test_the_first_filters_can_be_band_passes_unless_they_are_trained(config, exported):
@@ -272,7 +335,8 @@ def test_the_loss_is_that_of_masked_frames(config):
     labels, mask = rng.integers(0, 6, (2, 9)), rng.random((2, 9)) < 0.5
     true = np.arange(9) < np.array([[9], [4]])
     settings = dataclasses.replace(config, unmasked_weight=0.5)
-    metrics = training.measure(logits, true, mask, labels, settings)
+    sums = training.measure(logits, true, mask, labels)
+    metrics = training.summarise(sums, settings.unmasked_weight)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     costs = -np.take_along_axis(log_probs, labels[..., None], -1)[..., 0]
     masked, seen = (costs[true & part].mean() for part in (mask, ~mask))

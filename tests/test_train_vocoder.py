@@ -15,7 +15,7 @@ import speech_runs
 from tones import write_tones
 
 from spirit_jax import checkpoint, speech_tokenizer
-from spirit_jax.audio import load_audio
+from spirit_jax.audio import load_audio, write_wav
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import SpeechDataConfig, read_items
 from spirit_jax.errors import InputError
@@ -299,6 +299,36 @@ def test_units_are_kept_and_a_computation_that_was_stopped_goes_on(config, whole
         vocoder_data.read_units(items, config.tokenizer, path)
 
 
+def test_a_recording_that_was_replaced_is_heard_anew_and_copies_once(config, tmp_path, monkeypatch):
+    samples = load_audio(read_items(config.data.sources)[0].audio)
+    write_wav(tmp_path / "a.wav", samples)
+    one = Item("a", tmp_path / "a.wav")
+    other = Item("here", samples[:8000])
+    computed = []
+    encode = SpeechTokenizer.encode_batch
+    monkeypatch.setattr(
+        SpeechTokenizer, "encode_batch", lambda *a: computed.extend(a[1]) or encode(*a)
+    )
+
+    def read(*items):
+        return vocoder_data.read_units(items, config.tokenizer, tmp_path / "units.jsonl")
+
+    heard = read(one, other, one)
+    assert len(computed) == 2 and heard[0] == heard[2] and len(heard[1]) == 12
+    write_wav(tmp_path / "a.wav", samples[:12000])
+    again = read(one, Item("here", samples[:4000]), other)
+    assert len(computed) == 4 and again[2] == heard[1]
+    assert (len(again[0]), len(again[1])) == (18, 6) and len(again[0]) < len(heard[0])
+
+
+def test_without_a_duration_predictor_the_report_has_no_predicted_durations(config, tmp_path):
+    network = dataclasses.replace(NETWORK, duration_hidden=0)
+    made = vocoder.make(changed(config, "untimed", network=network))
+    made.report(made.init(), tmp_path)
+    whats = sorted(path.name for path in tmp_path.glob("low*"))
+    assert whats == ["low.png", "low_made.wav", "low_real.wav"]
+
+
 def test_what_does_not_fit_is_named(config):
     for changes, message in (
         ({"speakers": ()}, "expected names, each once"),
@@ -312,5 +342,8 @@ def test_what_does_not_fit_is_named(config):
             dataclasses.replace(config, **changes)
     with pytest.raises(InputError, match="no recordings of the speakers nobody.*high, low"):
         run(changed(config, "nobody", speakers=("nobody",)))
+    items = [Item("a", "a.wav", speaker="slt", style="sad"), Item("b", "b.wav", speaker="slt")]
+    with pytest.raises(InputError, match="speakers slt in the styles wild.*: slt.*styles: sad"):
+        vocoder_data.choose(items, ("slt",), ("wild",))
     with pytest.raises(InputError, match="holds no speech tokenizer"):
         run(changed(config, "deaf", tokenizer="nowhere"))

@@ -180,8 +180,18 @@ def test_a_checkpoint_by_minutes(make_config, tmp_path):
 
 
 def test_a_profile_is_taken(make_config, tmp_path):
-    run(make_config("profiled", profile_at=3, profile_steps=2), stop_after=6)
-    assert list((tmp_path / "profiled" / "profile").rglob("*.xplane.pb"))
+    settings = make_config("profiled", profile_at=3, profile_steps=4)
+
+    def profiles():
+        return len(list((tmp_path / "profiled" / "profile").rglob("*.xplane.pb")))
+
+    run(settings, stop_after=5)  # after the sixth step was sent; the fourth was saved
+    assert profiles() == 1
+    assert len(run(settings)) == 3  # begins within what is profiled
+    assert profiles() == 2
+    longer = dataclasses.replace(settings, profile_at=STEPS, profile_steps=2)
+    assert run(longer) == []  # a run at its end has nothing to profile
+    assert profiles() == 2
 
 
 def test_settings_that_cannot_be_are_named(make_config):

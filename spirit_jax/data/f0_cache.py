@@ -2,7 +2,7 @@
 
 Recordings are taken in chunks, each of which is one file that is whole or absent, named by what it
 was made of. So a stopped run goes on where it was, changed recordings are computed anew, and runs
-that name the same folder share what is there.
+that name the same folder share the chunks that have the same recordings in the same order.
 """
 
 import dataclasses
@@ -10,20 +10,17 @@ import functools
 import hashlib
 import multiprocessing
 import os
-import sys
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from spirit_jax import f0
 from spirit_jax.audio import Audio, load_audio
-from spirit_jax.data.manifest import Item
+from spirit_jax.data.manifest import Item, fingerprint
+from spirit_jax.data.progress import watch
 from spirit_jax.errors import InputError
 
 CHUNK = 32  # recordings a file
@@ -102,9 +99,9 @@ def read_tracks(items: Sequence[Item], config: F0Config, folder: str | Path) -> 
         # Not forked: JAX has threads, which a fork would leave with their locks held.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            _watch(pool.map(compute, jobs), len(jobs))
-    else:
-        _watch(map(compute, jobs), len(jobs))
+            _wait(pool.map(compute, jobs), len(jobs))
+    elif jobs:
+        _wait(map(compute, jobs), len(jobs))
     return [one for path in paths for one in _read(path)]
 
 
@@ -149,28 +146,10 @@ def _digest(items: Sequence[Item], config: F0Config) -> str:
     """A name for what F0 is made of: the settings and the audio."""
     digest = hashlib.sha256(f"pyin {config.resolution}".encode())
     for item in items:
-        digest.update(item.id.encode())
-        if item.audio_name:
-            try:
-                about = os.stat(item.audio_name)
-            except OSError as error:
-                raise InputError(
-                    f"{item.audio_name}: cannot be read ({error.strerror})."
-                ) from error
-            digest.update(f"{item.audio_name} {about.st_size} {about.st_mtime_ns}".encode())
-        else:
-            digest.update(load_audio(item.audio).tobytes())
+        digest.update(fingerprint(item))
     return digest.hexdigest()[:32]
 
 
-def _watch(jobs: Iterable[None], total: int) -> None:
-    """Waits for jobs, with a bar on a terminal and a line now and then otherwise."""
-    if sys.stderr.isatty() and total:
-        for _ in track(jobs, "F0", total, console=Console(stderr=True)):
-            pass
-        return
-    told = time.monotonic()
-    for done, _ in enumerate(jobs, start=1):
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
-            print(f"F0: {done} of {total} chunks of recordings", file=sys.stderr, flush=True)
+def _wait(jobs: Iterator[None], total: int) -> None:
+    for _ in watch(jobs, "F0, chunks of recordings", total):
+        pass

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from spirit_jax.audio import Audio
+from spirit_jax.audio import Audio, load_audio
 from spirit_jax.data.word_times import Words
 from spirit_jax.errors import InputError
 
@@ -48,6 +49,23 @@ class Item:
     def audio_name(self) -> str:
         """The path, or "" where there is none."""
         return str(self.audio) if isinstance(self.audio, str | Path) else ""
+
+
+def fingerprint(item: Item) -> bytes:
+    """What tells a recording from others, and from one that had its name before.
+
+    It is the id, and the path with size and time of change, or the samples where there is no path.
+
+    Raises:
+      InputError: the recording cannot be read.
+    """
+    if not item.audio_name:
+        return item.id.encode() + load_audio(item.audio).tobytes()
+    try:
+        about = os.stat(item.audio_name)
+    except OSError as error:
+        raise InputError(f"{item.audio_name}: cannot be read ({error.strerror}).") from error
+    return f"{item.id}{item.audio_name} {about.st_size} {about.st_mtime_ns}".encode()
 
 
 def read_source(source: str) -> Iterator[Item]:

@@ -44,11 +44,13 @@ def read_items(sources: Sequence[str]) -> list[Item]:
     Raises:
       InputError: there are none, or one cannot be used.
     """
-    items = [item for source in sources for item in read_source(source)]
-    for item in items:
-        if item.problem:
-            raise InputError(f"{item.id}: {item.problem}")
-    found = [item for item in items if item.audio is not None]
+    found = []
+    for source in sources:
+        for item in read_source(source):
+            if item.problem:
+                raise InputError(f"{source}: {item.id}: {item.problem}")
+            if item.audio is not None:
+                found.append(item)
     if not found:
         raise InputError(f"There are no recordings in {', '.join(sources) or 'no sources'}.")
     return found
@@ -98,16 +100,6 @@ class SpeechStream(Iterator[Row]):
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where a state was taken, on this or another number of hosts."""
         self._step = state["step"]
-
-
-def crop(samples_t: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """A stretch of `size` samples from a place drawn at random, and where it starts.
-
-    Shorter audio is padded with zeros at its end.
-    """
-    start = int(rng.integers(max(len(samples_t) - size, 0) + 1))
-    piece = samples_t[start : start + size]
-    return np.pad(piece, (0, size - len(piece))), start
 
 
 def stack(rows: Sequence[Row]) -> Row:

@@ -7,11 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
-def deduplicate(units_t: np.ndarray) -> np.ndarray:
-    """Units without repeats of the one before."""
-    units_t = np.asarray(units_t)
-    return units_t[np.diff(units_t, prepend=units_t[:1] - 1) != 0]
+from spirit_jax.units import dedup
 
 
 def unit_edit_distance(clean_t: np.ndarray, changed_t: np.ndarray) -> float:
@@ -20,7 +16,7 @@ def unit_edit_distance(clean_t: np.ndarray, changed_t: np.ndarray) -> float:
     Repeats are dropped from both. The measure of arXiv 2209.15483 (section 3.1), which takes its
     mean over recordings. No units on either side are 0 apart; any from none are 100.
     """
-    clean, changed = deduplicate(clean_t), deduplicate(changed_t)
+    clean, changed = (units_t[dedup(units_t)] for units_t in (clean_t, changed_t))
     if not len(clean):
         return 100.0 if len(changed) else 0.0
     return 100.0 * edit_distance(clean, changed) / len(clean)

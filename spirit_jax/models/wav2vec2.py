@@ -316,8 +316,8 @@ class Layers(nn.Module):
 class Trunk(nn.Module):
     """Waveforms to one vector a frame.
 
-    The three methods that `__call__` goes through are there for training, which masks or quantizes
-    what goes from one to the next.
+    The methods that `__call__` goes through are there for training, which masks what goes from one
+    to the next.
     """
 
     config: TrunkConfig

@@ -16,6 +16,7 @@ import numpy as np
 from spirit_jax.errors import InputError
 
 STARTS = ("k-means++", "random")
+CHUNK = 8192  # vectors whose distances to all centroids are in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,21 +27,19 @@ class KMeansConfig:
       frames: vectors that centroids are found from, a sample of what there is.
       start: "k-means++" draws first centroids that are far from each other, "random" any vectors.
       iterations: at most so many; it ends when no vector changes its centroid.
-      chunk: vectors whose distances to all centroids are in memory at once.
       seed: of what is drawn.
     """
 
     frames: int = 200_000
     start: str = "k-means++"
     iterations: int = 50
-    chunk: int = 8192
     seed: int = 0
 
     def __post_init__(self):
         if self.start not in STARTS:
             raise InputError(f"kmeans.start is '{self.start}', expected {' or '.join(STARTS)}.")
-        if min(self.frames, self.iterations, self.chunk) < 1:
-            raise InputError("kmeans.frames, iterations and chunk must be at least 1.")
+        if min(self.frames, self.iterations) < 1:
+            raise InputError("kmeans.frames and iterations must be at least 1.")
 
 
 def fit(vectors_nd: np.ndarray, clusters: int, config: KMeansConfig) -> np.ndarray:
@@ -56,16 +55,16 @@ def fit(vectors_nd: np.ndarray, clusters: int, config: KMeansConfig) -> np.ndarr
     """
     if len(vectors_nd) < clusters:
         raise InputError(f"{len(vectors_nd)} frames cannot be put into {clusters} clusters.")
-    chunks_kcd, true_kc = _split(np.asarray(vectors_nd, np.float32), config.chunk)
+    chunks_kcd, true_kc = _split(np.asarray(vectors_nd, np.float32), CHUNK)
     key = jax.random.key(config.seed)
     return np.asarray(_fit(chunks_kcd, true_kc, key, config.iterations, clusters, config.start))
 
 
-def assign(vectors_nd: np.ndarray, centroids_vd: np.ndarray, chunk: int = 8192) -> np.ndarray:
+def assign(vectors_nd: np.ndarray, centroids_vd: np.ndarray) -> np.ndarray:
     """The nearest centroid of every vector, int32 (n,)."""
     if not len(vectors_nd):
         return np.zeros(0, np.int32)
-    chunks_kcd, _ = _split(np.asarray(vectors_nd, np.float32), min(chunk, _power(len(vectors_nd))))
+    chunks_kcd, _ = _split(np.asarray(vectors_nd, np.float32), min(CHUNK, _power(len(vectors_nd))))
     return np.asarray(_assign(chunks_kcd, centroids_vd)).ravel()[: len(vectors_nd)]
 
 

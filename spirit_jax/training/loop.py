@@ -3,6 +3,7 @@
 It knows no network. A recipe gives it the state, the compiled step and the stream.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
@@ -141,7 +141,7 @@ def _steps(config, mesh, training, stop, first) -> Iterator[dict[str, Any]]:
     devices = mesh.devices.size
     peak = peak_flops(mesh.devices.flat[0])
     clock, saved_at = Clock(), time.monotonic()
-    pending, finished = None, first
+    pending = None
 
     def finish(number: int, metrics: dict[str, Any]) -> dict[str, Any]:
         plain = {name: float(value) for name, value in metrics.items()}
@@ -152,7 +152,7 @@ def _steps(config, mesh, training, stop, first) -> Iterator[dict[str, Any]]:
             line["mfu"] = training.flops / line["seconds"] / peak / devices
         return line
 
-    with ThreadPoolExecutor(1) as ahead:
+    with _profiler(config) as profile, ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(next, stream) if first < config.steps else None
         for number in range(first + 1, config.steps + 1):
             batch = {
@@ -160,10 +160,9 @@ def _steps(config, mesh, training, stop, first) -> Iterator[dict[str, Any]]:
                 for name, array in coming.result().items()
             }
             clock.lap("input")
-            _profile(config, number)
+            profile(number)
             state, metrics = training.step(state, batch)
             clock.lap("step")
-            finished = number
             if pending is not None:
                 yield finish(*pending)
             pending = number, dict(metrics)
@@ -186,8 +185,6 @@ def _steps(config, mesh, training, stop, first) -> Iterator[dict[str, Any]]:
             if ending:
                 break
             coming = ahead.submit(next, stream)
-    if 0 <= finished - config.profile_at < config.profile_steps and config.profile_at:
-        jax.profiler.stop_trace()
 
 
 def _every(steps: int, number: int) -> bool:
@@ -201,18 +198,22 @@ def _agreed_minutes(number: int, due: bool) -> bool:
     return number % 10 == 0 and hosts.agree(due)
 
 
-def _profile(config: LoopConfig, number: int) -> None:
-    if not config.profile_at:
-        return
-    if number == config.profile_at:
-        jax.profiler.start_trace(str(Path(config.run_dir) / "profile"))
-    elif number == config.profile_at + config.profile_steps:
-        jax.profiler.stop_trace()
+@contextlib.contextmanager
+def _profiler(config: LoopConfig) -> Iterator[Callable[[int], None]]:
+    """Gives what is called before each step; those to be profiled that run here are."""
+    tracing = False
 
+    def profile(number: int) -> None:
+        nonlocal tracing
+        within = bool(config.profile_at) and 0 <= number - config.profile_at < config.profile_steps
+        if within and not tracing:
+            jax.profiler.start_trace(str(Path(config.run_dir) / "profile"))
+        if tracing and not within:
+            jax.profiler.stop_trace()
+        tracing = within
 
-def mean_metrics(lines: list[dict[str, float]]) -> dict[str, float]:
-    """Means by name over batches that have it."""
-    names = {name for line in lines for name in line}
-    return {
-        name: float(np.nanmean([line[name] for line in lines if name in line])) for name in names
-    }
+    try:
+        yield profile
+    finally:
+        if tracing:
+            jax.profiler.stop_trace()

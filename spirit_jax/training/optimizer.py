@@ -1,6 +1,7 @@
 """AdamW with warm-up, a schedule and clipping."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import optax
@@ -8,6 +9,7 @@ import optax
 from spirit_jax.errors import InputError
 
 SCHEDULES = ("constant", "linear", "cosine")
+VECTORS = ("scale", "bias", "mask")  # names of parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     def decays(params):
         # A stacked vector has a second axis, so the name tells, not the shape.
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: path[-1].key not in ("scale", "bias"), params
+            lambda path, leaf: path[-1].key not in VECTORS, params
         )
 
     adamw = optax.adamw(
@@ -77,3 +79,22 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         mask=decays,
     )
     return optax.chain(*clip, adamw)
+
+
+def with_epoch_decay(
+    optimizer: optax.GradientTransformation, decay: float, epoch_steps: Callable[[], int]
+) -> optax.GradientTransformation:
+    """The same with updates multiplied by `decay` after every epoch.
+
+    The update of AdamW is in proportion to its learning rate, so that is what decays.
+
+    Args:
+      optimizer: whose updates.
+      decay: above 0 and at most 1.
+      epoch_steps: how many steps an epoch has; asked when the first update is traced.
+    """
+
+    def share(step: jax.Array) -> jax.Array:
+        return decay ** (step // epoch_steps())
+
+    return optax.chain(optimizer, optax.scale_by_schedule(share))

@@ -14,6 +14,7 @@ import librosa
 import numpy as np
 
 from spirit_jax.data.manifest import Item
+from spirit_jax.data.progress import watch
 from spirit_jax.data.speech import read_items
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import TrunkConfig
@@ -56,31 +57,38 @@ def label(
       centroids_vd: of clusters.
       compared: the features by which frames are aligned; those of a network that knows sounds from
         voices align better.
+
+    Raises:
+      InputError: a reference is too short to have a frame.
     """
     if not references:
         return unit_targets.label(items, heard, trunk, centroids_vd)
     partners = [references.get(item.text, item) for item in items]
     streams = zip(
+        partners,
         unit_targets.hear(items, compared, trunk),
         unit_targets.hear(partners, compared, trunk),
         unit_targets.hear(partners, heard, trunk),
         strict=True,
     )
-    return [
-        kmeans.assign(clustered_ud, centroids_vd)[align(values_td, others_ud)]
-        for values_td, others_ud, clustered_ud in streams
-    ]
+    labels = []
+    for partner, values_td, others_ud, clustered_ud in watch(
+        streams, unit_targets.LABELLED, len(items)
+    ):
+        if len(values_td) and not len(others_ud):
+            raise InputError(f"{partner.id}: is a reference too short to have a frame.")
+        labels.append(kmeans.assign(clustered_ud, centroids_vd)[align(values_td, others_ud)])
+    return labels
 
 
 def align(values_td: np.ndarray, others_ud: np.ndarray) -> np.ndarray:
     """For each frame the one of another recording that goes with it, int (t,), never going back.
 
-    Of several that go with it the middle one is taken. Frames are alike by their direction.
+    Of several that go with it the middle one is taken. Frames are alike by their direction. The
+    other recording must have a frame if this one has.
     """
     if not len(values_td):
         return np.zeros(0, int)
-    if not len(others_ud):
-        raise InputError("A reference is too short to have a frame.")
     _, path = librosa.sequence.dtw(_unit(values_td).T, _unit(others_ud).T)
     own, other = path[::-1].T
     frames = np.arange(len(values_td))

@@ -30,7 +30,7 @@ from spirit_jax.models.pitch import PitchConfig, PitchVqVae
 from spirit_jax.models.wav2vec2 import length_mask
 from spirit_jax.training import ema, pitch_report, recipe
 from spirit_jax.training.ema import Codebook, EmaConfig
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, with_epoch_decay
 
 MEANS = ("speaker", "utterance")
 EVAL_FRAMES = 2000  # of a held-out recording, 10 s
@@ -107,7 +107,7 @@ def export(config: RunConfig, output: str | Path) -> int:
       InputError: there is no checkpoint, or `output` exists.
     """
     state = recipe.newest_state(config, make(config))
-    network, _ = _read_start(config)
+    network, _ = recipe.read_start(config, "pitch", pitch.load)
     checkpoint.save_network(output, network, jax.tree.map(np.asarray, network_params(state)))
     return int(state.step)
 
@@ -119,7 +119,7 @@ def network_params(state: State) -> dict[str, Any]:
 
 def make(config: RunConfig) -> recipe.Recipe:
     """The recipe; nothing is read but the folder of `start`."""
-    network, started = _read_start(config)
+    network, started = recipe.read_start(config, "pitch", pitch.load)
     model = PitchVqVae(network)
     batch_frames = config.data.batch_rows * config.segment_frames
 
@@ -127,13 +127,11 @@ def make(config: RunConfig) -> recipe.Recipe:
     def features() -> list[np.ndarray]:
         return read_features(recipe.training_items(config), config, network)
 
-    def decay(step: jax.Array) -> jax.Array:
-        epoch_steps = max(len(features()) // config.data.batch_rows, 1)
-        return config.epoch_decay ** (step // epoch_steps)
+    def epoch_steps() -> int:
+        return max(len(features()) // config.data.batch_rows, 1)
 
-    # The decay comes after AdamW, whose update is in proportion to the learning rate.
-    optimizer = optax.chain(
-        make_optimizer(config.optimizer, config.steps), optax.scale_by_schedule(decay)
+    optimizer = with_epoch_decay(
+        make_optimizer(config.optimizer, config.steps), config.epoch_decay, epoch_steps
     )
 
     def init() -> State:
@@ -306,11 +304,3 @@ def measure(found: Found, config: RunConfig, num_codes: int) -> dict[str, jax.Ar
         "codes_used": codes_used,
         "perplexity": perplexity,
     }
-
-
-def _read_start(config: RunConfig) -> tuple[PitchConfig, Any]:
-    """Sizes and first parameters, None for random ones."""
-    if not config.start:
-        return config.network, None
-    model, params = pitch.load(checkpoint.find_network(config.start, "pitch"))
-    return model.config, params

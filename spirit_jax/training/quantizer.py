@@ -20,13 +20,13 @@ import numpy as np
 import optax
 from flax import struct
 
-from spirit_jax import checkpoint
-from spirit_jax.audio import SAMPLE_RATE, load_audio
+from spirit_jax import checkpoint, units
+from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.data import augment
 from spirit_jax.data.augment import AugmentConfig
 from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.errors import InputError
-from spirit_jax.evaluation.units import deduplicate, unit_edit_distance
+from spirit_jax.evaluation.units import unit_edit_distance
 from spirit_jax.models import hubert
 from spirit_jax.models.hubert import HubertUnits, QuantizerConfig, fill_blanks
 from spirit_jax.models.wav2vec2 import length_mask
@@ -156,7 +156,7 @@ def make(config: RunConfig) -> recipe.Recipe:
 
         made_of = " ".join(checkpoint.hash_params(part) for part in started.values())
         kept = unit_targets.keep(Path(config.run_dir) / "targets.npz", made_of, items, label)
-        recordings = [Recording(*one) for one in zip(items, kept["labels"], strict=True)]
+        recordings = unit_targets.with_labels(items, kept["labels"])
         cut = functools.partial(make_row, config=config, teacher=teacher)
         return SpeechStream(recordings, cut, config.data, rows)
 
@@ -200,11 +200,12 @@ def make(config: RunConfig) -> recipe.Recipe:
         quantizer_report.write(folder, batches, before, listen(state), trunk)
 
     judged = bool(config.data.held_out)
+    frames, _ = unit_targets.segment_size(config.segment_seconds, trunk)
     return recipe.Recipe(
         init,
         step,
         make_stream,
-        config.data.batch_rows * segment_frames(config, teacher),
+        config.data.batch_rows * frames,
         evaluate=evaluate if judged else None,
         report=report if judged else None,
     )
@@ -246,22 +247,15 @@ def ctc_loss(
     return optax.ctc_loss(*arguments, blank_id=blank)
 
 
-def segment_frames(config: RunConfig, model: HubertUnits) -> int:
-    """Frames of unchanged audio in a row."""
-    return max(round(config.segment_seconds * SAMPLE_RATE / model.config.trunk.stride), 1)
-
-
 def make_row(
     recording: Recording, rng: np.random.Generator, config: RunConfig, teacher: HubertUnits
 ) -> Row:
     """A segment from a place drawn at random, changed, and the units that it had before."""
-    samples_t, labels_t = load_audio(recording.item.audio), recording.labels_t
-    trunk, frames = teacher.config.trunk, segment_frames(config, teacher)
-    first = int(rng.integers(max(len(labels_t) - frames, 0) + 1))
-    size = (frames - 1) * trunk.stride + trunk.receptive_field
-    piece_t = samples_t[first * trunk.stride :][:size]
+    seconds, trunk = config.segment_seconds, teacher.config.trunk
+    frames, size = unit_targets.segment_size(seconds, trunk)
+    piece_t, labels_t = unit_targets.draw_segment(recording, seconds, trunk, rng)
     changed_t = augment.augment(piece_t, rng, config.augment)
-    units_u = deduplicate(labels_t[first : first + frames])
+    units_u = labels_t[units.dedup(labels_t)]
     room = int(size / min(config.augment.stretch_rates[0], 1)) + 1
     return {
         "wave_bt": np.pad(changed_t, (0, room - len(changed_t))),

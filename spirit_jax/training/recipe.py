@@ -5,14 +5,17 @@ and batches are split over its `data` and `fsdp` axes.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from spirit_jax import sharding
+from spirit_jax import checkpoint, sharding
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import SpeechDataConfig, SpeechStream, draw_items, read_items
 from spirit_jax.errors import InputError
@@ -60,7 +63,8 @@ class Recipe:
       batch_tokens: what a step counts as for the rate (frames, as a rule).
       evaluate: of the state, metrics by name; None for none.
       report: of the state and a folder, writes pictures and sounds to judge by; None for none. It
-        is called after each evaluation, by the first process.
+        is called after each evaluation by every process, since its programs may run on the devices
+        of all; the first one's is kept.
     """
 
     init: Callable[[], Any]
@@ -101,10 +105,11 @@ def _prepare(config: RecipeConfig, recipe: Recipe, mesh: jax.sharding.Mesh) -> l
 
     def evaluate(state: Any) -> dict[str, float]:
         metrics = recipe.evaluate(state) if recipe.evaluate else {}
-        if recipe.report and hosts.is_first():
-            folder = Path(config.run_dir) / "report"
-            folder.mkdir(parents=True, exist_ok=True)
-            recipe.report(state, folder)
+        if recipe.report:
+            with tempfile.TemporaryDirectory() as elsewhere:
+                folder = Path(config.run_dir) / "report" if hosts.is_first() else Path(elsewhere)
+                folder.mkdir(parents=True, exist_ok=True)
+                recipe.report(state, folder)
         return {f"eval_{name}": value for name, value in metrics.items()}
 
     return loop.Training(
@@ -135,6 +140,27 @@ def newest_state(
     if restored is None:
         raise InputError(f"{folder}: has no checkpoint yet.")
     return restored[0]
+
+
+def read_start(
+    config: Any, network: str, load: Callable[[Path], tuple[Any, Any]]
+) -> tuple[Any, Any]:
+    """Sizes and first parameters, None for random ones.
+
+    Args:
+      config: says `network`, and `start`, whose sizes go before.
+      network: the name of the network's folder.
+      load: reads that, as a model with `config` and its parameters.
+    """
+    if not config.start:
+        return config.network, None
+    model, params = load(checkpoint.find_network(config.start, network))
+    return model.config, params
+
+
+def add_up(sums: Iterable[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    """The sums of several batches, at least one, by name."""
+    return functools.reduce(lambda some, others: jax.tree.map(jnp.add, some, others), sums)
 
 
 def training_items(config: RecipeConfig) -> list[Item]:

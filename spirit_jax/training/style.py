@@ -100,14 +100,14 @@ def export(config: RunConfig, output: str | Path) -> int:
       InputError: there is no checkpoint, or `output` exists.
     """
     state = recipe.newest_state(config, make(config))
-    network, _ = _read_start(config)
+    network, _ = recipe.read_start(config, "style", style.load)
     checkpoint.save_network(output, network, jax.tree.map(np.asarray, state.params))
     return int(state.step)
 
 
 def make(config: RunConfig) -> recipe.Recipe:
     """The recipe; nothing is read but the folder of `start`."""
-    network, started = _read_start(config)
+    network, started = recipe.read_start(config, "style", style.load)
     model = StyleEncoder(network)
     unit_samples = network.pool_frames * network.trunk.stride
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -163,8 +163,8 @@ def make(config: RunConfig) -> recipe.Recipe:
             yield sums, batch, np.asarray(units_bs)
 
     def evaluate(state: State) -> dict[str, float]:
-        totals = functools.reduce(_add, (sums for sums, _, _ in judge_held_out(state)))
-        return jax.tree.map(float, summarise(totals))
+        sums = recipe.add_up(sums for sums, _, _ in judge_held_out(state))
+        return jax.tree.map(float, summarise(sums))
 
     def report(state: State, folder: Path) -> None:
         judged = [(batch, units_bs) for _, batch, units_bs in judge_held_out(state)]
@@ -240,10 +240,6 @@ def summarise(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
     }
 
 
-def _add(some: dict[str, jax.Array], others: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return jax.tree.map(jnp.add, some, others)
-
-
 def _read_features(config: RunConfig, unit_samples: int, items: Sequence[Item]) -> list[np.ndarray]:
     """The style features of each recording, relative to its speaker's mean F0."""
     tracks = f0_cache.read_tracks(items, config.f0, Path(config.run_dir) / "f0")
@@ -253,11 +249,3 @@ def _read_features(config: RunConfig, unit_samples: int, items: Sequence[Item]) 
         mean = means.get(item.speaker, track.mean)
         found.append(style_features(load_audio(item.audio), track, mean, unit_samples))
     return found
-
-
-def _read_start(config: RunConfig) -> tuple[StyleConfig, Any]:
-    """Sizes and first parameters, None for random ones."""
-    if not config.start:
-        return config.network, None
-    model, params = style.load(checkpoint.find_network(config.start, "style"))
-    return model.config, params

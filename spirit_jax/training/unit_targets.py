@@ -7,9 +7,7 @@ v clusters.
 import dataclasses
 import hashlib
 import os
-import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +18,8 @@ import numpy as np
 
 from spirit_jax import batching
 from spirit_jax.audio import SAMPLE_RATE, load_audio
-from spirit_jax.data.manifest import Item
+from spirit_jax.data.manifest import Item, fingerprint
+from spirit_jax.data.progress import watch
 from spirit_jax.errors import InputError
 from spirit_jax.models import hubert
 from spirit_jax.models.hubert import HubertUnits
@@ -32,6 +31,7 @@ BUCKET_SECONDS = (2, 4, 8, 16, 32, 64, 101)  # audio is padded to these
 PIECE_SECONDS = 100  # longer recordings are taken in pieces of this length
 BATCH_SECONDS = 64  # of audio that a network hears at once
 GROUP = 64  # recordings in memory
+LABELLED = "recordings labelled"
 
 # Jitted, of padded (wave_bt, lengths_b): a value or a vector a frame, and true numbers of frames.
 Heard = Callable[[np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]]
@@ -43,6 +43,23 @@ class Recording:
 
     item: Item
     labels_t: np.ndarray
+
+
+def segment_size(seconds: float, trunk: TrunkConfig) -> tuple[int, int]:
+    """Frames of a segment, at least one, and the samples that they are made of."""
+    frames = max(round(seconds * SAMPLE_RATE / trunk.stride), 1)
+    return frames, (frames - 1) * trunk.stride + trunk.receptive_field
+
+
+def draw_segment(
+    recording: Recording, seconds: float, trunk: TrunkConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Samples and labels of a segment from a place drawn at random; all where there is no more."""
+    frames, size = segment_size(seconds, trunk)
+    samples_t, labels_t = load_audio(recording.item.audio), recording.labels_t
+    # Segments begin where a frame does, so that the recording's labels are theirs.
+    first = int(rng.integers(max(len(labels_t) - frames, 0) + 1))
+    return samples_t[first * trunk.stride :][:size], labels_t[first : first + frames]
 
 
 def spectral(trunk: TrunkConfig) -> Heard:
@@ -92,7 +109,6 @@ def hear(items: Sequence[Item], heard: Heard, trunk: TrunkConfig) -> Iterator[np
     size = PIECE_SECONDS * SAMPLE_RATE // trunk.stride * trunk.stride
     beyond = trunk.receptive_field - trunk.stride  # what a piece's last frame sees of the next
     buckets = [seconds * SAMPLE_RATE for seconds in BUCKET_SECONDS]
-    told = time.monotonic()
     for first in range(0, len(items), GROUP):
         waves = [load_audio(item.audio) for item in items[first : first + GROUP]]
         starts = [range(0, max(len(wave), 1), size) for wave in waves]
@@ -105,9 +121,6 @@ def hear(items: Sequence[Item], heard: Heard, trunk: TrunkConfig) -> Iterator[np
         made = iter(batching.run(heard, pieces, buckets, rows))
         for places in starts:
             yield np.concatenate([next(made) for _ in places])
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
-            print(f"targets: {first + GROUP} of {len(items)} recordings", file=sys.stderr)
 
 
 def find_centroids(
@@ -116,7 +129,8 @@ def find_centroids(
     """Centroids, float32 (v, d), of the features of a sample of recordings."""
     order = np.random.default_rng(config.seed).permutation(len(items))
     sample, frames = [], 0
-    for values_td in hear([items[place] for place in order], heard, trunk):
+    features = hear([items[place] for place in order], heard, trunk)
+    for values_td in watch(features, "recordings for clusters", len(items)):
         sample.append(values_td)
         frames += len(values_td)
         if frames >= config.frames:
@@ -128,14 +142,29 @@ def label(
     items: Sequence[Item], heard: Heard, trunk: TrunkConfig, centroids_vd: np.ndarray
 ) -> list[np.ndarray]:
     """The cluster of every frame of recordings, int32 (t,) each."""
-    return [kmeans.assign(values_td, centroids_vd) for values_td in hear(items, heard, trunk)]
+    features = watch(hear(items, heard, trunk), LABELLED, len(items))
+    return [kmeans.assign(values_td, centroids_vd) for values_td in features]
 
 
 def label_by_units(
     items: Sequence[Item], heard: Heard, trunk: TrunkConfig, blank: int
 ) -> list[np.ndarray]:
     """The unit of every frame of recordings, int32 (t,) each."""
-    return [hubert.fill_blanks(units_t, blank) for units_t in hear(items, heard, trunk)]
+    found = watch(hear(items, heard, trunk), LABELLED, len(items))
+    return [hubert.fill_blanks(units_t, blank) for units_t in found]
+
+
+def with_labels(items: Sequence[Item], labels: Sequence[np.ndarray]) -> list[Recording]:
+    """Recordings with their labels; those too short for a frame are left out.
+
+    Raises:
+      InputError: all are too short.
+    """
+    pairs = zip(items, labels, strict=True)
+    found = [Recording(item, labels_t) for item, labels_t in pairs if len(labels_t)]
+    if not found:
+        raise InputError(f"None of the {len(items)} recordings is long enough to have a frame.")
+    return found
 
 
 def keep(
@@ -152,17 +181,17 @@ def keep(
     Raises:
       InputError: the file is there, and was made of something else.
     """
-    digest = _digest(made_of, items)
+    made_of_all = hashlib.sha256(f"{made_of} {digest(items)}".encode()).hexdigest()
     if path.exists():
         try:
             with np.load(path) as arrays:
                 kept = dict(arrays)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: cannot be read ({error}); remove it.") from error
-        if str(kept.pop("digest", "")) != digest:
+        if str(kept.pop("digest", "")) != made_of_all:
             raise InputError(
-                f"{path}: was made of other recordings, targets or settings, so its labels mean "
-                "something else now; use another run_dir."
+                f"{path}: was made of other recordings, texts, targets or settings, so its labels "
+                "mean something else now; use another run_dir."
             )
         ends = np.cumsum(kept.pop("lengths"))[:-1]
         return {**kept, "labels": np.split(kept["labels"], ends)}
@@ -171,7 +200,7 @@ def keep(
         **made,
         "labels": np.concatenate(made["labels"]),
         "lengths": np.array([len(labels_t) for labels_t in made["labels"]]),
-        "digest": np.array(digest),
+        "digest": np.array(made_of_all),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: every host of a run writes the same.
@@ -186,9 +215,9 @@ def keep(
     return made
 
 
-def _digest(made_of: str, items: Iterable[Item]) -> str:
-    digest = hashlib.sha256(made_of.encode())
+def digest(items: Iterable[Item]) -> str:
+    """The SHA-256 of what tells these recordings from others (`manifest.fingerprint`)."""
+    found = hashlib.sha256()
     for item in items:
-        size = os.path.getsize(item.audio_name) if item.audio_name else 0
-        digest.update(f"\n{item.id} {size}".encode())
-    return digest.hexdigest()
+        found.update(b"\n" + fingerprint(item))
+    return found.hexdigest()

@@ -30,7 +30,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.models import hubert
 from spirit_jax.models.hubert import HubertConfig, HubertUnits, QuantizerConfig
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
-from spirit_jax.training import ema, filters, loop, parallel, recipe, unit_report, unit_targets
+from spirit_jax.training import ema, filters, parallel, recipe, unit_report, unit_targets
 from spirit_jax.training.kmeans import KMeansConfig
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
 from spirit_jax.training.unit_targets import Recording
@@ -200,8 +200,7 @@ def make(config: RunConfig) -> recipe.Recipe:
         trunk, config.target_clusters, config.embedding_size, config.temperature
     )
     optimizer = make_optimizer(config.optimizer, config.steps)
-    frames = segment_frames(config, trunk)
-    size = (frames - 1) * trunk.stride + trunk.receptive_field
+    frames, size = unit_targets.segment_size(config.segment_seconds, trunk)
 
     def init() -> State:
         wave_bt, mask_bt = jnp.zeros((1, size)), jnp.zeros((1, frames), bool)
@@ -222,7 +221,8 @@ def make(config: RunConfig) -> recipe.Recipe:
 
     def step(state: State, batch: Row) -> tuple[State, dict[str, jax.Array]]:
         def loss(params):
-            metrics = measure(*predict(params, batch), batch["labels_bt"], config)
+            sums = measure(*predict(params, batch), batch["labels_bt"])
+            metrics = summarise(sums, config.unmasked_weight)
             return metrics["loss"], metrics
 
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)
@@ -243,24 +243,32 @@ def make(config: RunConfig) -> recipe.Recipe:
     def held_out() -> list[Row]:
         items = recipe.held_out_items(config)
         _, label = targets()
-        rows = [
-            make_row(Recording(*one), np.random.default_rng(number), config, trunk)
-            for number, one in enumerate(zip(items, label(items), strict=True))
-        ]
+        recordings = unit_targets.with_labels(items, label(items))
         size = config.data.batch_rows
+        # The last batch is filled up, so that all have one shape.
+        empty = Recording(Item("", np.zeros(0, np.float32)), np.zeros(0, np.int32))
+        recordings += [empty] * (-len(recordings) % size)
+        rows = [
+            make_row(one, np.random.default_rng(number), config, trunk)
+            for number, one in enumerate(recordings)
+        ]
         return [stack(rows[start : start + size]) for start in range(0, len(rows), size)]
 
     @jax.jit
     def judge(params: Any, batch: Row):
         found = predict(params, batch)
-        return measure(*found, batch["labels_bt"], config), jnp.argmax(found[0], axis=-1)
+        return measure(*found, batch["labels_bt"]), jnp.argmax(found[0], axis=-1)
 
     def evaluate(state: State) -> dict[str, float]:
-        return loop.mean_metrics([judge(state.params, batch)[0] for batch in held_out()])
+        sums = recipe.add_up(judge(state.params, batch)[0] for batch in held_out())
+        return jax.tree.map(float, summarise(sums, config.unmasked_weight))
 
     def report(state: State, folder: Path) -> None:
         batch = held_out()[0]
-        unit_report.write(folder, batch, np.asarray(judge(state.params, batch)[1]), trunk)
+        guesses_bt = np.asarray(judge(state.params, batch)[1])
+        true = batch["lengths_b"] > 0
+        shown = {name: array[true] for name, array in batch.items()}
+        unit_report.write(folder, shown, guesses_bt[true], trunk)
 
     judged = bool(config.data.held_out)
     return recipe.Recipe(
@@ -273,35 +281,39 @@ def make(config: RunConfig) -> recipe.Recipe:
     )
 
 
-def segment_frames(config: RunConfig, trunk: TrunkConfig) -> int:
-    """Frames of a row."""
-    return max(round(config.segment_seconds * SAMPLE_RATE / trunk.stride), 1)
-
-
 def measure(
-    logits_btv: jax.Array,
-    true_bt: jax.Array,
-    mask_bt: jax.Array,
-    labels_bt: jax.Array,
-    config: RunConfig,
+    logits_btv: jax.Array, true_bt: jax.Array, mask_bt: jax.Array, labels_bt: jax.Array
 ) -> dict[str, jax.Array]:
-    """The loss over a batch, and how often and in how many classes it is right where masked."""
+    """Sums over the true frames of a batch, of those that are masked and of those that are not.
+
+    The sums are of frames, of cross entropy, of right guesses, and of how often each cluster was
+    guessed where masked.
+    """
     losses_bt = optax.softmax_cross_entropy_with_integer_labels(logits_btv, labels_bt)
     guesses_bt = jnp.argmax(logits_btv, axis=-1)
+    masked_bt, sums = true_bt & mask_bt, {}
+    for name, of_bt in ("masked", masked_bt), ("unmasked", true_bt & ~mask_bt):
+        sums[f"{name}_frames"] = of_bt.sum()
+        sums[f"{name}_loss"] = jnp.where(of_bt, losses_bt, 0).sum()
+        sums[f"{name}_right"] = (of_bt & (guesses_bt == labels_bt)).sum()
+    counts_v = jnp.zeros(logits_btv.shape[-1])
+    sums["guessed_v"] = counts_v.at[guesses_bt].add(masked_bt.astype(jnp.float32))
+    return sums
 
-    def mean(values_bt, of_bt):
-        return jnp.where(of_bt, values_bt, 0).sum() / jnp.maximum(of_bt.sum(), 1)
 
-    masked_bt, seen_bt = true_bt & mask_bt, true_bt & ~mask_bt
-    masked_loss = mean(losses_bt, masked_bt)
-    counts_v = jnp.zeros(logits_btv.shape[-1]).at[guesses_bt].add(masked_bt.astype(jnp.float32))
-    used, perplexity = ema.use(counts_v)
-    right_bt = (guesses_bt == labels_bt).astype(jnp.float32)
+def summarise(sums: dict[str, jax.Array], unmasked_weight: float) -> dict[str, jax.Array]:
+    """The loss, how often guesses are right, and how many clusters are guessed where masked."""
+
+    def mean(name: str, of: str) -> jax.Array:
+        return sums[f"{of}_{name}"] / jnp.maximum(sums[f"{of}_frames"], 1)
+
+    used, perplexity = ema.use(sums["guessed_v"])
+    masked_loss = mean("loss", "masked")
     return {
-        "loss": masked_loss + config.unmasked_weight * mean(losses_bt, seen_bt),
+        "loss": masked_loss + unmasked_weight * mean("loss", "unmasked"),
         "masked_loss": masked_loss,
-        "accuracy": mean(right_bt, masked_bt),
-        "unmasked_accuracy": mean(right_bt, seen_bt),
+        "accuracy": mean("right", "masked"),
+        "unmasked_accuracy": mean("right", "unmasked"),
         "clusters_used": used,
         "perplexity": perplexity,
     }
@@ -322,13 +334,8 @@ def make_row(
       config, trunk: say how.
       others: recordings that may be heard beside it; without any, nothing is.
     """
-    samples_t = load_audio(recording.item.audio)
-    frames, labels_t = segment_frames(config, trunk), recording.labels_t
-    # Segments begin where a frame does, so that the recording's labels are theirs.
-    first = int(rng.integers(max(len(labels_t) - frames, 0) + 1))
-    size = (frames - 1) * trunk.stride + trunk.receptive_field
-    piece_t = samples_t[first * trunk.stride :][:size]
-    labels_t = labels_t[first : first + frames]
+    frames, size = unit_targets.segment_size(config.segment_seconds, trunk)
+    piece_t, labels_t = unit_targets.draw_segment(recording, config.segment_seconds, trunk, rng)
     mask_t = draw_mask(len(labels_t), config.mask_start, config.mask_span, rng)
     if others and rng.random() < config.noise:
         noise_t = _draw_noise(len(piece_t), others, rng)
@@ -369,6 +376,8 @@ def read_targets(
 ) -> tuple[list[Recording], Callable[[Sequence[Item]], list[np.ndarray]]]:
     """Recordings with labels, and what gives labels to others.
 
+    Recordings too short for a frame are left out.
+
     Raises:
       InputError: recordings or the network of `targets` or `aligner` cannot be used.
     """
@@ -392,9 +401,12 @@ def read_targets(
         return {"labels": label(items, centroids_vd), "centroids": centroids_vd}
 
     made_of += f" {trunk.conv_layers} {config.target_clusters} {config.kmeans}"
-    made_of += f" {config.reference} {aligned_by}"
+    if references:
+        # Texts tell which recording has the labels of which.
+        texts = [item.text for item in (*references.values(), *items)]
+        made_of += f" {unit_targets.digest(references.values())} {texts} {aligned_by}"
     kept = unit_targets.keep(Path(config.run_dir) / "targets.npz", made_of, items, make)
-    recordings = [Recording(*one) for one in zip(items, kept["labels"], strict=True)]
+    recordings = unit_targets.with_labels(items, kept["labels"])
     return recordings, lambda others: label(others, kept["centroids"])
 
 

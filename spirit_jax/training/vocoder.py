@@ -11,7 +11,7 @@ the recording, while its predictor learns to tell that from units.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
 from spirit_jax.models.mel import MelConfig, log_mel, stft_distance
 from spirit_jax.models.wav2vec2 import length_mask
 from spirit_jax.training import hosts, pace, recipe, vocoder_data, vocoder_report
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, with_epoch_decay
 from spirit_jax.training.vocoder_data import Utterance
 
 EVAL_FRAMES = 125  # of a held-out recording, 5 s
@@ -59,7 +59,7 @@ class RunConfig(recipe.RecipeConfig):
       mel: the spectrogram that recorded and made waves are compared by.
       segment_units: that a row speaks; 14 are the 8,960 samples of the paper.
       duration_runs: units without repeats, whose durations a row predicts.
-      adversarial_from: the step from which the discriminators take part; the number of steps for
+      adversarial_from: steps before the discriminators take part; the number of steps for
         never. Without them a step takes a fraction of the time.
       f0: how the F0 is found that a network with a harmonic source learns.
       mel_weight, feature_weight, duration_weight, f0_weight: of the losses, beside the adversarial
@@ -203,8 +203,10 @@ def make(config: RunConfig, adversarial: bool = True) -> recipe.Recipe:
         return max(len(items) // config.data.batch_rows, 1)
 
     judged_steps = max(config.steps - config.adversarial_from, 1)
-    generator_optimizer = _make_optimizer(config, config.steps, epoch_steps)
-    discriminator_optimizer = _make_optimizer(config, judged_steps, epoch_steps)
+    generator_optimizer, discriminator_optimizer = (
+        with_epoch_decay(make_optimizer(config.optimizer, steps), config.epoch_decay, epoch_steps)
+        for steps in (config.steps, judged_steps)
+    )
 
     def init() -> State:
         first, second = jax.random.split(jax.random.key(config.seed))
@@ -307,18 +309,21 @@ def make(config: RunConfig, adversarial: bool = True) -> recipe.Recipe:
     def report(state: State, folder: Path) -> None:
         batch = held_out()
         made_bs = speak(state.generator, batch["ids_btc"], batch["lengths_b"])
-        paced_bs, paced_b = np.zeros_like(batch["wave_bs"]), batch["lengths_b"]
+        waves = {
+            "real": (batch["wave_bs"], batch["lengths_b"]),
+            "made": (np.asarray(made_bs), batch["lengths_b"]),
+        }
         if network.duration_hidden:
             log_frames_bt = predict(state.generator, batch["codes_bt"], batch["counts_b"])
             ids_btc, paced_b = vocoder_data.retime(batch, np.asarray(log_frames_bt))
-            paced_bs = speak(state.generator, ids_btc, paced_b)
+            paced_bs = np.asarray(speak(state.generator, ids_btc, paced_b))
+            waves["made_with_predicted_durations"] = paced_bs, paced_b
         speakers = [utterance.speaker for utterance in utterances()[1]]
         first = [speakers.index(name) for name in sorted(set(speakers))]
         sounds = [
             {
-                "real": batch["wave_bs"][row, : batch["lengths_b"][row] * hop],
-                "made": np.asarray(made_bs)[row, : batch["lengths_b"][row] * hop],
-                "made_with_predicted_durations": np.asarray(paced_bs)[row, : paced_b[row] * hop],
+                what: wave_bs[row, : frames_b[row] * hop]
+                for what, (wave_bs, frames_b) in waves.items()
             }
             for row in first
         ]
@@ -435,16 +440,6 @@ def add_names(names: tuple[str, ...], count: int, new: tuple[str, ...]) -> tuple
 def _grow(table_nd: np.ndarray, rows: int) -> np.ndarray:
     new = np.broadcast_to(table_nd.mean(0), (rows - len(table_nd), table_nd.shape[1]))
     return np.concatenate([table_nd, new]).astype(table_nd.dtype)
-
-
-def _make_optimizer(
-    config: RunConfig, steps: int, epoch_steps: Callable[[], int]
-) -> optax.GradientTransformation:
-    def decay(step: jax.Array) -> jax.Array:
-        return config.epoch_decay ** (step // epoch_steps())
-
-    # The decay comes after AdamW, whose update is in proportion to the learning rate.
-    return optax.chain(make_optimizer(config.optimizer, steps), optax.scale_by_schedule(decay))
 
 
 def _read_utterances(

@@ -8,25 +8,23 @@ enough, and the vocoder's own convs see past it.
 """
 
 import dataclasses
+import hashlib
 import json
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
 import librosa
 import numpy as np
 from jax.experimental import multihost_utils
-from rich.console import Console
-from rich.progress import track
 
 from spirit_jax import checkpoint, speech_tokenizer, units
 from spirit_jax import config as config_lib
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
 from spirit_jax.data import f0_cache
 from spirit_jax.data.f0_cache import F0Config, Track
-from spirit_jax.data.manifest import Item
+from spirit_jax.data.manifest import Item, fingerprint
+from spirit_jax.data.progress import watch
 from spirit_jax.data.speech import Row, stack
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan, source
@@ -82,11 +80,17 @@ def choose(
         item for item in items if item.speaker in speakers and (not styles or item.style in styles)
     ]
     if not chosen:
-        found = ", ".join(sorted({item.speaker for item in items} - {""})) or "none with a name"
-        raise InputError(
-            f"There are no recordings of the speakers {', '.join(speakers)}; there are of: {found}."
-        )
+        asked = f"speakers {', '.join(speakers)}"
+        found = _list_names(item.speaker for item in items)
+        if styles:
+            asked += f" in the styles {', '.join(styles)}"
+            found += f"; in the styles: {_list_names(item.style for item in items)}"
+        raise InputError(f"There are no recordings of the {asked}; there are of: {found}.")
     return chosen
+
+
+def _list_names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names) - {""})) or "none with a name"
 
 
 def read_utterances(
@@ -159,24 +163,31 @@ def read_units(items: Sequence[Item], tokenizer: str, path: Path) -> list[Units]
       items: with audio.
       tokenizer: a folder that `SpeechTokenizer.from_pretrained` takes; it needs no vocoder.
       path: of a JSON-lines file that keeps them. What it lacks is computed and added, so a
-        computation that was stopped goes on. Of several processes the first one writes it.
+        computation that was stopped goes on, and one that was replaced is heard anew. Of several
+        processes the first one writes it, and all must see the same files.
 
     Raises:
       InputError: a recording cannot be used, or the file is of another tokenizer.
     """
     made_by = _networks_of(checkpoint.find_model(tokenizer))
     known = _read_known(path, made_by)
-    missing = [item for item in items if _key(item) not in known]
+    keys = [hashlib.sha256(fingerprint(item)).hexdigest()[:32] for item in items]
+    missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
     if missing and hosts.is_first():
         _add_units(missing, tokenizer, path, made_by, known)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"units in {path}")
     if missing:
         known = _read_known(path, made_by)
-    return [Units.from_dict(known[_key(item)]) for item in items]
+    for key, item in missing.items():
+        if key not in known:
+            raise InputError(f"{item.id}: is not the same file for the first process and others.")
+    return [Units.from_dict(known[key]) for key in keys]
 
 
-def _add_units(missing, tokenizer: str, path: Path, made_by: dict, known: dict) -> None:
+def _add_units(
+    missing: dict[str, Item], tokenizer: str, path: Path, made_by: dict, known: dict
+) -> None:
     encoder = SpeechTokenizer.from_pretrained(tokenizer)
     longest = round(encoder.config.chunk_seconds * SAMPLE_RATE)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,11 +197,13 @@ def _add_units(missing, tokenizer: str, path: Path, made_by: dict, known: dict) 
         for key, streams in known.items():
             file.write(json.dumps({"recording": key, "units": streams}) + "\n")
     unfinished.replace(path)
+    rows = list(missing.items())
+    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     with path.open("a") as file:
-        for chunk in _watch([missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]):
-            heard = encoder.encode_batch([load_audio(item.audio)[:longest] for item in chunk])
-            for item, one in zip(chunk, heard, strict=True):
-                file.write(json.dumps({"recording": _key(item), "units": one.to_dict()}) + "\n")
+        for chunk in watch(chunks, "units, chunks of recordings", len(chunks)):
+            heard = encoder.encode_batch([load_audio(item.audio)[:longest] for _, item in chunk])
+            for (key, _), one in zip(chunk, heard, strict=True):
+                file.write(json.dumps({"recording": key, "units": one.to_dict()}) + "\n")
             file.flush()
 
 
@@ -216,23 +229,6 @@ def _networks_of(tokenizer: Path) -> dict[str, str]:
     about = config_lib.read(SpeechTokenizerConfig, path)
     networks = {name: sha for name, sha in about.hashes.items() if name != "hifigan"}
     return {"kind": about.kind, "f0_method": about.f0_method} | networks
-
-
-def _key(item: Item) -> str:
-    return item.audio_name or item.id
-
-
-def _watch(chunks: list) -> Iterator:
-    """Gives chunks, with a bar on a terminal and a line now and then otherwise."""
-    if sys.stderr.isatty():
-        yield from track(chunks, "units", console=Console(stderr=True))
-        return
-    told = time.monotonic()
-    for done, chunk in enumerate(chunks):
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
-            print(f"units: {done} of {len(chunks)} chunks of recordings", file=sys.stderr)
-        yield chunk
 
 
 def read_wave(utterance: Utterance, hop: int) -> np.ndarray:

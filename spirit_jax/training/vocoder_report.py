@@ -63,7 +63,7 @@ def write(folder: Path, names: list[str], waves: list[dict[str, np.ndarray]], me
                 fmax=mel.f_max,
                 x_axis="time",
                 y_axis="mel",
-                vmin=np.log(1e-5),
+                vmin=np.log(mel.floor),
                 vmax=2.0,
                 ax=axis,
             )

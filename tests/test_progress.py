@@ -1,0 +1,21 @@
+"""How far a computation is: a bar or lines, while all that was made comes through."""
+
+from spirit_jax.data import progress
+
+
+def test_things_come_as_they_are_and_lines_say_how_many(monkeypatch, capsys):
+    assert list(progress.watch(iter("abc"), "letters", 3)) == ["a", "b", "c"]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "SECONDS", -1)
+    assert list(progress.watch(iter("abc"), "letters", 3)) == ["a", "b", "c"]
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["letters: 0 of 3", "letters: 1 of 3", "letters: 2 of 3"]
+
+
+def test_a_terminal_has_a_bar_that_may_end_early(monkeypatch, capsys):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    for _ in range(2):
+        for letter in progress.watch(iter("abc"), "letters", 3):
+            if letter == "b":
+                break
+    assert "letters" in capsys.readouterr().err
