@@ -152,9 +152,9 @@ def read_in_manners(stage: Stage, lm: SpiritLM, text: str) -> None:
 
 
 def complete(lm: SpiritLM, prompt: str) -> str:
-    """The likeliest text after a prompt string, up to the next speech."""
+    """The likeliest text after a prompt string, up to the first marker or unit."""
     (ids,) = lm.generate_ids([prompt], max_new_tokens=MOST_PIECES)
-    return lm.text_tokenizer.decode(ids).split("[Speech]")[0].strip()
+    return lm.text_tokenizer.decode(ids).split("[")[0].strip()
 
 
 def draw(path: str | Path, sounds: list[Sound]) -> None:

@@ -130,11 +130,45 @@ def test_a_cropped_pair_has_a_run_of_words_and_their_units(corpus, tokenizer):
     assert len(runs) == len(words) * (len(words) + 1) / 2  # all that there are
 
 
-def test_flags_and_crops_are_of_pairs(corpus):
+def test_a_shuffled_pair_has_runs_of_words_and_their_units_in_another_order(tokenizer):
+    utterance = make_utterance("the object is called with a value".split())
+    source = SourceConfig("", format="asr", shuffle=0.75)
+    line, words = TokenLine.of(utterance, VOCAB), utterance.text.split()
+
+    def cut(start, stop):
+        begin = utterance.words[start][1] if start else 0.0
+        end = utterance.words[stop - 1][2] if stop < len(words) else utterance.seconds
+        return line.cut(begin, end).tolist()
+
+    def ways(order):
+        """Units of words in this order, for all the runs of at most three that they may be."""
+        if not order:
+            yield []
+            return
+        first = order[0]
+        for size in (1, 2, 3):
+            if order[:size] == list(range(first, first + size)):
+                yield from (cut(first, first + size) + rest for rest in ways(order[size:]))
+
+    orders = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        ids = make_sample([utterance], source, tokenizer, VOCAB, rng).tolist()
+        start = ids.index(VOCAB.text_marker)
+        order = [words.index(word) for word in tokenizer.decode(ids[start + 1 : -1]).split()]
+        assert sorted(order) == list(range(len(words)))
+        kept = order == sorted(order) and ids[2:start] == line.ids_n.tolist()
+        assert kept or ids[2:start] in list(ways(order))
+        orders.append(tuple(order))
+    assert 15 < orders.count(tuple(range(len(words)))) < 40 and len(set(orders)) > 40
+
+
+def test_flags_and_changes_are_of_pairs(corpus):
     with pytest.raises(InputError, match="are for pairs, not for 'speech'"):
         SourceConfig("a", format="speech", flag="T:")
-    with pytest.raises(InputError, match="between 0 and 1"):
-        SourceConfig("a", format="asr", crop=2.0)
+    for changes in ({"crop": 2.0}, {"crop": 0.6, "shuffle": 0.5}, {"shuffle": -0.1}):
+        with pytest.raises(InputError, match="shares of one whole"):
+            SourceConfig("a", format="asr", **changes)
 
 
 def test_rows_are_whole_samples_side_by_side(quick, corpus, tokenizer):

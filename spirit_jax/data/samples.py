@@ -1,6 +1,7 @@
 """From documents to token sequences, in the formats that a mixture is made of."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from spirit_jax.text import TextTokenizer
 from spirit_jax.vocab import Vocab
 
 FORMATS = ("interleaved", "text", "speech", "asr", "tts")
+LONGEST_RUN = 3  # words that stay together where an utterance is shuffled
 NEEDS_SPEECH, NEEDS_TEXT = ("interleaved", "speech", "asr", "tts"), ("text", "asr", "tts")
 
 
@@ -29,6 +31,8 @@ class SourceConfig:
       flag: a word before the text of a pair ("asr", "tts"), which tells a pair from the interleaved
         data, where the text goes on after the speech.
       crop: of utterances in pairs, the share that is cut to a random run of its words.
+      shuffle: of utterances in pairs, the share whose words are put in another order, in runs of at
+        most three, so that what is said cannot be guessed from what is usual.
     """
 
     path: str
@@ -38,16 +42,24 @@ class SourceConfig:
     interleave: InterleaveConfig = InterleaveConfig()
     flag: str = ""
     crop: float = 0.0
+    shuffle: float = 0.0
 
     def __post_init__(self):
         if self.format not in FORMATS:
             raise InputError(f"format is '{self.format}', expected one of {', '.join(FORMATS)}.")
         if not self.share > 0:
             raise InputError(f"share of {self.path} is {self.share}; it must be above 0.")
-        if not 0 <= self.crop <= 1:
-            raise InputError(f"crop of {self.path} is {self.crop}; it must lie between 0 and 1.")
-        if (self.flag or self.crop) and self.format not in ("asr", "tts"):
-            raise InputError(f"{self.path}: flag and crop are for pairs, not for '{self.format}'.")
+        if min(self.crop, self.shuffle) < 0 or self.crop + self.shuffle > 1:
+            raise InputError(f"{self.path}: crop and shuffle are shares of one whole, 0 or more.")
+        if (self.flag or self.changes) and self.format not in ("asr", "tts"):
+            raise InputError(
+                f"{self.path}: flag, crop and shuffle are for pairs, not for '{self.format}'."
+            )
+
+    @property
+    def changes(self) -> bool:
+        """Whether utterances in pairs are changed."""
+        return bool(self.crop or self.shuffle)
 
 
 class Documents(Sequence[list[Utterance]]):
@@ -103,8 +115,11 @@ def make_sample(
             parts = []
             for utterance, line in zip(document, lines, strict=True):
                 ids, words = line.ids_n, [utterance.text]
-                if source.crop and rng.random() < source.crop:
+                drawn = rng.random() if source.changes else 1.0
+                if drawn < source.crop:
                     ids, words = _crop(utterance, line, rng)
+                elif drawn < source.crop + source.shuffle:
+                    ids, words = _shuffle(utterance, line, rng)
                 text = encode_text_span([*filter(None, [source.flag]), *words], tokenizer, vocab)
                 parts += [marker, ids, text] if source.format == "asr" else [text, marker, ids]
     ends = np.array([vocab.bos], np.int32), np.array([vocab.eos[0]], np.int32)
@@ -114,13 +129,30 @@ def make_sample(
 def _crop(
     utterance: Utterance, line: TokenLine, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[str]]:
-    """Ids and words of a random run of an utterance's words; silence goes with its ends."""
+    """Ids and words of a random run of an utterance's words."""
     count = len(utterance.words)
     start = int(rng.integers(count))
-    stop = int(rng.integers(start, count)) + 1
-    begin = utterance.words[start][1] if start else 0.0
-    end = utterance.words[stop - 1][2] if stop < count else utterance.seconds
-    return line.cut(begin, end), [word for word, _, _ in utterance.words[start:stop]]
+    return _run(utterance, line, start, int(rng.integers(start, count)) + 1)
+
+
+def _shuffle(
+    utterance: Utterance, line: TokenLine, rng: np.random.Generator
+) -> tuple[np.ndarray, list[str]]:
+    """Ids and words of an utterance's runs of words in a random order."""
+    count, starts = len(utterance.words), [0]
+    while starts[-1] < count:
+        starts.append(min(starts[-1] + int(rng.integers(1, LONGEST_RUN + 1)), count))
+    runs = [_run(utterance, line, *bounds) for bounds in itertools.pairwise(starts)]
+    runs = [runs[place] for place in rng.permutation(len(runs))]
+    return np.concatenate([ids for ids, _ in runs]), [word for _, own in runs for word in own]
+
+
+def _run(utterance: Utterance, line: TokenLine, start: int, stop: int) -> tuple:
+    """Ids and words of a run of an utterance's words; silence goes with the utterance's ends."""
+    words = utterance.words
+    begin = words[start][1] if start else 0.0
+    end = words[stop - 1][2] if stop < len(words) else utterance.seconds
+    return line.cut(begin, end), [word for word, _, _ in words[start:stop]]
 
 
 def _check(utterance: Utterance, source: SourceConfig) -> None:
@@ -129,7 +161,7 @@ def _check(utterance: Utterance, source: SourceConfig) -> None:
         lacks = "units"
     elif source.format in NEEDS_TEXT and not utterance.text:
         lacks = "text"
-    elif (source.format == "interleaved" or source.crop) and not utterance.words:
+    elif (source.format == "interleaved" or source.changes) and not utterance.words:
         lacks = "word times"
     if lacks:
         raise InputError(
