@@ -17,7 +17,8 @@ from spirit_jax.audio import SAMPLE_RATE, load_audio, write_wav  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.spiritlm import SpiritLM  # noqa: E402
 
-TEXT = "the young queen lost a book"  # to read aloud, and to go on from
+TEXT = "please turn on the lights in the kitchen"  # to read aloud
+START = "the young queen lost a book"  # of a story, to go on from
 VOICES = ("rms", "slt")
 MANNERS = ("lively", "sad")  # a recording of each is in assets
 RECORDINGS = ("question", "request")  # in assets, by a voice that no network was trained on
@@ -70,7 +71,7 @@ def run(
       output: folder for the WAV files and `demo.png`.
       speech: an audio file; `RECORDINGS` by default.
       text: to read aloud and to go on from, in words of the small world that the models know;
-        `TEXT` by default.
+        `TEXT` and `START` by default.
       console: where to tell about it.
 
     Returns:
@@ -80,7 +81,8 @@ def run(
       InputError: a recording cannot be used, or the folder not be written to.
     """
     start = time.monotonic()
-    text = " ".join(re.findall("[a-z']+", (TEXT if text is None else text).lower()))
+    story = _words(START if text is None else text)
+    text = _words(TEXT if text is None else text)
     if not text:
         raise InputError("There is no word to read aloud in that text.")
     known = (checkpoint.ASSETS / "spirit-tiny-base" / "words.txt").read_text().split()
@@ -94,6 +96,7 @@ def run(
     for number, wave in enumerate(waves, start=1):
         hear(stage, lm, wave, f"answer-{number}")
     read(stage, lm, text)
+    go_on(stage, lm, story)
     with console.status("loading spirit-tiny-expressive"):
         lm = SpiritLM.from_pretrained("spirit-tiny-expressive")
     read_in_manners(stage, lm, text)
@@ -128,14 +131,20 @@ def hear(stage: Stage, lm: SpiritLM, wave: np.ndarray, name: str) -> None:
 
 
 def read(stage: Stage, lm: SpiritLM, text: str) -> None:
-    """Reads a text aloud in all voices, and goes on from it in text and in speech."""
+    """Reads a text aloud in all voices."""
     prefix = lm.text_tokenizer.word_prefix
     with stage.console.status("speaking"):
-        stage.tell("goes on", f"{text!r}: {complete(lm, f'[Text]{prefix}{text}')!r}")
         for voice in VOICES:
             prompt = f"[Text]{prefix}{SAME} {text}[Speech]"
             stage.speak(lm, f"read-{voice}", f"{voice} reads: {text}", prompt, voice)
-        prompt = f"[Text]{prefix}{text}[Speech]"
+
+
+def go_on(stage: Stage, lm: SpiritLM, text: str) -> None:
+    """Goes on from a text, in text and in speech."""
+    prompt = f"[Text]{lm.text_tokenizer.word_prefix}{text}"
+    with stage.console.status("making up what comes next"):
+        stage.tell("goes on", f"{text!r}: {complete(lm, prompt)!r}")
+        prompt += "[Speech]"
         stage.speak(lm, "goes-on", f"what may come after: {text}", prompt, VOICES[-1])
 
 
@@ -185,6 +194,11 @@ def draw(path: str | Path, sounds: list[Sound]) -> None:
     axes[-1, 0].set_xlabel("seconds")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+def _words(text: str) -> str:
+    """A text as the models know it: lower case, and without signs."""
+    return " ".join(re.findall("[a-z']+", text.lower()))
 
 
 def _asset(name: str) -> Path:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from spirit_jax import SpeechTokenizer, cli
+from spirit_jax import SpeechTokenizer, cli, f0
+from spirit_jax.audio import load_audio
 
 
 @pytest.fixture
@@ -151,16 +152,23 @@ def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):
     text = "Turn on the xylophone, please!"
     status, out, _ = run("demo", "--text", text, "--output", tmp_path / "demo")
     assert status == 0
-    said = {line.split()[0]: line for line in out.splitlines() if line.strip()}
-    assert "'turn on the heat in the living room'" in said["wrote"]  # by a voice that is new to it
-    assert "'activate heat living room'" in said["meant"]
+    told = [" ".join(line.split()) for line in out.splitlines()]
+    # By a voice that is new to the models: a question with its answer, a request with its meaning.
+    assert "wrote 'what is two plus two'" in told and "goes on 'two plus two is four'" in told
+    assert "wrote 'turn on the heat in the living room'" in told
+    assert "meant 'activate heat living room'" in told
     assert "never met xylophone" in out and "rms reads: turn on the xylophone please" in out
     files = {path.name: path for path in (tmp_path / "demo").iterdir()}
     read = {f"read-{name}.wav" for name in ("rms", "slt", "lively", "sad")}
-    spoken = read | {"goes-on.wav"}
+    spoken = read | {"answer-1.wav", "goes-on.wav"}
     assert spoken | {"demo.png"} == set(files)
     assert files["demo.png"].read_bytes().startswith(b"\x89PNG")
     assert all(0.4 < soundfile.info(files[name]).duration < 8 for name in spoken)
+    pitch = {}
+    for manner in ("lively", "sad"):
+        f0_t, voiced_t = f0.pyin_f0(load_audio(files[f"read-{manner}.wav"]))
+        pitch[manner] = f0_t[voiced_t > 0].mean()
+    assert pitch["lively"] > 1.2 * pitch["sad"]
 
 
 def test_a_demo_without_words_is_refused(run, tmp_path):
