@@ -16,7 +16,6 @@ all words of the training.
 
 import argparse
 import json
-import os
 import random
 import re
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 import soundfile
 
 from corpora import grammar, speak
+from corpora.files import write_rows, write_text
 from corpora.grammar import Sentence
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.errors import InputError
@@ -84,12 +84,11 @@ def build(corpus: Path) -> None:
         "facts": _speak_pairs(output, "facts", rng.sample(wrong_answers("train", rng), FACTS)),
     }  # fmt: skip
     for name, rows in sets.items():
-        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
-        _write_text(output / f"{name}.jsonl", lines)
+        write_rows(output / f"{name}.jsonl", rows)
         print(f"{output / name}.jsonl: {len(rows)}")
     read = [*trained, *sets["text"], *sets["questions"], *sets["speech"]]
     words = sorted({word for row in read for word in row["text"].split()})
-    _write_text(output / "words.txt", "".join(f"{word}\n" for word in words))
+    write_text(output / "words.txt", "".join(f"{word}\n" for word in words))
 
 
 def swaps(sentences: list[Sentence], rng: random.Random) -> list[tuple[str, str]]:
@@ -185,14 +184,6 @@ def _first_half(corpus: Path, row: dict) -> dict:
     text = " ".join(word for word, _, _ in row["words"][:half])
     own = {"id": row["id"], "audio": str(path), "text": text}
     return own | {"speaker": row["speaker"], "style": row["style"], "label": row["style"]}
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Writes a file that is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def _write(path: Path, samples: np.ndarray) -> None:

@@ -42,6 +42,7 @@ from rich.progress import track
 from rich.table import Table
 
 from corpora import asterisk, grammar, speak
+from corpora.files import write_rows
 from corpora.grammar import Sentence
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.errors import InputError
@@ -156,7 +157,7 @@ def make(folder: Path, task: Task) -> dict | None:
         soundfile.write(part, speech.samples, SAMPLE_RATE, "PCM_16", format="FLAC")
         os.replace(part, path)
         found = {"seconds": len(speech.samples) / SAMPLE_RATE, "words": words, "phones": phones}
-        _write(notes, [found])
+        write_rows(notes, [found])
     found = json.loads(notes.read_text())
     if not found["words"]:
         return None
@@ -191,14 +192,6 @@ def align(samples: np.ndarray, text: str) -> tuple[tuple, tuple]:
 def _decoder() -> Decoder:
     # Its best path may have words of one frame, which have no room for their phones' states.
     return Decoder(loglevel="FATAL", bestpath=False)
-
-
-def _write(path: Path, rows: list[dict]) -> None:
-    """Writes lines of JSON; the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    os.replace(part, path)
 
 
 def _split_prompts(made: list[dict]) -> None:
@@ -240,10 +233,10 @@ def build(output: Path, utterances: int, jobs: int) -> None:
         parts[row["part"]].append(row)
     fields = ("id", "audio", "text", "words", "speaker", "style")
     for part, own in parts.items():
-        _write(output / f"{part}.jsonl", [{f: row[f] for f in fields if row[f]} for row in own])
+        write_rows(output / f"{part}.jsonl", [{f: row[f] for f in fields if row[f]} for row in own])
     details = {row["id"]: {f: row[f] for f in DETAILS if row[f]} for row in made}
-    _write(output / "details.jsonl", [{"id": id} | fields for id, fields in details.items()])
-    _write(output / "pairs.jsonl", find_pairs(made))
+    write_rows(output / "details.jsonl", [{"id": id} | fields for id, fields in details.items()])
+    write_rows(output / "pairs.jsonl", find_pairs(made))
     show(_table(parts))
     print(f"left out, since not every word is found in them: {done.count(None)} utterances")
 

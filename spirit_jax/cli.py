@@ -158,9 +158,9 @@ def prepare(
 
     settings = prepare_lib.PrepareConfig(shard_items, max_seconds, threads)
     part, parts = _parse_shard(shard)
-    if beam is not None and shard:
-        raise InputError("--shard and --beam: a Beam pipeline shares the items out itself.")
     if beam is not None:
+        if shard:
+            raise InputError("--shard and --beam: a Beam pipeline shares the items out itself.")
         from spirit_jax.data import beam as beam_lib
 
         told = beam_lib.run(source, output, model, settings, [option for option in beam if option])
@@ -331,13 +331,11 @@ def train(
     settings = config.read(recipe.RunConfig, run, overrides or [])
     if name == "lm":
         settings = _make_up(settings)
-    if half and export is None:
-        raise InputError("--half is for --export.")
+    if half and (export is None or name != "lm"):
+        raise InputError("--half is for --export of a language model; pack has one of its own.")
     if export is not None:
         if name == "lm":
             step = export_lib.export(settings, export, half)
-        elif half:
-            raise InputError("--half is for a language model; pack stores speech networks in half.")
         else:
             step = recipe.export(settings, export)
         print(f"{export}: the network after step {step}")
