@@ -18,7 +18,7 @@ from convert.table import Rule
 from spirit_jax import checkpoint, config
 from spirit_jax.errors import InputError
 from spirit_jax.models.attention import RopeScaling
-from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params
+from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params, draw_rows
 
 
 def read_config(folder: str | Path) -> LlamaConfig:
@@ -213,13 +213,9 @@ def convert_llama(
 
 def _add_rows(array: np.ndarray, path: str, rows: int, seed: int) -> np.ndarray:
     axis = 0 if path == "embed/embedding" else 1
-    old = array.astype(np.float32)
-    mean, spread = old.mean(axis=axis, keepdims=True), old.std()
-    shape = list(array.shape)
-    shape[axis] = rows - array.shape[axis]
-    rng = np.random.default_rng((seed, axis))
-    new = mean + spread * rng.standard_normal(shape, dtype=np.float32)
-    return np.concatenate([array, new.astype(array.dtype)], axis=axis)
+    old = np.moveaxis(array, axis, 0)
+    new = draw_rows(old, rows - len(old), (seed, axis)).astype(array.dtype)
+    return np.moveaxis(np.concatenate([old, new]), 0, axis)
 
 
 def main() -> None:

@@ -278,19 +278,32 @@ def _counting(what: str, total: int | None):
 def new(
     output: Annotated[Path, typer.Argument(help="Model folder to write")],
     texts: Annotated[
-        list[str], typer.Argument(help="What its text vocabulary is learnt from: see prepare")
-    ],
+        list[str] | None,
+        typer.Argument(help="What its text vocabulary is learnt from: see prepare"),
+    ] = None,
+    *,
     speech: Annotated[str, typer.Option(help="Model whose speech tokenizer it gets, or a name")],
+    start: Annotated[
+        str | None, typer.Option(help="Model whose language model and texts it goes on from")
+    ] = None,
     pieces: Annotated[int, typer.Option(help="Of the text vocabulary")] = 1000,
 ) -> None:
-    """Make a model folder for a language model of your own, to be trained from the start.
+    """Make a model folder, to train a language model of your own in.
 
-    It has a vocabulary and a speech tokenizer. A run config then says model: OUTPUT, random_init:
-    true and the sizes of the language model; prepare takes --model OUTPUT.
+    From TEXTS: a vocabulary and a speech tokenizer. A run config then says model: OUTPUT,
+    random_init: true and the sizes of the language model. With --start: the language model of
+    another, with new rows for the units that it lacks (Expressive from Base, say).
+
+    prepare takes --model OUTPUT.
     """
-    from spirit_jax.new_model import write_new_model
+    from spirit_jax import new_model
 
-    vocab = write_new_model(output, speech, texts, pieces)
+    if (start is None) != bool(texts):
+        raise InputError("Give TEXTS to learn a vocabulary from, or --start, and not both.")
+    if start is not None:
+        vocab = new_model.extend_model(output, start, speech)
+    else:
+        vocab = new_model.write_new_model(output, speech, texts or [], pieces)
     print(f"{output}: {vocab.text_size} text pieces and {vocab.size - vocab.first_unit} units")
 
 

@@ -1,18 +1,25 @@
-"""A model folder to train a language model in from the start: everything but the language model.
+"""A model folder to train a language model in.
 
-Its text vocabulary is learnt from a corpus, its speech tokenizer is one that is there.
+Its speech tokenizer is one that is there. Its text vocabulary is learnt from a corpus, and then the
+language model starts from random; or both are those of another model, with rows for the units that
+it lacks, as the paper makes Spirit LM of Llama 2.
 """
 
+import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from spirit_jax import checkpoint, config, speech_tokenizer
 from spirit_jax.data.manifest import read_source
 from spirit_jax.errors import InputError
+from spirit_jax.models import llama
 from spirit_jax.models.hubert import QuantizerConfig
 from spirit_jax.models.pitch import PitchConfig
 from spirit_jax.models.style import StyleConfig
-from spirit_jax.text import learn_text_tokenizer
+from spirit_jax.text import learn_text_tokenizer, load_text_tokenizer
 from spirit_jax.vocab import Vocab
 
 
@@ -35,10 +42,7 @@ def write_new_model(
     Raises:
       InputError: no whole speech tokenizer, no text, or not enough of it.
     """
-    found = checkpoint.find_model(speech)
-    found = found / speech_tokenizer.FOLDER if (found / speech_tokenizer.FOLDER).is_dir() else found
-    if not (found / speech_tokenizer.CONFIG_NAME).is_file():
-        raise InputError(f"{speech}: holds no speech tokenizer.")
+    found = _find_speech(speech)
     texts = [item.text for source in sources for item in read_source(source) if item.text]
     if not texts:
         raise InputError(f"{', '.join(sources)}: there is no text to learn a vocabulary from.")
@@ -49,6 +53,71 @@ def write_new_model(
         vocab = Vocab.make(about.kind, pieces, units=_count_units(own, about.kind))
         config.write(vocab, folder / "vocab.json")
     return vocab
+
+
+def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed: int = 0) -> Vocab:
+    """Writes a model folder whose language model knows the units of another speech tokenizer.
+
+    The rows of text and of the units that both have are kept, and everything but the embedding and
+    the head; other rows are drawn around the mean of the old ones.
+
+    Args:
+      output: the folder to make, whole or not at all.
+      start: the model folder, or the name of one that comes with the package.
+      speech: as of `write_new_model`; of the same phonetic units.
+      seed: of the new rows.
+
+    Returns:
+      The vocabulary.
+
+    Raises:
+      InputError: a folder is not whole, or its phonetic units are others.
+    """
+    found, start = _find_speech(speech), checkpoint.find_model(start)
+    with checkpoint.whole_folder(output) as folder:
+        own = folder / speech_tokenizer.FOLDER
+        about = speech_tokenizer.copy_whole(found, own)
+        before = config.read(
+            speech_tokenizer.SpeechTokenizerConfig,
+            _find_speech(start) / speech_tokenizer.CONFIG_NAME,
+        )
+        if any(before.hashes[name] != about.hashes[name] for name in ("hubert", "quantizer")):
+            raise InputError(f"{start}: its phonetic units are others than those of {speech}.")
+        old = config.read(Vocab, start / "vocab.json")
+        units = _count_units(own, about.kind)
+        vocab = Vocab.make(about.kind, old.text_size, old.bos, old.eos, units=units)
+        config.write(vocab, folder / "vocab.json")
+        shutil.copytree(start / "text_tokenizer", folder / "text_tokenizer")
+        load_text_tokenizer(folder / "text_tokenizer", vocab)  # raises where it lacks the units
+        cfg, params = checkpoint.load_network(start / "llama", llama.LlamaConfig)
+        leaves = checkpoint.flatten(params)
+        for path, axis in (("embed/embedding", 0), ("head", 1)):
+            if path in leaves:
+                leaves[path] = _move_rows(leaves[path], axis, old, vocab, seed)
+        cfg = dataclasses.replace(cfg, vocab_size=vocab.padded_size)
+        checkpoint.save_network(folder / "llama", cfg, checkpoint.unflatten(leaves))
+    return vocab
+
+
+def _move_rows(array: np.ndarray, axis: int, old: Vocab, new: Vocab, seed: int) -> np.ndarray:
+    """An embedding (axis 0) or a head (axis 1) of `old` for the ids of `new`."""
+    rows_vd = np.moveaxis(array, axis, 0)[: old.size]
+    moved_vd = llama.draw_rows(rows_vd, new.padded_size, (seed, axis))
+    moved_vd[: old.text_size] = rows_vd[: old.text_size]
+    places = {name: place for place, name in enumerate(old.token_strings(), old.text_size)}
+    for place, name in enumerate(new.token_strings(), new.text_size):
+        if name in places:
+            moved_vd[place] = rows_vd[places[name]]
+    return np.moveaxis(moved_vd, 0, axis)
+
+
+def _find_speech(speech: str | Path) -> Path:
+    """The speech tokenizer's folder, given itself or a model (by name)."""
+    found = checkpoint.find_model(speech)
+    found = found / speech_tokenizer.FOLDER if (found / speech_tokenizer.FOLDER).is_dir() else found
+    if not (found / speech_tokenizer.CONFIG_NAME).is_file():
+        raise InputError(f"{speech}: holds no speech tokenizer.")
+    return found
 
 
 def _count_units(folder: Path, kind: str) -> tuple[int, int, int]:

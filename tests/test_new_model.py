@@ -13,7 +13,7 @@ from spirit_jax.data.prepare import prepare
 from spirit_jax.data.samples import SourceConfig
 from spirit_jax.errors import InputError
 from spirit_jax.models.llama import LlamaConfig
-from spirit_jax.new_model import write_new_model
+from spirit_jax.new_model import extend_model, write_new_model
 from spirit_jax.speech_tokenizer import SpeechTokenizerConfig
 from spirit_jax.text import learn_text_tokenizer, load_sentencepiece, load_text_tokenizer
 from spirit_jax.training import lm as lm_lib
@@ -107,3 +107,28 @@ def test_a_language_model_is_trained_in_it_and_exported_in_half(tmp_path, texts,
     (ids,) = trained.generate_ids(["[Text]the lamp"], "text", max_new_tokens=4)
     assert 1 <= len(ids) <= 4 and max(ids) < 290
     assert len(trained.speech_tokenizer.encode(np.zeros(16_000, np.float32)))
+
+
+def test_expressive_begun_from_base_expects_what_base_does(tmp_path):
+    vocab = extend_model(tmp_path / "made", "spirit-tiny-base", "spirit-tiny-expressive")
+    assert (vocab.hubert_units, vocab.pitch_units, vocab.style_units) == (100, 64, 24)
+    made = SpiritLM.from_pretrained(tmp_path / "made")
+    base = SpiritLM.from_pretrained("spirit-tiny-base")
+    both = base.vocab.size  # text, markers, phonetic units; what comes after is of pitch and style
+    prompt = "[Text] it is half past[Speech][Hu57][Hu27][Hu99][Text] the"
+    ours, theirs = made.logits(prompt), base.logits(prompt)
+    np.testing.assert_allclose(ours[:, :both], theirs[:, :both], atol=1e-5)
+    assert ours[:, both : vocab.size].std() > 0.1
+    units = made.speech_tokenizer.encode(
+        np.random.default_rng(0).standard_normal(16_000, np.float32)
+    )
+    assert len(units.pitch) and len(units.style)
+
+
+@pytest.mark.parametrize(
+    "speech, says", [("nowhere", "speech tokenizer"), (None, "phonetic units")]
+)
+def test_a_start_that_cannot_be_leaves_nothing(tmp_path, base_folder, speech, says):
+    with pytest.raises(InputError, match=says):
+        extend_model(tmp_path / "made", "spirit-tiny-base", speech or base_folder)
+    assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -353,6 +354,16 @@ def abstract_params(model: Llama, boxed: bool = False) -> Any:
 
     tree = jax.eval_shape(init, tokens)
     return tree if boxed else nn.unbox(tree)
+
+
+def draw_rows(table_vd: np.ndarray, rows: int, seed: int | tuple[int, ...]) -> np.ndarray:
+    """float32 (rows, d): rows for new tokens, normal with the mean and spread of the old ones.
+
+    So a model whose embedding and head get them starts near where it was.
+    """
+    old_vd = table_vd.astype(np.float32)
+    noise = np.random.default_rng(seed).standard_normal((rows, old_vd.shape[1]), np.float32)
+    return old_vd.mean(axis=0) + old_vd.std() * noise
 
 
 def load(
