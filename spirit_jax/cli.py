@@ -1,6 +1,5 @@
 """The command `spirit-jax`: one subcommand a stage. Only here is the environment read."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -12,9 +11,9 @@ from typing import Annotated
 import jax
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spirit_jax import audio as audio_lib
+from spirit_jax.data import progress
 from spirit_jax.errors import InputError
 
 app = typer.Typer(
@@ -41,7 +40,7 @@ def encode(
 
     tokenizer = SpeechTokenizer.from_pretrained(model)
     skipped = 0
-    for path in _progress(audio, "encoding"):
+    for path in progress.watch(audio, "encoding", len(audio)):
         try:
             units = tokenizer.encode(path)
         except InputError as error:
@@ -168,7 +167,7 @@ def prepare(
         from spirit_jax.speech_tokenizer import SpeechTokenizer
 
         tokenizer = SpeechTokenizer.from_pretrained(model) if model is not None else None
-        with _counting("preparing", _count_items(source, parts)) as done:
+        with progress.counting("preparing", _count_items(source, parts)) as done:
             told = prepare_lib.prepare(source, output, tokenizer, settings, part, parts, done)
     if plot is not None:
         report.plot(told, plot)
@@ -207,10 +206,10 @@ def align(
     from spirit_jax.data.align_corpus import align_corpus
 
     aligner = Aligner.from_pretrained(model) if model is not None else None
-    with _counting("aligning", _count_items(str(source), 1)) as done:
+    with progress.counting("aligning", _count_items(str(source), 1)) as done:
         counted = 0
 
-        def progress(total: int) -> None:
+        def tell(total: int) -> None:
             nonlocal counted
             done(total - counted)
             counted = total
@@ -224,7 +223,7 @@ def align(
             tier=tier,
             min_score=min_score,
             batch_size=batch_size,
-            progress=progress,
+            progress=tell,
         )
     print(f"{output}: {told.aligned} items with word times, {told.rejected} rejected")
 
@@ -246,32 +245,6 @@ def _count_items(source: str, parts: int) -> int | None:
     if source.startswith("tfds:"):
         return None
     return -(-sum(1 for _ in read_source(source)) // parts)
-
-
-@contextlib.contextmanager
-def _counting(what: str, total: int | None):
-    """A function to tell of items as they are done: lines with the rate, on a terminal a bar."""
-    started, count, told = time.monotonic(), 0, 0.0
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    rate_column = TextColumn("{task.fields[rate]}")
-    console = Console(stderr=True)
-    with Progress(
-        *columns, rate_column, console=console, disable=not sys.stderr.isatty()
-    ) as progress:
-        task = progress.add_task(what, total=total, rate="")
-
-        def done(items: int) -> None:
-            nonlocal count, told
-            count += items
-            elapsed = time.monotonic() - started
-            rate = f"{count / max(elapsed, 1e-9):.1f} a second"
-            progress.update(task, advance=items, rate=rate)
-            if not sys.stderr.isatty() and elapsed - told > 30:
-                told = elapsed
-                of = "" if total is None else f" of {total}"
-                print(f"{what}: {count}{of} items, {rate}", file=sys.stderr, flush=True)
-
-        yield done
 
 
 @app.command()
@@ -500,13 +473,3 @@ def _parse_input(item: str) -> tuple[str, str]:
     if not separator or kind not in ("text", "speech"):
         raise InputError(f"'{item}' is no input; write \"text:...\" or speech:FILE.")
     return kind, content
-
-
-def _progress(items: list[Path], what: str):
-    """The items, with a bar on a terminal and nothing otherwise (the results are the lines)."""
-    if not sys.stderr.isatty() or len(items) < 2:
-        yield from items
-        return
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield from progress.track(items)

@@ -19,3 +19,13 @@ def test_a_terminal_has_a_bar_that_may_end_early(monkeypatch, capsys):
             if letter == "b":
                 break
     assert "letters" in capsys.readouterr().err
+
+
+def test_counted_items_are_told_with_their_rate(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS", -1)
+    with progress.counting("preparing", 5) as done:
+        done(2)
+        done(3)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("preparing: 2 of 5 items, ") and first.endswith(" a second")
+    assert second.startswith("preparing: 5 of 5 items, ")
