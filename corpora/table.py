@@ -79,7 +79,10 @@ def read_cost(run_dir: Path) -> Figures:
 
 
 def markdown(columns: dict[str, Figures]) -> str:
-    """A table of figures, a column for each model; "-" where a model has none."""
+    """A table of figures, a column for each model; "-" where a model has none.
+
+    A task's row tells how many items it has.
+    """
     labels = list(
         dict.fromkeys(
             (task, figure)
@@ -91,10 +94,18 @@ def markdown(columns: dict[str, Figures]) -> str:
     )
     lines = [f"| task | figure | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
     for task, figure in labels:
-        values = (figures.get(task, {}).get(figure) for figures in columns.values())
-        shown = ("-" if value is None else f"{value:.1f}" for value in values)
-        lines.append(f"| {task} | {figure} | {' | '.join(shown)} |")
+        found = [figures.get(task, {}) for figures in columns.values()]
+        items = max(one.get("items", 0) for one in found)
+        name = f"{task} ({items:.0f})" if items else task
+        shown = " | ".join(_show(one.get(figure)) for one in found)
+        lines.append(f"| {name} | {figure} | {shown} |")
     return "\n".join(lines)
+
+
+def _show(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}"
 
 
 if __name__ == "__main__":

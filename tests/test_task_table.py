@@ -35,13 +35,13 @@ def test_models_are_columns_and_their_figures_rows(base_folder, tell, tmp_path):
     assert lines == [
         "| task | figure | small | big |",
         "|---|---|---|---|",
-        "| training | steps | 3.0 | - |",
+        "| training | steps | 3 | - |",
         "| training | million tokens | 1.5 | - |",
         "| training | minutes | 1.5 | - |",
     ]
     figures = json.loads((tmp_path / "out" / "small" / "figures.json").read_text())["pairs"]
     for line, figure in ((normalised, "normalised"), (raw, "raw")):
-        assert line == f"| pairs | {figure} | {figures[figure]:.1f} | {figures[figure]:.1f} |"
+        assert line == f"| pairs (2) | {figure} | {figures[figure]:.1f} | {figures[figure]:.1f} |"
 
 
 def test_figures_are_used_again_while_model_and_config_are_the_same(base_folder, tell, tmp_path):
