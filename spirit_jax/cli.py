@@ -259,7 +259,9 @@ def new(
     start: Annotated[
         str | None, typer.Option(help="Model whose language model and texts it goes on from")
     ] = None,
-    pieces: Annotated[int, typer.Option(help="Of the text vocabulary")] = 1000,
+    pieces: Annotated[
+        int | None, typer.Option(help="Of the text vocabulary; 1000 if not given")
+    ] = None,
 ) -> None:
     """Make a model folder, to train a language model of your own in.
 
@@ -271,12 +273,12 @@ def new(
     """
     from spirit_jax import new_model
 
-    if (start is None) != bool(texts):
-        raise InputError("Give TEXTS to learn a vocabulary from, or --start, and not both.")
-    if start is not None:
+    if start is None and texts:
+        vocab = new_model.write_new_model(output, speech, texts, pieces or 1000)
+    elif start is not None and not texts and pieces is None:
         vocab = new_model.extend_model(output, start, speech)
     else:
-        vocab = new_model.write_new_model(output, speech, texts or [], pieces)
+        raise InputError("Give TEXTS (and --pieces) to learn a vocabulary from, or --start alone.")
     print(f"{output}: {vocab.text_size} text pieces and {vocab.size - vocab.first_unit} units")
 
 

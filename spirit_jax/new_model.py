@@ -87,8 +87,8 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
         units = _count_units(own, about.kind)
         vocab = Vocab.make(about.kind, old.text_size, old.bos, old.eos, units=units)
         config.write(vocab, folder / "vocab.json")
+        load_text_tokenizer(start / "text_tokenizer", vocab)  # raises where it lacks the units
         shutil.copytree(start / "text_tokenizer", folder / "text_tokenizer")
-        load_text_tokenizer(folder / "text_tokenizer", vocab)  # raises where it lacks the units
         cfg, params = checkpoint.load_network(start / "llama", llama.LlamaConfig)
         leaves = checkpoint.flatten(params)
         for path, axis in (("embed/embedding", 0), ("head", 1)):

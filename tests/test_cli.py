@@ -146,6 +146,10 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path):
     given = "prepare", tmp_path, tmp_path / "out", "--shard", "1/2", "--beam", "--runner=X"
     status, _, err = run(*given)
     assert status == 1 and "--shard and --beam" in err and not (tmp_path / "out").exists()
+    starts = "new", tmp_path / "out", "--speech", "spirit-tiny-expressive"
+    for more in ((), ("a.jsonl", "--start", "b"), ("--start", "b", "--pieces", "9")):
+        status, _, err = run(*starts, *more)
+        assert status == 1 and "or --start alone" in err and not (tmp_path / "out").exists()
 
 
 def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):

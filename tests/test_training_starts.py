@@ -147,6 +147,19 @@ def test_evaluation_is_of_the_same_held_out_batches_each_time(make_config, corpu
     assert len({line["eval_loss"] for line in lines if "eval_loss" in line}) == 1
 
 
+def test_metrics_of_a_modality_are_of_all_sources(make_config, tmp_path):
+    """Also where a source has the name of one: each has metrics of its own."""
+    both = make_config().data.sources[0]
+    sources = both, dataclasses.replace(both, format="speech")
+    run(make_config("run", data=dataclasses.replace(make_config().data, sources=sources)))
+    lines = [json.loads(t) for t in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["share_speech_alone"] > 0.1 for line in lines)
+    assert all(line["share_interleaved"] > 0.1 for line in lines)
+    for line in lines:
+        parts = line["loss_interleaved_speech"], line["loss_speech_alone"]
+        assert min(parts) < line["loss_speech"] < max(parts)
+
+
 def test_metrics_go_to_tensorboard_and_say_where_the_time_went(make_config, tmp_path):
     settings = make_config("board")
     losses = run(settings)

@@ -218,8 +218,12 @@ def _prepare(config: RunConfig, mesh: jax.sharding.Mesh) -> loop.Training:
 
 
 def _names(sources: tuple[SourceConfig, ...]) -> tuple[str, ...]:
-    """Names of sources for metrics: as given, else their format, numbered where it is not alone."""
+    """Names of sources for metrics: as given, else their format, numbered where it is not alone.
+
+    "text" and "speech" alone are the metrics of all tokens of a modality.
+    """
     names = [source.name or source.format for source in sources]
+    names = [f"{name}_alone" if name in ("text", "speech") else name for name in names]
     return tuple(
         name if names.count(name) == 1 else f"{name}{number}" for number, name in enumerate(names)
     )
