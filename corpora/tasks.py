@@ -56,7 +56,7 @@ def build(corpus: Path) -> None:
     tests, rng = items("test"), random.Random(SEED)
     texts = sorted({row["text"] for row in tests})
     sentences = [one for one in grammar.sentences("test", len(texts)) if one.text in texts]
-    requests = [*intents("train"), *intents("more")]
+    requests = [*intents("train"), *intents("more"), *intents("requests")]
     sets = {
         "text": [
             {"id": f"text-{number}", "text": sentence.text}

@@ -9,13 +9,13 @@ and real recordings: Asterisk's prompts and clips of LibriVox. All of it comes f
     python -m corpora.world --output runs/world
 
 Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, more (three times as
-many, for language models; two more voices say each sentence of kinds that have few), valid, test
-(seen voices, new sentences), test-voice (a voice that is in no other part), asterisk-train,
-asterisk-valid, asterisk-test, librivox-test, and reference (all that the parts for train and valid
-say, by one voice in the neutral manner, whose sounds can be the aim of units). details.jsonl holds
-what a manifest has no fields for, by id: kind, manner, intent, question, answer, phones [[phone,
-start, end]]. pairs.jsonl lists test sentences that two voices say in one manner; world.gram is the
-grammar of all sentences, in JSGF.
+many, for language models; two more voices say each sentence of kinds that have few), requests
+(those of train and more, by four more voices), valid, test (seen voices, new sentences), test-voice
+(a voice that is in no other part), asterisk-train, asterisk-valid, asterisk-test, librivox-test,
+and reference (all that the parts for train and valid say, by one voice in the neutral manner, whose
+sounds can be the aim of units). details.jsonl holds what a manifest has no fields for, by id: kind,
+manner, intent, question, answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences
+that two voices say in one manner; world.gram is the grammar of all sentences, in JSGF.
 A build that was cut off goes on where it was.
 """
 
@@ -51,6 +51,7 @@ LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
 UTTERANCES = 4000  # for training, by default; the other parts are sized for these
 MORE = 9500  # besides, for language models, which need more of them than speech networks
 FEW = ("request", "question", "spelling")  # kinds with few sentences, so two more voices say them
+AGAIN = 4  # more voices that say each request, since it is hard to learn what is asked for
 VALID, SHARED, OTHERS, HELD_OUT = 150, 75, 90, 60
 TESTS = "test", "test-voice", "asterisk-test", "librivox-test"
 REFERENCE = "rms"  # the voice that says all sentences
@@ -105,8 +106,15 @@ def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
         more += random.Random(seed).sample(few, len(few))
     tasks += _share_out("train", train)
     taken = {task.id for task in tasks if task.part == "train"}
-    again = {task.id: task for task in _share_out("more", more)}
-    return tasks + [task for id, task in again.items() if id not in taken]
+    asked = [one for one in {s.text: s for s in [*train, *more]}.values() if one.intent]
+    requests = []
+    for seed in range(AGAIN):
+        requests += random.Random(seed).sample(asked, len(asked))
+    for task in [*_share_out("more", more), *_share_out("requests", requests)]:
+        if task.id not in taken:
+            tasks.append(task)
+            taken.add(task.id)
+    return tasks
 
 
 def _share_out(part: str, sentences: list[Sentence]) -> list[Task]:
@@ -226,7 +234,8 @@ def build(output: Path, utterances: int, jobs: int) -> None:
         done = list(track(rows, "speaking", len(tasks), disable=not sys.stderr.isatty()))
     made = [row for row in done if row]
     _split_prompts(made)
-    known = {row["text"] for row in made if row["part"] not in ("reference", "more", *TESTS)}
+    others = "reference", "more", "requests", *TESTS
+    known = {row["text"] for row in made if row["part"] not in others}
     made = [row for row in made if row["part"] != "reference" or row["text"] in known]
     parts = defaultdict(list)
     for row in made:

@@ -104,7 +104,8 @@ def test_the_corpus_keeps_parts_and_voices_apart() -> None:
     heard = {task.sentence.text for task in tasks if task.part in ("train", "valid")}
     assert set(said) == heard | {"press one now"}
     for task in tasks:
-        part = {"test-voice": "test", "more": "train"}.get(task.part, task.part)
+        parts = {"test-voice": "test", "more": "train", "requests": "train"}
+        part = parts.get(task.part, task.part)
         assert grammar.part_of(task.sentence.text) == part
         assert (task.voice in speak.HELD_OUT) == (task.part == "test-voice")
     said_by = defaultdict(set)
@@ -114,6 +115,11 @@ def test_the_corpus_keeps_parts_and_voices_apart() -> None:
     assert len(said_by) == 400 + 950
     for sentence, ways in said_by.items():
         assert len(ways) in ((2, 3) if sentence.kind in world.FEW else (1,)), sentence
+    asked = {sentence for sentence in said_by if sentence.intent}
+    again = Counter(task.sentence for task in tasks if task.part == "requests")
+    assert set(again) <= asked
+    assert sum(again.values()) > 3 * len(asked)
+    assert max(again.values()) == world.AGAIN
     shares = Counter(task.voice for task in tasks if task.part == "train")
     assert all(88 <= shares[voice] <= 90 for voice in speak.FLITE)
     assert sum(shares[voice] for voice in speak.ESPEAK) == 133
