@@ -10,12 +10,13 @@ and real recordings: Asterisk's prompts and clips of LibriVox. All of it comes f
 
 Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, more (three times as
 many, for language models; two more voices say each sentence of kinds that have few), requests
-(those of train and more, by four more voices), valid, test (seen voices, new sentences), test-voice
-(a voice that is in no other part), asterisk-train, asterisk-valid, asterisk-test, librivox-test,
-and reference (all that the parts for train and valid say, by one voice in the neutral manner, whose
-sounds can be the aim of units). details.jsonl holds what a manifest has no fields for, by id: kind,
-manner, intent, question, answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences
-that two voices say in one manner; world.gram is the grammar of all sentences, in JSGF.
+(those of train and more, by four more voices), asked (their questions without the answers, by
+four), valid, test (seen voices, new sentences), test-voice (a voice that is in no other part),
+asterisk-train, asterisk-valid, asterisk-test, librivox-test, and reference (all that the parts for
+train and valid say, by one voice in the neutral manner, whose sounds can be the aim of units).
+details.jsonl holds what a manifest has no fields for, by id: kind, manner, intent, question,
+answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences that two voices say in one
+manner; world.gram is the grammar of all sentences, in JSGF.
 A build that was cut off goes on where it was.
 """
 
@@ -51,7 +52,7 @@ LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
 UTTERANCES = 4000  # for training, by default; the other parts are sized for these
 MORE = 9500  # besides, for language models, which need more of them than speech networks
 FEW = ("request", "question", "spelling")  # kinds with few sentences, so two more voices say them
-AGAIN = 4  # more voices that say each request, since it is hard to learn what is asked for
+AGAIN = 4  # voices that say each request once more, and each question without its answer
 VALID, SHARED, OTHERS, HELD_OUT = 150, 75, 90, 60
 TESTS = "test", "test-voice", "asterisk-test", "librivox-test"
 REFERENCE = "rms"  # the voice that says all sentences
@@ -106,11 +107,14 @@ def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
         more += random.Random(seed).sample(few, len(few))
     tasks += _share_out("train", train)
     taken = {task.id for task in tasks if task.part == "train"}
-    asked = [one for one in {s.text: s for s in [*train, *more]}.values() if one.intent]
-    requests = []
-    for seed in range(AGAIN):
-        requests += random.Random(seed).sample(asked, len(asked))
-    for task in [*_share_out("more", more), *_share_out("requests", requests)]:
+    known = {sentence.text: sentence for sentence in [*train, *more]}.values()
+    requests = [sentence for sentence in known if sentence.intent]
+    asked = [Sentence(s.question, s.kind, f"{s.question}?") for s in known if s.question]
+    again = _share_out("more", more)
+    for part, own in (("requests", requests), ("asked", asked)):
+        rounds = [random.Random(seed).sample(own, len(own)) for seed in range(AGAIN)]
+        again += _share_out(part, [*itertools.chain(*rounds)])
+    for task in again:
         if task.id not in taken:
             tasks.append(task)
             taken.add(task.id)
@@ -234,7 +238,7 @@ def build(output: Path, utterances: int, jobs: int) -> None:
         done = list(track(rows, "speaking", len(tasks), disable=not sys.stderr.isatty()))
     made = [row for row in done if row]
     _split_prompts(made)
-    others = "reference", "more", "requests", *TESTS
+    others = "reference", "more", "requests", "asked", *TESTS
     known = {row["text"] for row in made if row["part"] not in others}
     made = [row for row in made if row["part"] != "reference" or row["text"] in known]
     parts = defaultdict(list)
