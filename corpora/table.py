@@ -1,11 +1,11 @@
 """The table of docs/spirit-tiny.md: models by tasks, and what they cost.
 
     python -m corpora.table --config configs/tiny/eval.yaml --output runs/tiny/eval \\
-        base=spirit-tiny-base:runs/tiny/lm-base thirds=runs/tiny/spirit-tiny-thirds
+        base=spirit-tiny-base:runs/tiny/lm-base:runs/tiny/lm-base2 thirds=runs/thirds
 
 Evaluates each model as `spirit-jax eval` does, into OUTPUT/NAME, unless its figures are there and
 neither the model nor the config has changed since, and prints a table in Markdown. A model is
-NAME=FOLDER, or NAME=FOLDER:RUN_DIR to tell of its training.
+NAME=FOLDER, or NAME=FOLDER:RUN_DIR to tell of its training, in one run or in several.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="+", metavar="NAME=FOLDER[:RUN_DIR]")
+    parser.add_argument("models", nargs="+", metavar="NAME=FOLDER[:RUN_DIR...]")
     parser.add_argument("--config", type=Path, required=True, help="tasks, as of spirit-jax eval")
     parser.add_argument("--output", type=Path, required=True, help="folder for answers and figures")
     given = parser.parse_args()
@@ -37,11 +37,12 @@ def main() -> None:
         tasks, columns = config.read(EvalConfig, given.config), {}
         for model in given.models:
             name, _, place = model.partition("=")
-            folder, _, run_dir = place.partition(":")
+            folder, *run_dirs = place.split(":")
             if not name or not folder or Path(name).name != name:
                 raise InputError(f"'{model}' is no NAME=FOLDER or NAME=FOLDER:RUN_DIR.")
+            cost = read_cost([Path(run_dir) for run_dir in run_dirs]) if run_dirs else {}
             figures = _evaluate(folder, tasks, given.output / name)
-            columns[name] = read_cost(Path(run_dir)) | figures if run_dir else figures
+            columns[name] = cost | figures
         print(markdown(columns))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -63,15 +64,20 @@ def _evaluate(folder: str, tasks: EvalConfig, output: Path) -> Figures:
     return json.loads((output / "figures.json").read_text(encoding="utf-8"))
 
 
-def read_cost(run_dir: Path) -> Figures:
-    """Steps, millions of tokens, and minutes of a training, from its metrics.jsonl."""
-    try:
-        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{run_dir}: no training's folder (metrics.jsonl: {error}).") from error
-    rows = [json.loads(line) for line in lines]
+def read_cost(run_dirs: list[Path]) -> Figures:
+    """Steps, millions of tokens, and minutes of runs together, from their metrics.jsonl."""
+    steps, rows = 0, []
+    for run_dir in run_dirs:
+        try:
+            lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            told = f"{run_dir}: no training's folder (metrics.jsonl: {error})."
+            raise InputError(told) from error
+        own = [json.loads(line) for line in lines]
+        steps += own[-1]["step"] if own else 0
+        rows += own
     cost = {
-        "steps": rows[-1]["step"] if rows else 0,
+        "steps": steps,
         "million tokens": sum(row["tokens"] for row in rows) / 1e6,
         "minutes": sum(row["seconds"] for row in rows) / 60,
     }

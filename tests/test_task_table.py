@@ -27,21 +27,25 @@ def tell(base_folder, tmp_path, monkeypatch, capsys):
 
 
 def test_models_are_columns_and_their_figures_rows(base_folder, tell, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    rows = [{"step": n, "tokens": 500_000.0, "seconds": 30.0} for n in (1, 2, 3)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    *lines, normalised, raw = tell(f"small={base_folder}:{run}", f"big={base_folder}")
+    runs = [tmp_path / "run", tmp_path / "second-run"]
+    for run, steps in zip(runs, (3, 2), strict=True):
+        run.mkdir()
+        rows = [{"step": n + 1, "tokens": 500_000.0, "seconds": 30.0} for n in range(steps)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ":".join(map(str, [base_folder, *runs]))
+    *lines, normalised, raw = tell(
+        f"small={small}", f"big={base_folder}:{runs[0]}", f"a={base_folder}"
+    )
     assert lines == [
-        "| task | figure | small | big |",
-        "|---|---|---|---|",
-        "| training | steps | 3 | - |",
-        "| training | million tokens | 1.5 | - |",
-        "| training | minutes | 1.5 | - |",
+        "| task | figure | small | big | a |",
+        "|---|---|---|---|---|",
+        "| training | steps | 5 | 3 | - |",
+        "| training | million tokens | 2.5 | 1.5 | - |",
+        "| training | minutes | 2.5 | 1.5 | - |",
     ]
     figures = json.loads((tmp_path / "out" / "small" / "figures.json").read_text())["pairs"]
     for line, figure in ((normalised, "normalised"), (raw, "raw")):
-        assert line == f"| pairs (2) | {figure} | {figures[figure]:.1f} | {figures[figure]:.1f} |"
+        assert line == f"| pairs (2) | {figure} |" + f" {figures[figure]:.1f} |" * 3
 
 
 def test_figures_are_used_again_while_model_and_config_are_the_same(base_folder, tell, tmp_path):
