@@ -75,6 +75,7 @@ def test_long_audio_is_cut_and_each_piece_encoded_alone(expressive_folder, expre
         np.testing.assert_array_equal(getattr(whole, name), expected)
 
 
+@pytest.mark.slow
 def test_over_a_hundred_seconds(base):
     wave = noise(230.03)
     units = base.encode(wave)

@@ -131,7 +131,7 @@ def test_discriminators_take_part_from_their_step_on_and_learn(whole):
     np.testing.assert_allclose(last["loss"], weighted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stop_after", [6, ALONE + 2])
+@pytest.mark.parametrize("stop_after", [pytest.param(6, marks=pytest.mark.slow), ALONE + 2])
 def test_stopped_equals_unstopped_bitwise(config, whole, stop_after):
     stopped = changed(config, f"stopped{stop_after}")
     run(stopped, stop_after=stop_after)
@@ -151,6 +151,7 @@ def test_sigterm_in_the_last_step_without_discriminators_ends_the_run(config):
     assert steps == [1, 2] and load_state(stopped).step == 2
 
 
+@pytest.mark.slow
 def test_two_devices_change_nothing(config):
     data = dataclasses.replace(config.data, held_out=())
     short = {"steps": 3, "adversarial_from": 1, "data": data}
@@ -321,6 +322,7 @@ def test_a_recording_that_was_replaced_is_heard_anew_and_copies_once(config, tmp
     assert (len(again[0]), len(again[1])) == (18, 6) and len(again[0]) < len(heard[0])
 
 
+@pytest.mark.slow
 def test_without_a_duration_predictor_the_report_has_no_predicted_durations(config, tmp_path):
     network = dataclasses.replace(NETWORK, duration_hidden=0)
     made = vocoder.make(changed(config, "untimed", network=network))

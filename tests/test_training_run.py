@@ -21,7 +21,7 @@ from spirit_jax.training.lm import RunConfig, make_model, train
 from spirit_jax.training.loop import MeshConfig
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_stopped_equals_unstopped_bitwise(make_config, tmp_path, devices):
     whole = run(make_config("whole"), devices)
     assert len(whole) == STEPS and whole[-1] < whole[0]
@@ -90,7 +90,9 @@ def start(path, *overrides):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_goes_on(make_config, tmp_path, number):
     config = make_config("killed")
     path = write_config(tmp_path / "run.yaml", config)
@@ -141,6 +143,7 @@ def test_a_model_without_its_corpus_is_named(make_config, tmp_path):
         next(train(RunConfig(**fields), jax.devices()[:1]))
 
 
+@pytest.mark.slow
 def test_a_full_disk_during_a_save_is_named_and_the_last_checkpoint_counts(make_config, tmp_path):
     """A limit on the size of files stands in for a disk without room for the parameters."""
     path = write_config(tmp_path / "run.yaml", make_config("full"))

@@ -111,6 +111,7 @@ def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
     np.testing.assert_allclose(float(sums.loss / sums.count), apart, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lora_stopped_equals_unstopped(make_config):
     whole = run(make_config("whole", lora=LORA))
     run(make_config("stopped", lora=LORA), stop_after=4)

@@ -163,6 +163,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_every_field_acts():
     """But `precision`, which the next test sees."""
     fields = {field.name for field in dataclasses.fields(TrunkConfig)}
