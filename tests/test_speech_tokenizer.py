@@ -155,7 +155,16 @@ def test_a_base_model_writes_phonetic_units_alone(base):
     assert base.to_string(Units([5, 5, 6], [1, 2], [3])) == "[Hu5][Hu6]"
 
 
-@pytest.mark.parametrize("network", ["hubert", "quantizer", "hifigan", "pitch", "style"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        "hubert",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("quantizer", "hifigan", "pitch", "style")
+        ),
+    ],
+)
 def test_a_network_of_another_set_is_refused(expressive_folder, tmp_path, network):
     write_random_model(tmp_path / "other", "expressive", seed=1)
     mixed = tmp_path / "mixed"

@@ -135,6 +135,7 @@ def test_stopped_equals_unstopped_bitwise(config, whole):
     assert losses(rest) == losses(whole[:16])[-len(rest) :] and 0 < len(rest) < 16
 
 
+@pytest.mark.slow
 def test_two_devices_change_nothing(config, whole):
     split = run(changed(config, "split", steps=8), devices=2)
     np.testing.assert_allclose(losses(split), losses(whole[:8]), rtol=2e-5)

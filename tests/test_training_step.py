@@ -127,7 +127,13 @@ def test_ways_of_computing_change_nothing(params, batch, plain, model, config):
     assert_close(grads, expected_grads)
 
 
-@pytest.mark.parametrize("remat", llama.REMAT_SAVES)
+@pytest.mark.parametrize(
+    "remat",
+    [
+        pytest.param(name, marks=() if name in ("none", "block", "offload") else pytest.mark.slow)
+        for name in llama.REMAT_SAVES
+    ],
+)
 def test_a_scan_changes_nothing(params, batch, plain, remat):
     model = Llama(CONFIG, scan_layers=True, remat=remat)
     sums, grads = loss_and_gradient(model, stack(params), batch, StepConfig(loss_chunk=7))
