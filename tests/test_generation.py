@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from marks import slow
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
@@ -85,10 +86,7 @@ def test_scanned_layers_generate_the_same(params, prompts):
     assert generate(scanned, stacked, prompts, ALLOWED, EOS, GREEDY) == run(params, prompts)
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [(1, 4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1, 8, 1), (1, 2, 4)))],
-)
+@pytest.mark.parametrize("shape", [(1, 4, 2), slow((1, 8, 1)), slow((1, 2, 4))])
 def test_sharded_generation_is_the_same(params, prompts, shape):
     mesh = sharding.make_mesh(*shape)
     tokens = jnp.ones((1, 1), jnp.int32)

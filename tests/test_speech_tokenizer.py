@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from marks import slow
 
 from spirit_jax import InputError, SpeechTokenizer, Units, speech_tokenizer
 from spirit_jax.random_model import write_random_model
@@ -156,14 +157,7 @@ def test_a_base_model_writes_phonetic_units_alone(base):
 
 
 @pytest.mark.parametrize(
-    "network",
-    [
-        "hubert",
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("quantizer", "hifigan", "pitch", "style")
-        ),
-    ],
+    "network", ["hubert", slow("quantizer"), slow("hifigan"), slow("pitch"), slow("style")]
 )
 def test_a_network_of_another_set_is_refused(expressive_folder, tmp_path, network):
     write_random_model(tmp_path / "other", "expressive", seed=1)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import speech_runs
+from marks import slow
 from tones import write_tones
 
 from spirit_jax import checkpoint, speech_tokenizer
@@ -131,7 +132,7 @@ def test_discriminators_take_part_from_their_step_on_and_learn(whole):
     np.testing.assert_allclose(last["loss"], weighted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stop_after", [pytest.param(6, marks=pytest.mark.slow), ALONE + 2])
+@pytest.mark.parametrize("stop_after", [slow(6), ALONE + 2])
 def test_stopped_equals_unstopped_bitwise(config, whole, stop_after):
     stopped = changed(config, f"stopped{stop_after}")
     run(stopped, stop_after=stop_after)

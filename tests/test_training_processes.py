@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from marks import slow
 from training_runs import run, write_config
 
 from spirit_jax.training.loop import MeshConfig
@@ -54,7 +55,7 @@ def read_losses(folder):
 
 @pytest.mark.parametrize(
     "mesh",
-    [{"fsdp": 8}, pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow)],
+    [{"fsdp": 8}, slow({"data": 2, "fsdp": 2, "tensor": 2})],
 )
 def test_two_processes_give_the_losses_of_one(make_config, tmp_path, mesh):
     config = make_config("pair", MeshConfig(**{"fsdp": 1} | mesh), steps=6)

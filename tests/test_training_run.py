@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from marks import slow
 from training_runs import STEPS, run, write_config
 
 from spirit_jax import InputError, cli
@@ -21,7 +22,7 @@ from spirit_jax.training.lm import RunConfig, make_model, train
 from spirit_jax.training.loop import MeshConfig
 
 
-@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("devices", [slow(1), 8])
 def test_stopped_equals_unstopped_bitwise(make_config, tmp_path, devices):
     whole = run(make_config("whole"), devices)
     assert len(whole) == STEPS and whole[-1] < whole[0]
@@ -90,9 +91,7 @@ def start(path, *overrides):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, slow(signal.SIGTERM)])
 def test_a_killed_run_goes_on(make_config, tmp_path, number):
     config = make_config("killed")
     path = write_config(tmp_path / "run.yaml", config)

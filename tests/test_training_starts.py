@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 from tensorboardX.proto.event_pb2 import Event
 from training_runs import STEPS, run
 
@@ -33,7 +34,7 @@ def module_tmp(tmp_path_factory):
     return tmp_path_factory.mktemp("exports")
 
 
-@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scan", [True, slow(False)])
 def test_an_exported_run_generates_and_goes_on_as_a_start(make_config, tmp_path, scan):
     settings = make_config(scan_layers=scan)
     losses = run(settings)

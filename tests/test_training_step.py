@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import slow
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
@@ -129,10 +130,7 @@ def test_ways_of_computing_change_nothing(params, batch, plain, model, config):
 
 @pytest.mark.parametrize(
     "remat",
-    [
-        pytest.param(name, marks=() if name in ("none", "block", "offload") else pytest.mark.slow)
-        for name in llama.REMAT_SAVES
-    ],
+    [name if name in ("none", "block", "offload") else slow(name) for name in llama.REMAT_SAVES],
 )
 def test_a_scan_changes_nothing(params, batch, plain, remat):
     model = Llama(CONFIG, scan_layers=True, remat=remat)
@@ -141,10 +139,7 @@ def test_a_scan_changes_nothing(params, batch, plain, remat):
     assert_close(grads, stack(plain[1]))
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [(2, 2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((8, 1, 1), (1, 4, 2)))],
-)
+@pytest.mark.parametrize("shape", [(2, 2, 2), slow((8, 1, 1)), slow((1, 4, 2))])
 def test_a_mesh_changes_nothing(params, batch, plain, shape):
     mesh = sharding.make_mesh(*shape)
     boxed = llama.abstract_params(MODEL, boxed=True)
