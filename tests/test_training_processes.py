@@ -53,10 +53,7 @@ def read_losses(folder):
     return [line["loss"] for line in metrics]
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [{"fsdp": 8}, slow({"data": 2, "fsdp": 2, "tensor": 2})],
-)
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, slow({"data": 2, "fsdp": 2, "tensor": 2})])
 def test_two_processes_give_the_losses_of_one(make_config, tmp_path, mesh):
     config = make_config("pair", MeshConfig(**{"fsdp": 1} | mesh), steps=6)
     path = write_config(tmp_path / "run.yaml", config)
