@@ -108,7 +108,7 @@ def run(
 
 
 def hear(stage: Stage, lm: SpiritLM, wave: np.ndarray, name: str) -> None:
-    """Writes a recording down and goes on from it, as a question goes on with its answer.
+    """Writes a recording down and goes on from it, as a question goes on with its answer, aloud.
 
     Where nothing is left to say, it tells what was meant: what a request asks for.
     """
@@ -124,7 +124,8 @@ def hear(stage: Stage, lm: SpiritLM, wave: np.ndarray, name: str) -> None:
         goes_on = complete(lm, f"[Text]{prefix}{words}")
         if goes_on:
             stage.tell("goes on", repr(goes_on))
-            stage.speak(lm, name, f"goes on from: {words}", f"[Speech]{string}", VOICES[-1])
+            prompt = f"[Text]{prefix}{SAME} {goes_on}[Speech]"
+            stage.speak(lm, name, f"reads what it wrote: {goes_on}", prompt, VOICES[-1])
         else:
             meant = complete(lm, f"[Speech]{string}[Text]{prefix}{MEANING}")
             stage.tell("meant", repr(meant))
