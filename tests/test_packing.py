@@ -73,6 +73,7 @@ def test_a_set_that_does_not_fit_is_not_packed(networks, base_folder, tmp_path):
         pack(output, networks["units"])
 
 
+@pytest.mark.slow
 def test_equal_networks_of_two_sets_are_stored_once(networks, tmp_path):
     pack(tmp_path / "first", networks["units"])
     alone = pack(tmp_path / "alone", **networks)

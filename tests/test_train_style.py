@@ -87,6 +87,7 @@ def test_stopped_equals_unstopped_bitwise(config, whole):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one(config, whole):
     data = dataclasses.replace(config.data, held_out=())
     shared = run(changed(config, "shared", steps=5, data=data), devices=2)

@@ -87,6 +87,7 @@ def test_one_of_two_is_killed_and_both_start_again(make_config, tmp_path):
     np.testing.assert_allclose(losses, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_ends_both_with_a_checkpoint(make_config, tmp_path):
     path = write_config(tmp_path / "run.yaml", make_config("pair", MeshConfig(fsdp=8)))
     processes = start_pair(path, "steps=100000", "mesh.fsdp=8", "checkpoint_every=100000")
