@@ -4,9 +4,9 @@
 
 Writes manifests to CORPUS/tasks. For training, of training sentences: text (20,000 of them, to be
 read only), questions (all with their answers, to be read often, since a fact stands once in text),
-speech (the parts train and more) and intent-train (requests of these with what they ask for as the
-text, a few to a document). For `spirit-jax eval` (configs/tiny/eval.yaml), of
-sentences that are never trained on: asr, asr-voice (the held-out voice), asr-real (Asterisk's
+speech (the parts train and more) and intent-train (requests of these and of the part requests, with
+what they ask for as the text, a few to a document). For `spirit-jax eval` (configs/tiny/eval.yaml),
+of sentences that are never trained on: asr, asr-voice (the held-out voice), asr-real (Asterisk's
 held-out prompts in words of the training), tts (texts), intent with its examples, manner (the first
 halves of recordings, labelled with their manner), pairs (sentences, and the same with a word from
 elsewhere), answers (questions with the right answer and with a wrong one) and facts (the same of

@@ -119,6 +119,7 @@ def test_the_corpus_keeps_parts_and_voices_apart() -> None:
     assert len(said_by) == 400 + 950
     for sentence, ways in said_by.items():
         assert len(ways) in ((2, 3) if sentence.kind in world.FEW else (1,)), sentence
+    assert {one.sentence.text for one in tasks if one.part == "asked"} == questions - {""}
     asked = {sentence for sentence in said_by if sentence.intent}
     again = Counter(task.sentence for task in tasks if task.part == "requests")
     assert set(again) <= asked
