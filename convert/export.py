@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from convert import table, torch_files
 from convert.llama import export_rules, write_config
 from convert.main import run_main
-from spirit_jax import checkpoint, config
+from spirit_jax import checkpoint, config, files
 from spirit_jax.models.llama import LlamaConfig
 
 SHARD_BYTES = 2 << 30
@@ -31,7 +31,7 @@ def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | l
     stored = checkpoint.flatten(checkpoint.read_shapes(network / "params"))
     steps = [_step(path, cfg, str(network)) for path in stored]
     shards = _split(steps, {path: _bytes(leaf) for path, leaf in stored.items()})
-    with checkpoint.whole_folder(output) as folder:
+    with files.whole_folder(output) as folder:
         weight_map = {}
         for i, shard in enumerate(shards, start=1):
             name = f"model-{i:05}-of-{len(shards):05}.safetensors"

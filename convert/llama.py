@@ -15,7 +15,7 @@ import numpy as np
 from convert import table, torch_files
 from convert.main import run_main, show_progress
 from convert.table import Rule
-from spirit_jax import checkpoint, config
+from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError
 from spirit_jax.models.attention import RopeScaling
 from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params, draw_rows
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="model folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the new rows")
     args = parser.parse_args()
-    with checkpoint.whole_folder(args.output) as folder:
+    with files.whole_folder(args.output) as folder:
         vocab = convert_tokenizer(args.checkpoint, args.add_speech_tokens, folder, add=True)
         cfg = convert_llama(args.checkpoint, folder / "llama", vocab.padded_size, args.seed)
     print(json.dumps({"output": args.output, "layers": cfg.num_layers, "rows": cfg.vocab_size}))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from convert import fcpe, hifigan, hubert, llama, pitch, style, tokenizer
 from convert.main import run_main
-from spirit_jax import checkpoint, speech_tokenizer
+from spirit_jax import files, speech_tokenizer
 from spirit_jax.errors import InputError
 
 VOCODERS = {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}
@@ -44,7 +44,7 @@ def convert_release(
         known = sorted(folder.name for folder in source.parent.iterdir() if folder.is_dir())
         raise InputError(f"{source}: there is no such model; known are {', '.join(known)}.")
     kind = tokenizer.find_kind(source)
-    with checkpoint.whole_folder(output) as folder:
+    with files.whole_folder(output) as folder:
         with console.status("converting the speech tokenizer"):
             convert_speech_tokenizer(
                 checkpoints / "speech_tokenizer",

@@ -4,11 +4,10 @@ Arrays are stored one by one under their path in the parameter tree. What is wri
 temporary name first, so a folder is whole or absent.
 """
 
-import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from spirit_jax import config as config_lib
 from spirit_jax.errors import InputError
+from spirit_jax.files import refuse_existing
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -44,32 +44,6 @@ def find_network(folder: str | Path, name: str) -> Path:
     if own.is_dir() or not about.is_file():
         return own
     return folder / json.loads(about.read_text()).get("shared", "") / name
-
-
-def refuse_existing(path: str | Path) -> None:
-    """Raises an InputError if something exists at a path that is to be written."""
-    if Path(path).exists():
-        raise InputError(f"{path}: exists already; remove it or choose another output.")
-
-
-@contextlib.contextmanager
-def whole_folder(output: str | Path) -> Iterator[Path]:
-    """A folder to write into that gets the name `output` at the end, or is gone after an error.
-
-    Raises:
-      InputError: something exists at `output` already.
-    """
-    output = Path(output).absolute()
-    refuse_existing(output)
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.rename(output)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:

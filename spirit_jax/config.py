@@ -4,7 +4,6 @@ Nothing here knows a network; every network's config dataclass lives beside the 
 """
 
 import dataclasses
-import json
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from spirit_jax import files
 from spirit_jax.errors import InputError
 
 T = TypeVar("T")
@@ -54,11 +54,9 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
       InputError: the file is missing, unreadable or holds something else.
     """
     path = Path(path)
+    text = files.read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else _parse_yaml(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        values = files.parse_json(text) if path.suffix == ".json" else _parse_yaml(text)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: is not valid {path.suffix[1:].upper()} ({reason}).") from error
@@ -70,11 +68,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 def write(config: Any, path: str | Path) -> None:
     """Writes a dataclass (or a mapping) as JSON, whole or not at all."""
     values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    files.write_json(path, values)
 
 
 def _parse_yaml(text: str) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spirit_jax import checkpoint, config, speech_tokenizer
+from spirit_jax import checkpoint, config, files, speech_tokenizer
 from spirit_jax.data.manifest import read_source
 from spirit_jax.errors import InputError
 from spirit_jax.models import llama
@@ -46,7 +46,7 @@ def write_new_model(
     texts = [item.text for source in sources for item in read_source(source) if item.text]
     if not texts:
         raise InputError(f"{', '.join(sources)}: there is no text to learn a vocabulary from.")
-    with checkpoint.whole_folder(output) as folder:
+    with files.whole_folder(output) as folder:
         own = folder / speech_tokenizer.FOLDER
         about = speech_tokenizer.copy_whole(found, own)
         learn_text_tokenizer(folder / "text_tokenizer", texts, pieces)
@@ -74,7 +74,7 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
       InputError: a folder is not whole, or its phonetic units are others.
     """
     found, start = _find_speech(speech), checkpoint.find_model(start)
-    with checkpoint.whole_folder(output) as folder:
+    with files.whole_folder(output) as folder:
         own = folder / speech_tokenizer.FOLDER
         about = speech_tokenizer.copy_whole(found, own)
         before = config.read(

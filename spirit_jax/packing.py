@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from spirit_jax import checkpoint, config, speech_tokenizer
+from spirit_jax import checkpoint, config, files, speech_tokenizer
 from spirit_jax.checkpoint import find_network
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan, hubert, pitch, style
@@ -40,7 +40,7 @@ def pack(
     Raises:
       InputError: a network is missing or does not fit the others, or `output` exists.
     """
-    checkpoint.refuse_existing(output)
+    files.refuse_existing(output)
     if (pitch_units is None) != (style_units is None):
         raise InputError("Pitch and style units go together: give both networks, or none.")
     kind = "base" if pitch_units is None else "expressive"
@@ -65,7 +65,7 @@ def pack(
             # The release's Base vocoder has a unit more than there are, for padding.
             if known < count or (known and not count):
                 raise InputError(f"{vocoder}: takes {known} {name} units, and there are {count}.")
-    with checkpoint.whole_folder(output) as folder:
+    with files.whole_folder(output) as folder:
         for name, (about, params) in networks.items():
             stored = jax.tree.map(checkpoint.halve, params) if half else params
             checkpoint.save_network(folder / name, about, stored)

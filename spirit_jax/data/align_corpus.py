@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from spirit_jax import checkpoint
+from spirit_jax import files
 from spirit_jax.audio import load_audio
 from spirit_jax.data import word_times
 from spirit_jax.data.align import Aligner
@@ -82,7 +82,7 @@ def align_corpus(
         raise InputError("Word times come from one of an aligner, TextGrids and WhisperX's JSON.")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; expected 1 or more.")
-    checkpoint.refuse_existing(output)
+    files.refuse_existing(output)
     if aligner is not None:
         settings = {"aligner": aligner.name, "min_score": min_score}
         load = _load_wave
@@ -91,8 +91,8 @@ def align_corpus(
         kind = "whisperx" if textgrid is None else "textgrid"
         folder = textgrid or whisperx
         settings = {kind: str(folder), "tier": tier}
-        files = word_times.find_files(folder, word_times.SUFFIXES[kind])
-        load = functools.partial(_import_words, files, kind, tier)
+        by_id = word_times.find_files(folder, word_times.SUFFIXES[kind])
+        load = functools.partial(_import_words, by_id, kind, tier)
         find = _take_imported
     prepare = functools.partial(_prepare, source, output, load)
     partial = output.with_name(output.name + ".partial")
@@ -168,9 +168,9 @@ def _load_wave(fields: Mapping[str, Any], audio: Path) -> np.ndarray:
 
 
 def _import_words(
-    files: Mapping[str, Path], kind: str, tier: str, fields: Mapping[str, Any], audio: Path
+    by_id: Mapping[str, Path], kind: str, tier: str, fields: Mapping[str, Any], audio: Path
 ) -> word_times.Words:
-    path = files.get(fields["id"])
+    path = by_id.get(fields["id"])
     if path is None:
         raise InputError(f"There is no file {fields['id']}{word_times.SUFFIXES[kind]}.")
     if kind == "textgrid":

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, files
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
 
@@ -157,7 +157,7 @@ def save(output: str | Path, model: HubertUnits, params: dict) -> None:
     Raises:
       InputError: `output` exists.
     """
-    with checkpoint.whole_folder(output) as folder:
+    with files.whole_folder(output) as folder:
         checkpoint.save_network(folder / "hubert", model.config, params["hubert"])
         checkpoint.save_network(folder / "quantizer", model.quantizer, params["quantizer"])
 

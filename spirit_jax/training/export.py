@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spirit_jax import checkpoint, speech_tokenizer
+from spirit_jax import checkpoint, files, speech_tokenizer
 from spirit_jax.errors import InputError
 from spirit_jax.models import llama
 from spirit_jax.training import lm, lora
@@ -32,10 +32,10 @@ def export(config: lm.RunConfig, output: str | Path, half: bool = False) -> int:
       InputError: the run has no checkpoint, or `output` exists.
     """
     output, source = Path(output), Path(config.model)
-    checkpoint.refuse_existing(output)
+    files.refuse_existing(output)
     model = lm.make_model(config)
     step, params = load_params(config, model)
-    with checkpoint.whole_folder(output) as folder:
+    with files.whole_folder(output) as folder:
         own = speech_tokenizer.FOLDER
         without = shutil.ignore_patterns("llama", own)
         shutil.copytree(source, folder, ignore=without, dirs_exist_ok=True)

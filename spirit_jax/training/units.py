@@ -21,7 +21,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.augment import coloured_noise, mix
 from spirit_jax.data.manifest import Item
@@ -180,7 +180,7 @@ def export(config: RunConfig, output: str | Path) -> int:
     Raises:
       InputError: there is no checkpoint, or `output` exists.
     """
-    checkpoint.refuse_existing(output)
+    files.refuse_existing(output)
     state = recipe.newest_state(config, make(config))
     params = jax.tree.map(np.asarray, state.params["trunk"])
     trunk, params = unit_targets.cut(_network(config)[0], params, config.layer)

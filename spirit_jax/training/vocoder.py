@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, files
 from spirit_jax.data.f0_cache import F0Config
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, draw_items, read_items
@@ -169,7 +169,7 @@ def export(config: RunConfig, output: str | Path) -> int:
     Raises:
       InputError: there is no checkpoint, `output` exists, or the recordings cannot be read.
     """
-    checkpoint.refuse_existing(output)
+    files.refuse_existing(output)
     state = recipe.newest_state(config, make(config))
     network, _ = plan_network(config)
     params = jax.tree.map(np.asarray, state.generator)

@@ -1,0 +1,103 @@
+"""Writing whole or not at all, and one sentence for each thing that is wrong with a file."""
+
+import errno
+import os
+
+import pytest
+
+from spirit_jax import files
+from spirit_jax.errors import InputError
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), files.whole_file(path) as unfinished:
+        unfinished.write_text("half")
+        raise RuntimeError
+    assert files.read_json(path) == {"a": 1}
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_a_folder_is_whole_or_absent_also_after_a_kill(tmp_path):
+    path = tmp_path / "model"
+    (tmp_path / "model.unfinished").mkdir()  # what a killed process leaves
+    (tmp_path / "model.unfinished" / "old").write_text("")
+    with pytest.raises(RuntimeError), files.whole_folder(path) as folder:
+        (folder / "a").write_text("")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with files.whole_folder(path) as folder:
+        (folder / "a").write_text("")
+    assert os.listdir(path) == ["a"]
+    with pytest.raises(InputError, match="exists already"), files.whole_folder(path):
+        pass
+
+
+def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    for write in (lambda p: files.write_text(p, ""), lambda p: files.whole_folder(p).__enter__()):
+        with pytest.raises(InputError, match="cannot be written"):
+            write(tmp_path / "file" / "inside")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"\xef\xbb\xbfa\r\nb\r", "a\nb\n"),
+        ("a\u2028b\x0cc".encode(), "a\u2028b\x0cc"),
+        ("é\n".encode("utf-16"), "é\n"),
+    ],
+)
+def test_texts_are_read_in_the_forms_that_programs_write(tmp_path, data, expected):
+    (tmp_path / "a.txt").write_bytes(data)
+    assert files.read_text(tmp_path / "a.txt") == expected
+
+
+def test_a_text_in_another_encoding_is_named_with_its_line_and_byte(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\ntw\xe9o")
+    with pytest.raises(InputError, match="0xe9 at line 2, byte 3"):
+        files.read_text(tmp_path / "a.txt")
+
+
+def test_json_lines_are_lines_and_a_bad_one_spares_the_others(tmp_path):
+    path = tmp_path / "a.jsonl"
+    deep = b"[" * 100_000
+    lines = (
+        b'\xef\xbb\xbf{"a": 1}\r',
+        '"x\u2028\x85y"'.encode(),
+        b'"caf\xe9"',
+        b"",
+        b'"\\ud83d"',
+        b"9" * 400,
+        deep,
+        b"{",
+        b'"\\ud83d\\ude00"',
+    )
+    path.write_bytes(b"\n".join(lines))
+    values = dict(files.read_json_lines(path))
+    assert values[1] == {"a": 1} and values[2] == "x\u2028\x85y" and values[9] == "\U0001f600"
+    assert 4 not in values
+    expected = {
+        3: "0xe9 at byte 5",
+        5: "lone surrogate",
+        6: "400 digits",
+        7: "deeply",
+        8: "is not JSON",
+    }
+    for number, message in expected.items():
+        assert isinstance(values[number], InputError)
+        assert f"line {number} " in str(values[number]) and message in str(values[number])
+
+
+def test_what_the_machine_lacks_is_not_blamed_on_the_file():
+    try:
+        try:
+            raise OSError(errno.EMFILE, "Too many open files")
+        except OSError as error:
+            raise ValueError("not a record file") from error
+    except ValueError as error:
+        assert "too many files are open" in str(files.unreadable("a", error, "is damaged."))
+    memory = RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+    assert "memory is used up" in str(files.unreadable("a", memory, "is damaged."))
+    assert str(files.unreadable("a", RuntimeError("bad"), "is damaged.")) == "a: is damaged."
