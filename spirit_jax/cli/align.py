@@ -1,0 +1,58 @@
+"""`spirit-jax align`: when each word of a corpus is spoken."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spirit_jax.cli.options import count_items
+
+
+def align(
+    source: Annotated[Path, typer.Argument(help="JSONL manifest with id, audio and text")],
+    output: Annotated[Path, typer.Argument(help="The manifest to write, with words")],
+    model: Annotated[
+        Path | None, typer.Option(help="CTC aligner, as python -m convert.ctc writes")
+    ] = None,
+    textgrid: Annotated[
+        Path | None, typer.Option(help="Instead: folder of MFA's ID.TextGrid files")
+    ] = None,
+    whisperx: Annotated[
+        Path | None, typer.Option(help="Instead: folder of WhisperX's ID.json files")
+    ] = None,
+    tier: Annotated[str, typer.Option(help="Of the TextGrids")] = "words",
+    min_score: Annotated[
+        float | None, typer.Option(help="Reject what aligns worse (0 is best)")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Recordings aligned at a time")] = 16,
+) -> None:
+    """Find when each word of a corpus is spoken, or take it from another tool's files.
+
+    Items that cannot be aligned are listed, with reasons, in OUTPUT.rejects.jsonl. A run that was
+    stopped goes on where it was.
+    """
+    from spirit_jax.data import progress
+    from spirit_jax.data.align import Aligner
+    from spirit_jax.data.align_corpus import align_corpus
+
+    aligner = Aligner.from_pretrained(model) if model is not None else None
+    with progress.counting("aligning", count_items(str(source), 1)) as done:
+        counted = 0
+
+        def tell(total: int) -> None:
+            nonlocal counted
+            done(total - counted)
+            counted = total
+
+        told = align_corpus(
+            source,
+            output,
+            aligner,
+            textgrid=textgrid,
+            whisperx=whisperx,
+            tier=tier,
+            min_score=min_score,
+            batch_size=batch_size,
+            progress=tell,
+        )
+    print(f"{output}: {told.aligned} items with word times, {told.rejected} rejected")

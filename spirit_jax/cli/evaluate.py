@@ -1,0 +1,33 @@
+"""`spirit-jax eval`: what a model writes and says, measured by tasks."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from spirit_jax.cli.options import ModelDir
+
+
+def evaluate(
+    model: ModelDir,
+    run: Annotated[Path, typer.Option("--config", help="Tasks, YAML; see EvalConfig")],
+    output: Annotated[Path, typer.Option(help="Folder for figures, answers and sounds")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as seed=1")
+    ] = None,
+) -> None:
+    """Evaluate a model by tasks: what it writes and says of recordings and texts, and likelihoods.
+
+    Prints a table. OUTPUT has figures.json, TASK.jsonl with every prompt and answer, and what was
+    said. Judges, recognisers or classifiers of what was said, are commands in the config.
+    """
+    from spirit_jax import config
+    from spirit_jax.evaluation.run import EvalConfig, table
+    from spirit_jax.evaluation.run import evaluate as run_all
+    from spirit_jax.spiritlm import SpiritLM
+
+    settings = config.read(EvalConfig, run, overrides or [])
+    lm = SpiritLM.from_pretrained(model)
+    figures = run_all(lm, settings, output, Console(stderr=True))
+    Console().print(table(figures))

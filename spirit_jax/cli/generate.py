@@ -1,0 +1,60 @@
+"""`spirit-jax generate`: a prompt of text and speech, continued."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spirit_jax.cli.options import ModelDir
+from spirit_jax.errors import InputError
+
+
+def generate(
+    model: ModelDir,
+    inputs: Annotated[list[str], typer.Argument(help='The prompt: "text:..." and speech:FILE')],
+    to: Annotated[str, typer.Option(help="text, speech or arbitrary")] = "arbitrary",
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to add")] = 200,
+    temperature: Annotated[float, typer.Option(help="Below 1 is more careful")] = 0.9,
+    top_p: Annotated[float, typer.Option(help="Draw within this probability")] = 0.95,
+    top_k: Annotated[int, typer.Option(help="Draw among this many; 0 for all")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 repeats less")] = 1.0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token")] = False,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same")] = 0,
+    speaker: Annotated[str | None, typer.Option(help="Speaker, by name or number")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the WAV files")] = Path("."),
+) -> None:
+    """Continue a prompt of text and speech; prints text, writes speech to WAV files."""
+    from spirit_jax import audio as audio_lib
+    from spirit_jax.spiritlm import SpiritLM
+
+    prompt = [_parse_input(item) for item in inputs]
+    lm = SpiritLM.from_pretrained(model)
+    pieces = lm.generate(
+        prompt,
+        output_modality=to,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        do_sample=not greedy,
+        seed=seed,
+        speaker_id=speaker,
+    )
+    for number, piece in enumerate(pieces):
+        if piece.content_type == "text":
+            print(f"text: {piece.content}")
+        else:
+            path = output / f"speech-{number}.wav"
+            audio_lib.write_wav(path, piece.content)
+            print(f"speech: {path}")
+    if not pieces:
+        print("nothing was generated (the model ended at once)", file=sys.stderr)
+
+
+def _parse_input(item: str) -> tuple[str, str]:
+    kind, separator, content = item.partition(":")
+    if not separator or kind not in ("text", "speech"):
+        raise InputError(f"'{item}' is no input; write \"text:...\" or speech:FILE.")
+    return kind, content

@@ -1,0 +1,41 @@
+"""What several commands share. Only in this package is the environment read."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelDir = Annotated[Path, typer.Argument(help="Model folder, as python -m convert.release writes")]
+
+
+def count_items(source: str, parts: int) -> int | None:
+    """About how many items of a source are a part's; None where counting would take long."""
+    from spirit_jax.data.manifest import read_source
+
+    if source.startswith("tfds:"):
+        return None
+    return -(-sum(1 for _ in read_source(source)) // parts)
+
+
+def join_processes() -> None:
+    """Meets the other processes of a run; what the environment does not say, the cluster does."""
+    import jax
+
+    given = {
+        "coordinator_address": os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        "num_processes": os.environ.get("JAX_NUM_PROCESSES"),
+        "process_id": os.environ.get("JAX_PROCESS_ID"),
+    }
+    numbers = ("num_processes", "process_id")
+    jax.distributed.initialize(
+        **{name: int(v) if name in numbers else v for name, v in given.items() if v is not None}
+    )
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk for the next start; call it before JAX is imported."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "spirit_jax" / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")

@@ -1,0 +1,105 @@
+"""`spirit-jax train`: every network, by a run config."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spirit_jax.cli.options import join_processes
+from spirit_jax.errors import InputError
+
+
+def train(
+    run: Annotated[Path, typer.Option("--config", help="Run config, YAML; see RunConfig")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as steps=200")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the newest checkpoint as a folder to use, and end")
+    ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="With --export: a language model in float16")
+    ] = False,
+    distributed: Annotated[
+        bool, typer.Option(help="One of several processes, as a pod's or a cluster's says")
+    ] = False,
+) -> None:
+    """Train a network; a run that was stopped goes on.
+
+    The config's `recipe` says which: lm, the language model, on prepared corpora (the default), or
+    a network of the speech tokenizer, on recordings: units, quantizer, pitch, style or vocoder.
+
+    Prints a line of metrics now and then; all are in RUN_DIR/metrics.jsonl, and for TensorBoard in
+    RUN_DIR/tensorboard. SIGTERM saves a checkpoint and ends the run. Of several processes every one
+    runs this same command, with --distributed or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID set.
+    """
+    if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        join_processes()
+    from spirit_jax import config
+    from spirit_jax.training import export as export_lib
+    from spirit_jax.training import find_recipe, hosts
+
+    name = str(config.read_mapping(run).get("recipe", "lm"))
+    recipe = find_recipe(name)
+    settings = config.read(recipe.RunConfig, run, overrides or [])
+    if name == "lm":
+        settings = _make_up(settings)
+    if half and (export is None or name != "lm"):
+        raise InputError("--half is for --export of a language model; pack has one of its own.")
+    if export is not None:
+        if name == "lm":
+            step = export_lib.export(settings, export, half)
+        else:
+            step = recipe.export(settings, export)
+        print(f"{export}: the network after step {step}")
+        return
+    started, last = time.monotonic(), 0.0
+    for metrics in recipe.train(settings):
+        elapsed = time.monotonic() - started
+        told = elapsed - last >= 5 or metrics["step"] in (1, settings.steps)
+        if told and hosts.is_first():
+            last = elapsed
+            print(_describe(metrics, settings.steps), flush=True)
+
+
+def _make_up(settings):
+    """Makes what a run's config says is to be made, "made:KIND" and "made:COUNT", in its folder."""
+    from spirit_jax.data.toy import write_toy_corpus
+    from spirit_jax.random_model import write_random_model
+
+    folder = Path(settings.run_dir) / "made"
+
+    def corpora(sources, seed):
+        made = []
+        for source in sources:
+            kind, _, count = source.path.partition(":")
+            if kind == "made":
+                if not count.isdigit() or not int(count):
+                    raise InputError(f"'{source.path}' is no corpus to make; write made:200.")
+                path = folder / f"corpus-{seed}-{count}"
+                write_toy_corpus(path, int(count), seed)
+                source = dataclasses.replace(source, path=str(path))
+            made.append(source)
+        return tuple(made)
+
+    kind, _, name = settings.model.partition(":")
+    if kind == "made":
+        if not (folder / name).is_dir():
+            write_random_model(folder / name, name)
+        settings = dataclasses.replace(settings, model=str(folder / name))
+    data = dataclasses.replace(settings.data, sources=corpora(settings.data.sources, 0))
+    held_out = corpora(settings.eval_sources, 1)
+    return dataclasses.replace(settings, data=data, eval_sources=held_out)
+
+
+def _describe(metrics: dict, steps: int) -> str:
+    """A line about a step, with the time that is left at its pace."""
+    names = ("loss", "loss_text", "loss_speech", "eval_loss", "grad_norm", "mfu")
+    shown = " ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
+    left = (steps - metrics["step"]) * metrics["seconds"]
+    rate = f"{metrics['tokens_per_second']:.0f} tokens/s, {left / 60:.1f} min left"
+    return f"step {metrics['step']}/{steps} {shown} ({rate})"
