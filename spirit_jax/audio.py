@@ -1,5 +1,7 @@
 """Audio in and out: any file, rate and channels to one channel at 16 kHz, and back to WAV."""
 
+import dataclasses
+import functools
 import io
 import numbers
 import os
@@ -17,20 +19,42 @@ MIN_SAMPLES = 1_280  # a shorter chunk (80 ms) has no units
 MAX_CHANNELS = 64
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz; others are mistakes, and slow ones grow huge at 16 kHz
 
-Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int]
+PIECE_TOLERANCE = 0.05  # seconds by which a length in a manifest may be off: they are rounded
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioPiece:
+    """A piece of a recording.
+
+    Attributes:
+      path: of the whole recording.
+      start: seconds from its start.
+      seconds: how long the piece is; None for all that follows. A piece from the very start whose
+        length is that of the recording, to within `PIECE_TOLERANCE`, is the whole recording.
+    """
+
+    path: str | Path
+    start: float = 0.0
+    seconds: float | None = None
+
+
+Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int] | AudioPiece
 
 
 def load_audio(audio: Audio, channel: int | None = None) -> np.ndarray:
     """Audio as float32 samples in -1..1, one channel at 16 kHz.
 
     Args:
-      audio: a path; the bytes of a file; an array at 16 kHz; or (array, rate). An array is
-        (samples,) or has its channels on the shorter axis; integers are scaled by their range.
+      audio: a path; the bytes of a file; an array at 16 kHz; (array, rate); or a piece of a file.
+        An array is (samples,) or has its channels on the shorter axis; integers are scaled by their
+        range.
       channel: which channel to take, from 0; the mean of all by default.
 
     Raises:
       InputError: no audio, none whole, NaN or infinite samples, or no such channel.
     """
+    if isinstance(audio, AudioPiece):
+        return _load_piece(audio, channel)
     if isinstance(audio, str | Path | bytes):
         name, samples_tc, rate = _decode(audio)
     else:
@@ -86,6 +110,31 @@ def write_wav(path: str | Path, samples_t: np.ndarray) -> None:
         if unfinished.is_file():
             unfinished.unlink()
         raise InputError(f"{path}: cannot be written ({error}).") from error
+
+
+def _load_piece(piece: AudioPiece, channel: int | None) -> np.ndarray:
+    try:
+        about = os.stat(piece.path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        raise InputError(f"{piece.path}: there is no such file.") from error
+    samples_t = _load_whole(str(piece.path), channel, about.st_size, about.st_mtime_ns)
+    whole = len(samples_t) / SAMPLE_RATE
+    start = piece.start
+    seconds = whole - start if piece.seconds is None else piece.seconds
+    if not (start >= 0 and 0 < seconds <= whole - start + PIECE_TOLERANCE):
+        raise InputError(
+            f"{piece.path}: has {whole:.2f} s; there is no piece of {seconds:.2f} s at "
+            f"{start:.2f} s in it."
+        )
+    if start == 0 and abs(seconds - whole) <= PIECE_TOLERANCE:
+        return samples_t.copy()
+    return samples_t[round(start * SAMPLE_RATE) : round((start + seconds) * SAMPLE_RATE)].copy()
+
+
+@functools.lru_cache(maxsize=4)  # the pieces of a recording usually come one after the other
+def _load_whole(path: str, channel: int | None, size: int, modified: int) -> np.ndarray:
+    """A recording; `size` and `modified` tell it from another one that had its name before."""
+    return load_audio(path, channel)
 
 
 def _decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:

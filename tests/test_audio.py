@@ -300,3 +300,28 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
             write_wav(path, np.zeros(9))
     assert {p.name for p in tmp_path.iterdir()} == {"file", "folder"}
     assert not list((tmp_path / "folder").iterdir())
+
+
+def test_a_piece_of_a_recording_is_its_samples(tmp_path):
+    samples = tone(SAMPLE_RATE).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
+    for start, seconds, first, last in (
+        (0.0, 0.5, 0, 8000),
+        (0.5, 0.5, 8000, 16000),
+        (0.5, 0.53, 8000, 16000),
+        (0.25, None, 4000, 16000),
+        (0.0, 0.97, 0, 16000),
+    ):
+        piece = audio.AudioPiece(tmp_path / "a.wav", start, seconds)
+        np.testing.assert_array_equal(load_audio(piece), samples[first:last])
+    load_audio(piece)[:] = 0  # nobody else's samples
+    np.testing.assert_array_equal(load_audio(piece), samples)
+    for start, seconds in ((0.5, 0.6), (1.0, None), (2.0, 1.0), (-0.1, 0.5), (0.1, 0.0)):
+        with pytest.raises(InputError, match="a.wav: has 1.00 s; there is no piece"):
+            load_audio(audio.AudioPiece(tmp_path / "a.wav", start, seconds))
+    for start, seconds in ((float("nan"), 0.5), (0.0, float("nan")), (0.0, float("inf"))):
+        with pytest.raises(InputError, match="no piece"):
+            load_audio(audio.AudioPiece(tmp_path / "a.wav", start, seconds))
+    for name in ("gone.wav", "a\0.wav"):
+        with pytest.raises(InputError, match="no such file"):
+            load_audio(audio.AudioPiece(str(tmp_path / name)))
