@@ -56,7 +56,10 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     text = files.read_text(path)
     try:
-        values = files.parse_json(text) if path.suffix == ".json" else _parse_yaml(text)
+        if path.suffix == ".json":
+            values = files.parse_json(text, files.MAX_CONFIG_DIGITS)
+        else:
+            values = _parse_yaml(text)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: is not valid {path.suffix[1:].upper()} ({reason}).") from error

@@ -6,6 +6,7 @@ and JSON file from outside through `read_text`, `read_json` or `read_json_lines`
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from spirit_jax.errors import InputError
 
 UNFINISHED = ".unfinished"  # ends the name of what is being written
 MAX_DIGITS = 18  # of a whole number in JSON; longer ones do not fit 64 bits
+MAX_CONFIG_DIGITS = 40  # tokenizer configs of transformers hold int(1e30) for "no limit"
 
 # What a system or a library says when the machine lacks something, and the file is innocent.
 _LACKS = {
@@ -178,15 +180,19 @@ class _NotJson(InputError):
     """Says of a text why it is no JSON; its message goes on from the text's name."""
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, max_digits: int = MAX_DIGITS) -> Any:
     """The value of a JSON text.
 
+    Args:
+      text: of JSON.
+      max_digits: that a whole number may have.
+
     Raises:
-      InputError: no JSON, JSON that is nested too deeply, a whole number that does not fit 64
-        bits, or a string with half a surrogate pair, which no text file can hold.
+      InputError: no JSON, JSON that is nested too deeply, a whole number of more digits, or a
+        string with half a surrogate pair, which no text file can hold.
     """
     try:
-        value = json.loads(text, parse_int=_parse_int)
+        value = json.loads(text, parse_int=functools.partial(_parse_int, max_digits))
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
@@ -243,8 +249,8 @@ def unreadable(path: str | Path, error: BaseException, reason: str) -> InputErro
     return InputError(f"{path}: cannot be read ({lacking})." if lacking else f"{path}: {reason}")
 
 
-def _parse_int(digits: str) -> int:
-    if len(digits.lstrip("-")) > MAX_DIGITS:
+def _parse_int(max_digits: int, digits: str) -> int:
+    if len(digits.lstrip("-")) > max_digits:
         raise ValueError(f"the number {digits[:20]}... has {len(digits)} digits")
     return int(digits)
 

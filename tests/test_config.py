@@ -1,6 +1,7 @@
 """Configs: nested, frozen, checked, and written whole."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -77,3 +78,12 @@ def test_a_list_of_mappings_becomes_a_tuple_of_dataclasses():
     assert made == Items((Item(3), Item(1)))
     with pytest.raises(InputError, match="sise"):
         config.from_dict(Items, {"items": [{"sise": 3}]})
+
+
+def test_a_config_may_hold_the_number_that_means_no_limit(tmp_path):
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"model_max_length": int(1e30)}))
+    assert config.read_mapping(path) == {"model_max_length": int(1e30)}
+    path.write_text('{"model_max_length": ' + "9" * 400 + "}")
+    with pytest.raises(InputError, match="400 digits"):
+        config.read_mapping(path)
