@@ -8,7 +8,7 @@ import pytest
 
 from spirit_jax.errors import InputError
 from spirit_jax.training import kmeans
-from spirit_jax.training.kmeans import KMeansConfig
+from spirit_jax.training.configs import STARTS, KMeansConfig
 
 CONFIG = KMeansConfig()
 
@@ -85,7 +85,7 @@ def test_the_seed_says_what_is_drawn():
 def test_far_starts_beat_random_ones():
     _, points = make_blobs()
     costs = {}
-    for start in kmeans.STARTS:
+    for start in STARTS:
         configs = [KMeansConfig(start=start, iterations=1, seed=seed) for seed in range(5)]
         costs[start] = np.mean([distortion(points, kmeans.fit(points, 8, c)) for c in configs])
     assert costs["k-means++"] < costs["random"]

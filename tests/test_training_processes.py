@@ -13,7 +13,7 @@ import pytest
 from marks import slow
 from training_runs import run, write_config
 
-from spirit_jax.training.loop import MeshConfig
+from spirit_jax.training.configs import MeshConfig
 
 COMMAND = "from spirit_jax.cli import main; main()"
 

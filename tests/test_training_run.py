@@ -18,8 +18,8 @@ from spirit_jax import InputError, cli
 from spirit_jax.data.pipeline import DataConfig
 from spirit_jax.data.samples import SourceConfig
 from spirit_jax.training import export
+from spirit_jax.training.configs import MeshConfig
 from spirit_jax.training.lm import RunConfig, make_model, train
-from spirit_jax.training.loop import MeshConfig
 
 
 @pytest.mark.parametrize("devices", [slow(1), 8])

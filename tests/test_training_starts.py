@@ -15,7 +15,7 @@ from spirit_jax import InputError, SpiritLM, checkpoint, config
 from spirit_jax.data.pipeline import Stream
 from spirit_jax.models import llama
 from spirit_jax.text import load_text_tokenizer
-from spirit_jax.training import loop
+from spirit_jax.training.configs import MeshConfig
 from spirit_jax.training.export import export
 from spirit_jax.training.lm import RunConfig
 from spirit_jax.training.lora import LoraConfig
@@ -123,7 +123,7 @@ def test_lora_stopped_equals_unstopped(make_config):
 @pytest.mark.slow
 def test_lora_on_a_mesh_is_the_same(make_config):
     whole = run(make_config("whole", lora=LORA))
-    mesh = loop.MeshConfig(fsdp=4, tensor=2)
+    mesh = MeshConfig(fsdp=4, tensor=2)
     np.testing.assert_allclose(
         run(make_config("mesh", mesh, lora=LORA), devices=8), whole, rtol=1e-5
     )

@@ -8,8 +8,8 @@ from test_interleave import make_utterance
 from spirit_jax.data.pipeline import DataConfig
 from spirit_jax.data.records import write_shard
 from spirit_jax.data.samples import SourceConfig
+from spirit_jax.training.configs import MeshConfig
 from spirit_jax.training.lm import RunConfig, train
-from spirit_jax.training.loop import MeshConfig
 from spirit_jax.training.optimizer import OptimizerConfig
 
 STEPS = 7

@@ -11,44 +11,11 @@ import numpy as np
 import scipy.signal
 
 from spirit_jax.audio import SAMPLE_RATE
-from spirit_jax.errors import InputError
+from spirit_jax.data.configs import KINDS, AugmentConfig
 
 FFT = 1024  # of stretching: 64 ms, two periods of the deepest voice
-KINDS = ("stretch", "pitch", "reverberation", "noise")
 
 Range = tuple[float, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class AugmentConfig:
-    """What happens to a recording; each change is drawn by itself.
-
-    Attributes:
-      stretch, pitch, reverberation, noise: the probability of each.
-      stretch_rates: how many times as fast.
-      pitch_semitones: up, or down where negative.
-      reverberation_seconds: until the echo is 60 dB weaker (RT60).
-      noise_db: by how much the recording is louder than the noise.
-    """
-
-    stretch: float = 0.5
-    pitch: float = 0.5
-    reverberation: float = 0.5
-    noise: float = 0.5
-    stretch_rates: tuple[float, float] = (0.8, 1.2)
-    pitch_semitones: tuple[float, float] = (-4.0, 4.0)
-    reverberation_seconds: tuple[float, float] = (0.2, 0.8)
-    noise_db: tuple[float, float] = (5.0, 15.0)
-
-    def __post_init__(self):
-        if not all(0 <= getattr(self, kind) <= 1 for kind in KINDS):
-            raise InputError(f"augment: the probabilities of {', '.join(KINDS)} are 0 to 1.")
-        for name in ("stretch_rates", "pitch_semitones", "reverberation_seconds", "noise_db"):
-            bounds = getattr(self, name)
-            if len(bounds) != 2 or bounds[0] > bounds[1]:
-                raise InputError(f"augment.{name} is {bounds}, expected the least and the most.")
-        if min(self.stretch_rates[0], self.reverberation_seconds[0]) <= 0:
-            raise InputError("augment.stretch_rates and reverberation_seconds must be above 0.")
 
 
 def augment(samples_t: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:

@@ -19,30 +19,11 @@ import numpy as np
 
 from spirit_jax import f0
 from spirit_jax.audio import Audio, load_audio
+from spirit_jax.data.configs import F0Config
 from spirit_jax.data.manifest import Item, fingerprint
 from spirit_jax.data.progress import watch
-from spirit_jax.errors import InputError
 
 CHUNK = 32  # recordings a file
-
-
-@dataclasses.dataclass(frozen=True)
-class F0Config:
-    """How F0 is found, and where it is kept.
-
-    Attributes:
-      folder: of the files; "" for RUN_DIR/f0.
-      resolution: of probabilistic YIN, in semitones; the default is what `SpeechTokenizer` uses.
-      workers: processes that compute; 0 for one a core.
-    """
-
-    folder: str = ""
-    resolution: float = f0.PYIN_RESOLUTION
-    workers: int = 0
-
-    def __post_init__(self):
-        if not 0 < self.resolution < 1 or self.workers < 0:
-            raise InputError("f0.resolution must be above 0 and below 1, f0.workers 0 or more.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,43 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from spirit_jax import units as units_lib
+from spirit_jax.data.configs import InterleaveConfig
 from spirit_jax.data.records import Utterance
-from spirit_jax.errors import InputError
 from spirit_jax.text import TextTokenizer
 from spirit_jax.vocab import Modality, Vocab
-
-RULES = ("spans", "poisson", "half", "coin")
-
-
-@dataclasses.dataclass(frozen=True)
-class InterleaveConfig:
-    """How long spans are.
-
-    Attributes:
-      rule: "spans", lengths uniform within the bounds below (the paper); "poisson", lengths of
-        Poisson(`mean_words`), of which `speech_share` is speech (Zeng et al., arXiv 2411.17607);
-        "half", a text span within its bounds and then half as many words of speech; "coin", each
-        word is speech with a chance of `speech_share`.
-      text_words, speech_words: least and most words of a span, for "spans" and "half".
-      mean_words: of a span, for "poisson".
-      speech_share: of words, for "poisson" and "coin".
-    """
-
-    rule: str = "spans"
-    text_words: tuple[int, int] = (10, 30)
-    speech_words: tuple[int, int] = (5, 15)
-    mean_words: float = 10.0
-    speech_share: float = 0.3
-
-    def __post_init__(self):
-        if self.rule not in RULES:
-            raise InputError(f"rule is '{self.rule}', expected one of {', '.join(RULES)}.")
-        for name in ("text_words", "speech_words"):
-            low, high = getattr(self, name)
-            if not 1 <= low <= high:
-                raise InputError(f"{name} is {low} to {high}; expected 1 or more, rising.")
-        if not 0 < self.speech_share < 1 or self.mean_words <= 0:
-            raise InputError("speech_share must lie between 0 and 1, and mean_words above 0.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ and packs alone; which shard a row of a step comes from is fixed. A host runs th
 rows.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,45 +13,14 @@ from typing import Any
 import grain
 import numpy as np
 
+from spirit_jax.data.configs import DataConfig
 from spirit_jax.data.records import Corpus
-from spirit_jax.data.samples import Documents, SourceConfig, make_sample
+from spirit_jax.data.samples import Documents, make_sample
 from spirit_jax.errors import InputError
 from spirit_jax.text import TextTokenizer
 from spirit_jax.vocab import Vocab
 
 MEASURED_SAMPLES, MEASURED_TOKENS = 4096, 2_000_000  # of a source, at most, for its mean length
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What to train on.
-
-    Attributes:
-      sources: the mixture.
-      seq_len: tokens of a row.
-      batch_rows: rows of a step, over all hosts.
-      shards: virtual shards; divides `batch_rows` or is divided by it.
-      seed: of all random choices.
-      cross_documents: attention crosses the documents of a row, as in the paper.
-      packing_bins: rows that are filled at a time, by first fit.
-    """
-
-    sources: tuple[SourceConfig, ...] = ()
-    seq_len: int = 1024
-    batch_rows: int = 8
-    shards: int = 64
-    seed: int = 0
-    cross_documents: bool = False
-    packing_bins: int = 8
-
-    def __post_init__(self):
-        if min(self.seq_len - 1, self.batch_rows, self.shards, self.packing_bins) < 1:
-            raise InputError("seq_len must be 2 or more; batch_rows, shards, packing_bins 1.")
-        if self.batch_rows % self.shards and self.shards % self.batch_rows:
-            raise InputError(
-                f"shards is {self.shards}, which neither divides batch_rows {self.batch_rows} nor "
-                "is divided by it."
-            )
 
 
 class Stream(Iterator[dict[str, np.ndarray]]):

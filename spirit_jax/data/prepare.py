@@ -18,6 +18,7 @@ import numpy as np
 
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import report
+from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.data.manifest import Item, read_source
 from spirit_jax.data.records import SUFFIX, Utterance, write_shard
 from spirit_jax.data.word_times import check_words
@@ -26,27 +27,6 @@ from spirit_jax.speech_tokenizer import SpeechTokenizer
 
 FRAME = SAMPLE_RATE // 50  # samples over which loudness is taken, to find silences
 SHORTEST = 0.08  # seconds; less has no units
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareConfig:
-    """How a corpus is prepared.
-
-    Attributes:
-      shard_items: items of a shard, about: a document is never parted.
-      max_seconds: longer recordings are split at silences.
-      threads: that read recordings while units are computed.
-      window: recordings read ahead, which are encoded together.
-    """
-
-    shard_items: int = 512
-    max_seconds: float = 60.0
-    threads: int = 4
-    window: int = 64
-
-    def __post_init__(self):
-        if min(self.shard_items, self.threads, self.window) < 1 or self.max_seconds < 1:
-            raise InputError("shard_items, threads, window and max_seconds must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True)

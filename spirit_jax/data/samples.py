@@ -1,65 +1,19 @@
 """From documents to token sequences, in the formats that a mixture is made of."""
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-from spirit_jax.data.interleave import InterleaveConfig, TokenLine, encode_text_span, interleave
+from spirit_jax.data.configs import SourceConfig
+from spirit_jax.data.interleave import TokenLine, encode_text_span, interleave
 from spirit_jax.data.records import Corpus, Utterance
 from spirit_jax.errors import InputError
 from spirit_jax.text import TextTokenizer
 from spirit_jax.vocab import Vocab
 
-FORMATS = ("interleaved", "text", "speech", "asr", "tts")
 LONGEST_RUN = 3  # words that stay together where an utterance is shuffled
 NEEDS_SPEECH, NEEDS_TEXT = ("interleaved", "speech", "asr", "tts"), ("text", "asr", "tts")
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceConfig:
-    """One part of a mixture.
-
-    Attributes:
-      path: a prepared corpus.
-      name: for metrics.
-      share: of the tokens of the mixture, relative to the other sources'.
-      format: "interleaved"; "text" or "speech" alone; "asr", speech and then its text, and "tts",
-        text and then its speech, an utterance after another.
-      interleave: how, for "interleaved".
-      flag: a word before the text of a pair ("asr", "tts"), which tells a pair from the interleaved
-        data, where the text goes on after the speech.
-      crop: of utterances in pairs, the share that is cut to a random run of its words.
-      shuffle: of utterances in pairs, the share whose words are put in another order, in runs of at
-        most three, so that what is said cannot be guessed from what is usual.
-    """
-
-    path: str
-    name: str = ""
-    share: float = 1.0
-    format: str = "interleaved"
-    interleave: InterleaveConfig = InterleaveConfig()
-    flag: str = ""
-    crop: float = 0.0
-    shuffle: float = 0.0
-
-    def __post_init__(self):
-        if self.format not in FORMATS:
-            raise InputError(f"format is '{self.format}', expected one of {', '.join(FORMATS)}.")
-        if not self.share > 0:
-            raise InputError(f"share of {self.path} is {self.share}; it must be above 0.")
-        if min(self.crop, self.shuffle) < 0 or self.crop + self.shuffle > 1:
-            raise InputError(f"{self.path}: crop and shuffle are shares of one whole, 0 or more.")
-        if (self.flag or self.changes) and self.format not in ("asr", "tts"):
-            raise InputError(
-                f"{self.path}: flag, crop and shuffle are for pairs, not for '{self.format}'."
-            )
-
-    @property
-    def changes(self) -> bool:
-        """Whether utterances in pairs are changed."""
-        return bool(self.crop or self.shuffle)
 
 
 class Documents(Sequence[list[Utterance]]):

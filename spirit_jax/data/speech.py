@@ -4,38 +4,17 @@ What a row of a step is made of is a function of the seed and of the row's index
 place in the stream is one number and the order does not depend on the number of hosts.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
+from spirit_jax.data.configs import SpeechDataConfig
 from spirit_jax.data.manifest import Item, read_source
 from spirit_jax.errors import InputError
 
 Row = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeechDataConfig:
-    """What recordings to train on.
-
-    Attributes:
-      sources: manifests or folders, as `data.manifest.read_source` takes them.
-      held_out: the same, for evaluation.
-      batch_rows: recordings (or segments of them) of a step, over all hosts.
-      seed: of all random choices.
-    """
-
-    sources: tuple[str, ...] = ()
-    held_out: tuple[str, ...] = ()
-    batch_rows: int = 16
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.batch_rows < 1:
-            raise InputError("batch_rows must be at least 1.")
 
 
 def read_items(sources: Sequence[str]) -> list[Item]:

@@ -4,7 +4,6 @@ As in the paper's StoryCloze, WUGGY and BLIMP tasks (arXiv 2402.05755, section 4
 speech, and across: the context in one modality, the endings in the other.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,35 +14,8 @@ from rich.console import Console
 from rich.progress import track
 
 from spirit_jax.errors import InputError
+from spirit_jax.evaluation.configs import PairsConfig
 from spirit_jax.spiritlm import SpiritLM
-
-MODALITIES = ("text", "speech")
-
-
-@dataclasses.dataclass(frozen=True)
-class PairsConfig:
-    """A set of pairs, in one way.
-
-    Attributes:
-      name: in the table.
-      manifest: a JSON object a line: id, "right" and "wrong", and a "context" if there is one, each
-        an object with a text and an audio (a path from the manifest's folder).
-      ending: "text" or "speech".
-      context: the same; "" for the modality of the ending, and where pairs may have no context.
-      limit: pairs that are taken, from the first on; 0 for all.
-    """
-
-    name: str
-    manifest: str
-    ending: str = "text"
-    context: str = ""
-    limit: int = 0
-
-    def __post_init__(self):
-        if self.ending not in MODALITIES or self.context not in ("", *MODALITIES):
-            raise InputError(f"{self.name}: ending and context are text or speech.")
-        if self.limit < 0:
-            raise InputError(f"{self.name}: limit must be 0 or more.")
 
 
 def run_pairs(

@@ -1,6 +1,5 @@
 """A model through a list of tasks: figures, and every answer to look at."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -9,24 +8,10 @@ from rich.table import Table
 
 from spirit_jax import config as config_lib
 from spirit_jax.errors import InputError
-from spirit_jax.evaluation.pairs import PairsConfig, run_pairs
+from spirit_jax.evaluation.configs import EvalConfig
+from spirit_jax.evaluation.pairs import run_pairs
 from spirit_jax.evaluation.tasks import Hearing, TaskConfig, run_task
 from spirit_jax.spiritlm import SpiritLM
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """What to evaluate.
-
-    Attributes:
-      tasks: that a model answers.
-      pairs: that it tells apart by likelihood.
-      seed: of what is drawn: items, shots, answers (there, a generation's own is added to it).
-    """
-
-    tasks: tuple[TaskConfig, ...] = ()
-    pairs: tuple[PairsConfig, ...] = ()
-    seed: int = 0
 
 
 def evaluate(

@@ -20,62 +20,12 @@ from spirit_jax.data.manifest import Item, read_source
 from spirit_jax.data.speech import draw_items
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation import answers
-from spirit_jax.generation.sampling import GenerationConfig
+from spirit_jax.evaluation.configs import TaskConfig
 from spirit_jax.spiritlm import SpiritLM
 from spirit_jax.vocab import Modality
 
 BATCH = 32  # prompts that are answered at a time
 SILENCE = np.zeros(SAMPLE_RATE // 2, np.float32)  # of a model that does not speak when asked to
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    """A task.
-
-    Attributes:
-      name: in the table.
-      manifest: of items, as `spirit-jax prepare` takes it; of a field `label` besides, if labels
-        are compared.
-      ask: the prompt; {speech}, {text} and {label} stand for what an item has.
-      output: "text" or "speech", the kind of the answer.
-      compare: "words", with an item's text, or "label".
-      shot: an example before the prompt, of one item.
-      shots: how many there are.
-      examples: the manifest they are drawn from.
-      end: what ends an answer of text; "" for the end of the generation. "[Speech]", of a next
-        example, ends it where the model goes over to speech.
-      limit: items that are drawn; 0 for all.
-      speakers: whose recordings are taken; all by default.
-      voice: that speaks answers of speech; the default one if "".
-      judge: see `answers.ask_judge`; needed to compare speech. Texts are compared as they are
-        without one.
-      generation: how answers are made.
-    """
-
-    name: str
-    manifest: str
-    ask: str
-    output: str = "text"
-    compare: str = "words"
-    shot: str = ""
-    shots: int = 0
-    examples: str = ""
-    end: str = ""
-    limit: int = 0
-    speakers: tuple[str, ...] = ()
-    voice: str = ""
-    judge: tuple[str, ...] = ()
-    generation: GenerationConfig = GenerationConfig()
-
-    def __post_init__(self):
-        if self.output not in ("text", "speech") or self.compare not in ("words", "label"):
-            raise InputError(f"{self.name}: output is text or speech, compare words or label.")
-        if self.output == "speech" and not self.judge:
-            raise InputError(f"{self.name}: speech is compared by what a judge says of it.")
-        if (self.end and self.output == "speech") or (self.voice and self.output == "text"):
-            raise InputError(f"{self.name}: end is for answers of text, voice for those of speech.")
-        if self.shots < 0 or self.limit < 0 or (self.shots and not (self.shot and self.examples)):
-            raise InputError(f"{self.name}: shots, 0 or more, need a shot and examples.")
 
 
 def run_task(

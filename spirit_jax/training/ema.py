@@ -6,31 +6,11 @@ After van den Oord et al. (arXiv 1711.00937, appendix A.1); codes that are hardl
 vectors of the batch, as in Jukebox (arXiv 2005.00341, section 3.1).
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from spirit_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class EmaConfig:
-    """How a codebook moves.
-
-    Attributes:
-      decay: of the moving averages, a step.
-      restart_below: a code that is given fewer vectors a step than this, on average, begins anew;
-        well below what a step gives to a code of average use, or 0 for never.
-    """
-
-    decay: float = 0.99
-    restart_below: float = 1.0
-
-    def __post_init__(self):
-        if not 0 <= self.decay < 1 or self.restart_below < 0:
-            raise InputError("ema.decay must be from 0 to below 1, ema.restart_below 0 or more.")
+from spirit_jax.training.configs import EmaConfig
 
 
 @struct.dataclass

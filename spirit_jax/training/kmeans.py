@@ -6,7 +6,6 @@ Lloyd's algorithm, from centroids drawn as in k-means++ (Arthur and Vassilvitski
 random. Everything is drawn from the seed, so that the same vectors give the same centroids.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -14,32 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from spirit_jax.errors import InputError
+from spirit_jax.training.configs import KMeansConfig
 
-STARTS = ("k-means++", "random")
 CHUNK = 8192  # vectors whose distances to all centroids are in memory at once
-
-
-@dataclasses.dataclass(frozen=True)
-class KMeansConfig:
-    """How centroids are found.
-
-    Attributes:
-      frames: vectors that centroids are found from, a sample of what there is.
-      start: "k-means++" draws first centroids that are far from each other, "random" any vectors.
-      iterations: at most so many; it ends when no vector changes its centroid.
-      seed: of what is drawn.
-    """
-
-    frames: int = 200_000
-    start: str = "k-means++"
-    iterations: int = 50
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.start not in STARTS:
-            raise InputError(f"kmeans.start is '{self.start}', expected {' or '.join(STARTS)}.")
-        if min(self.frames, self.iterations) < 1:
-            raise InputError("kmeans.frames and iterations must be at least 1.")
 
 
 def fit(vectors_nd: np.ndarray, clusters: int, config: KMeansConfig) -> np.ndarray:

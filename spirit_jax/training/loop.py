@@ -5,7 +5,6 @@ It knows no network. A recipe gives it the state, the compiled step and the stre
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,76 +14,10 @@ from typing import Any
 import jax
 
 from spirit_jax import sharding
-from spirit_jax.errors import InputError
 from spirit_jax.training import hosts
 from spirit_jax.training.checkpoints import Checkpoints
+from spirit_jax.training.configs import LoopConfig
 from spirit_jax.training.metrics import Clock, MetricsLog, peak_flops
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis of the mesh; one may be -1, for as many as are left."""
-
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-
-    def make(self, devices: list[jax.Device]) -> jax.sharding.Mesh:
-        """The mesh; raises `InputError` where the sizes do not make up the devices."""
-        sizes = dict(vars(self))
-        known = math.prod(size for size in sizes.values() if size > 0)
-        free = [name for name, size in sizes.items() if size == -1]
-        if len(free) == 1 and len(devices) % known == 0:
-            sizes[free[0]] = len(devices) // known
-        if min(sizes.values()) < 1:
-            raise InputError(f"A mesh of {sizes} does not divide {len(devices)} devices.")
-        return sharding.make_mesh(**sizes, devices=devices)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How long a training goes on, and what it leaves.
-
-    Attributes:
-      recipe: what is trained, a name in `training.RECIPES`.
-      run_dir: where checkpoints and metrics go; a run that was stopped goes on from there.
-      steps: updates in all.
-      checkpoint_every: steps between checkpoints; 0 for none between.
-      checkpoint_minutes: a checkpoint as well when this much time has gone by; 0 for never.
-      keep: how many checkpoints are kept.
-      eval_every: steps between evaluations; 0 for none. The last step is evaluated as well.
-      profile_at: step from which a profile is taken, to RUN_DIR/profile; 0 for none.
-      profile_steps: how many steps it takes in.
-      mesh: how devices are laid out.
-    """
-
-    recipe: str = "lm"
-    run_dir: str
-    steps: int = 100
-    checkpoint_every: int = 100
-    checkpoint_minutes: float = 0.0
-    keep: int = 3
-    eval_every: int = 0
-    profile_at: int = 0
-    profile_steps: int = 3
-    mesh: MeshConfig = MeshConfig()
-
-    def __post_init__(self):
-        if "://" in self.run_dir:
-            raise InputError(
-                f"run_dir is '{self.run_dir}', which is no folder; mount the bucket (with gcsfuse) "
-                "and give its folder."
-            )
-        if min(self.steps, self.keep, self.profile_steps) < 1:
-            raise InputError("steps, keep and profile_steps must be at least 1.")
-        least = min(
-            self.checkpoint_every, self.checkpoint_minutes, self.eval_every, self.profile_at
-        )
-        if least < 0:
-            raise InputError(
-                "checkpoint_every, checkpoint_minutes, eval_every and profile_at must be at least "
-                "0."
-            )
 
 
 @dataclasses.dataclass

@@ -5,7 +5,6 @@ rows of new tokens (markers and units) in the embedding and the head are learnt 
 is nothing in them to adapt.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -14,35 +13,12 @@ import optax
 import qwix
 from flax import linen as nn
 
-from spirit_jax.errors import InputError
 from spirit_jax.models import llama
+from spirit_jax.training.configs import LoraConfig
 from spirit_jax.training.step import partition
 from spirit_jax.vocab import Vocab
 
-LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 A, B = "_lora_a", "_lora_b"  # what qwix adds to a matrix's name
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """What is adapted.
-
-    Attributes:
-      rank: of the products; 0 for no LoRA.
-      alpha: the products count alpha / rank times.
-      layers: names of the matrices, of q, k, v, o, gate, up and down.
-    """
-
-    rank: int = 0
-    alpha: float = 16.0
-    layers: tuple[str, ...] = LINEAR
-
-    def __post_init__(self):
-        if self.rank < 0 or self.alpha <= 0:
-            raise InputError("lora: rank must be 0 or more, and alpha above 0.")
-        for name in self.layers:
-            if name not in LINEAR:
-                raise InputError(f"lora: there is no layer '{name}', only {', '.join(LINEAR)}.")
 
 
 def add_to(model: llama.Llama, config: LoraConfig) -> llama.Llama:

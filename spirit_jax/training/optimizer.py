@@ -1,48 +1,13 @@
 """AdamW with warm-up, a schedule and clipping."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import optax
 
-from spirit_jax.errors import InputError
+from spirit_jax.training.configs import OptimizerConfig
 
-SCHEDULES = ("constant", "linear", "cosine")
 VECTORS = ("scale", "bias", "mask")  # names of parameters
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """How parameters move.
-
-    Attributes:
-      learning_rate: at its highest.
-      schedule: after the warm-up "constant" (the paper), or falling by a "linear" or "cosine" curve
-        to `final_share` of it at the last step.
-      warmup_steps: over which it rises from 0.
-      final_share: see `schedule`.
-      beta1, beta2, eps, weight_decay: of AdamW (arXiv 1711.05101); vectors do not decay.
-      clip_norm: gradients of a larger norm are scaled to this; 0 for never.
-    """
-
-    learning_rate: float = 3e-5
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    final_share: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-
-    def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise InputError(
-                f"schedule is '{self.schedule}', expected one of {', '.join(SCHEDULES)}."
-            )
-        if self.learning_rate <= 0 or self.warmup_steps < 0 or self.clip_norm < 0:
-            raise InputError("learning_rate must be above 0; warmup_steps and clip_norm 0 or more.")
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -31,40 +31,11 @@ from spirit_jax.models import hubert
 from spirit_jax.models.hubert import HubertUnits, QuantizerConfig, fill_blanks
 from spirit_jax.models.wav2vec2 import length_mask
 from spirit_jax.training import ema, quantizer_report, recipe, unit_targets
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.optimizer import make_optimizer
+from spirit_jax.training.run_configs import QuantizerRunConfig as RunConfig
 from spirit_jax.training.unit_targets import Recording
 
 UNCHANGED = AugmentConfig(stretch=0, pitch=0, reverberation=0, noise=0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(recipe.RecipeConfig):
-    """A training of the quantizer; `start` is a folder with `hubert` and `quantizer`.
-
-    Attributes:
-      augment: how recordings are changed.
-      hidden_sizes: widths between the layers of the classifier. Where the quantizer of `start` is
-        one already it is gone on with, and these are not used.
-      train_encoder_layers: so many of the encoder's last layers are trained as well.
-      segment_seconds: of unchanged audio that a row has.
-    """
-
-    recipe: str = "quantizer"
-    optimizer: OptimizerConfig = OptimizerConfig(
-        learning_rate=5e-4, schedule="linear", beta2=0.98, weight_decay=0.01
-    )
-    augment: AugmentConfig = AugmentConfig()
-    hidden_sizes: tuple[int, ...] = (512, 512)
-    train_encoder_layers: int = 0
-    segment_seconds: float = 4.0
-    eval_recordings: int = 32
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.start:
-            raise InputError("start is empty; give a folder that has hubert and quantizer.")
-        if self.segment_seconds <= 0 or self.train_encoder_layers < 0:
-            raise InputError("segment_seconds must be above 0, train_encoder_layers 0 or more.")
 
 
 @struct.dataclass

@@ -17,38 +17,11 @@ import jax.numpy as jnp
 
 from spirit_jax import checkpoint, sharding
 from spirit_jax.data.manifest import Item
-from spirit_jax.data.speech import SpeechDataConfig, SpeechStream, draw_items, read_items
+from spirit_jax.data.speech import SpeechStream, draw_items, read_items
 from spirit_jax.errors import InputError
 from spirit_jax.training import hosts, loop
 from spirit_jax.training.checkpoints import Checkpoints, abstract_state
-from spirit_jax.training.optimizer import OptimizerConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RecipeConfig(loop.LoopConfig):
-    """What every training of a speech network is told; each recipe adds to it.
-
-    Attributes:
-      data: the recordings.
-      optimizer: how parameters move.
-      seed: of first parameters and of what is drawn on the devices.
-      start: folder of a network to go on from (converted, or trained before), or of a model that
-        has it, such as "spirit-tiny-base"; "" for random.
-      max_recordings: so many, drawn at random, are used; 0 for all.
-      eval_recordings: the same, of those held out.
-    """
-
-    data: SpeechDataConfig = SpeechDataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    seed: int = 0
-    start: str = ""
-    max_recordings: int = 0
-    eval_recordings: int = 64
-
-    def __post_init__(self):
-        super().__post_init__()
-        if min(self.max_recordings, self.eval_recordings) < 0:
-            raise InputError("max_recordings and eval_recordings must be 0 or more.")
+from spirit_jax.training.configs import RecipeConfig
 
 
 @dataclasses.dataclass

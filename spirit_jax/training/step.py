@@ -9,32 +9,10 @@ import optax
 from flax import struct
 
 from spirit_jax import sharding
-from spirit_jax.errors import InputError
 from spirit_jax.models.llama import Llama
+from spirit_jax.training.configs import StepConfig
 from spirit_jax.training.loss import LossSums, chunked_losses, next_tokens, token_losses
 from spirit_jax.vocab import Vocab
-
-
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """How a step is computed.
-
-    Attributes:
-      accumulate: parts that a batch is taken in, one after another, with one update.
-      loss_chunk: tokens whose logits a device holds at once; 0 for all.
-      z_loss: weight of the squared log of the softmax's denominator.
-      skip_norm: a step whose gradient norm is above this, or is not finite, changes nothing; 0 to
-        skip only what is not finite.
-    """
-
-    accumulate: int = 1
-    loss_chunk: int = 1024
-    z_loss: float = 0.0
-    skip_norm: float = 0.0
-
-    def __post_init__(self):
-        if self.accumulate < 1 or min(self.loss_chunk, self.z_loss, self.skip_norm) < 0:
-            raise InputError("accumulate must be at least 1, and the rest of the step 0 or more.")
 
 
 @struct.dataclass

@@ -7,7 +7,6 @@ over a second. Neither its labels nor its features are published: here they are 
 `data.style_features`, or what a manifest says.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,16 +21,15 @@ from flax import struct
 from spirit_jax import checkpoint
 from spirit_jax.audio import load_audio
 from spirit_jax.data import f0_cache
-from spirit_jax.data.f0_cache import F0Config
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.data.style_features import style_features
-from spirit_jax.errors import InputError
 from spirit_jax.models import style
-from spirit_jax.models.style import StyleConfig, StyleEncoder
+from spirit_jax.models.style import StyleEncoder
 from spirit_jax.models.wav2vec2 import length_mask
 from spirit_jax.training import ema, recipe, style_report
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.optimizer import make_optimizer
+from spirit_jax.training.run_configs import StyleRunConfig as RunConfig
 from spirit_jax.training.style_labels import (
     NO_LABEL,
     Labelled,
@@ -39,38 +37,6 @@ from spirit_jax.training.style_labels import (
     label_by_features,
     label_by_manifest,
 )
-
-LABELS = ("features", "manifest")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(recipe.RecipeConfig):
-    """A training of the style encoder.
-
-    Attributes:
-      network: sizes, and how many styles; with `start`, those of that folder are taken instead.
-      f0: how F0 is found, for features.
-      labels: "features", clusters of each second's features, or "manifest", a style for every
-        (speaker, style) that the manifests have.
-      segment_units: seconds of a recording that a row has.
-    """
-
-    recipe: str = "style"
-    optimizer: OptimizerConfig = OptimizerConfig(
-        learning_rate=1e-4, schedule="linear", warmup_steps=100, beta2=0.98, weight_decay=0.01
-    )
-    network: StyleConfig = StyleConfig()
-    f0: F0Config = F0Config()
-    labels: str = "features"
-    segment_units: int = 4
-    eval_recordings: int = 128
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.labels not in LABELS:
-            raise InputError(f"labels is '{self.labels}', expected {' or '.join(LABELS)}.")
-        if self.segment_units < 1:
-            raise InputError(f"segment_units is {self.segment_units}, expected at least 1.")
 
 
 @struct.dataclass
