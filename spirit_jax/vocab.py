@@ -9,6 +9,7 @@ import enum
 
 import numpy as np
 
+from spirit_jax import limits
 from spirit_jax.errors import InputError
 
 HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS = 501, 64, 100  # 500 phonetic units and the CTC blank
@@ -50,6 +51,17 @@ class Vocab:
     style_units: int = 0
 
     def __post_init__(self):
+        ids = limits.may_be_zero(limits.IDS)
+        limits.check_numbers(
+            self,
+            text_size=limits.IDS,
+            bos=ids,
+            eos=ids,
+            padded_size=limits.IDS,
+            hubert_units=ids,
+            pitch_units=ids,
+            style_units=ids,
+        )
         if self.padded_size < self.size:
             raise InputError(
                 f"The embedding has {self.padded_size} rows, and the vocabulary {self.size} tokens."

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from spirit_jax import limits
 from spirit_jax.errors import InputError
 
 
@@ -32,6 +33,18 @@ class RopeScaling:
         if self.kind not in ("llama3", "linear"):
             raise InputError(
                 f"RoPE scaling of kind '{self.kind}' is not supported; known are llama3 and linear."
+            )
+        limits.check_numbers(
+            self,
+            factor=(1e-3, 1e6),
+            low_freq_factor=(1e-6, 1e6),
+            high_freq_factor=(1e-6, 1e6),
+            original_max_positions=(1, 1 << 30),
+        )
+        if self.kind == "llama3" and self.low_freq_factor == self.high_freq_factor:
+            raise InputError(
+                f"low_freq_factor and high_freq_factor of the RoPE scaling are both "
+                f"{self.low_freq_factor}; they must differ."
             )
 
 

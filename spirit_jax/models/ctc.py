@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, limits
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
 
@@ -40,6 +40,9 @@ class CtcConfig:
     sample_rate: int = 16000
 
     def __post_init__(self):
+        limits.check_numbers(
+            self, blank=limits.may_be_zero(limits.IDS), sample_rate=limits.SAMPLE_RATE
+        )
         if not 0 <= self.blank < len(self.labels):
             raise InputError(f"blank is {self.blank}; the labels are 0 to {len(self.labels) - 1}.")
         if self.separator and self.separator not in self.labels:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from spirit_jax import limits
 from spirit_jax.errors import InputError
 from spirit_jax.models.conv import conv1d
 
@@ -48,6 +49,18 @@ class DiscriminatorConfig:
     scale_groups: tuple[int, ...] = (1, 4, 16, 16, 16, 16, 1)
 
     def __post_init__(self):
+        limits.check_numbers(
+            self,
+            periods=limits.KERNEL,
+            period_channels=limits.WIDTH,
+            period_kernel=limits.KERNEL,
+            period_stride=limits.KERNEL,
+            scales=(0, 16),
+            scale_channels=limits.WIDTH,
+            scale_kernels=limits.KERNEL,
+            scale_strides=limits.KERNEL,
+            scale_groups=limits.WIDTH,
+        )
         layers = len(self.scale_channels)
         for name in ("scale_kernels", "scale_strides", "scale_groups"):
             if len(getattr(self, name)) != layers:

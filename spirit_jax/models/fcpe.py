@@ -17,7 +17,8 @@ import librosa
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, limits
+from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import layer_norm, length_mask, split_frames
 
 MAGNITUDE_FLOOR, MEL_FLOOR = 1e-9, 1e-5
@@ -54,6 +55,33 @@ class FcpeConfig:
     norm_groups: int = 4
     threshold: float = 0.05
     precision: str = "highest"
+
+    def __post_init__(self):
+        limits.check_numbers(
+            self,
+            sample_rate=limits.SAMPLE_RATE,
+            window=limits.KERNEL,
+            hop=limits.KERNEL,
+            num_mels=limits.KERNEL,
+            fmin=(0.0, 1e6),
+            fmax=(0.0, 1e6),
+            hidden_size=limits.WIDTH,
+            num_layers=limits.LAYERS,
+            num_bins=limits.KERNEL,
+            kernel=limits.KERNEL,
+            expansion=(1, 64),
+            norm_groups=limits.WIDTH,
+            threshold=(0.0, 1.0),
+        )
+        if self.hop > self.window or self.fmin >= self.fmax:
+            raise InputError(
+                f"hop {self.hop} must be at most the window {self.window}, and fmin {self.fmin} "
+                f"below fmax {self.fmax}."
+            )
+        if self.hidden_size % self.norm_groups:
+            raise InputError(
+                f"{self.norm_groups} norm_groups do not divide a hidden_size of {self.hidden_size}."
+            )
 
 
 def log_mel(wave_bt: jax.Array, lengths_b: jax.Array, cfg: FcpeConfig):

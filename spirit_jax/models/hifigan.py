@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, limits
 from spirit_jax.errors import InputError
 from spirit_jax.models import source
 from spirit_jax.models.conv import Conv1d, conv1d
@@ -30,6 +30,7 @@ from spirit_jax.models.wav2vec2 import length_mask
 
 SLOPE, FINAL_SLOPE = 0.1, 0.01  # of the leaky ReLUs: between layers, and before the last conv
 FRAME_KERNEL, FRAME_DILATIONS = 3, (1, 3)  # of a block of `frame_blocks`
+MAX_STAGES = 32  # of upsampling, and residual blocks of each
 MAX_DURATION = 2_500  # frames; a predictor gone astray must not ask for hours of speech
 
 
@@ -85,6 +86,7 @@ class HifiGanConfig:
     precision: str = "highest"
 
     def __post_init__(self):
+        self._check_numbers()
         stages = len(self.upsample_rates)
         if len(self.upsample_kernels) != stages:
             raise InputError(
@@ -107,8 +109,6 @@ class HifiGanConfig:
             )
         if len(self.resblock_dilations) != len(self.resblock_kernels):
             raise InputError("resblock_dilations must have one row for each of resblock_kernels.")
-        if self.frame_blocks < 0:
-            raise InputError(f"frame_blocks is {self.frame_blocks}, expected 0 or more.")
         if any(kernel % 2 == 0 for kernel in self.resblock_kernels):
             raise InputError(f"resblock_kernels {self.resblock_kernels} must be odd.")
         if self.duration_hidden and self.duration_kernel not in (2, 3):
@@ -116,8 +116,6 @@ class HifiGanConfig:
             raise InputError(
                 f"A duration_kernel of {self.duration_kernel} does not give one duration a unit."
             )
-        if self.source_harmonics < 0 or self.f0_hidden < 1:
-            raise InputError("source_harmonics must be 0 or more, f0_hidden at least 1.")
         if self.source_harmonics and self.code_hop % source.PARTS:
             raise InputError(f"A harmonic source needs a code_hop that {source.PARTS} divides.")
         for name, default, count in (
@@ -126,6 +124,37 @@ class HifiGanConfig:
         ):
             if count and not 0 <= default < count:
                 raise InputError(f"{name} is {default}, and there are {count}.")
+
+    def _check_numbers(self) -> None:
+        ids = limits.may_be_zero(limits.IDS)
+        limits.check_numbers(
+            self,
+            num_codes=limits.IDS,
+            num_pitch=ids,
+            num_style=ids,
+            num_speakers=ids,
+            num_style_ids=ids,
+            default_speaker=ids,
+            default_style=ids,
+            common_style=ids,
+            embedding_dim=limits.WIDTH,
+            upsample_rates=limits.KERNEL,
+            upsample_kernels=limits.KERNEL,
+            initial_channels=limits.WIDTH,
+            frame_blocks=limits.may_be_zero(limits.LAYERS),
+            resblock_kernels=limits.KERNEL,
+            resblock_dilations=limits.KERNEL,
+            duration_hidden=limits.may_be_zero(limits.WIDTH),
+            duration_kernel=limits.KERNEL,
+            source_harmonics=(0, 1 << 10),
+            f0_hidden=limits.WIDTH,
+            code_hop=(1, 1 << 20),
+            pitch_hop=(1, 1 << 20),
+            style_hop=(1, 1 << 24),
+        )
+        for name in ("upsample_rates", "resblock_kernels", "resblock_dilations"):
+            if not getattr(self, name) or len(getattr(self, name)) > MAX_STAGES:
+                raise InputError(f"{name} must have 1 to {MAX_STAGES} items.")
 
     @property
     def channels(self) -> dict[str, int]:

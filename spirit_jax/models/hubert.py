@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import checkpoint, files
+from spirit_jax import checkpoint, files, limits
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
 
@@ -31,6 +31,9 @@ class HubertConfig:
 
     trunk: TrunkConfig = TrunkConfig()
     sample_rate: int = 16000
+
+    def __post_init__(self):
+        limits.check_numbers(self, sample_rate=limits.SAMPLE_RATE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,9 @@ class QuantizerConfig:
     precision: str = "highest"
 
     def __post_init__(self):
+        limits.check_numbers(
+            self, vocab_size=limits.IDS, dim=limits.WIDTH, hidden_sizes=limits.WIDTH
+        )
         if self.kind not in ("mlp", "kmeans"):
             raise InputError(f"A quantizer is 'mlp' or 'kmeans', not '{self.kind}'.")
         if self.kind == "kmeans" and self.hidden_sizes:

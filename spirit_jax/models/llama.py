@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from spirit_jax import checkpoint, config, sharding
+from spirit_jax import checkpoint, config, limits, sharding
 from spirit_jax.errors import InputError
 from spirit_jax.models import flash
 from spirit_jax.models.attention import (
@@ -67,6 +67,22 @@ class LlamaConfig:
     init_std: float = 0.02
 
     def __post_init__(self):
+        limits.check_numbers(
+            self,
+            vocab_size=limits.IDS,
+            hidden_size=limits.WIDTH,
+            intermediate_size=(1, 1 << 22),
+            num_layers=limits.LAYERS,
+            num_heads=limits.HEADS,
+            num_kv_heads=limits.HEADS,
+            head_dim=(2, 1 << 13),
+            rms_norm_eps=limits.EPSILON,
+            rope_theta=(1.0, 1e12),
+            max_positions=(1, 1 << 30),
+            init_std=(0.0, 100.0),
+        )
+        if self.head_dim % 2:
+            raise InputError(f"head_dim is {self.head_dim}; rotary positions need an even one.")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value ones."

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 
+from spirit_jax import limits
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import split_frames
 
@@ -42,6 +43,16 @@ class MelConfig:
     floor: float = 1e-5
 
     def __post_init__(self):
+        limits.check_numbers(
+            self,
+            sample_rate=limits.SAMPLE_RATE,
+            n_fft=(2, 1 << 20),
+            hop=(1, 1 << 20),
+            num_mels=limits.KERNEL,
+            f_min=(0.0, 1e6),
+            f_max=(0.0, 1e6),
+            floor=(0.0, 1e6),
+        )
         if not 0 < self.hop <= self.n_fft or (self.n_fft - self.hop) % 2:
             raise InputError(
                 f"A hop of {self.hop} does not go with an n_fft of {self.n_fft}: it must be at "

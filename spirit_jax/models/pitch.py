@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, limits
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import length_mask
 
@@ -40,6 +40,21 @@ class StackConfig:
     depth: int = 4
     growth: int = 3
     reverse: bool = False
+
+    def __post_init__(self):
+        limits.check_numbers(
+            self,
+            width=limits.WIDTH,
+            hidden=limits.WIDTH,
+            depth=limits.may_be_zero((1, 64)),
+            growth=(1, 64),
+        )
+        if self.depth and self.growth ** (self.depth - 1) > limits.KERNEL[1]:
+            raise InputError(
+                f"A depth of {self.depth} and a growth of {self.growth} make convs that are "
+                f"dilated {self.growth} ** {self.depth - 1} times; at most {limits.KERNEL[1]} are "
+                "known."
+            )
 
     @property
     def dilations(self) -> tuple[int, ...]:
@@ -74,7 +89,13 @@ class PitchConfig:
     def __post_init__(self):
         if self.features not in FEATURES:
             raise InputError(f"features is '{self.features}', expected one of {FEATURES}.")
-        if any(len(down) != 3 or min(down[:2]) < 1 for down in self.downs):
+        limits.check_numbers(
+            self,
+            downs=limits.may_be_zero(limits.KERNEL),
+            num_codes=limits.IDS,
+            code_dim=limits.WIDTH,
+        )
+        if not self.downs or any(len(down) != 3 or min(down[:2]) < 1 for down in self.downs):
             raise InputError(f"downs is {self.downs}, expected (stride, kernel, padding) triples.")
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, limits
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
 
 
@@ -27,6 +27,15 @@ class StyleConfig:
     num_styles: int = 100
     pool_frames: int = 50
     sample_rate: int = 16000
+
+    def __post_init__(self):
+        limits.check_numbers(
+            self,
+            projection_size=limits.WIDTH,
+            num_styles=limits.IDS,
+            pool_frames=(1, 1 << 20),
+            sample_rate=limits.SAMPLE_RATE,
+        )
 
 
 class StyleEncoder(nn.Module):

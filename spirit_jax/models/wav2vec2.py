@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from spirit_jax import limits
 from spirit_jax.errors import InputError
 from spirit_jax.models.adapter import Adapter
 from spirit_jax.models.conv import conv1d
@@ -86,6 +87,20 @@ class TrunkConfig:
     precision: str = "highest"
 
     def __post_init__(self):
+        limits.check_numbers(
+            self,
+            input_norm_eps=limits.EPSILON,
+            conv_layers=limits.KERNEL,
+            conv_norm_eps=limits.EPSILON,
+            conv_pos=limits.KERNEL,
+            conv_pos_groups=limits.WIDTH,
+            hidden_size=limits.WIDTH,
+            num_layers=limits.LAYERS,
+            num_heads=limits.HEADS,
+            ffn_size=(1, 1 << 22),
+            norm_eps=limits.EPSILON,
+            adapter_size=limits.may_be_zero(limits.WIDTH),
+        )
         if self.hidden_size % self.num_heads or self.hidden_size % self.conv_pos_groups:
             raise InputError(
                 f"A width of {self.hidden_size} does not divide into {self.num_heads} heads and "
@@ -96,7 +111,7 @@ class TrunkConfig:
         for name in (self.activation, self.conv_activation):
             if name not in ACTIVATIONS:
                 raise InputError(f"activation '{name}' is none of {', '.join(ACTIVATIONS)}.")
-        if not self.conv_layers or any(len(n) != 3 or min(n) < 1 for n in self.conv_layers):
+        if not self.conv_layers or any(len(numbers) != 3 for numbers in self.conv_layers):
             raise InputError(
                 f"conv_layers is {self.conv_layers}, expected (channels, kernel, stride) triples."
             )

@@ -1,0 +1,102 @@
+"""Every number in a network's config has limits, and what is out of them is named at once."""
+
+import dataclasses
+import json
+
+import pytest
+
+from spirit_jax import config
+from spirit_jax.errors import InputError
+from spirit_jax.models.attention import RopeScaling
+from spirit_jax.models.ctc import CtcConfig
+from spirit_jax.models.discriminators import DiscriminatorConfig
+from spirit_jax.models.fcpe import FcpeConfig
+from spirit_jax.models.hifigan import HifiGanConfig
+from spirit_jax.models.hubert import HubertConfig, QuantizerConfig
+from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.models.mel import MelConfig
+from spirit_jax.models.pitch import PitchConfig, StackConfig
+from spirit_jax.models.style import StyleConfig
+from spirit_jax.models.wav2vec2 import TrunkConfig
+from spirit_jax.vocab import Vocab
+
+CONFIGS = [
+    RopeScaling,
+    CtcConfig,
+    DiscriminatorConfig,
+    FcpeConfig,
+    HifiGanConfig,
+    HubertConfig,
+    QuantizerConfig,
+    LlamaConfig,
+    MelConfig,
+    PitchConfig,
+    StackConfig,
+    StyleConfig,
+    TrunkConfig,
+    Vocab,
+]
+ABSURD = (10**30, -(10**30), -1, float("nan"), float("inf"), 1e300, "x", True)
+
+
+def with_number(value, new):
+    """A default in which the first number is another; None if it has no number."""
+    if isinstance(value, tuple) and value:
+        first = with_number(value[0], new)
+        return None if first is None else (first, *value[1:])
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return new if is_number else None
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_absurd_numbers_are_named(cls):
+    cls()  # the defaults are fine
+    for field in dataclasses.fields(cls):
+        for new in ABSURD:
+            value = with_number(field.default, new)
+            if value is not None:
+                with pytest.raises(InputError, match=r"\w"):
+                    cls(**{field.name: value})
+        if isinstance(field.default, bool):
+            with pytest.raises(InputError, match=field.name):
+                cls(**{field.name: 1})
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_a_file_with_them_is_refused(cls, tmp_path):
+    path = tmp_path / "config.json"
+    for field in dataclasses.fields(cls):
+        for new in (10**30, float("nan"), None):
+            value = with_number(field.default, new)
+            if value is not None or (new is None and isinstance(field.default, int | float)):
+                path.write_text(json.dumps({field.name: value}))
+                with pytest.raises(InputError, match="config.json"):
+                    config.read(cls, path)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "says"),
+    [
+        (LlamaConfig, {"num_layers": 0}, "num_layers"),
+        (LlamaConfig, {"num_kv_heads": 0}, "num_kv_heads"),
+        (LlamaConfig, {"num_kv_heads": 5}, "cannot share 5"),
+        (LlamaConfig, {"head_dim": 3}, "even"),
+        (TrunkConfig, {"num_heads": 0}, "num_heads"),
+        (TrunkConfig, {"num_heads": 7}, "7 heads"),
+        (TrunkConfig, {"conv_pos_groups": 0}, "conv_pos_groups"),
+        (TrunkConfig, {"conv_layers": ((8, 0, 1),)}, "conv_layers"),
+        (TrunkConfig, {"conv_layers": ((8, 3),)}, "triples"),
+        (TrunkConfig, {"precision": "low"}, "precision"),
+        (TrunkConfig, {"conv_layers": ((8, 3, 1),) * 5_000}, "5000 items"),
+        (HifiGanConfig, {"upsample_rates": (0, 640), "upsample_kernels": (2, 642)}, "rates"),
+        (HifiGanConfig, {"resblock_kernels": (), "resblock_dilations": ()}, "resblock_kernels"),
+        (PitchConfig, {"downs": ()}, "downs"),
+        (StackConfig, {"growth": 60, "depth": 60}, "dilated"),
+        (FcpeConfig, {"hop": 2_000}, "hop 2000"),
+        (FcpeConfig, {"norm_groups": 3}, "norm_groups"),
+        (RopeScaling, {"high_freq_factor": 1.0}, "must differ"),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_named(cls, values, says):
+    with pytest.raises(InputError, match=says):
+        cls(**values)
