@@ -33,6 +33,7 @@ NETWORKS = {
     "base": ("hubert", "quantizer", "hifigan"),
     "expressive": ("hubert", "quantizer", "pitch", "style", "fcpe", "hifigan"),
 }
+UNIT_NETWORKS = ("hubert", "quantizer", "pitch", "style")
 MAY_BE_ABSENT = ("fcpe", "hifigan")  # until they are needed
 
 
@@ -65,6 +66,17 @@ class SpeechTokenizerConfig:
             )
         if not 1 <= self.chunk_seconds <= 1000:
             raise InputError(f"chunk_seconds is {self.chunk_seconds}, expected 1 to 1000.")
+
+
+def unit_hashes(about: SpeechTokenizerConfig) -> dict[str, str]:
+    """The hashes of those networks of a set that say which sound each unit stands for."""
+    return {name: about.hashes[name] for name in UNIT_NETWORKS if name in about.hashes}
+
+
+def read_unit_hashes(folder: str | Path) -> dict[str, str]:
+    """`unit_hashes` of a model folder's speech tokenizer; empty where it has none."""
+    path = checkpoint.find_model(folder) / FOLDER / CONFIG_NAME
+    return unit_hashes(config.read(SpeechTokenizerConfig, path)) if path.is_file() else {}
 
 
 def seal(folder: str | Path, kind: str, f0_method: str = "fcpe") -> SpeechTokenizerConfig:

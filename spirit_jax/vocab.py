@@ -6,6 +6,7 @@ literal outside this file.
 
 import dataclasses
 import enum
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -118,6 +119,29 @@ class Vocab:
         streams = (("Hu", self.hubert_units), ("Pi", self.pitch_units), ("St", self.style_units))
         units = [f"[{name}{i}]" for name, count in streams for i in range(count)]
         return ["[Text]", "[Speech]", *units]
+
+    def check_units(self, streams: Mapping[str, Sequence[int] | None], name: str) -> None:
+        """Raises an `InputError` for units that have no token.
+
+        Args:
+          streams: the fields of `Units`. Pitch and style units count where the model has such
+            tokens.
+          name: of what has the units, for the message.
+        """
+        counts = {
+            "hubert": self.hubert_units,
+            "pitch": self.pitch_units,
+            "style": self.style_units,
+        }
+        for kind, stream in streams.items():
+            if stream is None or not counts[kind] or not len(stream):
+                continue
+            for unit in (int(np.min(stream)), int(np.max(stream))):
+                if not 0 <= unit < counts[kind]:
+                    raise InputError(
+                        f"{name}: has the {kind} unit {unit}, and the model knows 0 to "
+                        f"{counts[kind] - 1}; are its units another tokenizer's?"
+                    )
 
     def allowed(self, modality: "str | Modality") -> np.ndarray:
         """bool (padded_size,): the ids that may be generated; EOS always, padding rows never."""

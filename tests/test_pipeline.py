@@ -1,7 +1,9 @@
 """The stream of packed rows: the same on any number of hosts, resumed anywhere, nothing lost."""
 
+import dataclasses
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from toy_tokenizers import train_sentencepiece
 from spirit_jax.data import pipeline
 from spirit_jax.data.interleave import InterleaveConfig, TokenLine
 from spirit_jax.data.pipeline import DataConfig, Stream
-from spirit_jax.data.records import Corpus, Utterance, write_shard
+from spirit_jax.data.records import Corpus, Shard, Utterance, find_shards, write_list, write_shard
 from spirit_jax.data.samples import Documents, SourceConfig, make_sample
 from spirit_jax.errors import InputError
 from spirit_jax.text import load_text_tokenizer
+from spirit_jax.units import Units
 from spirit_jax.vocab import Vocab
 
 WORDS = "the object is called with a value and returns another list of names".split()
@@ -293,3 +296,40 @@ def test_a_base_vocabulary_and_other_rules_work(quick, corpus, tokenizer):
     source = SourceConfig(str(corpus), interleave=InterleaveConfig(rule="coin"))
     row = next(Stream(DataConfig((source,), 64, 2, 2), tokenizer, vocab))
     assert row["tokens"].max() < vocab.size
+
+
+def test_units_of_another_tokenizer_are_refused(corpus, tokenizer, tmp_path, quick):
+    shutil.copytree(corpus, tmp_path, dirs_exist_ok=True)
+    made_by = {"hubert": "a", "quantizer": "b", "pitch": "c", "style": "d"}
+    shards = [
+        Shard.of(path, count) for path, count in zip(find_shards(tmp_path), (40, 20), strict=True)
+    ]
+    write_list(tmp_path, shards, made_by)
+    config = data_config(tmp_path)
+    Stream(config, tokenizer, VOCAB, networks=made_by)
+    Stream(config, tokenizer, VOCAB, networks={})
+    for name in made_by:
+        with pytest.raises(InputError, match=f"the network '{name}' differs"):
+            Stream(config, tokenizer, VOCAB, networks=made_by | {name: "other"})
+    base = dataclasses.replace(VOCAB, pitch_units=0, style_units=0)
+    Stream(config, tokenizer, base, networks=made_by | {"pitch": "other", "style": "other"})
+    with pytest.raises(InputError, match="'quantizer' differs"):
+        Stream(config, tokenizer, base, networks=made_by | {"quantizer": "other"})
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        (Units([3, 501]), "the hubert unit 501, and the model knows 0 to 500"),
+        (Units([-1]), "the hubert unit -1"),
+        (Units([3], [64], [1]), "the pitch unit 64"),
+        (Units([3], [1], [100]), "the style unit 100"),
+    ],
+)
+def test_units_without_a_token_are_refused(units, message, tokenizer, tmp_path):
+    utterance = Utterance("u", units, 0.04, "a", (("a", 0.0, 0.04),))
+    write_shard(tmp_path / "a.arrayrecord", [utterance])
+    with pytest.raises(InputError, match=message):
+        Stream(data_config(tmp_path), tokenizer, VOCAB)
+    with pytest.raises(InputError, match=message):
+        TokenLine.of(utterance, VOCAB)

@@ -263,7 +263,7 @@ def test_a_full_disk_is_one_sentence(recordings, tokenizer, tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(prepare_lib, "write_shard", full)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(InputError, match="the disk is full"):
         prepare(str(recordings / "all.jsonl"), tmp_path / "corpus", tokenizer)
     assert not list((tmp_path / "corpus").glob("part-*"))
 
@@ -326,3 +326,47 @@ def test_a_beam_pipeline_makes_the_same_corpus(recordings, expressive_folder, to
     assert read(tmp_path / "beam") == read(tmp_path / "plain")
     assert told == plain
     assert report.describe(told)
+
+
+def test_what_changed_since_a_preparation_began_is_noticed(recordings, tokenizer, tmp_path):
+    folder = tmp_path / "recordings"
+    shutil.copytree(recordings, folder)
+    source, config = str(folder / "all.jsonl"), PrepareConfig(shard_items=2)
+    prepare(source, tmp_path / "a", tokenizer, config)
+    text = (folder / "all.jsonl").read_text()
+    (folder / "all.jsonl").write_text(text.replace("number 5", "number 6"))
+    with pytest.raises(InputError, match="was begun with source content"):
+        prepare(source, tmp_path / "a", tokenizer, config)
+    (folder / "all.jsonl").write_text(text)
+    wave = 0.1 * np.random.default_rng(9).standard_normal(9000)
+    soundfile.write(folder / "r5.flac", wave, 8000)
+    with pytest.raises(InputError, match="was prepared from other items"):
+        prepare(source, tmp_path / "a", tokenizer, config)
+    prepare(str(folder), tmp_path / "b", tokenizer, config)
+    soundfile.write(folder / "added.flac", wave, 8000)
+    with pytest.raises(InputError, match="was begun with source content"):
+        prepare(str(folder), tmp_path / "b", tokenizer, config)
+
+
+def test_damaged_notes_are_named(recordings, tokenizer, tmp_path):
+    source = str(recordings / "all.jsonl")
+    prepare(source, tmp_path, tokenizer)
+    for path in [*tmp_path.glob("prepare.json"), *tmp_path.glob("part-*.json")]:
+        whole = path.read_bytes()
+        for damage in (whole[:40], whole.replace(b"1", b"2", 1), b"[]", b"\xff"):
+            path.write_bytes(damage)
+            with pytest.raises(InputError, match=path.name):
+                prepare(source, tmp_path, tokenizer)
+        path.write_bytes(whole)
+    assert prepare(source, tmp_path, tokenizer)["items"] == 6
+
+
+def test_a_corpus_that_is_not_prepared_to_its_end_is_not_opened(recordings, tokenizer, tmp_path):
+    source = str(recordings / "all.jsonl")
+    prepare(source, tmp_path, tokenizer, PrepareConfig(shard_items=1), part=1, parts=2)
+    with pytest.raises(InputError, match="not finished part 2 of 2"):
+        Corpus(tmp_path)
+    for path in tmp_path.glob("corpus-*.json"):
+        path.unlink()
+    with pytest.raises(InputError, match="prepare has not finished"):
+        Corpus(tmp_path)

@@ -1,9 +1,15 @@
 """Utterances on disk."""
 
+import dataclasses
+import os
+import resource
+import shutil
+
 import numpy as np
 import pytest
 
-from spirit_jax.data.records import Corpus, Utterance, write_shard
+from spirit_jax.data import records
+from spirit_jax.data.records import Corpus, Shard, Utterance, write_list, write_shard
 from spirit_jax.errors import InputError
 from spirit_jax.units import Units
 
@@ -29,7 +35,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         yield UTTERANCES[0]
         raise OSError("no space left")
 
-    with pytest.raises(OSError):
+    with pytest.raises(InputError, match="the disk is full"):
         write_shard(tmp_path / "x.arrayrecord", failing())
     assert not list(tmp_path.iterdir())
 
@@ -49,3 +55,96 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
 def test_units_are_numpy_again():
     back = Utterance.from_bytes(UTTERANCES[1].to_bytes())
     assert isinstance(back.units.hubert, np.ndarray) and back.units.pitch.tolist() == [4]
+
+
+def write_corpus(folder, utterances=UTTERANCES, tokenizer=()):
+    """Three shards of equal numbers of records, and their list."""
+    shards = []
+    for number in range(3):
+        path = folder / f"x-{number}.arrayrecord"
+        mine = [dataclasses.replace(one, id=f"{one.id}{number}") for one in utterances]
+        shards.append(Shard.of(path, write_shard(path, mine)))
+    write_list(folder, shards, dict(tokenizer))
+    return folder
+
+
+def test_missing_added_and_exchanged_shards_are_noticed(tmp_path):
+    def swap(folder):
+        (folder / "x-0.arrayrecord").rename(folder / "other")
+        (folder / "x-1.arrayrecord").rename(folder / "x-0.arrayrecord")
+        (folder / "other").rename(folder / "x-1.arrayrecord")
+
+    def flip(folder):
+        data = bytearray((folder / "x-1.arrayrecord").read_bytes())
+        data[-1] ^= 1  # riegeli has padding there, which it does not check
+        (folder / "x-1.arrayrecord").write_bytes(data)
+
+    for number, (damage, message) in enumerate(
+        (
+            (lambda folder: (folder / "x-2.arrayrecord").unlink(), "x-2.arrayrecord is missing"),
+            (
+                lambda folder: shutil.copy(folder / "x-0.arrayrecord", folder / "y.arrayrecord"),
+                "y.arrayrecord is there, which prepare did not write",
+            ),
+            (
+                lambda folder: shutil.copy(folder / "x-0.arrayrecord", folder / "x-1.arrayrecord"),
+                "x-1.arrayrecord: is not what prepare wrote",
+            ),
+            (swap, "x-0.arrayrecord: is not what prepare wrote"),
+            (flip, "x-1.arrayrecord: is not what prepare wrote"),
+            (
+                lambda folder: os.truncate(folder / "x-1.arrayrecord", 1000),
+                "has 1000 bytes, and prepare wrote",
+            ),
+        )
+    ):
+        folder = write_corpus(tmp_path / str(number))
+        assert len(Corpus(folder)) == 9
+        damage(folder)
+        with pytest.raises(InputError, match=message):
+            Corpus(folder)
+
+
+def test_a_part_that_is_not_prepared_to_its_end_is_named(tmp_path):
+    write_shard(tmp_path / "x.arrayrecord", UTTERANCES)
+    write_list(tmp_path, [Shard.of(tmp_path / "x.arrayrecord", 3)], {}, part=2, parts=2)
+    with pytest.raises(InputError, match="not finished part 1 of 2"):
+        Corpus(tmp_path)
+
+
+def test_a_corpus_without_a_list_opens_with_a_notice(tmp_path, capsys):
+    folder = write_corpus(tmp_path)
+    listed, fingerprint = list(Corpus(folder)), records.fingerprint(folder)
+    assert not capsys.readouterr().err
+    (folder / "corpus-00001-of-00001.json").unlink()
+    assert list(Corpus(folder)) == listed
+    assert "has no list of its shards" in capsys.readouterr().err
+    assert records.fingerprint(folder) == fingerprint
+
+
+def test_the_fingerprint_is_that_of_the_content(tmp_path):
+    first = write_corpus(tmp_path / "a")
+    same = write_corpus(tmp_path / "b")
+    other = write_corpus(tmp_path / "c", UTTERANCES[:2])
+    prints = [records.fingerprint(folder) for folder in (first, same, other)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_units_beyond_16_bits_are_refused():
+    with pytest.raises(InputError, match="40000"):
+        Utterance("a", Units([40_000]), 0.04).to_bytes()
+
+
+def test_a_corpus_of_more_shards_than_files_may_be_open(tmp_path):
+    first = write_shard(tmp_path / "s-0.arrayrecord", UTTERANCES[:1])
+    for number in range(1, 300):
+        shutil.copy(tmp_path / "s-0.arrayrecord", tmp_path / f"s-{number}.arrayrecord")
+    paths = sorted(tmp_path.glob("*.arrayrecord"))
+    write_list(tmp_path, [Shard.of(path, first) for path in paths], {})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 160, limits[1]))
+    try:
+        corpus = Corpus(tmp_path)
+        assert [corpus[i].id for i in range(299, -1, -1)] == ["a"] * 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -6,7 +6,7 @@ import jax
 from test_interleave import make_utterance
 
 from spirit_jax.data.pipeline import DataConfig
-from spirit_jax.data.records import write_shard
+from spirit_jax.data.records import Shard, write_list, write_shard
 from spirit_jax.data.samples import SourceConfig
 from spirit_jax.training.configs import MeshConfig
 from spirit_jax.training.lm import RunConfig, train
@@ -19,9 +19,9 @@ ALL_FSDP = MeshConfig()
 def write_corpus(folder):
     """Twenty utterances with units and word times."""
     words = "the object is called with a value and returns".split()
-    write_shard(
-        folder / "a.arrayrecord", [make_utterance(words, k, name=f"u{k}") for k in range(20)]
-    )
+    path = folder / "a.arrayrecord"
+    count = write_shard(path, [make_utterance(words, k, name=f"u{k}") for k in range(20)])
+    write_list(folder, [Shard.of(path, count)], {})
 
 
 def make_run(run_dir, model, corpus, mesh=ALL_FSDP, **changes):

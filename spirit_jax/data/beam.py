@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spirit_jax.data import prepare, report
+from spirit_jax.data import prepare
 from spirit_jax.errors import InputError
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 
@@ -56,7 +56,7 @@ def run(
     """
     output, model = Path(output), None if model is None else Path(model)
     tokenizer = SpeechTokenizer.from_pretrained(model) if model is not None else None
-    prepare.begin(output, source, tokenizer, config, parts=1)
+    made_of = prepare.begin(output, source, tokenizer, config, part=1, parts=1)
     waiting = list(prepare.portions(source, config, 1, 1))
     with apache_beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
         _ = (
@@ -65,4 +65,4 @@ def run(
             | apache_beam.Reshuffle()
             | apache_beam.ParDo(MakeShard(output, model, config))
         )
-    return report.write(output, 1, 1)
+    return prepare.finish(output, source, made_of, part=1)

@@ -80,8 +80,9 @@ class TokenLine:
 
     @classmethod
     def of(cls, utterance: Utterance, vocab: Vocab) -> "TokenLine":
-        """The token line of an utterance with units."""
+        """The token line of an utterance with units; `InputError` for units without a token."""
         streams = utterance.units
+        vocab.check_units(vars(streams), f"The utterance '{utterance.id}'")
         rates = {"hubert": units_lib.HUBERT_RATE, "pitch": units_lib.PITCH_RATE}
         first = vocab.first_unit
         parts = []  # in the order in which ties go: style, pitch, phonetic

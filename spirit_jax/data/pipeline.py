@@ -7,7 +7,7 @@ rows.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -37,6 +37,7 @@ class Stream(Iterator[dict[str, np.ndarray]]):
         tokenizer: TextTokenizer,
         vocab: Vocab,
         rows: Sequence[int] | None = None,
+        networks: Mapping[str, str] | None = None,
     ):
         """Opens the corpora.
 
@@ -44,17 +45,19 @@ class Stream(Iterator[dict[str, np.ndarray]]):
           config: the data.
           tokenizer, vocab: of the model.
           rows: of a step's `batch_rows`, those that are this host's; all by default.
+          networks: hashes of the networks that make the model's units, by name (see
+            `speech_tokenizer.unit_hashes`); corpora are compared with those that are given.
 
         Raises:
-          InputError: no sources, a corpus that is missing or damaged, or a document that lacks
-            what its format needs.
+          InputError: no sources, a corpus that is missing or damaged, a document that lacks what
+            its format needs, or units of another speech tokenizer.
         """
         if not config.sources:
             raise InputError("The data config names no sources.")
         self._config = config
         self._rows = range(config.batch_rows) if rows is None else rows
         self._step = 0
-        mixture = _mix(config, tokenizer, vocab)
+        mixture = _mix(config, tokenizer, vocab, networks or {})
         # After as many steps every row has come from all shards that are ever its own.
         period = max(config.shards // config.batch_rows, 1)
         own = {self._shard(step, row) for step in range(period) for row in self._rows}
@@ -97,7 +100,32 @@ def mean_length(documents: Documents, make: Callable, seed: int) -> float:
     return total / len(lengths)
 
 
-def _mix(config: DataConfig, tokenizer: TextTokenizer, vocab: Vocab) -> grain.MapDataset:
+def check_tokenizer(corpus: Corpus, networks: Mapping[str, str], vocab: Vocab) -> None:
+    """Raises an `InputError` for a corpus whose units are not those of a model.
+
+    Networks are compared whose units the model has tokens for; of a corpus or a model that does
+    not know its networks, nothing is.
+
+    Args:
+      corpus: with the hashes of the networks that made its units.
+      networks: those of the model, by name.
+      vocab: of the model.
+    """
+    used = ["hubert", "quantizer"] + ["pitch"] * bool(vocab.pitch_units)
+    used += ["style"] * bool(vocab.style_units)
+    for name in used:
+        theirs, ours = corpus.tokenizer.get(name), networks.get(name)
+        if theirs and ours and theirs != ours:
+            raise InputError(
+                f"{corpus.folder}: its units come from another speech tokenizer than the model's "
+                f"(the network '{name}' differs), so they mean other sounds; prepare it again with "
+                "--model and the model that is trained."
+            )
+
+
+def _mix(
+    config: DataConfig, tokenizer: TextTokenizer, vocab: Vocab, networks: Mapping[str, str]
+) -> grain.MapDataset:
     """An endless dataset of {"tokens", "sources"}, the sources mixed by their share of tokens."""
     opened = []
     for source in config.sources:
@@ -105,7 +133,9 @@ def _mix(config: DataConfig, tokenizer: TextTokenizer, vocab: Vocab) -> grain.Ma
         def make(document, rng, source=source):
             return make_sample(document, source, tokenizer, vocab, rng)
 
-        opened.append((Documents(Corpus(source.path), source), make))
+        corpus = Corpus(source.path)
+        check_tokenizer(corpus, networks, vocab)
+        opened.append((Documents(corpus, source, vocab), make))
     datasets, weights = [], []
     for number, (documents, make) in enumerate(opened):
 

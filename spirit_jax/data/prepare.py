@@ -1,14 +1,13 @@
 """From recordings to a prepared corpus: units with their time line, text and word times.
 
-Items are taken in portions. A portion makes one shard, and beside it a small file that says what
-became of it: where that file is, the portion is done, so a run that was stopped goes on.
+Items are taken in portions. A portion makes one shard, and beside it a note: what it was made of
+and what became of it. Where the note is, the portion is done, so a run that was stopped resumes. At
+the end the list of shards is written, without which a corpus counts as not finished.
 """
 
 import collections
 import dataclasses
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from spirit_jax import checksums, files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import report
 from spirit_jax.data.configs import PrepareConfig
-from spirit_jax.data.manifest import Item, read_source
-from spirit_jax.data.records import SUFFIX, Utterance, write_shard
+from spirit_jax.data.manifest import SUFFIXES, Item, fingerprint, read_source
+from spirit_jax.data.records import PREPARED, SUFFIX, Shard, Utterance, write_list, write_shard
 from spirit_jax.data.word_times import check_words
 from spirit_jax.errors import InputError
-from spirit_jax.speech_tokenizer import SpeechTokenizer
+from spirit_jax.speech_tokenizer import SpeechTokenizer, unit_hashes
 
 FRAME = SAMPLE_RATE // 50  # samples over which loudness is taken, to find silences
 SHORTEST = 0.08  # seconds; less has no units
@@ -59,19 +59,19 @@ def prepare(
 
     Raises:
       InputError: a source that cannot be read, no item of it that can be used, a folder that was
-        begun with other settings, or a full disk.
+        started from something else, or a full disk.
     """
     output = Path(output)
     try:
         waiting = portions(source, config, part, parts)
         first = list(itertools.islice(waiting, 1))  # a source that is none leaves nothing behind
-        begin(output, source, tokenizer, config, parts)
+        made_of = begin(output, source, tokenizer, config, part, parts)
         for portion in itertools.chain(first, waiting):
             make_shard(portion, output, tokenizer, config)
             progress(len(portion.items))
+        return finish(output, source, made_of, part)
     except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror or error}).") from error
-    return report.write(output, part, parts)
+        raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
 
 
 def begin(
@@ -79,30 +79,76 @@ def begin(
     source: str,
     tokenizer: SpeechTokenizer | None,
     config: PrepareConfig,
+    part: int,
     parts: int,
-) -> None:
-    """Notes what the folder is made of; raises `InputError` if it was begun with something else."""
-    path = Path(source)
+) -> dict[str, Any]:
+    """Notes what the folder is made of, and returns it.
+
+    Raises:
+      InputError: the folder was started from something else.
+    """
+    about = {} if tokenizer is None else tokenizer.config
     made_of = {
         "source": source,
-        "bytes": path.stat().st_size if path.is_file() else 0,
+        "source content": source_checksum(source),
         "parts": parts,
         "shard_items": config.shard_items,
         "max_seconds": config.max_seconds,
-        "tokenizer": _fingerprint(tokenizer),
+        "tokenizer": unit_hashes(about) if about else {},
+        "f0_method": about.f0_method if about else "",
+        "chunk_seconds": about.chunk_seconds if about else 0.0,
     }
-    note = output / "prepare.json"
-    output.mkdir(parents=True, exist_ok=True)
+    note = output / PREPARED
     if not note.is_file():
-        _write_whole(note, json.dumps(made_of, indent=2) + "\n")
-        return
-    before = json.loads(note.read_text(encoding="utf-8"))
+        # Parts may start at the same time, so each writes a file of its own.
+        mine = output / f"prepare-{part:05d}.json"
+        checksums.write_json(mine, made_of)
+        mine.replace(note)
+    before = checksums.read_json(note)
     for name, value in made_of.items():
         if before.get(name) != value:
             raise InputError(
                 f"{output}: was begun with {name} {before.get(name)!r}, and now it is {value!r}; "
                 "take another folder, or remove this one."
             )
+    return made_of
+
+
+def source_checksum(source: str) -> str:
+    """What tells a source from what it was before: a file's content, or the files of a folder.
+
+    Of a folder's recordings and texts the names, sizes and times of change count. That of a
+    TensorFlow dataset is "": its items alone are compared (see `make_shard`).
+    """
+    path = Path(source)
+    if path.is_file():
+        return checksums.of_file(path)
+    if not path.is_dir():
+        return ""
+    listing = []
+    for one in path.rglob("*"):
+        if one.suffix.lower() in (*SUFFIXES, ".txt") and one.is_file():
+            about = one.stat()
+            name = one.relative_to(path).as_posix()
+            listing.append((name, about.st_size, about.st_mtime_ns))
+    return checksums.of_value(sorted(listing))
+
+
+def finish(output: Path, source: str, made_of: dict[str, Any], part: int) -> dict[str, Any]:
+    """Writes a part's report and the list of its shards; returns the report.
+
+    Raises:
+      InputError: no item of the part could be used, or the source changed meanwhile.
+    """
+    if source_checksum(source) != made_of["source content"]:
+        raise InputError(
+            f"{source}: has changed while it was prepared; remove {output}, and prepare it again."
+        )
+    parts = made_of["parts"]
+    notes = report.read_notes(output, part, parts)
+    shards = [Shard(**note["shard"]) for note in notes if note["shard"]]
+    write_list(output, shards, made_of["tokenizer"], part, parts)
+    return report.write(output, notes, part, parts)
 
 
 def portions(source: str, config: PrepareConfig, part: int, parts: int) -> Iterator[Portion]:
@@ -123,16 +169,41 @@ def portions(source: str, config: PrepareConfig, part: int, parts: int) -> Itera
 def make_shard(
     portion: Portion, output: Path, tokenizer: SpeechTokenizer | None, config: PrepareConfig
 ) -> None:
-    """Prepares a portion, unless it is done."""
-    done = output / f"{portion.name}.json"
-    if done.is_file():
+    """Prepares a portion, unless it is done.
+
+    Raises:
+      InputError: it is done, and was made of other items, or its note is damaged.
+    """
+    note, path = output / f"{portion.name}.json", output / f"{portion.name}{SUFFIX}"
+    items = _checksum(portion.items)
+    if note.is_file():
+        if report.read_note(note)["items"] != items:
+            raise InputError(
+                f"{path}: was prepared from other items than those that are there now (a text, "
+                "word times, or a recording's size or time of change differs); take another "
+                "folder, or remove this one."
+            )
         return
-    counts = report.Counts()
+    counts, records = report.Counts(), 0
     utterances = _encode(portion.items, tokenizer, config, counts)
     first = next(utterances, None)
     if first is not None:  # a shard has at least one
-        write_shard(output / f"{portion.name}{SUFFIX}", itertools.chain([first], utterances))
-    _write_whole(done, json.dumps(counts.to_dict()) + "\n")
+        records = write_shard(path, itertools.chain([first], utterances))
+    shard = vars(Shard.of(path, records)) if records else None
+    checksums.write_json(note, {"items": items, "shard": shard, "counts": counts.to_dict()})
+
+
+def _checksum(items: Sequence[Item]) -> str:
+    """What tells the items of a portion from others."""
+    digests = []
+    for item in items:
+        about = vars(item) | {"audio": item.audio_name}
+        try:
+            recording = checksums.of_bytes(fingerprint(item)) if item.audio is not None else ""
+        except InputError as error:
+            recording = str(error)
+        digests.append(checksums.of_value([about, recording]))
+    return checksums.of_value(digests)
 
 
 def _encode(
@@ -261,16 +332,3 @@ def _documents(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 def _shard_name(part: int, parts: int, number: int) -> str:
     return f"part-{part:05d}-of-{parts:05d}-{number:05d}"
-
-
-def _fingerprint(tokenizer: SpeechTokenizer | None) -> str:
-    if tokenizer is None:
-        return ""
-    about = dataclasses.asdict(tokenizer.config)
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spirit_jax import checksums, files
 from spirit_jax import units as units_lib
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.records import Utterance
@@ -77,27 +78,48 @@ class Counts:
                 setattr(self, name, getattr(self, name) + value)
 
 
-def write(output: Path, part: int, parts: int) -> dict[str, Any]:
-    """Writes a part's report and rejects, from what its portions left; returns the report.
+def read_note(path: str | Path) -> dict[str, Any]:
+    """What was written beside a shard: "items", "shard" and "counts"; see `prepare.make_shard`.
+
+    Raises:
+      InputError: the note is damaged or from an earlier version.
+    """
+    try:
+        note = checksums.read_json(path)
+    except InputError as error:
+        raise InputError(f"{error} Remove it and prepare again; its shard is made anew.") from error
+    if not {"items", "shard", "counts"} <= note.keys():
+        raise InputError(f"{path}: is no note of a shard.")
+    return note
+
+
+def read_notes(output: Path, part: int, parts: int) -> list[dict[str, Any]]:
+    """The notes of a part's shards, in order; see `read_note`."""
+    paths = sorted(output.glob(f"part-{part:05d}-of-{parts:05d}-*.json"))
+    return [read_note(path) for path in paths]
+
+
+def write(output: Path, notes: Sequence[dict[str, Any]], part: int, parts: int) -> dict[str, Any]:
+    """Writes a part's report and rejects, from the notes of its shards; returns the report.
 
     Raises:
       InputError: no item of the part could be used.
     """
     total = Counts()
+    for note in notes:
+        total.join(note["counts"])
     name = f"{part:05d}-of-{parts:05d}"
-    for path in sorted(output.glob(f"part-{name}-*.json")):
-        total.join(json.loads(path.read_text(encoding="utf-8")))
     lines = [json.dumps(reject) + "\n" for reject in total.rejects]
-    (output / f"rejects-{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    told = summarise(total)
-    (output / f"report-{name}.json").write_text(json.dumps(told, indent=2) + "\n")
+    files.write_text(output / f"rejects-{name}.jsonl", "".join(lines))
+    summary = summarise(total)
+    files.write_json(output / f"report-{name}.json", summary)
     if not total.items and total.rejects:
         first = total.rejects[0]
         raise InputError(
             f"{output}: none of {len(lines)} items can be used; the first, {first['id']}: "
             f"{first['reason']}"
         )
-    return told
+    return summary
 
 
 def summarise(total: Counts) -> dict[str, Any]:

@@ -19,17 +19,23 @@ NEEDS_SPEECH, NEEDS_TEXT = ("interleaved", "speech", "asr", "tts"), ("text", "as
 class Documents(Sequence[list[Utterance]]):
     """A corpus by documents: consecutive utterances of one `document` belong together."""
 
-    def __init__(self, corpus: Corpus, source: SourceConfig | None = None):
+    def __init__(
+        self, corpus: Corpus, source: SourceConfig | None = None, vocab: Vocab | None = None
+    ):
         """Reads the corpus once.
 
         Raises:
-          InputError: an utterance lacks what the format of `source`, if it is given, needs.
+          InputError: an utterance lacks what the format of `source`, if it is given, needs, or has
+            units that `vocab` has no token for.
         """
         self._corpus = corpus
         names = []
         for utterance in corpus:
             if source is not None:
                 _check(utterance, source)
+            if vocab is not None and utterance.units is not None:
+                name = f"{corpus.folder}: the utterance '{utterance.id}'"
+                vocab.check_units(vars(utterance.units), name)
             names.append(utterance.document)
         starts = [i for i, name in enumerate(names) if i == 0 or not name or name != names[i - 1]]
         self._bounds = [*starts, len(names)]

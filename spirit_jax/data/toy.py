@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spirit_jax.data.records import SUFFIX, Utterance, write_shard
+from spirit_jax import files
+from spirit_jax.data.records import SUFFIX, Shard, Utterance, write_list, write_shard
 from spirit_jax.units import HUBERT_RATE, PITCH_RATE, STYLE_RATE, Units
 from spirit_jax.vocab import HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS
 
@@ -28,10 +29,12 @@ def make_utterances(count: int, seed: int = 0) -> Iterator[Utterance]:
 
 
 def write_toy_corpus(folder: str | Path, count: int = 200, seed: int = 0) -> None:
-    """Writes a prepared corpus of one shard, unless it is there."""
-    path = Path(folder) / f"toy{SUFFIX}"
-    if not path.is_file():
-        write_shard(path, make_utterances(count, seed))
+    """Writes a prepared corpus of one shard, whole or not at all, unless the folder is there."""
+    if not Path(folder).exists():
+        with files.whole_folder(folder) as unfinished:
+            path = unfinished / f"toy{SUFFIX}"
+            records = write_shard(path, make_utterances(count, seed))
+            write_list(unfinished, [Shard.of(path, records)], {})
 
 
 def _speak(name: str, text: str, rng: np.random.Generator) -> Utterance:

@@ -17,6 +17,7 @@ from spirit_jax.data.pipeline import Stream
 from spirit_jax.data.samples import SourceConfig
 from spirit_jax.errors import InputError
 from spirit_jax.models import llama
+from spirit_jax.speech_tokenizer import read_unit_hashes
 from spirit_jax.text import load_text_tokenizer
 from spirit_jax.training import hosts, loop, lora
 from spirit_jax.training.checkpoints import Checkpoints, abstract_state
@@ -129,7 +130,8 @@ def _prepare(config: RunConfig, mesh: jax.sharding.Mesh) -> loop.Training:
     vocab = read_vocab(config)
     tokenizer = load_text_tokenizer(folder / "text_tokenizer", vocab)
     rows = sharding.local_rows(config.data.batch_rows, mesh)
-    stream = Stream(config.data, tokenizer, vocab, rows)
+    networks = read_unit_hashes(folder)
+    stream = Stream(config.data, tokenizer, vocab, rows, networks)
     model = make_model(config)
     if model.config.vocab_size != vocab.padded_size:
         raise InputError(
@@ -149,7 +151,7 @@ def _prepare(config: RunConfig, mesh: jax.sharding.Mesh) -> loop.Training:
     tokens = config.data.batch_rows * config.data.seq_len
     evaluate = None
     if config.eval_sources:
-        evaluate = _make_evaluation(config, mesh, objective, tokenizer, rows)
+        evaluate = _make_evaluation(config, mesh, objective, tokenizer, rows, networks)
     return loop.Training(
         state,
         jit_step(config, objective, optimizer, places),
@@ -197,7 +199,7 @@ def _first_state(config, folder, model, optimizer, mesh, places) -> TrainState:
     return made.replace(frozen=frozen)
 
 
-def _make_evaluation(config, mesh, objective, tokenizer, rows):
+def _make_evaluation(config, mesh, objective, tokenizer, rows, networks):
     """A function of the state: losses on the same held-out batches every time."""
     data = dataclasses.replace(config.data, sources=config.eval_sources)
     objective = dataclasses.replace(objective, sources=_names(config.eval_sources))
@@ -208,7 +210,7 @@ def _make_evaluation(config, mesh, objective, tokenizer, rows):
 
     @functools.cache
     def opened() -> tuple[Stream, dict[str, Any]]:
-        stream = Stream(data, tokenizer, objective.vocab, rows)
+        stream = Stream(data, tokenizer, objective.vocab, rows, networks)
         return stream, stream.get_state()
 
     def evaluate(state: TrainState) -> dict[str, float]:
