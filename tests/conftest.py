@@ -32,6 +32,15 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases() -> Path:
+    """Inputs that real tools write."""
+    folder = GOLDEN.parents[1] / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"the cases are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def base_folder(tmp_path_factory) -> Path:
     """A small model folder of kind base, with random weights."""
     return _random_model(tmp_path_factory, "base")

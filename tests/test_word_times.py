@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spirit_jax.data import word_times
+from spirit_jax.data.timing import Entry, fit_words
 from spirit_jax.data.word_times import (
     check_words,
     find_files,
@@ -118,7 +120,10 @@ def test_textgrids_of_every_form_are_read(text, encoding, tmp_path):
         (SHORT[: SHORT.index("1.25")], "ends early"),
         (SHORT.replace('"sp"', "7"), "not a whole TextGrid"),
         (SHORT.replace("TextGrid", "PitchTier"), "header"),
-        (SHORT.replace("0.5\n1\n", "0.5\n0.5\n"), "does not end after it starts"),
+        (SHORT.replace("\n5\n0\n", "\n7\n0\n")[:-17], "4 of 7 intervals, and none from 2 to 2.5"),
+        (SHORT.replace('1\n1.25\n"sp"\n', ""), "4 of 5 intervals, and none from 1 to 1.25"),
+        (SHORT.replace('"IntervalTier"\n', '"TextTier"\n'), "not a whole TextGrid"),
+        (LONG.format(name="x").replace("clicks 3", "words"), "'words' has points"),
         ("ooBinaryFile", "ends early"),
         ("", "ends early"),
     ],
@@ -128,6 +133,65 @@ def test_a_textgrid_that_is_not_whole_is_named(text, named, tmp_path):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=f"spoilt.*{named}"):
         read_textgrid(path)
+
+
+@pytest.mark.parametrize("count", [0, 4, 6, 900])
+def test_a_textgrid_with_a_wrong_count_loses_no_words(count, tmp_path):
+    path = tmp_path / "a.TextGrid"
+    text = LONG.format(name="words").replace("size = 5", f"size = {count}")
+    path.write_text(text.replace("size = 3\n", "size = 1\n"), encoding="utf-8")
+    assert read_textgrid(path) == WORDS
+    path.write_text(SHORT.replace("2.5\n5\n", f"2.5\n{count}\n"), encoding="utf-8")
+    assert read_textgrid(path, "Words") == WORDS
+
+
+def write_textgrid(path, intervals, start=0.0, end=9.0):
+    marks = "".join(f'{low} {high} "{label}"\n' for label, low, high in intervals)
+    head = f'"ooTextFile" "TextGrid" {start} {end} <exists> 1 "IntervalTier" "words" {start} {end} '
+    path.write_text(f"{head}{len(intervals)}\n{marks}", encoding="utf-8")
+    return path
+
+
+def test_a_bad_interval_gets_the_time_between_its_neighbours(tmp_path):
+    intervals = [("a", 1, 2), ("b", 3, 3), ("c", 4, 5), ("d", 9, 8), ("e", 6, 7), ("f", 6.5, 8)]
+    path = write_textgrid(tmp_path / "a.TextGrid", [("z", -1, 0.5), *intervals])
+    assert read_textgrid(path) == (
+        ("z", 0, 0.5),
+        ("a", 1, 2),
+        ("b", 2, 4),
+        ("c", 4, 5),
+        ("d", 5, 6),
+        ("e", 6, 6.75),
+        ("f", 6.75, 8),
+    )
+
+
+def test_labels_are_no_words_in_any_reader(tmp_path):
+    labels = ["{LG}", "{NS}", "<unk>", "[laughter]", "(noise)", "<eps>", "[background noise]"]
+    labels += ["*coughs*", "<SIL>", "(inaudible)", "[BLANK_AUDIO]", "{B_TRANS}"]
+    spoken = ["yes", *labels, "(and", "so)", "no"]
+    words = ("yes", "and", "so", "no")
+    timed = [(label, place, place + 0.9) for place, label in enumerate(spoken)]
+    codes = [("SIL", 20, 21), ("spn", 21, 22), ("#", 22, 23), ("sp", 23, 24)]
+    grid = write_textgrid(tmp_path / "a.TextGrid", timed + codes, end=24)
+    assert tuple(word for word, _, _ in read_textgrid(grid)) == words
+    parted = [(p, *times) for label, *times in timed for p in label.split()]
+    assert tuple(word for word, _, _ in read_entries(tmp_path, *parted, end=30)) == words
+    assert tuple(normalise_words(" ".join(spoken))) == words
+    assert normalise_words("sil sp (and a laugh) 3 < 4 > 2 *really*") == (
+        "sil sp and a laugh 3 4 2 really".split()
+    )
+
+
+def test_a_known_text_names_unknown_words(tmp_path):
+    intervals = [("hello", 0, 1), ("<unk>", 1, 2), ("{LG}", 2, 3), ("and", 3, 4), ("spn", 4, 5)]
+    entries = word_times.textgrid_entries(write_textgrid(tmp_path / "a.TextGrid", intervals))
+    named = word_times.finish(entries, "a", text="Hello, Zbigniew [laughs] and Ny-Ålesund!")
+    assert [word for word, _, _ in named.words] == "hello zbigniew and ny ålesund".split()
+    assert named.words[1] == ("zbigniew", 1, 2) and named.words[4][2] == 5
+    for text, unknown in (("", 2), ("hello and", 2), ("hello you and", 1), ("x", 2)):
+        done = word_times.finish(entries, "a", text=text)
+        assert (len(done.words), done.unknown) == (4 - unknown, unknown)
 
 
 def test_files_that_are_no_text_are_named(tmp_path):
@@ -198,6 +262,137 @@ def test_json_that_is_not_whisperx_is_named(text, tmp_path):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(InputError, match="bad.json"):
         read_whisperx(tmp_path / "bad.json")
+
+
+def segment(start, end, text, *words):
+    named = [dict(zip(("word", "start", "end"), word, strict=False)) for word in words]
+    return {"start": start, "end": end, "text": text, "words": named}
+
+
+SO, IT, IS = ("so", 0.1, 0.4), ("it", 0.4, 0.6), ("is", 0.7, 0.9)
+CASES = {
+    "unaligned": (
+        [segment(0, 1, "so it", SO, IT), segment(1, 2.5, " 1984."), segment(2.6, 3, "is")],
+        [SO, IT, ("1984", 1, 2.5), ("is", 2.6, 3)],
+    ),
+    "unaligned alone": ([segment(0, 1.2, "In 1984")], [("in", 0, 0.4), ("1984", 0.4, 1.2)]),
+    "no list of words": (
+        [{"start": 1, "end": 2, "text": "so"}, segment(2, 3, "it", ("it", 2, 2.5))],
+        [("so", 1, 2), ("it", 2, 2.5)],
+    ),
+    "missing in the list": (
+        [segment(0, 1, "So, it is", SO, IS)],
+        [SO, ("it", 0.4, 0.7), IS],
+    ),
+    "zero length first": (
+        [segment(0, 2, "so it is", ("so", 0.1, 0.1), ("it", 0.1, 0.5), IS)],
+        [("so", 0, 0.1), ("it", 0.1, 0.5), IS],
+    ),
+    "zero length in the middle": (
+        [segment(0, 2, "so it is", SO, ("it", 0.4, 0.4), ("is", 0.4, 0.9))],
+        [("so", 0.1, 0.25), ("it", 0.25, 0.4), ("is", 0.4, 0.9)],
+    ),
+    "end before start": (
+        [segment(0, 2, "so it is", SO, ("it", 0.6, 0.5), IS)],
+        [SO, ("it", 0.4, 0.7), IS],
+    ),
+    "not a number": (
+        [segment(0, 2, "so it is", SO, ("it", float("nan"), 0.5), IS)],
+        [SO, ("it", 0.4, 0.7), IS],
+    ),
+    "text for a time": (
+        [segment(0, 2, "so it is", SO, ("it", "x", None), IS)],
+        [SO, ("it", 0.4, 0.7), IS],
+    ),
+    "far away": (
+        [segment(0, 2, "so it is", SO, ("it", 7, 7.5), IS)],
+        [SO, ("it", 0.4, 0.7), IS],
+    ),
+    "overlap": (
+        [segment(0, 2, "so it", SO, ("it", 0.5, 1.2)), segment(1, 3, "is", ("is", 1.0, 1.3))],
+        [SO, ("it", 0.5, 1.1), ("is", 1.1, 1.3)],
+    ),
+    "segments out of order": (
+        [segment(1, 2, "is", ("is", 1.1, 1.5)), segment(0, 1, "so it", SO, IT)],
+        [SO, IT, ("is", 1.1, 1.5)],
+    ),
+    "empty segments": (
+        [segment(0, 0, ""), segment(0, 1, "so", SO), segment(1, 2, " ...")],
+        [SO],
+    ),
+    "whisper-timestamped": (
+        [{"start": 0, "end": 1, "words": [{"text": "So,", "start": 0.1, "end": 0.4}]}],
+        [SO],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_bad_word_costs_neither_itself_nor_the_recording(name, tmp_path):
+    segments, expected = CASES[name]
+    (tmp_path / "a.json").write_text(json.dumps({"segments": segments}))
+    assert read_whisperx(tmp_path / "a.json") == tuple(expected)
+
+
+def test_words_without_segments_are_read(tmp_path):
+    words = [{"word": "So,", "start": 0.1, "end": 0.4}]
+    (tmp_path / "a.json").write_text(json.dumps({"word_segments": words}))
+    assert read_whisperx(tmp_path / "a.json") == (SO,)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("unaligned_segment", "we met in 1984 and married"),
+        ("zero_length", "so it is"),
+        ("zero_length_middle", "so it is"),
+        ("end_before_start", "so it is"),
+        ("overlap_segments", "so it is it"),
+    ],
+)
+def test_files_of_real_tools_keep_all_words(name, expected, cases):
+    words = read_whisperx(cases / "whisperx" / f"{name}.json")
+    assert [word for word, _, _ in words] == expected.split()
+    assert check_words(words, name) == words
+
+
+def test_what_was_repaired_is_counted(tmp_path):
+    for name, count in (
+        ("unaligned", 2),
+        ("overlap", 1),
+        ("zero length first", 1),
+        ("empty segments", 0),
+    ):
+        (tmp_path / "a.json").write_text(json.dumps({"segments": CASES[name][0]}))
+        entries = word_times.whisperx_entries(tmp_path / "a.json")
+        assert word_times.finish(entries, "a").repaired == count, name
+
+
+def test_times_of_another_recording_are_refused():
+    ordered = [Entry(f"w{i}", i, i + 0.9) for i in range(12)]
+    assert fit_words(ordered, "x", 12.0).repaired == 0
+    late = [entry._replace(end=99.0) if i == 3 else entry for i, entry in enumerate(ordered)]
+    assert fit_words(late, "x", 12.0).words[3] == ("w3", 2.9, 4)
+    for entries, seconds in ((ordered, 9.0), (ordered[::-1], None), (ordered[6:] + ordered, None)):
+        with pytest.raises(InputError, match="^x: "):
+            fit_words(entries, "x", seconds)
+    lost = [Entry("a", 0, 1), Entry("b"), *ordered[::-1]]
+    with pytest.raises(InputError, match="11 of 14 words contradict"):
+        fit_words(lost, "x", 12.0)
+
+
+numbers = st.one_of(st.none(), st.floats(-1, 5), st.sampled_from([0.0, 1.0, 9.0, float("nan")]))
+
+
+@given(st.lists(st.tuples(numbers, numbers), max_size=8), st.sampled_from([None, 4.0]))
+def test_fitted_words_keep_the_rules_whatever_the_times(drawn, seconds):
+    entries = [Entry(f"w{n}", start, end, 0.0, 4.0) for n, (start, end) in enumerate(drawn)]
+    try:
+        fitted = fit_words(entries, "x", seconds)
+    except InputError:
+        return
+    assert [word for word, _, _ in fitted.words] == [entry.word for entry in entries]
+    assert check_words(fitted.words, "x", seconds) == fitted.words
 
 
 entries = st.tuples(st.sampled_from(["a", "bc", "7"]), st.booleans(), st.integers(0, 3))

@@ -3,13 +3,13 @@
 Letters: b batch, t time (frames), v labels that the network scores, and the star after them.
 
 The network scores every frame; the likeliest way to say all of the text's characters in order
-gives each its frames (`ctc_align`). Words that the network cannot spell, such as numbers in
-digits, are stars: one label that may be anything, a little less likely than the best label.
+gives each its frames (`ctc_align`). Words that the network cannot spell (`spelling`), such as
+numbers in digits, are stars: one label that may be anything, a little less likely than the best.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -18,7 +18,8 @@ import numpy as np
 
 from spirit_jax import batching
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
-from spirit_jax.data.word_times import Words, normalise_words
+from spirit_jax.data.spelling import Speller, Spelling
+from spirit_jax.data.timing import Words
 from spirit_jax.errors import InputError
 from spirit_jax.models import ctc
 from spirit_jax.models.wav2vec2 import frame_lengths
@@ -27,7 +28,6 @@ CHUNK_SECONDS, CONTEXT_SECONDS = 30, 2  # of long audio, scored with context on 
 BUCKET_SECONDS = (2, 4, 8, 16)  # chunks are padded to these, or to a chunk with its context
 BATCH_SECONDS = 320  # audio in one batch on an accelerator; a CPU gains nothing from batches
 STAR_COST = 0.1  # nats a frame, so that a star takes no silence around its word
-NO_WORD = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +39,15 @@ class Aligned:
       score: mean log-probability over the frames that characters and separators take; stars and
         blanks do not count. Near 0 is good. Texts that are not what is said score some nats less.
       problem: why there are no words; "" if there are.
+      stars: how many words the network could not spell.
+      unknown: the characters that are the reason, with the number of words they are in.
     """
 
     words: Words = ()
     score: float = -np.inf
     problem: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Spelling:
-    """Words as labels; `word_of` is each label's word by number, or `NO_WORD` for separators."""
-
-    words: tuple[str, ...]
-    labels: tuple[int, ...]
-    word_of: tuple[int, ...]
+    stars: int = 0
+    unknown: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Aligner:
@@ -78,15 +73,7 @@ class Aligner:
 
     def __init__(self, model: ctc.CtcModel, params: dict, name: str = ""):
         self.config, self.name = model.config, name
-        self._star = len(self.config.labels)
-        skipped = (self.config.labels[self.config.blank], self.config.separator)
-        characters = {
-            label: number
-            for number, label in enumerate(self.config.labels)
-            if len(label) == 1 and label not in skipped
-        }
-        # Many networks know capitals only.
-        self._ids = {c.lower(): number for c, number in characters.items()} | characters
+        self._speller = Speller(self.config, name or "the network")
         self._score = functools.partial(
             jax.jit(functools.partial(_score_frames, model)), jax.device_put(params)
         )
@@ -109,28 +96,16 @@ class Aligner:
 
         Args:
           audios: each a path, the bytes of a file, an array at 16 kHz or (array, rate).
-          texts: what is said in each. Punctuation is left out, and characters that the network
-            does not know; a word with none left is a star.
+          texts: what is said in each. Punctuation and labels such as [laughter] are left out; a
+            word with a letter that the network does not know is a star.
 
         Raises:
           InputError: audio that cannot be used.
         """
         waves = [load_audio(audio) for audio in audios]
-        spelt = [self._spell(normalise_words(text)) for text in texts]
+        spelt = [self._speller.spell(text) for text in texts]
         paths = self._find_paths(self._emit(waves), spelt)
         return [self._read(*each) for each in zip(waves, spelt, paths, strict=True)]
-
-    def _spell(self, words: Sequence[str]) -> _Spelling:
-        labels: list[int] = []
-        word_of: list[int] = []
-        for number, word in enumerate(words):
-            if number and self.config.separator:
-                labels.append(self.config.labels.index(self.config.separator))
-                word_of.append(NO_WORD)
-            known = [self._ids[c] for c in word if c in self._ids] or [self._star]
-            labels += known
-            word_of += [number] * len(known)
-        return _Spelling(tuple(words), tuple(labels), tuple(word_of))
 
     def _emit(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Log-probabilities of every recording: (frames, v + 1)."""
@@ -151,10 +126,10 @@ class Aligner:
         rows = self._batch_seconds * SAMPLE_RATE
         made = batching.run(self._score, items, buckets, lambda bucket: max(1, rows // bucket))
         scored = iter(made)
-        nothing = np.zeros((0, self._star + 1), np.float32)
+        nothing = np.zeros((0, self._speller.star + 1), np.float32)
         return [np.concatenate([nothing, *(next(scored)[k] for k in own)]) for own in kept]
 
-    def _find_paths(self, emissions, spelt: Sequence[_Spelling]) -> list[tuple[np.ndarray, ...]]:
+    def _find_paths(self, emissions, spelt: Sequence[Spelling]) -> list[tuple[np.ndarray, ...]]:
         """(starts, ends, scores of labels) of each; rows of like sizes go together."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, (emission, spelling) in enumerate(zip(emissions, spelt, strict=True)):
@@ -163,7 +138,7 @@ class Aligner:
         paths: list[tuple[np.ndarray, ...]] = [()] * len(spelt)
         for (frames, labels), members in groups.items():
             rows = _power_of_two(len(members), 1)
-            log_probs_btv = np.zeros((rows, frames, self._star + 1), np.float32)
+            log_probs_btv = np.zeros((rows, frames, self._speller.star + 1), np.float32)
             labels_bl = np.zeros((rows, labels), np.int32)
             lengths_2b = np.zeros((2, rows), np.int32)
             for row, index in enumerate(members):
@@ -178,16 +153,14 @@ class Aligner:
                 paths[index] = tuple(array[row] for array in found)
         return paths
 
-    def _read(self, wave: np.ndarray, spelling: _Spelling, path: tuple[np.ndarray, ...]) -> Aligned:
+    def _read(self, wave: np.ndarray, spelling: Spelling, path: tuple[np.ndarray, ...]) -> Aligned:
         starts_l, ends_l, scores_l, score = path
         size = len(spelling.labels)
         starts_l, ends_l, scores_l = starts_l[:size], ends_l[:size], scores_l[:size]
         word_of_l = np.array(spelling.word_of)
-        is_star_l = np.array(spelling.labels) == self._star
-        if not spelling.words:
-            return Aligned(problem="The text has no words.")
-        if is_star_l[word_of_l != NO_WORD].all():
-            return Aligned(problem="The network knows no character of the text.")
+        is_star_l = np.array(spelling.labels) == self._speller.star
+        if spelling.problem:
+            return Aligned(problem=spelling.problem)
         if not np.isfinite(score):
             seconds = len(wave) / SAMPLE_RATE
             return Aligned(
@@ -200,7 +173,8 @@ class Aligner:
             start, end = (round(f * self.config.trunk.stride / SAMPLE_RATE, 4) for f in frames)
             words.append((word, start, end))
         counts_l = np.where(is_star_l, 0, ends_l - starts_l)
-        return Aligned(tuple(words), float((scores_l * counts_l).sum() / counts_l.sum()))
+        mean = float((scores_l * counts_l).sum() / counts_l.sum())
+        return Aligned(tuple(words), mean, "", spelling.stars, spelling.unknown)
 
 
 def _score_frames(model: ctc.CtcModel, params, wave_bt, lengths_b):

@@ -1,72 +1,102 @@
-"""Word times that other tools have found, and the form in which all word times are kept.
+"""Word times that other tools computed.
 
 Words are `(word, start, end)` in seconds. They are read from the Montreal Forced Aligner's
-TextGrids and from the JSON of WhisperX (and of Whisper with word timestamps).
+TextGrids and from the JSON of WhisperX, and of Whisper, faster-whisper and whisper-timestamped with
+word timestamps. `labels` says what is a word, and `timing` what becomes of bad times.
 """
 
-import json
-import math
+import difflib
 import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from spirit_jax import files
+from spirit_jax.data.labels import UNKNOWN, normalise_words, read_label, split_words
+from spirit_jax.data.timing import (
+    SHORTEST,
+    TOLERANCE,
+    Entry,
+    Words,
+    as_seconds,
+    check_words,
+    fit_words,
+    share_time,
+)
 from spirit_jax.errors import InputError
 
-Word = tuple[str, float, float]
-Words = tuple[Word, ...]
+__all__ = [
+    "Imported",
+    "Words",
+    "check_words",
+    "find_files",
+    "finish",
+    "normalise_words",
+    "read_textgrid",
+    "read_whisperx",
+]
 
-TOLERANCE = 0.05  # seconds that words may overlap or outlast their audio; they are cut
-SHORTEST = 0.001  # seconds of a word, once it is cut
-GAP = 0.02  # seconds for each word without times that a gap between others must have
-SILENCES = ("", "sp", "sil", "spn")  # MFA's intervals without words; others stand in <> or []
 SUFFIXES = {"textgrid": ".TextGrid", "whisperx": ".json"}
 
 
-def normalise_words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation but apostrophes within words.
+class Imported(NamedTuple):
+    """The words of a file.
 
-    Letters of all scripts and digits stay. Other signs divide words, hyphens too.
+    Attributes:
+      words: lower case without punctuation, with times that keep the rules of `check_words`.
+      repaired: how many had no times, or impossible ones, and got the time that others leave.
+      unknown: how many labels say that a word is spoken, but not which; they are no words.
     """
-    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
-    text = "".join(character for character in text if unicodedata.category(character) != "Cf")
-    kept = (
-        character if character == "'" or unicodedata.category(character)[0] in "LMN" else " "
-        for character in text
-    )
-    stripped = (word.strip("'") for word in "".join(kept).split())
-    return [word for word in stripped if word]
+
+    words: Words
+    repaired: int = 0
+    unknown: int = 0
 
 
-def check_words(words: Sequence[Word], where: str, seconds: float | None = None) -> Words:
-    """Words as rising, disjoint times within the audio.
-
-    Overlaps, and times beyond the audio, of up to `TOLERANCE` are cut.
+def finish(
+    entries: Sequence[Entry], where: str, seconds: float | None = None, text: str = ""
+) -> Imported:
+    """The words of a file's entries, with times that keep the rules.
 
     Args:
-      words: in order.
-      where: names the recording in messages.
-      seconds: the audio's length, if it is known.
+      entries: as a reader below gives them.
+      where: names the file in messages.
+      seconds: the recording's length, if it is known.
+      text: what is said, if it is known; its words take the place of unknown ones.
 
     Raises:
-      InputError: a time that is none, a word that ends before it starts, or times further out.
+      InputError: see `timing.fit_words`.
     """
-    checked: list[Word] = []
-    last = 0.0
-    for word, start, end in words:
-        what = f"{where}: the word '{word}' from {start} to {end} s"
-        if not (math.isfinite(start) and math.isfinite(end) and start < end):
-            raise InputError(f"{what} does not end after it starts.")
-        if start < last - TOLERANCE:
-            raise InputError(f"{what} starts before the word before it ends, at {last} s.")
-        if seconds is not None and end > seconds + TOLERANCE:
-            raise InputError(f"{what} is beyond the audio, which has {seconds:.3f} s.")
-        start, end = max(start, last), end if seconds is None else min(end, seconds)
-        if end - start < SHORTEST:
-            raise InputError(f"{what} has no time of its own.")
-        checked.append((word, round(start, 4), round(end, 4)))
-        last = checked[-1][2]
-    return tuple(checked)
+    divided: list[Entry] = []
+    for entry in _name_unknown(entries, split_words(text)):
+        words = entry.word.split()
+        start, end = as_seconds(entry.start), as_seconds(entry.end)
+        if start is None or end is None or end - start < 2 * SHORTEST * len(words):
+            divided.append(entry)
+        else:
+            shared = share_time(words, start, end)
+            divided += [Entry(*word, entry.low, entry.high) for word in shared]
+    fitted = fit_words(divided, where, seconds)
+    known = tuple(word for word in fitted.words if word[0] != UNKNOWN)
+    return Imported(known, fitted.repaired, len(fitted.words) - len(known))
+
+
+def _name_unknown(entries: Sequence[Entry], words: Sequence[str]) -> list[Entry]:
+    """Entries with the words of a known text where theirs are unknown."""
+    named = list(entries)
+    if not words or all(entry.word != UNKNOWN for entry in entries):
+        return named
+    owner = [index for index, entry in enumerate(entries) for _ in entry.word.split()]
+    listed = [word for entry in entries for word in entry.word.split()]
+    matcher = difflib.SequenceMatcher(None, listed, words, autojunk=False)
+    for kind, first, last, low, high in matcher.get_opcodes():
+        if kind != "replace" or set(listed[first:last]) != {UNKNOWN}:
+            continue
+        parts = [words[low:high]] if last - first == 1 else [[word] for word in words[low:high]]
+        if len(parts) == last - first and UNKNOWN not in words[low:high]:
+            for place, part in zip(owner[first:last], parts, strict=True):
+                named[place] = named[place]._replace(word=" ".join(part))
+    return named
 
 
 def read_textgrid(path: str | Path, tier: str = "words") -> Words:
@@ -79,22 +109,35 @@ def read_textgrid(path: str | Path, tier: str = "words") -> Words:
     Raises:
       InputError: the file is no such TextGrid, or has none or several such tiers.
     """
+    return finish(textgrid_entries(path, tier), str(path)).words
+
+
+def textgrid_entries(path: str | Path, tier: str = "words") -> list[Entry]:
+    """The intervals of a tier that are words, or `UNKNOWN`; see `read_textgrid`."""
     tiers = _parse_textgrid(path)
-    named = [name for name, _ in tiers]
-    found = [words for name, words in tiers if name == tier]
-    found = found or [words for name, words in tiers if name.endswith(f" - {tier}")]
+    wanted = tier.casefold()
+    for is_same in (
+        lambda name: name == tier,
+        lambda name: name.casefold() == wanted,
+        lambda name: name.casefold().endswith(f" - {wanted}"),
+    ):
+        found = [one for one in tiers if is_same(one.name)]
+        if found:
+            break
     if len(found) != 1:
+        named = ", ".join(one.name for one in tiers if one.items is not None) or "none"
         raise InputError(
-            f"{path}: has {len(found) or 'no'} tiers '{tier}' among {', '.join(named) or 'none'}; "
-            "name one."
+            f"{path}: has {len(found) or 'no'} tiers '{tier}' among {named}; name one."
         )
-    spoken = [word for word in found[0] if not _is_silence(word[0])]
-    return check_words(_normalise_timed(spoken), str(path))
-
-
-def _is_silence(label: str) -> bool:
-    label = label.strip().lower()
-    return label in SILENCES or label[0] in "<["
+    if found[0].items is None:
+        raise InputError(f"{path}: the tier '{found[0].name}' has points, and no intervals.")
+    entries = []
+    for label, start, end in found[0].items:
+        meaning = read_label(label, is_textgrid=True)
+        word = meaning if meaning is not None else " ".join(normalise_words(label))
+        if word:
+            entries.append(Entry(word, start, end, max(found[0].start, 0.0), found[0].end))
+    return entries
 
 
 # Praat reads quoted strings, flags in <> and numbers that stand alone; all else is for the eye.
@@ -105,126 +148,180 @@ _TOKEN = re.compile(
 )
 
 
-def _parse_textgrid(path: str | Path) -> list[tuple[str, list[Word]]]:
-    """(name, intervals) of every interval tier."""
-    tokens = iter(
-        match["string"] if match["string"] is not None else match["flag"] or float(match["number"])
-        for match in _TOKEN.finditer(_read_text(path))
-    )
+class _Tier(NamedTuple):
+    """A tier from `start` to `end` s with (label, start, end) items; None if it has points."""
 
-    def take(kind: type):
-        token = next(tokens)
+    name: str
+    start: float
+    end: float
+    items: list[tuple[str, float, float]] | None
+
+
+class _Tokens:
+    """The strings and numbers of a TextGrid, in order."""
+
+    def __init__(self, text: str):
+        self._tokens: Iterator[str | float] = (self._value(m) for m in _TOKEN.finditer(text))
+        self.next = next(self._tokens, None)
+
+    @staticmethod
+    def _value(match: re.Match) -> str | float:
+        if match["number"] is not None:
+            return float(match["number"])
+        return match["flag"] if match["string"] is None else match["string"].replace('""', '"')
+
+    def take(self, kind: type) -> Any:
+        """The next one; raises `ValueError` if it is not of this type."""
+        token, self.next = self.next, next(self._tokens, None)
+        if token is None:
+            raise ValueError("it ends early")
         if not isinstance(token, kind):
-            raise ValueError(f"found {token!r}")
+            raise ValueError(f"{token!r} is not at its place")
         return token
 
+
+def _parse_textgrid(path: str | Path) -> list[_Tier]:
+    """All tiers. The counts in the file are not relied on: programs write wrong ones."""
+    text = files.read_text(path)
+    if text.startswith("ooBinaryFile"):
+        raise InputError(f"{path}: is a binary TextGrid, and ends early here; save it as text.")
+    tokens = _Tokens(text)
     tiers = []
     try:
-        if not take(str).startswith("ooTextFile") or take(str) != "TextGrid":
+        if not tokens.take(str).startswith("ooTextFile") or tokens.take(str) != "TextGrid":
             raise ValueError("it has another header")
-        take(float), take(float)
-        count = int(take(float)) if take(str) == "exists" else 0
-        for _ in range(count):
-            is_intervals, name = take(str) == "IntervalTier", take(str)
-            take(float), take(float)
-            items = []
-            for _ in range(int(take(float))):
-                start = take(float)
-                end = take(float) if is_intervals else start
-                items.append((take(str), start, end))
-            if is_intervals:
-                tiers.append((name, items))
-    except (StopIteration, ValueError, OverflowError) as error:
-        reason = str(error) or "it ends early"
-        raise InputError(f"{path}: is not a whole TextGrid in text form ({reason}).") from error
+        tokens.take(float), tokens.take(float)
+        if tokens.take(str) == "exists":
+            tokens.take(float)
+        while tokens.next is not None:
+            tiers.append(_take_tier(tokens))
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{path}: is not a whole TextGrid in text form ({error}).") from error
     return tiers
 
 
-def _read_text(path: str | Path) -> str:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not text in UTF-8 or UTF-16.") from error
+def _take_tier(tokens: _Tokens) -> _Tier:
+    kind, name = tokens.take(str), tokens.take(str)
+    if kind not in ("IntervalTier", "TextTier"):
+        raise ValueError(f"{kind!r} is no kind of tier")
+    start, end, count = (tokens.take(float) for _ in range(3))
+    items = []
+    while isinstance(tokens.next, float):
+        low = tokens.take(float)
+        high = tokens.take(float) if kind == "IntervalTier" else low
+        items.append((tokens.take(str), low, high))
+    if len(items) != count:
+        _check_whole(name, start, end, int(count), items)
+    return _Tier(name, start, end, items if kind == "IntervalTier" else None)
+
+
+def _check_whole(name: str, start: float, end: float, count: int, items: Sequence) -> None:
+    """Raises `ValueError` unless intervals, of which `count` were promised, leave nothing out."""
+    last = start
+    for _, low, high in [*items, ("", end, end)]:
+        if low < last - TOLERANCE:
+            raise ValueError(f"the tier '{name}' has intervals that overlap at {low:g} s")
+        if low > last + TOLERANCE:
+            raise ValueError(
+                f"the tier '{name}' has {len(items)} of {count} intervals, and none from "
+                f"{last:g} to {low:g} s; it ends early or lacks some"
+            )
+        last = max(last, high)
 
 
 def read_whisperx(path: str | Path) -> Words:
     """The words of a WhisperX JSON file.
 
     A word without times (WhisperX gives none to numbers) gets its share of the gap between its
-    neighbours, or, if there is no gap, of its neighbour's time.
+    neighbours, or, if there is no gap, of its neighbour's time. The words of a segment that could
+    not be aligned share the segment's time.
 
     Raises:
       InputError: the file is no such JSON, or no word in a segment with words has times.
     """
+    return finish(whisperx_entries(path), str(path)).words
+
+
+def whisperx_entries(path: str | Path) -> list[Entry]:
+    """The words of all segments in the order of their times; see `read_whisperx`."""
+    data = files.read_json(path)
     try:
-        segments = json.loads(_read_text(path))["segments"]
-        words: list[Word] = []
-        for segment in segments:
-            named = [(" ".join(normalise_words(e["word"])), e) for e in segment["words"]]
-            entries = [(word, e.get("start"), e.get("end")) for word, e in named if word]
-            timed = _fill_times(entries, segment.get("start"), segment.get("end"))
-            words += _normalise_timed(timed)
-    except InputError:
-        raise
+        segments = data.get("segments") or []
+        if not segments and data.get("word_segments"):
+            segments = [{"words": data["word_segments"]}]
+        if not segments and "segments" not in data:
+            raise ValueError("it has no segments")
+        starts = [as_seconds(segment.get("start")) for segment in segments]
+        if None not in starts:
+            segments = [segments[i] for i in sorted(range(len(starts)), key=starts.__getitem__)]
+        return [entry for segment in segments for entry in _read_segment(segment)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path}: is not WhisperX's JSON with segments that have words ({error})."
         ) from error
-    return check_words(words, str(path))
 
 
-def _fill_times(entries: list[tuple], low: float | None, high: float | None) -> list[Word]:
-    """Gives times to entries without; `low` and `high` are those of the segment."""
-    words: list[Word] = []
+def _read_segment(segment: Mapping[str, Any]) -> list[Entry]:
+    low, high = as_seconds(segment.get("start")), as_seconds(segment.get("end"))
+    if low is None or high is None or low >= high:
+        low = high = None
+    text = segment.get("text") or ""
+    if not isinstance(text, str):
+        raise TypeError(f"a segment's text is {text!r}")
+    spoken = split_words(text)
+    written = [_read_word(word) for word in segment.get("words") or []]
+    entries = [
+        Entry(word, start, end, low, high)
+        for label, start, end in _join_labels(written)
+        if (word := " ".join(split_words(label)))
+    ]
+    return _add_missing(entries, spoken, low, high)
+
+
+def _read_word(word: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    label = word["word"] if "word" in word else word["text"]  # "text": whisper-timestamped's
+    if not isinstance(label, str):
+        raise TypeError(f"a word is {label!r}")
+    return label, as_seconds(word.get("start")), as_seconds(word.get("end"))
+
+
+def _join_labels(words: Sequence[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
+    """Words, with labels that were parted ("[background", "noise]") in one piece."""
+    joined: list[tuple[str, Any, Any]] = []
     index = 0
-    while index < len(entries):
-        after = index
-        while after < len(entries) and None in entries[after][1:]:
-            after += 1
-        if after == index:
-            word, start, end = entries[index]
-            words.append((word, float(start), float(end)))
-            index += 1
+    while index < len(words):
+        label, start, end = words[index]
+        opening = label.strip()[:1]
+        closing = {"[": "]", "(": ")", "{": "}", "<": ">", "*": "*"}.get(opening)
+        for size in range(2, 7) if closing and closing not in label.strip()[1:] else ():
+            piece = [word for word, _, _ in words[index : index + size]]
+            whole = " ".join(word.strip() for word in piece)
+            compact = re.sub(r"^(\W) | (\W)$", r"\1\2", whole)
+            if whole.endswith(closing) and read_label(compact) is not None:
+                label, end = compact, words[index + len(piece) - 1][2]
+                index += len(piece) - 1
+                break
+        joined.append((label, start, end))
+        index += 1
+    return joined
+
+
+def _add_missing(
+    entries: list[Entry], spoken: Sequence[str], low: float | None, high: float | None
+) -> list[Entry]:
+    """A segment's entries with those words of its text that are not among them, without times."""
+    listed = [word for entry in entries for word in entry.word.split()]
+    if listed == spoken:
+        return entries
+    owner = [index for index, entry in enumerate(entries) for _ in entry.word.split()]
+    matcher = difflib.SequenceMatcher(None, listed, spoken, autojunk=False)
+    whole = list(entries)
+    for kind, first, _, start, stop in reversed(matcher.get_opcodes()):
+        if kind != "insert" or 0 < first < len(owner) and owner[first] == owner[first - 1]:
             continue
-        run = [word for word, _, _ in entries[index:after]]
-        start = words[-1][2] if words else low
-        end = entries[after][1] if after < len(entries) else high
-        index = after
-        if None in (start, end) or end - start < GAP * len(run):
-            if words:
-                before, start, before_end = words.pop()
-                run, end = [before, *run], max(before_end, end or 0)
-            elif after < len(entries):
-                next_word, start, end = entries[after]
-                run, index = [*run, next_word], after + 1
-            else:
-                raise ValueError("a segment has no time for its words")
-        words += _share(run, float(start), float(end))
-    return words
-
-
-def _normalise_timed(words: Sequence[Word]) -> list[Word]:
-    """Words in lower case and without punctuation; one that becomes several is divided."""
-    divided: list[Word] = []
-    for word, start, end in words:
-        divided += _share(normalise_words(word), start, end)
-    return divided
-
-
-def _share(words: Sequence[str], start: float, end: float) -> list[Word]:
-    """Divides a stretch of time among words by their lengths in characters."""
-    total = sum(map(len, words))
-    shared, done = [], 0
-    for word in words:
-        first, done = done, done + len(word)
-        at = [start + (end - start) * part / total for part in (first, done)]
-        shared.append((word, *at))
-    return shared
+        place = owner[first] if first < len(owner) else len(entries)
+        whole[place:place] = [Entry(word, None, None, low, high) for word in spoken[start:stop]]
+    return whole
 
 
 def find_files(folder: str | Path, suffix: str) -> dict[str, Path]:
@@ -243,6 +340,9 @@ def find_files(folder: str | Path, suffix: str) -> dict[str, Path]:
     by_name: dict[str, list[Path]] = {}
     for path in paths:
         by_name.setdefault(path.name.removesuffix(suffix), []).append(path)
-    found = {name: same[0] for name, same in by_name.items() if len(same) == 1}
+    unique = {name: same[0] for name, same in by_name.items() if len(same) == 1}
     relative = {str(path.relative_to(folder)).removesuffix(suffix): path for path in paths}
-    return found | relative
+    return unique | relative
+
+
+READERS = {"textgrid": textgrid_entries, "whisperx": lambda path, tier: whisperx_entries(path)}

@@ -1,0 +1,150 @@
+"""How the labels of a CTC network spell the words of a text.
+
+Labels and text are compared in NFKC and lower case. A word is spelt whole or not at all: with any
+letter that the network does not know, all of it is a star, which may be anything.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import unicodedata
+from collections.abc import Sequence
+
+from spirit_jax.data.labels import UNKNOWN, split_words
+from spirit_jax.errors import InputError
+from spirit_jax.models.ctc import CtcConfig
+
+NO_WORD = -1
+# Signs that transcriptions of speech sounds have, and hardly any orthography.
+_PHONETIC = frozenset("ɹɾɐɑɒɜɚɝɫʁʌʔˈˌː")
+_MOST_LONG = 3  # the share of labels with several letters is less than one in so many
+
+
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """Words as labels.
+
+    Attributes:
+      words: in order, without those of which a transcript says only that they are unknown.
+      labels: of all words in order, with separators between them.
+      word_of: each label's word by number, or `NO_WORD` for separators and unknown words.
+      stars: how many of the words are stars.
+      unknown: the letters that the network does not know, with the number of words they are in.
+    """
+
+    words: tuple[str, ...]
+    labels: tuple[int, ...]
+    word_of: tuple[int, ...]
+    stars: int = 0
+    unknown: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def problem(self) -> str:
+        """Why the words cannot be aligned; "" if they can."""
+        if not self.words:
+            return "The text has no words."
+        if self.stars == len(self.words):
+            return f"The network knows no character of the text ({self._letters()})."
+        letters = [letter for letter in self.unknown if letter.isalpha()]
+        if letters and 2 * self.stars > len(self.words):
+            return (
+                f"{self.stars} of {len(self.words)} words have characters that the network does "
+                f"not know ({self._letters()}); is it for this language?"
+            )
+        return ""
+
+    def _letters(self) -> str:
+        return ", ".join(list(self.unknown)[:10])
+
+
+class Speller:
+    """Spells texts with a network's labels."""
+
+    def __init__(self, config: CtcConfig, name: str = "the network"):
+        """Reads the labels.
+
+        Args:
+          config: of the network.
+          name: of the network, for messages.
+
+        Raises:
+          InputError: the labels are not letters.
+        """
+        self.star = len(config.labels)
+        self._separator = config.labels.index(config.separator) if config.separator else None
+        special = {config.blank, self._separator}
+        texts = {n: text for n, text in enumerate(config.labels) if text and n not in special}
+        _check_letters(list(texts.values()), name)
+        self._is_turkish = "ı" in texts.values() or "İ" in texts.values()
+        self._is_turkish &= not {"w", "W"} & set(texts.values())
+        self._ids: dict[str, int] = {}
+        # Many networks know capitals only. One that knows both has a letter's own label first.
+        for read in (lambda text: text, _compose, self._fold):
+            for number, text in texts.items():
+                if len(folded := read(text)) == 1:
+                    self._ids.setdefault(folded, number)
+
+    def spell(self, text: str) -> Spelling:
+        """A text's words as labels."""
+        words: list[str] = []
+        labels: list[int] = []
+        word_of: list[int] = []
+        stars, unknown = 0, collections.Counter()
+        for word in split_words(text, self._is_turkish):
+            if labels and self._separator is not None:
+                labels.append(self._separator)
+                word_of.append(NO_WORD)
+            if word == UNKNOWN:
+                labels.append(self.star)
+                word_of.append(NO_WORD)
+                continue
+            spelt = [self._spell_letter(letter) for letter in word]
+            missing = {c for c, ids in zip(word, spelt, strict=True) if ids is None}
+            own = [self.star] if missing else [number for ids in spelt for number in ids]
+            own = own or [self.star]  # nothing but apostrophes that the network does not know
+            unknown.update(sorted(missing))
+            stars += own == [self.star]
+            labels += own
+            word_of += [len(words)] * len(own)
+            words.append(word)
+        return Spelling(tuple(words), tuple(labels), tuple(word_of), stars, dict(unknown))
+
+    def _spell_letter(self, letter: str) -> list[int] | None:
+        """The labels of a letter, or of its parts; None if the network does not know it."""
+        if letter in self._ids:
+            return [self._ids[letter]]
+        if letter == "'":
+            return []
+        parts = [self._find(part) for part in unicodedata.normalize("NFD", letter)]
+        return None if None in parts else parts
+
+    def _find(self, part: str) -> int | None:
+        """A part of a letter; a final Hangul consonant may have the label of the letter itself."""
+        name = unicodedata.name(part, "")
+        if part not in self._ids and name.startswith("HANGUL JONGSEONG "):
+            letter = name.replace("JONGSEONG", "LETTER")
+            with contextlib.suppress(KeyError):
+                part = unicodedata.lookup(letter)
+        return self._ids.get(part)
+
+    def _fold(self, text: str) -> str:
+        words = split_words(text, self._is_turkish)
+        return words[0] if len(words) == 1 else ""
+
+
+def _compose(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).replace("\u2019", "'")
+
+
+def _check_letters(labels: Sequence[str], name: str) -> None:
+    """Raises `InputError` for labels that are phonemes or pieces of words."""
+    written = [_compose(label).strip("\u2581") for label in labels]  # SentencePiece's space
+    letters = [label for label in written if label.isalpha()]
+    long = [label for label in letters if len(label) > 1]
+    phonetic = _PHONETIC & set("".join(written))
+    if len(phonetic) > 1 or len(long) * _MOST_LONG > len(letters):
+        some = ", ".join((sorted(phonetic) or long)[:5])
+        raise InputError(
+            f"{name}: its labels are phonemes or pieces of words ({some}), with which no text can "
+            "be spelt; take a network that was trained on letters."
+        )
