@@ -5,7 +5,6 @@ temporary name first, so a folder is whole or absent.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,32 +17,10 @@ import orbax.checkpoint.experimental.v1 as ocp
 from spirit_jax import config as config_lib
 from spirit_jax.errors import InputError
 from spirit_jax.files import refuse_existing
-
-ASSETS = Path(__file__).parent / "assets"
+from spirit_jax.folders import ASSETS, find_model, find_network  # noqa: F401  (callers use both)
 
 T = TypeVar("T")
 Params = Mapping[str, Any]
-
-
-def find_model(name: str | Path) -> Path:
-    """The folder of that name or, where there is none, the model that comes with the package."""
-    folder = Path(name)
-    packaged = ASSETS / folder.name
-    is_name = len(folder.parts) == 1 and not folder.exists()
-    return packaged if is_name and packaged.is_dir() else folder
-
-
-def find_network(folder: str | Path, name: str) -> Path:
-    """A network's folder, given itself, a set of networks that has it, or a model (by name)."""
-    folder = find_model(folder)
-    if (folder / "params").is_dir() or not folder.is_dir():
-        return folder
-    if (folder / "speech_tokenizer").is_dir():
-        folder /= "speech_tokenizer"
-    about, own = folder / "speech_tokenizer.json", folder / name
-    if own.is_dir() or not about.is_file():
-        return own
-    return folder / json.loads(about.read_text()).get("shared", "") / name
 
 
 def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:

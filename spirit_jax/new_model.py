@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spirit_jax import checkpoint, config, files, speech_tokenizer
+from spirit_jax import checkpoint, config, files, folders, speech_tokenizer
 from spirit_jax.data.manifest import read_source
 from spirit_jax.errors import InputError
 from spirit_jax.models import llama
@@ -42,7 +42,7 @@ def write_new_model(
     Raises:
       InputError: no whole speech tokenizer, no text, or not enough of it.
     """
-    found = _find_speech(speech)
+    found = folders.find_speech_tokenizer(speech)
     texts = [item.text for source in sources for item in read_source(source) if item.text]
     if not texts:
         raise InputError(f"{', '.join(sources)}: there is no text to learn a vocabulary from.")
@@ -73,13 +73,13 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
     Raises:
       InputError: a folder is not whole, or its phonetic units are others.
     """
-    found, start = _find_speech(speech), checkpoint.find_model(start)
+    found, start = folders.find_speech_tokenizer(speech), folders.find_language_model(start)
     with files.whole_folder(output) as folder:
         own = folder / speech_tokenizer.FOLDER
         about = speech_tokenizer.copy_whole(found, own)
         before = config.read(
             speech_tokenizer.SpeechTokenizerConfig,
-            _find_speech(start) / speech_tokenizer.CONFIG_NAME,
+            folders.find_speech_tokenizer(start) / speech_tokenizer.CONFIG_NAME,
         )
         if any(before.hashes[name] != about.hashes[name] for name in ("hubert", "quantizer")):
             raise InputError(f"{start}: its phonetic units are others than those of {speech}.")
@@ -109,15 +109,6 @@ def _move_rows(array: np.ndarray, axis: int, old: Vocab, new: Vocab, seed: int) 
         if name in places:
             moved_vd[place] = rows_vd[places[name]]
     return np.moveaxis(moved_vd, 0, axis)
-
-
-def _find_speech(speech: str | Path) -> Path:
-    """The speech tokenizer's folder, given itself or a model (by name)."""
-    found = checkpoint.find_model(speech)
-    found = found / speech_tokenizer.FOLDER if (found / speech_tokenizer.FOLDER).is_dir() else found
-    if not (found / speech_tokenizer.CONFIG_NAME).is_file():
-        raise InputError(f"{speech}: holds no speech tokenizer.")
-    return found
 
 
 def _count_units(folder: Path, kind: str) -> tuple[int, int, int]:

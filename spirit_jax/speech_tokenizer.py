@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import batching, checkpoint, config, f0, units
+from spirit_jax import batching, checkpoint, config, f0, folders, units
 from spirit_jax.audio import SAMPLE_RATE, Audio, chunks, load_audio
 from spirit_jax.errors import InputError
 from spirit_jax.models import fcpe, hifigan, hubert, pitch, source, style
@@ -28,7 +28,7 @@ F0_RATE, VOCODER_RATE = 200, 25  # frames a second
 WINDOW_FRAMES = 2_500  # longer units are spoken in windows of this length
 DURATION_REACH = 2  # units on each side that a unit's duration depends on
 
-FOLDER, CONFIG_NAME = "speech_tokenizer", "speech_tokenizer.json"
+FOLDER, CONFIG_NAME = folders.SPEECH_TOKENIZER, f"{folders.SPEECH_TOKENIZER}.json"
 NETWORKS = {
     "base": ("hubert", "quantizer", "hifigan"),
     "expressive": ("hubert", "quantizer", "pitch", "style", "fcpe", "hifigan"),
@@ -130,11 +130,7 @@ class SpeechTokenizer:
         Raises:
           InputError: the folder is not whole, or its networks are not of one set.
         """
-        folder = checkpoint.find_model(folder)
-        if (folder / FOLDER).is_dir():
-            folder = folder / FOLDER
-        if not (folder / CONFIG_NAME).is_file():
-            raise InputError(f"{folder}: holds no speech tokenizer ({CONFIG_NAME} is not there).")
+        folder = folders.find_speech_tokenizer(folder)
         cfg = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
         if f0_method is not None:
             cfg = dataclasses.replace(cfg, f0_method=f0_method)
@@ -192,6 +188,7 @@ class SpeechTokenizer:
         Raises:
           InputError: audio that cannot be used.
         """
+        self.require_encoder()
         waves = [load_audio(audio, channel) for audio in audios]
         pieces = [list(chunks(wave, self.config.chunk_seconds)) for wave in waves]
         flat = [(chunk,) for chunks_of_one in pieces for chunk in chunks_of_one]
@@ -204,6 +201,16 @@ class SpeechTokenizer:
             Units(*(np.concatenate([nothing, *(next(s) for _ in own)]) for s in taken))
             for own in pieces
         ]
+
+    def require_encoder(self) -> None:
+        """Raises an `InputError` where a network is missing that encoding needs."""
+        needs_f0_network = self.config.kind == "expressive" and self.config.f0_method == "fcpe"
+        if needs_f0_network and self._fcpe is None:
+            raise InputError(
+                f"{self._folder}: has no F0 network. Convert torchfcpe's weights (python -m "
+                f"convert.fcpe --weights fcpe_c_v001.pt --model {self._folder.parent}), or use "
+                "f0_method='pyin'."
+            )
 
     def encode_string(self, audio: Audio, channel: int | None = None) -> str:
         """The unit string of one recording: without repeats, streams merged by time."""
@@ -287,17 +294,11 @@ class SpeechTokenizer:
     def _encode_pitch(self, flat: list[batching.Item]) -> list[np.ndarray]:
         if self.config.f0_method == "pyin":
             tracks = [f0.pyin_f0(wave) for (wave,) in flat]
-        elif self._fcpe is not None:
+        else:
             raw = self._run(self._fcpe, flat, SAMPLE_RATE)
             tracks = [
                 f0.postprocess(track, len(wave)) for track, (wave,) in zip(raw, flat, strict=True)
             ]
-        else:
-            raise InputError(
-                f"{self._folder}: has no F0 network. Convert torchfcpe's weights (python -m "
-                f"convert.fcpe --weights fcpe_c_v001.pt --model {self._folder.parent}), or use "
-                "f0_method='pyin'."
-            )
         features = [(pitch.normalise_f0(*track, self._pitch_model.config),) for track in tracks]
         return self._run(self._pitch, features, F0_RATE, extra=1)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import checkpoint, config, sharding, units
+from spirit_jax import config, folders, sharding, units
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError
 from spirit_jax.generation import decode
@@ -72,12 +72,7 @@ class SpiritLM:
         Raises:
           InputError: no whole model folder, or parts that do not belong together.
         """
-        folder = checkpoint.find_model(folder)
-        if not (folder / "vocab.json").is_file():
-            raise InputError(
-                f"{folder}: is no model folder (vocab.json is not there). The PyTorch release is "
-                "converted by python -m convert.release."
-            )
+        folder = folders.find_language_model(folder)
         on_cpu = jax.default_backend() == "cpu"
         mesh = None if mesh is None else sharding.as_auto(mesh)
         vocab = config.read(Vocab, folder / "vocab.json")

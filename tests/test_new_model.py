@@ -53,7 +53,7 @@ def test_its_speech_tokenizer_is_whole_by_itself(tmp_path, texts):
 
 
 @pytest.mark.parametrize(
-    "speech, pieces, says", [("nowhere", 290, "speech tokenizer"), (None, 5_000, "5000 pieces")]
+    "speech, pieces, says", [("nowhere", 290, "no such folder"), (None, 5_000, "5000 pieces")]
 )
 def test_what_cannot_be_leaves_nothing(tmp_path, texts, base_folder, speech, pieces, says):
     with pytest.raises(InputError, match=says):
@@ -126,7 +126,7 @@ def test_expressive_begun_from_base_expects_what_base_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "speech, says", [("nowhere", "speech tokenizer"), (None, "phonetic units")]
+    "speech, says", [("nowhere", "no such folder"), (None, "phonetic units")]
 )
 def test_a_start_that_cannot_be_leaves_nothing(tmp_path, base_folder, speech, says):
     with pytest.raises(InputError, match=says):

@@ -8,6 +8,7 @@ import pytest
 from spirit_jax import SpeechTokenizer, checkpoint, f0
 from spirit_jax.audio import load_audio
 from spirit_jax.data import augment
+from spirit_jax.errors import InputError
 from spirit_jax.evaluation.units import unit_edit_distance
 
 NAMES = "spirit-tiny-base", "spirit-tiny-expressive"
@@ -69,5 +70,15 @@ def test_a_folder_of_that_name_goes_before_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAMES[0]).mkdir()
     assert str(checkpoint.find_model(NAMES[0])) == NAMES[0]
-    assert str(checkpoint.find_model(f"runs/{NAMES[0]}")) == f"runs/{NAMES[0]}"
-    assert str(checkpoint.find_model("spirit-tiny-large")) == "spirit-tiny-large"
+    with pytest.raises(InputError, match="no such folder"):
+        checkpoint.find_model(f"runs/{NAMES[0]}")
+
+
+@pytest.mark.parametrize("name", ["spirit-tiny-bse", "spirit-tiny", "Spirit-Tiny-Base"])
+def test_a_misspelt_name_lists_the_packaged_models(name):
+    with pytest.raises(InputError) as error:
+        SpeechTokenizer.from_pretrained(name)
+    assert f"{name}: there is no such folder" in str(error.value)
+    assert "Packaged models are spirit-tiny-base, spirit-tiny-expressive." in str(error.value)
+    if name.startswith("spirit-tiny-b"):
+        assert "Did you mean spirit-tiny-base?" in str(error.value)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spirit_jax import checkpoint, files, speech_tokenizer
+from spirit_jax import checkpoint, files, folders, speech_tokenizer
 from spirit_jax.errors import InputError
 from spirit_jax.models import llama
 from spirit_jax.training import lm, lora
@@ -31,7 +31,7 @@ def export(config: lm.RunConfig, output: str | Path, half: bool = False) -> int:
     Raises:
       InputError: the run has no checkpoint, or `output` exists.
     """
-    output, source = Path(output), Path(config.model)
+    output, source = Path(output), folders.find_language_model(config.model)
     files.refuse_existing(output)
     model = lm.make_model(config)
     step, params = load_params(config, model)

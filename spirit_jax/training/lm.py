@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 
 from spirit_jax import config as config_lib
-from spirit_jax import sharding
+from spirit_jax import folders, sharding
 from spirit_jax.data.pipeline import Stream
 from spirit_jax.data.samples import SourceConfig
 from spirit_jax.errors import InputError
@@ -53,9 +53,12 @@ def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterato
 
 def make_model(config: RunConfig) -> llama.Llama:
     """The model of a run, without parameters."""
-    path = Path(config.model) / "llama" / "config.json"
+    sizes = config.sizes
+    if sizes is None:
+        path = folders.find_language_model(config.model) / "llama" / "config.json"
+        sizes = config_lib.read(llama.LlamaConfig, path)
     model = llama.Llama(
-        config.sizes or config_lib.read(llama.LlamaConfig, path),
+        sizes,
         jnp.dtype(config.compute_dtype),
         scan_layers=config.scan_layers,
         remat=config.remat,
@@ -66,7 +69,7 @@ def make_model(config: RunConfig) -> llama.Llama:
 
 def read_vocab(config: RunConfig) -> Vocab:
     """The vocabulary of the model that a run starts from."""
-    return config_lib.read(Vocab, Path(config.model) / "vocab.json")
+    return config_lib.read(Vocab, folders.find_language_model(config.model) / "vocab.json")
 
 
 def make_optimizers(config: RunConfig, vocab: Vocab) -> optax.GradientTransformation:
@@ -126,7 +129,7 @@ def token_flops(cfg: llama.LlamaConfig, seq_len: int) -> float:
 
 def _prepare(config: RunConfig, mesh: jax.sharding.Mesh) -> loop.Training:
     """Opens the data, and makes or restores the state."""
-    folder = Path(config.model)
+    folder = folders.find_language_model(config.model)
     vocab = read_vocab(config)
     tokenizer = load_text_tokenizer(folder / "text_tokenizer", vocab)
     rows = sharding.local_rows(config.data.batch_rows, mesh)

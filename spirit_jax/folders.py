@@ -1,0 +1,89 @@
+"""Model folders, by path or by the name of a packaged model. Importing this is cheap."""
+
+import difflib
+from pathlib import Path
+
+from spirit_jax import files
+from spirit_jax.errors import InputError
+
+ASSETS = Path(__file__).parent / "assets"
+SPEECH_TOKENIZER = "speech_tokenizer"  # folder of a model, and with .json the name of its config
+
+
+def packaged_names() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.name for path in ASSETS.iterdir() if path.is_dir())
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder at that path or, where there is none, the packaged model of that name.
+
+    Raises:
+      InputError: there is neither; lists the packaged models, the nearest name first.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{name}: is a file; the folder or the name of a model was expected.")
+    names = packaged_names()
+    if len(folder.parts) == 1 and folder.name in names:
+        return ASSETS / folder.name
+    near = difflib.get_close_matches(folder.name, names, 1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise InputError(
+        f"{name}: there is no such folder, and no packaged model of that name. {hint}"
+        f"Packaged models are {', '.join(names)}."
+    )
+
+
+def find_language_model(name: str | Path) -> Path:
+    """The folder of a model with a language model; raises `InputError` where there is none."""
+    folder = find_model(name)
+    if not (folder / "vocab.json").is_file():
+        raise InputError(
+            f"{folder}: is no model folder (vocab.json is not there). The PyTorch release is "
+            "converted by python -m convert.release."
+        )
+    return folder
+
+
+def find_speech_tokenizer(name: str | Path) -> Path:
+    """The folder of a speech tokenizer, given itself or a model that has one.
+
+    Raises:
+      InputError: there is no such folder or model, or it has no speech tokenizer.
+    """
+    folder = find_model(name)
+    if (folder / SPEECH_TOKENIZER).is_dir():
+        folder = folder / SPEECH_TOKENIZER
+    if not (folder / f"{SPEECH_TOKENIZER}.json").is_file():
+        raise InputError(
+            f"{folder}: holds no speech tokenizer ({SPEECH_TOKENIZER}.json is not there)."
+        )
+    return folder
+
+
+def find_network(folder: str | Path, name: str) -> Path:
+    """The folder of a network.
+
+    Args:
+      folder: the network's, that of a set of networks that has it, or a model (by path or name).
+      name: of the network in a set, such as "hubert".
+
+    Raises:
+      InputError: there is no such folder or model. The network itself may be missing.
+    """
+    folder = find_model(folder)
+    if (folder / "params").is_dir():
+        return folder
+    if (folder / SPEECH_TOKENIZER).is_dir():
+        folder /= SPEECH_TOKENIZER
+    about, network = folder / f"{SPEECH_TOKENIZER}.json", folder / name
+    if network.is_dir() or not about.is_file():
+        return network
+    values = files.read_json(about)
+    shared = values.get("shared", "") if isinstance(values, dict) else ""
+    if not isinstance(shared, str):
+        raise InputError(f"{about}: shared is {shared!r}; expected the path of a folder.")
+    return folder / shared / name
