@@ -125,9 +125,7 @@ def test_expressive_begun_from_base_expects_what_base_does(tmp_path):
     assert len(units.pitch) and len(units.style)
 
 
-@pytest.mark.parametrize(
-    "speech, says", [("nowhere", "no such folder"), (None, "phonetic units")]
-)
+@pytest.mark.parametrize("speech, says", [("nowhere", "no such folder"), (None, "phonetic units")])
 def test_a_start_that_cannot_be_leaves_nothing(tmp_path, base_folder, speech, says):
     with pytest.raises(InputError, match=says):
         extend_model(tmp_path / "made", "spirit-tiny-base", speech or base_folder)

@@ -60,7 +60,10 @@ def refuse_idle(reason: str, **options: object) -> None:
       reason: why, such as "--greedy draws nothing".
       options: value by name; None, False, "" and empty lists are not given.
     """
-    idle = [f"--{name.replace('_', '-')}" for name, value in options.items() if value or value == 0
-            and value is not False]
+    idle = [
+        f"--{name.replace('_', '-')}"
+        for name, value in options.items()
+        if value or value == 0 and value is not False
+    ]
     if idle:
         raise InputError(f"{reason}: {' and '.join(idle)} would do nothing; leave it out.")

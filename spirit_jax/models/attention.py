@@ -4,48 +4,13 @@ Letters: b batch, t query positions, s key positions (cache slots), h query head
 heads, k head width, l layers.
 """
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from spirit_jax import limits
-from spirit_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched for contexts longer than those first trained on.
-
-    `kind` is "llama3" (Llama 3.1: low frequencies divided by `factor`, high ones kept, a smooth
-    ramp between) or "linear" (all divided by `factor`).
-    """
-
-    kind: str = "llama3"
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
-
-    def __post_init__(self):
-        if self.kind not in ("llama3", "linear"):
-            raise InputError(
-                f"RoPE scaling of kind '{self.kind}' is not supported; known are llama3 and linear."
-            )
-        limits.check_numbers(
-            self,
-            factor=(1e-3, 1e6),
-            low_freq_factor=(1e-6, 1e6),
-            high_freq_factor=(1e-6, 1e6),
-            original_max_positions=(1, 1 << 30),
-        )
-        if self.kind == "llama3" and self.low_freq_factor == self.high_freq_factor:
-            raise InputError(
-                f"low_freq_factor and high_freq_factor of the RoPE scaling are both "
-                f"{self.low_freq_factor}; they must differ."
-            )
+from spirit_jax.models.configs import RopeScaling
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:

@@ -10,69 +10,17 @@ The first scale has weight norm like all others, where the paper takes spectral 
 state from step to step.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from spirit_jax import limits
-from spirit_jax.errors import InputError
 from spirit_jax.models.conv import conv1d
+from spirit_jax.models.vocoder_configs import DiscriminatorConfig
 
 SLOPE = 0.1  # of the leaky ReLUs
 POOL, POOL_STRIDE, POOL_PADDING = 4, 2, 2  # a scale is the one before, averaged so
 
 Features = list[jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class DiscriminatorConfig:
-    """Sizes of the discriminators; the defaults are those of the paper.
-
-    Attributes:
-      periods: of the multi-period discriminator, one network each.
-      period_channels: of its convs; all but the last have a stride.
-      period_kernel, period_stride: of its convs.
-      scales: networks of the multi-scale discriminator, each at half the rate of the one before.
-      scale_channels, scale_kernels, scale_strides, scale_groups: of the convs of each.
-    """
-
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
-    period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
-    period_kernel: int = 5
-    period_stride: int = 3
-    scales: int = 3
-    scale_channels: tuple[int, ...] = (128, 128, 256, 512, 1024, 1024, 1024)
-    scale_kernels: tuple[int, ...] = (15, 41, 41, 41, 41, 41, 5)
-    scale_strides: tuple[int, ...] = (1, 2, 2, 4, 4, 1, 1)
-    scale_groups: tuple[int, ...] = (1, 4, 16, 16, 16, 16, 1)
-
-    def __post_init__(self):
-        limits.check_numbers(
-            self,
-            periods=limits.KERNEL,
-            period_channels=limits.WIDTH,
-            period_kernel=limits.KERNEL,
-            period_stride=limits.KERNEL,
-            scales=(0, 16),
-            scale_channels=limits.WIDTH,
-            scale_kernels=limits.KERNEL,
-            scale_strides=limits.KERNEL,
-            scale_groups=limits.WIDTH,
-        )
-        layers = len(self.scale_channels)
-        for name in ("scale_kernels", "scale_strides", "scale_groups"):
-            if len(getattr(self, name)) != layers:
-                raise InputError(f"{name} must have {layers} items, as scale_channels has.")
-        if any(kernel % 2 == 0 for kernel in (*self.scale_kernels, self.period_kernel)):
-            raise InputError("The kernels of the discriminators must be odd.")
-        inputs = (1, *self.scale_channels)
-        for groups, *sizes in zip(self.scale_groups, inputs, self.scale_channels, strict=False):
-            if any(size % groups for size in sizes):
-                raise InputError(f"scale_groups: {groups} groups do not divide {sizes} channels.")
-        if not self.periods and not self.scales:
-            raise InputError("There must be a discriminator: periods or scales.")
 
 
 class NormedConv(nn.Module):

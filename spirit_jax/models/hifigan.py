@@ -12,9 +12,7 @@ A batch is padded and comes with its true lengths. Every conv that pads sees zer
 true end, as it does for that row alone.
 """
 
-import dataclasses
 import functools
-import math
 from pathlib import Path
 
 import jax
@@ -22,167 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import checkpoint, limits
+from spirit_jax import checkpoint
 from spirit_jax.errors import InputError
 from spirit_jax.models import source
 from spirit_jax.models.conv import Conv1d, conv1d
+from spirit_jax.models.vocoder_configs import FRAME_DILATIONS, FRAME_KERNEL, HifiGanConfig
 from spirit_jax.models.wav2vec2 import length_mask
 
 SLOPE, FINAL_SLOPE = 0.1, 0.01  # of the leaky ReLUs: between layers, and before the last conv
-FRAME_KERNEL, FRAME_DILATIONS = 3, (1, 3)  # of a block of `frame_blocks`
-MAX_STAGES = 32  # of upsampling, and residual blocks of each
 MAX_DURATION = 2_500  # frames; a predictor gone astray must not ask for hours of speech
-
-
-@dataclasses.dataclass(frozen=True)
-class HifiGanConfig:
-    """Sizes of a vocoder; the defaults are those of Spirit LM Base.
-
-    Attributes:
-      num_codes: phonetic units.
-      num_pitch, num_style: pitch and style units; 0 for a vocoder without.
-      num_speakers, num_style_ids: voices and manners to choose from; 0 for none.
-      speakers, styles: their names, in the order of their ids; may be shorter, or empty.
-      default_speaker, default_style: the ids that are used if none is asked for.
-      common_style: the style unit of a string that has pitch and no style; the release's is 71.
-      embedding_dim: of every embedded id.
-      upsample_rates, upsample_kernels: of each transposed conv.
-      initial_channels: after the first conv; every transposed conv halves them.
-      frame_blocks: residual blocks before the first transposed conv, where frames are few and
-        channels many; 0 as in the release.
-      resblock_kernels, resblock_dilations: of the residual blocks of every stage.
-      duration_hidden: width of the duration predictor; 0 for a vocoder without.
-      duration_kernel: of its two convs.
-      source_harmonics: sines of the harmonic source; 0 for a vocoder without, as the release's.
-      f0_hidden: width of the predictor of its F0.
-      code_hop, pitch_hop, style_hop: samples a unit lasts where streams keep their own timing.
-      precision: a `jax.lax.Precision` name, for every matmul and conv.
-    """
-
-    num_codes: int = 501
-    num_pitch: int = 0
-    num_style: int = 0
-    num_speakers: int = 4
-    num_style_ids: int = 26
-    speakers: tuple[str, ...] = ()
-    styles: tuple[str, ...] = ()
-    default_speaker: int = 2
-    default_style: int = 8
-    common_style: int = 71
-    embedding_dim: int = 128
-    upsample_rates: tuple[int, ...] = (5, 4, 4, 4, 2)
-    upsample_kernels: tuple[int, ...] = (11, 8, 8, 8, 4)
-    initial_channels: int = 512
-    frame_blocks: int = 0
-    resblock_kernels: tuple[int, ...] = (3, 7, 11)
-    resblock_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
-    duration_hidden: int = 128
-    duration_kernel: int = 3
-    source_harmonics: int = 0
-    f0_hidden: int = 128
-    code_hop: int = 640
-    pitch_hop: int = 1280
-    style_hop: int = 16000
-    precision: str = "highest"
-
-    def __post_init__(self):
-        self._check_numbers()
-        stages = len(self.upsample_rates)
-        if len(self.upsample_kernels) != stages:
-            raise InputError(
-                f"{stages} upsample_rates need as many kernels, not {len(self.upsample_kernels)}."
-            )
-        for rate, kernel in zip(self.upsample_rates, self.upsample_kernels, strict=True):
-            if rate < 1 or kernel < rate or (kernel - rate) % 2:
-                raise InputError(
-                    f"An upsampling by {rate} with a kernel of {kernel} gives no whole multiple of "
-                    "its input; the kernel must be the rate plus an even number."
-                )
-        if math.prod(self.upsample_rates) != self.code_hop:
-            raise InputError(
-                f"upsample_rates {self.upsample_rates} make {math.prod(self.upsample_rates)} "
-                f"samples of a unit, and code_hop is {self.code_hop}."
-            )
-        if self.initial_channels < 2**stages:
-            raise InputError(
-                f"initial_channels is {self.initial_channels}, not to be halved {stages} times."
-            )
-        if len(self.resblock_dilations) != len(self.resblock_kernels):
-            raise InputError("resblock_dilations must have one row for each of resblock_kernels.")
-        if any(kernel % 2 == 0 for kernel in self.resblock_kernels):
-            raise InputError(f"resblock_kernels {self.resblock_kernels} must be odd.")
-        if self.duration_hidden and self.duration_kernel not in (2, 3):
-            # The second conv pads one frame on each side, whatever its kernel.
-            raise InputError(
-                f"A duration_kernel of {self.duration_kernel} does not give one duration a unit."
-            )
-        if self.source_harmonics and self.code_hop % source.PARTS:
-            raise InputError(f"A harmonic source needs a code_hop that {source.PARTS} divides.")
-        for name, default, count in (
-            ("default_speaker", self.default_speaker, self.num_speakers),
-            ("default_style", self.default_style, self.num_style_ids),
-        ):
-            if count and not 0 <= default < count:
-                raise InputError(f"{name} is {default}, and there are {count}.")
-
-    def _check_numbers(self) -> None:
-        ids = limits.may_be_zero(limits.IDS)
-        limits.check_numbers(
-            self,
-            num_codes=limits.IDS,
-            num_pitch=ids,
-            num_style=ids,
-            num_speakers=ids,
-            num_style_ids=ids,
-            default_speaker=ids,
-            default_style=ids,
-            common_style=ids,
-            embedding_dim=limits.WIDTH,
-            upsample_rates=limits.KERNEL,
-            upsample_kernels=limits.KERNEL,
-            initial_channels=limits.WIDTH,
-            frame_blocks=limits.may_be_zero(limits.LAYERS),
-            resblock_kernels=limits.KERNEL,
-            resblock_dilations=limits.KERNEL,
-            duration_hidden=limits.may_be_zero(limits.WIDTH),
-            duration_kernel=limits.KERNEL,
-            source_harmonics=(0, 1 << 10),
-            f0_hidden=limits.WIDTH,
-            code_hop=(1, 1 << 20),
-            pitch_hop=(1, 1 << 20),
-            style_hop=(1, 1 << 24),
-        )
-        for name in ("upsample_rates", "resblock_kernels", "resblock_dilations"):
-            if not getattr(self, name) or len(getattr(self, name)) > MAX_STAGES:
-                raise InputError(f"{name} must have 1 to {MAX_STAGES} items.")
-
-    @property
-    def channels(self) -> dict[str, int]:
-        """What a frame is made of, in order, and how many ids each has."""
-        counts = {
-            "code": self.num_codes,
-            "pitch": self.num_pitch,
-            "style": self.num_style,
-            "speaker": self.num_speakers,
-            "style_id": self.num_style_ids,
-        }
-        return {name: count for name, count in counts.items() if count}
-
-    @property
-    def receptive_frames(self) -> int:
-        """How many frames on each side have a say in a frame's samples, at most."""
-        frames = 3.0 + self.frame_blocks * _reach(FRAME_KERNEL, FRAME_DILATIONS)
-        rate_so_far = 1
-        for rate, kernel in zip(self.upsample_rates, self.upsample_kernels, strict=True):
-            frames += -(-kernel // rate) / rate_so_far
-            rate_so_far *= rate
-            frames += max(map(_reach, self.resblock_kernels, self.resblock_dilations)) / rate_so_far
-        return math.ceil(frames + 3 / rate_so_far)
-
-
-def _reach(kernel: int, dilations: tuple[int, ...]) -> int:
-    """Rows on each side that have a say in what a residual block makes of one."""
-    return sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)
 
 
 class DurationPredictor(nn.Module):

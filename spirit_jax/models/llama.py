@@ -7,7 +7,6 @@ Follows Llama 2 and 3 (arXiv 2307.09288, 2407.21783): pre-norm blocks of grouped
 with rotary positions (rotate-half layout) and a gated SiLU MLP.
 """
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from spirit_jax import checkpoint, config, limits, sharding
+from spirit_jax import checkpoint, config, sharding
 from spirit_jax.errors import InputError
 from spirit_jax.models import flash
 from spirit_jax.models.attention import (
     KVCache,
     LayerCache,
-    RopeScaling,
     apply_rope,
     attend,
     cache_mask,
@@ -33,6 +31,7 @@ from spirit_jax.models.attention import (
     rope_tables,
     write_cache,
 )
+from spirit_jax.models.configs import LlamaConfig
 
 # What a layer's backward pass finds saved; the rest it computes again. Names of `checkpoint_name`.
 REMAT_SAVES = {
@@ -44,49 +43,6 @@ REMAT_SAVES = {
     "offload": (flash.RESIDUALS,),
 }
 OFFLOADED = ("block_input",)  # to the host's memory, under "offload"
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """Sizes of a Llama. `vocab_size` counts the rows of the embedding, padding rows included."""
-
-    vocab_size: int = 32512
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_layers: int = 32
-    num_heads: int = 32
-    num_kv_heads: int = 32
-    head_dim: int = 128
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 100_000.0
-    rope_scaling: RopeScaling | None = None
-    max_positions: int = 4096
-    tie_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    init_std: float = 0.02
-
-    def __post_init__(self):
-        limits.check_numbers(
-            self,
-            vocab_size=limits.IDS,
-            hidden_size=limits.WIDTH,
-            intermediate_size=(1, 1 << 22),
-            num_layers=limits.LAYERS,
-            num_heads=limits.HEADS,
-            num_kv_heads=limits.HEADS,
-            head_dim=(2, 1 << 13),
-            rms_norm_eps=limits.EPSILON,
-            rope_theta=(1.0, 1e12),
-            max_positions=(1, 1 << 30),
-            init_std=(0.0, 100.0),
-        )
-        if self.head_dim % 2:
-            raise InputError(f"head_dim is {self.head_dim}; rotary positions need an even one.")
-        if self.num_heads % self.num_kv_heads:
-            raise InputError(
-                f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value ones."
-            )
 
 
 class RMSNorm(nn.Module):

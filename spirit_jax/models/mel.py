@@ -6,7 +6,6 @@ The settings and the order of operations are those of HiFi-GAN (arXiv 2010.05646
 code). Everything is differentiable, with bounded gradients where a frequency is silent.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -14,57 +13,10 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 
-from spirit_jax import limits
-from spirit_jax.errors import InputError
+from spirit_jax.models.configs import MelConfig
 from spirit_jax.models.wav2vec2 import split_frames
 
 POWER_FLOOR = 1e-9
-
-
-@dataclasses.dataclass(frozen=True)
-class MelConfig:
-    """A log-mel spectrogram.
-
-    Attributes:
-      sample_rate: in Hz.
-      n_fft: samples of a window (hann).
-      hop: samples from a window to the next.
-      num_mels: bands, of librosa's (Slaney's) scale and norm.
-      f_min, f_max: the lowest and highest frequency of the bands, in Hz.
-      floor: magnitudes of a band below it count as this much.
-    """
-
-    sample_rate: int = 16_000
-    n_fft: int = 1024
-    hop: int = 256
-    num_mels: int = 80
-    f_min: float = 0.0
-    f_max: float = 8_000.0
-    floor: float = 1e-5
-
-    def __post_init__(self):
-        limits.check_numbers(
-            self,
-            sample_rate=limits.SAMPLE_RATE,
-            n_fft=(2, 1 << 20),
-            hop=(1, 1 << 20),
-            num_mels=limits.KERNEL,
-            f_min=(0.0, 1e6),
-            f_max=(0.0, 1e6),
-            floor=(0.0, 1e6),
-        )
-        if not 0 < self.hop <= self.n_fft or (self.n_fft - self.hop) % 2:
-            raise InputError(
-                f"A hop of {self.hop} does not go with an n_fft of {self.n_fft}: it must be at "
-                "most as long, and differ by an even number."
-            )
-        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
-            raise InputError(
-                f"f_min and f_max are {self.f_min} and {self.f_max}; expected 0 to "
-                f"{self.sample_rate / 2}, rising."
-            )
-        if self.floor <= 0:
-            raise InputError(f"The floor of mel magnitudes is {self.floor}, expected above 0.")
 
 
 def magnitudes(wave_bs: jax.Array, n_fft: int, hop: int) -> jax.Array:

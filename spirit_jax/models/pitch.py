@@ -7,7 +7,6 @@ frame is [F0, voiced]. A batch is padded and comes with its true lengths; every 
 zeros after a row's true end, as it does for that row alone.
 """
 
-import dataclasses
 import functools
 from pathlib import Path
 
@@ -16,87 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import checkpoint, limits
-from spirit_jax.errors import InputError
+from spirit_jax import checkpoint
+from spirit_jax.models.configs import PitchConfig, StackConfig
 from spirit_jax.models.wav2vec2 import length_mask
-
-FEATURES = ("f0,vuv", "f0_interp,vuv", "norm_f0,vuv", "norm_f0_interp,vuv")
-
-
-@dataclasses.dataclass(frozen=True)
-class StackConfig:
-    """The residual convs of an encoder or a decoder.
-
-    Attributes:
-      width: channels between blocks.
-      hidden: channels inside a residual block.
-      depth: residual blocks beside every strided conv.
-      growth: block i of them is dilated growth ** i times.
-      reverse: the most dilated comes first.
-    """
-
-    width: int = 32
-    hidden: int = 32
-    depth: int = 4
-    growth: int = 3
-    reverse: bool = False
-
-    def __post_init__(self):
-        limits.check_numbers(
-            self,
-            width=limits.WIDTH,
-            hidden=limits.WIDTH,
-            depth=limits.may_be_zero((1, 64)),
-            growth=(1, 64),
-        )
-        if self.depth and self.growth ** (self.depth - 1) > limits.KERNEL[1]:
-            raise InputError(
-                f"A depth of {self.depth} and a growth of {self.growth} make convs that are "
-                f"dilated {self.growth} ** {self.depth - 1} times; at most {limits.KERNEL[1]} are "
-                "known."
-            )
-
-    @property
-    def dilations(self) -> tuple[int, ...]:
-        """Of each residual block, in order."""
-        dilations = tuple(self.growth**i for i in range(self.depth))
-        return dilations[::-1] if self.reverse else dilations
-
-
-@dataclasses.dataclass(frozen=True)
-class PitchConfig:
-    """Sizes of the VQ-VAE.
-
-    Attributes:
-      features: one of `FEATURES`. With `f0_interp` unvoiced frames hold interpolated F0, otherwise
-        0; with `norm_` the mean is subtracted.
-      speaker_norm: subtract the mean whatever `features` says.
-      downs: (stride, kernel, padding) of each strided conv.
-      encoder, decoder: what stands between those.
-      num_codes, code_dim: the codebook.
-      precision: a `jax.lax.Precision` name, for every matmul and conv.
-    """
-
-    features: str = "norm_f0_interp,vuv"
-    speaker_norm: bool = True
-    downs: tuple[tuple[int, int, int], ...] = ((2, 4, 1),) * 4
-    encoder: StackConfig = StackConfig()
-    decoder: StackConfig = StackConfig(reverse=True)
-    num_codes: int = 64
-    code_dim: int = 128
-    precision: str = "highest"
-
-    def __post_init__(self):
-        if self.features not in FEATURES:
-            raise InputError(f"features is '{self.features}', expected one of {FEATURES}.")
-        limits.check_numbers(
-            self,
-            downs=limits.may_be_zero(limits.KERNEL),
-            num_codes=limits.IDS,
-            code_dim=limits.WIDTH,
-        )
-        if not self.downs or any(len(down) != 3 or min(down[:2]) < 1 for down in self.downs):
-            raise InputError(f"downs is {self.downs}, expected (stride, kernel, padding) triples.")
 
 
 def normalise_f0(

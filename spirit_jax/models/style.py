@@ -7,35 +7,15 @@ Follows Spirit LM (arXiv 2402.05755), whose encoder is Hugging Face's
 `Wav2Vec2ForSequenceClassification` with the mean taken over every run of 50 frames.
 """
 
-import dataclasses
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from spirit_jax import checkpoint, limits
-from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
-
-
-@dataclasses.dataclass(frozen=True)
-class StyleConfig:
-    """The classifier: its trunk, the widths after it, and how many frames give one unit."""
-
-    trunk: TrunkConfig = TrunkConfig(input_norm_eps=1e-7)
-    projection_size: int = 256
-    num_styles: int = 100
-    pool_frames: int = 50
-    sample_rate: int = 16000
-
-    def __post_init__(self):
-        limits.check_numbers(
-            self,
-            projection_size=limits.WIDTH,
-            num_styles=limits.IDS,
-            pool_frames=(1, 1 << 20),
-            sample_rate=limits.SAMPLE_RATE,
-        )
+from spirit_jax import checkpoint
+from spirit_jax.models.configs import StyleConfig
+from spirit_jax.models.wav2vec2 import Trunk, length_mask
 
 
 class StyleEncoder(nn.Module):

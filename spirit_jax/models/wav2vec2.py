@@ -12,7 +12,6 @@ depends on the padding: statistics over time and attention see true frames only,
 that pads its input sees zeros after the last of them, as it does for a recording alone.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -21,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import limits
-from spirit_jax.errors import InputError
 from spirit_jax.models.adapter import Adapter
+from spirit_jax.models.configs import TrunkConfig
 from spirit_jax.models.conv import conv1d
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -32,109 +30,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class TrunkConfig:
-    """Sizes and form of a trunk; the defaults are those of HuBERT and wav2vec 2.0 Base.
-
-    Attributes:
-      input_norm_eps: the waveform is brought to mean 0 and variance 1, this added to its variance;
-        None leaves it as it is.
-      conv_layers: (channels, kernel, stride) of each conv, none of which pads.
-      conv_norm: "group" normalises every channel over time after the first conv only, "layer"
-        normalises every frame over channels after each.
-      conv_bias: whether the convs have a bias.
-      conv_activation: after each conv and the positional conv; a name in `ACTIVATIONS`.
-      conv_norm_eps: of the norms between convs.
-      feature_norm: whether the conv features pass a LayerNorm.
-      feature_projection: whether a linear layer takes them to `hidden_size`.
-      conv_pos, conv_pos_groups: kernel and groups of the positional conv.
-      num_layers: transformer layers; for an inner layer's output give its number, counted from 1.
-      activation: in the feed-forward part; a name in `ACTIVATIONS`.
-      norm_first: pre-norm layers rather than post-norm ones.
-      final_norm: whether a pre-norm encoder's LayerNorm follows the last layer; False for the
-        output of an inner layer.
-      norm_eps: of all other LayerNorms.
-      adapter_size: width of the adapter after every pre-norm layer; 0 for none.
-      precision: a `jax.lax.Precision` name, for every matmul and conv. Below "highest" a TPU
-        multiplies float32 in bfloat16, which changes units.
-    """
-
-    input_norm_eps: float | None = None
-    conv_layers: tuple[tuple[int, int, int], ...] = (
-        (512, 10, 5),
-        *((512, 3, 2),) * 4,
-        *((512, 2, 2),) * 2,
-    )
-    conv_norm: str = "group"
-    conv_bias: bool = False
-    conv_activation: str = "gelu"
-    conv_norm_eps: float = 1e-5
-    feature_norm: bool = True
-    feature_projection: bool = True
-    conv_pos: int = 128
-    conv_pos_groups: int = 16
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    ffn_size: int = 3072
-    activation: str = "gelu"
-    norm_first: bool = False
-    final_norm: bool = True
-    norm_eps: float = 1e-5
-    adapter_size: int = 0
-    precision: str = "highest"
-
-    def __post_init__(self):
-        limits.check_numbers(
-            self,
-            input_norm_eps=limits.EPSILON,
-            conv_layers=limits.KERNEL,
-            conv_norm_eps=limits.EPSILON,
-            conv_pos=limits.KERNEL,
-            conv_pos_groups=limits.WIDTH,
-            hidden_size=limits.WIDTH,
-            num_layers=limits.LAYERS,
-            num_heads=limits.HEADS,
-            ffn_size=(1, 1 << 22),
-            norm_eps=limits.EPSILON,
-            adapter_size=limits.may_be_zero(limits.WIDTH),
-        )
-        if self.hidden_size % self.num_heads or self.hidden_size % self.conv_pos_groups:
-            raise InputError(
-                f"A width of {self.hidden_size} does not divide into {self.num_heads} heads and "
-                f"{self.conv_pos_groups} groups of the positional conv."
-            )
-        if self.conv_norm not in ("group", "layer"):
-            raise InputError(f"conv_norm is '{self.conv_norm}', expected 'group' or 'layer'.")
-        for name in (self.activation, self.conv_activation):
-            if name not in ACTIVATIONS:
-                raise InputError(f"activation '{name}' is none of {', '.join(ACTIVATIONS)}.")
-        if not self.conv_layers or any(len(numbers) != 3 for numbers in self.conv_layers):
-            raise InputError(
-                f"conv_layers is {self.conv_layers}, expected (channels, kernel, stride) triples."
-            )
-        if not self.feature_projection and self.conv_layers[-1][0] != self.hidden_size:
-            raise InputError(
-                f"{self.conv_layers[-1][0]} conv channels need a feature_projection to a width of "
-                f"{self.hidden_size}."
-            )
-        if not self.norm_first and (self.adapter_size or not self.final_norm):
-            raise InputError("adapter_size, and no final_norm, are for pre-norm (norm_first) only.")
-
-    @property
-    def stride(self) -> int:
-        """Samples from one frame to the next."""
-        return math.prod(stride for _, _, stride in self.conv_layers)
-
-    @property
-    def receptive_field(self) -> int:
-        """Samples that one frame sees: the shortest audio that gives a frame."""
-        field = 1
-        for _, kernel, stride in reversed(self.conv_layers):
-            field = (field - 1) * stride + kernel
-        return field
 
 
 def frame_lengths(lengths, conv_layers: tuple[tuple[int, int, int], ...]):

@@ -4,13 +4,8 @@ import dataclasses
 
 from spirit_jax.data.configs import AugmentConfig, DataConfig, F0Config, SourceConfig
 from spirit_jax.errors import InputError
-from spirit_jax.models.discriminators import DiscriminatorConfig
-from spirit_jax.models.hifigan import HifiGanConfig
-from spirit_jax.models.llama import LlamaConfig
-from spirit_jax.models.mel import MelConfig
-from spirit_jax.models.pitch import PitchConfig
-from spirit_jax.models.style import StyleConfig
-from spirit_jax.models.wav2vec2 import TrunkConfig
+from spirit_jax.models.configs import LlamaConfig, MelConfig, PitchConfig, StyleConfig, TrunkConfig
+from spirit_jax.models.vocoder_configs import DiscriminatorConfig, HifiGanConfig
 from spirit_jax.training.configs import (
     EmaConfig,
     KMeansConfig,

@@ -1,0 +1,333 @@
+"""Sizes of the networks that a run config may set. Importing this is cheap: JAX comes later."""
+
+import dataclasses
+import math
+
+from spirit_jax import limits
+from spirit_jax.errors import InputError
+
+ACTIVATION_NAMES = ("gelu", "gelu_tanh", "relu", "silu")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than those first trained on.
+
+    `kind` is "llama3" (Llama 3.1: low frequencies divided by `factor`, high ones kept, a smooth
+    ramp between) or "linear" (all divided by `factor`).
+    """
+
+    kind: str = "llama3"
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+    def __post_init__(self):
+        if self.kind not in ("llama3", "linear"):
+            raise InputError(
+                f"RoPE scaling of kind '{self.kind}' is not supported; known are llama3 and linear."
+            )
+        limits.check_numbers(
+            self,
+            factor=(1e-3, 1e6),
+            low_freq_factor=(1e-6, 1e6),
+            high_freq_factor=(1e-6, 1e6),
+            original_max_positions=(1, 1 << 30),
+        )
+        if self.kind == "llama3" and self.low_freq_factor == self.high_freq_factor:
+            raise InputError(
+                f"low_freq_factor and high_freq_factor of the RoPE scaling are both "
+                f"{self.low_freq_factor}; they must differ."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a Llama. `vocab_size` counts the rows of the embedding, padding rows included."""
+
+    vocab_size: int = 32512
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int = 32
+    head_dim: int = 128
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 100_000.0
+    rope_scaling: RopeScaling | None = None
+    max_positions: int = 4096
+    tie_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    init_std: float = 0.02
+
+    def __post_init__(self):
+        limits.check_numbers(
+            self,
+            vocab_size=limits.IDS,
+            hidden_size=limits.WIDTH,
+            intermediate_size=(1, 1 << 22),
+            num_layers=limits.LAYERS,
+            num_heads=limits.HEADS,
+            num_kv_heads=limits.HEADS,
+            head_dim=(2, 1 << 13),
+            rms_norm_eps=limits.EPSILON,
+            rope_theta=(1.0, 1e12),
+            max_positions=(1, 1 << 30),
+            init_std=(0.0, 100.0),
+        )
+        if self.head_dim % 2:
+            raise InputError(f"head_dim is {self.head_dim}; rotary positions need an even one.")
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value ones."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrunkConfig:
+    """Sizes and form of a trunk; the defaults are those of HuBERT and wav2vec 2.0 Base.
+
+    Attributes:
+      input_norm_eps: the waveform is brought to mean 0 and variance 1, this added to its variance;
+        None leaves it as it is.
+      conv_layers: (channels, kernel, stride) of each conv, none of which pads.
+      conv_norm: "group" normalises every channel over time after the first conv only, "layer"
+        normalises every frame over channels after each.
+      conv_bias: whether the convs have a bias.
+      conv_activation: after each conv and the positional conv; a name in `ACTIVATION_NAMES`.
+      conv_norm_eps: of the norms between convs.
+      feature_norm: whether the conv features pass a LayerNorm.
+      feature_projection: whether a linear layer takes them to `hidden_size`.
+      conv_pos, conv_pos_groups: kernel and groups of the positional conv.
+      num_layers: transformer layers; for an inner layer's output give its number, counted from 1.
+      activation: in the feed-forward part; a name in `ACTIVATION_NAMES`.
+      norm_first: pre-norm layers rather than post-norm ones.
+      final_norm: whether a pre-norm encoder's LayerNorm follows the last layer; False for the
+        output of an inner layer.
+      norm_eps: of all other LayerNorms.
+      adapter_size: width of the adapter after every pre-norm layer; 0 for none.
+      precision: a `jax.lax.Precision` name, for every matmul and conv. Below "highest" a TPU
+        multiplies float32 in bfloat16, which changes units.
+    """
+
+    input_norm_eps: float | None = None
+    conv_layers: tuple[tuple[int, int, int], ...] = (
+        (512, 10, 5),
+        *((512, 3, 2),) * 4,
+        *((512, 2, 2),) * 2,
+    )
+    conv_norm: str = "group"
+    conv_bias: bool = False
+    conv_activation: str = "gelu"
+    conv_norm_eps: float = 1e-5
+    feature_norm: bool = True
+    feature_projection: bool = True
+    conv_pos: int = 128
+    conv_pos_groups: int = 16
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    ffn_size: int = 3072
+    activation: str = "gelu"
+    norm_first: bool = False
+    final_norm: bool = True
+    norm_eps: float = 1e-5
+    adapter_size: int = 0
+    precision: str = "highest"
+
+    def __post_init__(self):
+        limits.check_numbers(
+            self,
+            input_norm_eps=limits.EPSILON,
+            conv_layers=limits.KERNEL,
+            conv_norm_eps=limits.EPSILON,
+            conv_pos=limits.KERNEL,
+            conv_pos_groups=limits.WIDTH,
+            hidden_size=limits.WIDTH,
+            num_layers=limits.LAYERS,
+            num_heads=limits.HEADS,
+            ffn_size=(1, 1 << 22),
+            norm_eps=limits.EPSILON,
+            adapter_size=limits.may_be_zero(limits.WIDTH),
+        )
+        if self.hidden_size % self.num_heads or self.hidden_size % self.conv_pos_groups:
+            raise InputError(
+                f"A width of {self.hidden_size} does not divide into {self.num_heads} heads and "
+                f"{self.conv_pos_groups} groups of the positional conv."
+            )
+        if self.conv_norm not in ("group", "layer"):
+            raise InputError(f"conv_norm is '{self.conv_norm}', expected 'group' or 'layer'.")
+        for name in (self.activation, self.conv_activation):
+            if name not in ACTIVATION_NAMES:
+                raise InputError(f"activation '{name}' is none of {', '.join(ACTIVATION_NAMES)}.")
+        if not self.conv_layers or any(len(numbers) != 3 for numbers in self.conv_layers):
+            raise InputError(
+                f"conv_layers is {self.conv_layers}, expected (channels, kernel, stride) triples."
+            )
+        if not self.feature_projection and self.conv_layers[-1][0] != self.hidden_size:
+            raise InputError(
+                f"{self.conv_layers[-1][0]} conv channels need a feature_projection to a width of "
+                f"{self.hidden_size}."
+            )
+        if not self.norm_first and (self.adapter_size or not self.final_norm):
+            raise InputError("adapter_size, and no final_norm, are for pre-norm (norm_first) only.")
+
+    @property
+    def stride(self) -> int:
+        """Samples from one frame to the next."""
+        return math.prod(stride for _, _, stride in self.conv_layers)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees: the shortest audio that gives a frame."""
+        field = 1
+        for _, kernel, stride in reversed(self.conv_layers):
+            field = (field - 1) * stride + kernel
+        return field
+
+
+FEATURES = ("f0,vuv", "f0_interp,vuv", "norm_f0,vuv", "norm_f0_interp,vuv")
+
+
+@dataclasses.dataclass(frozen=True)
+class StackConfig:
+    """The residual convs of an encoder or a decoder.
+
+    Attributes:
+      width: channels between blocks.
+      hidden: channels inside a residual block.
+      depth: residual blocks beside every strided conv.
+      growth: block i of them is dilated growth ** i times.
+      reverse: the most dilated comes first.
+    """
+
+    width: int = 32
+    hidden: int = 32
+    depth: int = 4
+    growth: int = 3
+    reverse: bool = False
+
+    def __post_init__(self):
+        limits.check_numbers(
+            self,
+            width=limits.WIDTH,
+            hidden=limits.WIDTH,
+            depth=limits.may_be_zero((1, 64)),
+            growth=(1, 64),
+        )
+        if self.depth and self.growth ** (self.depth - 1) > limits.KERNEL[1]:
+            raise InputError(
+                f"A depth of {self.depth} and a growth of {self.growth} make convs that are "
+                f"dilated {self.growth} ** {self.depth - 1} times; at most {limits.KERNEL[1]} are "
+                "known."
+            )
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        """Of each residual block, in order."""
+        dilations = tuple(self.growth**i for i in range(self.depth))
+        return dilations[::-1] if self.reverse else dilations
+
+
+@dataclasses.dataclass(frozen=True)
+class PitchConfig:
+    """Sizes of the VQ-VAE.
+
+    Attributes:
+      features: one of `FEATURES`. With `f0_interp` unvoiced frames hold interpolated F0, otherwise
+        0; with `norm_` the mean is subtracted.
+      speaker_norm: subtract the mean whatever `features` says.
+      downs: (stride, kernel, padding) of each strided conv.
+      encoder, decoder: what stands between those.
+      num_codes, code_dim: the codebook.
+      precision: a `jax.lax.Precision` name, for every matmul and conv.
+    """
+
+    features: str = "norm_f0_interp,vuv"
+    speaker_norm: bool = True
+    downs: tuple[tuple[int, int, int], ...] = ((2, 4, 1),) * 4
+    encoder: StackConfig = StackConfig()
+    decoder: StackConfig = StackConfig(reverse=True)
+    num_codes: int = 64
+    code_dim: int = 128
+    precision: str = "highest"
+
+    def __post_init__(self):
+        if self.features not in FEATURES:
+            raise InputError(f"features is '{self.features}', expected one of {FEATURES}.")
+        limits.check_numbers(
+            self,
+            downs=limits.may_be_zero(limits.KERNEL),
+            num_codes=limits.IDS,
+            code_dim=limits.WIDTH,
+        )
+        if not self.downs or any(len(down) != 3 or min(down[:2]) < 1 for down in self.downs):
+            raise InputError(f"downs is {self.downs}, expected (stride, kernel, padding) triples.")
+
+
+@dataclasses.dataclass(frozen=True)
+class StyleConfig:
+    """The classifier: its trunk, the widths after it, and how many frames give one unit."""
+
+    trunk: TrunkConfig = TrunkConfig(input_norm_eps=1e-7)
+    projection_size: int = 256
+    num_styles: int = 100
+    pool_frames: int = 50
+    sample_rate: int = 16000
+
+    def __post_init__(self):
+        limits.check_numbers(
+            self,
+            projection_size=limits.WIDTH,
+            num_styles=limits.IDS,
+            pool_frames=(1, 1 << 20),
+            sample_rate=limits.SAMPLE_RATE,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MelConfig:
+    """A log-mel spectrogram.
+
+    Attributes:
+      sample_rate: in Hz.
+      n_fft: samples of a window (hann).
+      hop: samples from a window to the next.
+      num_mels: bands, of librosa's (Slaney's) scale and norm.
+      f_min, f_max: the lowest and highest frequency of the bands, in Hz.
+      floor: magnitudes of a band below it count as this much.
+    """
+
+    sample_rate: int = 16_000
+    n_fft: int = 1024
+    hop: int = 256
+    num_mels: int = 80
+    f_min: float = 0.0
+    f_max: float = 8_000.0
+    floor: float = 1e-5
+
+    def __post_init__(self):
+        limits.check_numbers(
+            self,
+            sample_rate=limits.SAMPLE_RATE,
+            n_fft=(2, 1 << 20),
+            hop=(1, 1 << 20),
+            num_mels=limits.KERNEL,
+            f_min=(0.0, 1e6),
+            f_max=(0.0, 1e6),
+            floor=(0.0, 1e6),
+        )
+        if not 0 < self.hop <= self.n_fft or (self.n_fft - self.hop) % 2:
+            raise InputError(
+                f"A hop of {self.hop} does not go with an n_fft of {self.n_fft}: it must be at "
+                "most as long, and differ by an even number."
+            )
+        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
+            raise InputError(
+                f"f_min and f_max are {self.f_min} and {self.f_max}; expected 0 to "
+                f"{self.sample_rate / 2}, rising."
+            )
+        if self.floor <= 0:
+            raise InputError(f"The floor of mel magnitudes is {self.floor}, expected above 0.")
