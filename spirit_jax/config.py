@@ -4,6 +4,8 @@ Nothing here knows a network; every network's config dataclass lives beside the 
 """
 
 import dataclasses
+import math
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,29 +19,71 @@ from spirit_jax.errors import InputError
 
 T = TypeVar("T")
 
+_NAME = r"[A-Za-z_]\w*"
+_KEY = re.compile(rf"{_NAME}(\.{_NAME}|\[\d{{1,9}}\])*", re.ASCII)  # such as data.sources[0].path
+_BITS = 63  # of a whole number; larger ones fit no array and no random seed
+
 
 def from_dict(
     cls: type[T], values: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config"
 ) -> T:
-    """A `cls` from plain values and dotted overrides such as `"optimizer.lr=1e-4"`.
+    """A `cls` from plain values and dotted overrides such as `"optimizer.learning_rate=1e-4"`.
 
     Raises:
       InputError: an unknown key (with the nearest known one), a value of the wrong type, or a
         field without a default left out; `source` names where it came from.
     """
+    if overrides:
+        values = override(values, overrides)
+    _check_plain(values, source)
     try:
         schema = OmegaConf.structured(cls)
         OmegaConf.set_readonly(schema, False)
-        merged = OmegaConf.merge(
-            schema, OmegaConf.create(dict(values)), OmegaConf.from_dotlist(list(overrides))
-        )
+        merged = OmegaConf.merge(schema, OmegaConf.create(dict(values)))
         return _freeze(OmegaConf.to_object(merged), source)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         key = getattr(error, "full_key", None)
         raise InputError(f"{source}: {reason}" + (f" (at '{key}')" if key else "")) from error
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{source}: {error}") from error
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(f"{source}: ") else f"{source}: {text}") from error
+    except Exception as error:
+        # OmegaConf merges some values of a wrong type without complaint and then fails on them.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{source}: a value is of a wrong type ({reason}).") from error
+
+
+def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Values changed by overrides, "KEY=VALUE" each.
+
+    Args:
+      values: plain, as `read_mapping` gives them.
+      overrides: a key is dotted, with [N] for an item of a list: `data.sources[0].share=2`. A value
+        is YAML.
+
+    Raises:
+      InputError: an override that is no KEY=VALUE, no YAML, given twice, or for a place that the
+        values do not have.
+    """
+    changed = OmegaConf.create(dict(values))
+    keys: set[str] = set()
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator or not _KEY.fullmatch(key):
+            raise InputError(f"'{item[:80]}' is no override; write KEY=VALUE, such as steps=200.")
+        if key in keys:
+            raise InputError(f"'{key}' is given twice; give each key once.")
+        keys.add(key)
+        try:
+            (value,) = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])).values()
+        except Exception as error:  # PyYAML's, OmegaConf's, or of a value nested too deeply
+            raise InputError(f"'{item[:80]}': the value is not valid YAML.") from error
+        try:
+            OmegaConf.update(changed, key, value, force_add=True)
+        except Exception as error:
+            raise InputError(f"'{item[:80]}': the config has no place '{key}'.") from error
+    return OmegaConf.to_container(changed)
 
 
 def read(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
@@ -75,7 +119,35 @@ def write(config: Any, path: str | Path) -> None:
 
 
 def _parse_yaml(text: str) -> Any:
-    return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    return OmegaConf.to_container(OmegaConf.create(text))
+
+
+def _check_plain(value: Any, source: str, place: str = "") -> None:
+    """Raises an `InputError` for what no config may hold, at any depth.
+
+    A reference such as "${oc.env:HOME}" would read the environment; a number that is not finite
+    passes every comparison; a whole number beyond 64 bits fits no array.
+    """
+    at = f"{source}: {place or 'the config'}"
+    if isinstance(value, str):
+        if not value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise InputError(f"{at} holds half a character (a lone surrogate).")
+        if "${" in value:
+            raise InputError(f"{at} holds '${{', a reference; write the value itself.")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InputError(f"{at} is {value}; a finite number was expected.")
+    elif isinstance(value, int):
+        if value.bit_length() > _BITS:
+            raise InputError(f"{at} is {str(value)[:20]}..., a number too large for 64 bits.")
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise InputError(f"{at} has the key {name!r}; a name was expected.")
+            _check_plain(item, source, f"{place}.{name}" if place else name)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _check_plain(item, source, f"{place}[{number}]")
 
 
 def _freeze(value: Any, source: str, item_cls: type | None = None) -> Any:
@@ -89,12 +161,23 @@ def _freeze(value: Any, source: str, item_cls: type | None = None) -> Any:
             field.name: _freeze(getattr(value, field.name), source, _item_class(hints[field.name]))
             for field in dataclasses.fields(value)
         }
+        for name, item in fields.items():
+            _check_values(name, item, hints[name])
         return type(value)(**fields)
     if isinstance(value, list | tuple):
         return tuple(_freeze(item, source, item_cls) for item in value)
     if item_cls is not None and isinstance(value, Mapping):
         return from_dict(item_cls, value, source=source)
     return value
+
+
+def _check_values(name: str, value: Any, hint: Any) -> None:
+    """OmegaConf does not look at the values of a `dict[str, T]`."""
+    if typing.get_origin(hint) is dict:
+        wanted = typing.get_args(hint)[1]
+        for key, item in value.items():
+            if isinstance(wanted, type) and not isinstance(item, wanted):
+                raise InputError(f"{name}.{key} is {str(item)[:40]}; expected {wanted.__name__}.")
 
 
 def _item_class(hint: Any) -> type | None:

@@ -87,3 +87,34 @@ def test_a_config_may_hold_the_number_that_means_no_limit(tmp_path):
     path.write_text('{"model_max_length": ' + "9" * 400 + "}")
     with pytest.raises(InputError, match="400 digits"):
         config.read_mapping(path)
+
+
+SOURCES = {"items": [{"size": 3}]}
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["items=[1", "items", "=3", "a b=1", "items[5].size=1", "items[0]=1", "items[0].sise=1"],
+)
+def test_a_bad_override_is_one_sentence(override):
+    with pytest.raises(InputError) as error:
+        config.from_dict(Items, SOURCES, [override], source="run.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_an_override_reaches_into_a_list_and_comes_once():
+    assert config.from_dict(Items, SOURCES, ["items[0].size=5"]) == Items((Item(5),))
+    with pytest.raises(InputError, match="'items' is given twice"):
+        config.from_dict(Items, SOURCES, ["items=[]", "items=[]"])
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "${rate}", "half \ud83d"])
+def test_references_and_half_characters_are_refused(text):
+    with pytest.raises(InputError, match="name holds"):
+        config.from_dict(Outer, {"name": text})
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 10**30])
+def test_numbers_without_a_limit_are_refused(rate):
+    with pytest.raises(InputError, match="rate is"):
+        config.from_dict(Outer, {"name": "a", "rate": rate})

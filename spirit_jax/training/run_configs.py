@@ -339,3 +339,13 @@ class VocoderRunConfig(RecipeConfig):
             raise InputError(
                 f"segment_units is {self.segment_units}, too short for spectra of {longest}."
             )
+
+
+BY_RECIPE = {
+    "lm": LmRunConfig,
+    "units": UnitsRunConfig,
+    "quantizer": QuantizerRunConfig,
+    "pitch": PitchRunConfig,
+    "style": StyleRunConfig,
+    "vocoder": VocoderRunConfig,
+}
