@@ -120,6 +120,9 @@ class SpiritLM:
     ) -> str:
         """The prompt string of inputs, with the marker of the wanted output.
 
+        A text input is text, whatever it says: "[Hu5]" in it is five letters and not a unit. A
+        prompt string has it as "[\\Hu5]"; see `markup`.
+
         Args:
           inputs: in order, each a modality and its content: text; or for speech audio in any form
             that `SpeechTokenizer.encode` takes, `Units`, or a unit string.
@@ -286,7 +289,7 @@ class SpiritLM:
         if speaker_id is not None or style_id is not None:
             self.speech_tokenizer.find_voice(speaker_id, style_id)  # complain before the work
         new_ids = self.generate_ids(prompts, output_modality, generation_config, **options)
-        generated = [self.text_tokenizer.decode(ids) for ids in new_ids]
+        generated = [self.text_tokenizer.decode_prompt(ids) for ids in new_ids]
         return self.decode_outputs(prompts, generated, speaker_id, style_id)
 
     def decode_outputs(
@@ -298,6 +301,9 @@ class SpiritLM:
         least: int = units.MIN_SPEECH_UNITS,
     ) -> list[list[Output]]:
         """Text and speech of generated strings, one for each prompt string.
+
+        Both are prompt strings; `text_tokenizer.decode_prompt` gives those of generated ids, in
+        which text that only spells a marker or unit is escaped.
 
         Speech that follows other content and has fewer than `least` Hu is dropped; speech that goes
         on from the prompt's is spoken together with it, and the prompt's share is cut off.

@@ -5,23 +5,18 @@ time at 24.99, 12.5 and 1 units a second; a unit string gives every Hu the lates
 """
 
 import dataclasses
-import re
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from spirit_jax import markup
 from spirit_jax.errors import InputError
 from spirit_jax.vocab import Modality
 
 HUBERT_RATE, PITCH_RATE, STYLE_RATE = 24.99, 12.5, 1.0  # units a second, for merging
 COMMON_STYLE = 71  # of the release, for a string that has pitch but no style
 MIN_SPEECH_UNITS = 24  # a shorter run of speech after other content is not spoken
-
-# Nine ASCII digits at most: more would not fit the ids' int32, and \d is any script's digits.
-_UNIT = re.compile(r"\[(Hu|Pi|St)([0-9]{1,9})\]")
-_UNIT_RUN = re.compile(r"(?:\[(?:Hu|Pi|St)[0-9]{1,9}\])+")
-_MARKER = re.compile(r"\[(?:Text|Speech)\]")
-_UNIT_OR_MARKER = re.compile(rf"{_UNIT.pattern}|{_MARKER.pattern}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +40,7 @@ class Units:
                 continue
             try:
                 array = np.asarray([] if stream is None else stream)
-            except ValueError as error:  # rows of unequal length
+            except (ValueError, TypeError, OverflowError) as error:  # rows of unequal length
                 raise InputError(f"{name} units must be one row of integers.") from error
             if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
                 raise InputError(
@@ -69,8 +64,16 @@ class Units:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Sequence[int]]) -> "Units":
-        """The inverse of `to_dict`."""
-        return cls(*(values.get(name) for name in ("hubert", "pitch", "style")))
+        """The inverse of `to_dict`.
+
+        Raises:
+          InputError: no mapping of these names to rows of integers.
+        """
+        names = ("hubert", "pitch", "style")
+        if not isinstance(values, Mapping) or set(values) - set(names):
+            got = ", ".join(map(str, values)) if isinstance(values, Mapping) else repr(values)
+            raise InputError(f"Units are a mapping of {', '.join(names)}, not of {got[:80]}.")
+        return cls(*(values.get(name) for name in names))
 
 
 def dedup(stream: np.ndarray) -> np.ndarray:
@@ -81,7 +84,14 @@ def dedup(stream: np.ndarray) -> np.ndarray:
 
 
 def to_string(units: Units) -> str:
-    """The unit string: Hu and Pi without repeats, merged with St by time; ties go St, Pi, Hu."""
+    """The unit string: Hu and Pi without repeats, merged with St by time; ties go St, Pi, Hu.
+
+    Raises:
+      InputError: a negative unit, which has no string.
+    """
+    for name, stream in units.to_dict().items():
+        if stream and min(stream) < 0:
+            raise InputError(f"There is no {name} unit {min(stream)}.")
     timed: list[tuple[float, str]] = []
     if units.style is not None:
         timed += [(i / STYLE_RATE, f"[St{unit}]") for i, unit in enumerate(units.style)]
@@ -101,10 +111,16 @@ def from_string(string: str, common_style: int = COMMON_STYLE) -> Units:
     Raises:
       InputError: anything else in the string.
     """
-    junk = _UNIT_OR_MARKER.sub("", string).strip()
-    if junk:
-        raise InputError(f"{junk[:40]!r} is no unit; a unit string has [Hu..], [Pi..] and [St..].")
-    tokens = [(kind, int(number)) for kind, number in _UNIT.findall(string)]
+    tokens = []
+    for part in markup.parse(string):
+        unit = markup.UNIT.fullmatch(part.string) if part.is_token else None
+        if unit:
+            tokens.append((unit[1], int(unit[2])))
+        elif not part.is_token and part.string.strip():
+            raise InputError(
+                f"{part.string.strip()[:40]!r} is no unit; a unit string has [Hu..], [Pi..] and "
+                "[St..]."
+            )
     firsts = {kind: number for kind, number in reversed(tokens)}
     latest = dict(firsts)
     if "Pi" in firsts:
@@ -129,43 +145,43 @@ class Piece:
 
 
 def split(string: str) -> list[Piece]:
-    """A string as text and speech in turn; markers are dropped, neighbours of one kind joined."""
-    pieces: list[Piece] = []
+    """A prompt string as text and speech in turn, each without escapes.
 
-    def add(modality: Modality, content: str) -> None:
-        if content and pieces and pieces[-1].modality is modality:
-            content = pieces.pop().content + content
-        if content:
-            pieces.append(Piece(modality, content))
-
-    for part in _MARKER.split(string):
-        end = 0
-        for run in _UNIT_RUN.finditer(part):
-            add(Modality.TEXT, part[end : run.start()])
-            add(Modality.SPEECH, run.group())
-            end = run.end()
-        add(Modality.TEXT, part[end:])
-    return pieces
+    Markers are dropped, and neighbours of one kind are joined.
+    """
+    parts = [
+        (Modality.SPEECH if part.is_token else Modality.TEXT, part.string)
+        for part in markup.parse(string)
+        if not markup.MARKER.fullmatch(part.string) or not part.is_token
+    ]
+    return [
+        Piece(modality, "".join(content for _, content in group))
+        for modality, group in itertools.groupby(parts, key=lambda part: part[0])
+    ]
 
 
 def build_prompt(inputs: Sequence[tuple[Modality, str]], output_modality: Modality) -> str:
     """The prompt string: a marker wherever the modality changes, and for the wanted output.
 
     Args:
-      inputs: in order, each a modality (text or speech) and its text or unit string.
+      inputs: in order, each a modality (text or speech) and its text or unit string. A text is
+        text: what looks like a marker or unit in it is escaped (see `markup`).
       output_modality: text and speech add their marker unless the last input was of that kind.
     """
-    prompt, last = "", None
+    parts: list[markup.Part] = []
+    last = None
     for modality, content in inputs:
-        prompt += ("" if modality == last else _marker(modality)) + content
+        parts += [] if modality == last else [_marker(modality)]
+        parts += [markup.Part(content)] if modality == Modality.TEXT else markup.parse(content)
         last = modality
     if output_modality not in (Modality.ARBITRARY, last):
-        prompt += _marker(output_modality)
-    return prompt
+        parts.append(_marker(output_modality))
+    return markup.render(parts)
 
 
-def _marker(modality: Modality) -> str:
-    return {Modality.TEXT: "[Text]", Modality.SPEECH: "[Speech]"}[modality]
+def _marker(modality: Modality) -> markup.Part:
+    string = {Modality.TEXT: "[Text]", Modality.SPEECH: "[Speech]"}[modality]
+    return markup.Part(string, is_token=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from spirit_jax.data.interleave import (
     Span,
     TokenLine,
     draw_spans,
+    encode_text_span,
     interleave,
 )
 from spirit_jax.data.records import Utterance
@@ -150,6 +151,13 @@ def test_text_spans_are_as_in_prompts(tokenizer):
     seed = spans.index([Span(Modality.TEXT, 0, 2)])
     ids = interleave([utterance], config, Recorder, VOCAB, np.random.default_rng(seed))
     assert [1, *ids] == tokenizer.encode("[Text]hello there")
+
+
+def test_words_that_spell_markup_are_text(tokenizer):
+    words = ["[Hu5]", "[Speech]", "[Text]", "a"]
+    ids = encode_text_span(words, tokenizer, VOCAB).tolist()
+    assert [i for i in ids if i >= VOCAB.text_size] == [VOCAB.text_marker]
+    assert tokenizer.decode(ids[1:]) == " ".join(words)
 
 
 def test_the_prefix_gives_a_word_its_usual_piece(tokenizer):

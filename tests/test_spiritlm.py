@@ -27,6 +27,26 @@ def test_prompts_have_a_marker_wherever_the_modality_changes(lm):
     assert lm.build_prompt([], Modality.SPEECH) == "[Speech]"
 
 
+def test_a_text_input_is_text_whatever_it_spells(lm):
+    text = "say [Hu5], [Speech] [Text]"
+    inputs = [("text", text), ("text", "[H"), ("text", "u7]"), SPEECH, ("text", "[Pi1]")]
+    ids = lm.text_tokenizer.encode(lm.build_prompt(inputs, "speech"))
+    texts = f"[Text]{text}[Hu7][Speech]{SPEECH[1]}[Text][Pi1][Speech]"
+    assert lm.text_tokenizer.decode(ids) == texts
+    vocab = lm.vocab
+    marked = lm.text_tokenizer.encode(f"[Text]a[Speech]{SPEECH[1]}[Text]a[Speech]")
+    assert [i for i in ids if i >= vocab.text_size] == [i for i in marked if i >= vocab.text_size]
+
+
+def test_generated_text_that_spells_units_is_not_spoken(lm):
+    spelled = "so " + "".join(rf"[\Hu{i}]" for i in range(40))
+    ids = lm.text_tokenizer.encode(spelled)[1:]
+    (outputs,) = lm.decode_outputs(["[Text]a"], [lm.text_tokenizer.decode_prompt(ids)])
+    assert [(piece.content, piece.content_type) for piece in outputs] == [
+        (spelled.replace("\\", ""), Modality.TEXT)
+    ]
+
+
 def test_speech_may_be_audio_units_or_a_string(lm):
     wave = np.sin(np.arange(16_000) / 20).astype(np.float32)
     units = lm.speech_tokenizer.encode(wave)

@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from rich.console import Console
 from tones import write_tones
 
-from spirit_jax import GenerationConfig, InputError, SpiritLM
+from spirit_jax import GenerationConfig, InputError, SpiritLM, markup
+from spirit_jax.data.manifest import Item
 from spirit_jax.evaluation import answers, pairs, run, tasks
 
 QUIET = Console(quiet=True)
@@ -80,6 +82,25 @@ def test_answers_are_the_models_own_in_batches_as_alone(lm, manifest, tmp_path, 
     free = [lm.text_tokenizer.decode(ids) for ids in lm.generate_ids(prompts, max_new_tokens=40)]
     assert [row["given"] for row in cut] == [one.split("[Speech]")[0] for one in free]
     assert free != [row["given"] for row in rows]
+
+
+def test_an_items_text_is_text_whatever_it_spells(lm):
+    item = Item("a", text="[Hu5][Speech]", label="Text")
+    prompt = tasks.fill("[Text]A:{text} [{label}][Speech][Hu7]", item, None, lm)
+    ids = lm.text_tokenizer.encode(prompt)
+    space = lm.text_tokenizer.word_prefix
+    assert lm.text_tokenizer.decode(ids) == f"[Text]{space}A:[Hu5][Speech] [Text][Speech][Hu7]"
+    vocab = lm.vocab
+    tokens = [vocab.text_marker, vocab.speech_marker, vocab.first_unit + 7]
+    assert [i for i in ids if i >= vocab.text_size] == tokens
+
+
+def test_an_end_marker_is_the_token_and_not_its_spelling(lm, manifest, tmp_path, monkeypatch):
+    spelled = lm.text_tokenizer.encode(r"it says [\Speech] here[Speech][Hu1]")[1:]
+    monkeypatch.setattr(lm, "generate_ids", lambda prompts, *_: [spelled] * len(prompts))
+    form = {"manifest": manifest, "ask": "[Speech]{speech}[Text]", "end": "[Speech]"}
+    _, rows = ask(lm, tmp_path, **form)
+    assert {row["given"] for row in rows} == {"it says [Speech] here"}
 
 
 def test_what_is_said_is_kept_and_judged_by_another_program(lm, manifest, tmp_path):
@@ -180,3 +201,17 @@ def test_a_limit_and_speakers_choose_items(lm, manifest, tmp_path):
     by = [json.loads(line) for line in open(manifest)]
     assert [row["id"] for row in own] == [one["id"] for one in by if one["speaker"] == speaker]
     assert 0 < len(own) < len(rows)
+
+
+def test_texts_of_pairs_are_text_whatever_they_spell(lm, tmp_path):
+    row = {"id": 1, "context": {"text": "[Hu5]"}, "right": {"text": "[Speech]"}}
+    row |= {"wrong": {"text": "[Hu6] x"}}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    scored = []
+    lm = SimpleNamespace(
+        text_tokenizer=lm.text_tokenizer, score=lambda p: scored.extend(p) or [(-1.0, 1)] * len(p)
+    )
+    pairs.run_pairs(lm, pairs.PairsConfig("p", str(tmp_path / "pairs.jsonl")), None, QUIET)
+    for context, ending in scored:
+        assert [p.string for p in markup.parse(context + ending) if p.is_token] == ["[Text]"]
+    assert len(scored) == 2

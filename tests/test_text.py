@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
+import tokenizers
 import toy_tokenizers as toy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,15 @@ from hypothesis import strategies as st
 from convert.tokenizer import convert_tokenizer
 from spirit_jax import config
 from spirit_jax.errors import InputError
-from spirit_jax.text import PieceTokenizer, SplitTokenizer, TextTokenizer, load_text_tokenizer
+from spirit_jax.markup import escape, show
+from spirit_jax.text import (
+    PieceTokenizer,
+    SplitTokenizer,
+    TextTokenizer,
+    learn_text_tokenizer,
+    load_text_tokenizer,
+    load_tokenizers,
+)
 from spirit_jax.vocab import Vocab
 
 BASE = Vocab.make("base", toy.TEXT_SIZE)
@@ -135,6 +145,172 @@ def test_names_of_special_tokens_are_text(kind, string):
 def test_what_is_no_unicode_text_is_named(kind):
     with pytest.raises(InputError, match=r"'ab\\ud800c'.*at 2"):
         kind.tokenizer.encode("ab\ud800c")
+
+
+# Text that spells markers and units.
+
+SPELLED = [
+    "[Hu5]",
+    "say [Hu5] [Speech]",
+    "[Text]",
+    "[[Hu5]]",
+    "a[Pi3]b[St7]",
+    r"[\Hu5]",
+    "the [Hu5",
+]
+
+
+@pytest.fixture(scope="session")
+def encode_plain(files):
+    """The ids of a text by a tokenizer that has no markers and units, by kind."""
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(files["text"]))
+    bpe = tokenizers.Tokenizer.from_file(str(files["json"]))
+    return {"pieces": pieces.encode, "text": pieces.encode, "json": lambda s: bpe.encode(s).ids}
+
+
+@pytest.mark.parametrize("text", SPELLED)
+@pytest.mark.parametrize("name", ["pieces", "text", "json"])
+def test_escaped_text_has_the_ids_that_it_has_without_units(kinds, encode_plain, name, text):
+    kind = kinds[name]
+    ids = kind.tokenizer.encode(escape(text))
+    assert ids == [kind.vocab.bos, *encode_plain[name](text)]
+    assert kind.tokenizer.decode(ids) == text
+    assert kind.tokenizer.decode_prompt(ids) == escape(text)
+
+
+@pytest.mark.parametrize("text", SPELLED)
+def test_tokens_around_escaped_text_stay_what_they_are(kind, text):
+    prompt = f"[Text]{escape(text)}[Speech][Hu7]{escape(text)} the[Text]"
+    ids = kind.tokenizer.encode(prompt)
+    unit, marker = kind.vocab.first_unit + 7, kind.vocab.text_marker
+    special = [i for i in ids if i >= kind.vocab.text_size]
+    assert special == [marker, kind.vocab.speech_marker, unit, marker]
+    assert kind.tokenizer.decode_prompt(ids) == prompt
+    assert kind.tokenizer.decode(ids) == f"[Text]{text}[Speech][Hu7]{text} the[Text]"
+    before = kind.tokenizer.encode("[Text]  the cat[Speech] a[Hu7]")
+    assert kind.tokenizer.encode(f"[Text]  the cat[Speech] a[Hu7]{escape(text)}")[
+        : len(before)
+    ] == (before)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 1700), max_size=12))
+def test_any_ids_have_a_prompt_string_with_the_same_tokens(kinds, ids):
+    for kind in kinds.values():
+        prompt = kind.tokenizer.decode_prompt(ids)
+        tokens = [i for i in ids if kind.vocab.text_size <= i < kind.vocab.size]
+        again = kind.tokenizer.encode(prompt)
+        assert [i for i in again if i >= kind.vocab.text_size] == tokens
+        assert show(prompt) == kind.tokenizer.decode(ids)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, BASE.size - 1) | st.integers(3, 258), max_size=12))
+def test_pieces_decode_as_sentencepiece_does(kinds, ids):
+    kind = kinds["pieces"]
+    path = kind.llama / "out" / "text_tokenizer" / "tokenizer.model"
+    whole = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert kind.tokenizer.decode(ids) == whole.decode(ids)
+
+
+def test_negative_ids_are_named(kind):
+    with pytest.raises(InputError, match="-1"):
+        kind.tokenizer.decode([5, -1])
+
+
+@pytest.mark.parametrize("string", [b"a", None, 5, ["a"]])
+def test_what_is_no_string_is_named(kind, string):
+    with pytest.raises(InputError, match="must be a string"):
+        kind.tokenizer.encode(string)
+
+
+# What a tokenizer.json keeps of its last use.
+
+
+def saved_after(change, files, folder):
+    tokenizer = tokenizers.Tokenizer.from_file(str(files["json"]))
+    change(tokenizer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    llama = toy.write_llama_folder(folder / "llama", folder / "tokenizer.json", toy.TEXT_SIZE)
+    return converted(llama, "expressive", add=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.enable_truncation(16),
+        lambda t: t.enable_padding(length=64),
+        lambda t: setattr(t.model, "dropout", 0.5),
+        lambda t: setattr(
+            t,
+            "post_processor",
+            tokenizers.processors.TemplateProcessing(
+                "<s> $A </s>", None, [("<s>", 1), ("</s>", 2)]
+            ),
+        ),
+    ],
+    ids=["truncation", "padding", "dropout", "template"],
+)
+def test_a_tokenizer_saved_after_training_reads_whole_texts(files, kinds, tmp_path, change):
+    kind = saved_after(change, files, tmp_path)
+    text = "[Text]" + "the cat sat on the mat " * 20 + "[Hu3]"
+    expected = kinds["json"].tokenizer.encode(text)
+    assert len(expected) > 64
+    assert all(kind.tokenizer.encode(text) == expected for _ in range(3))
+
+
+def test_the_truncated_tokenizer_of_the_cases(tmp_path):
+    case = Path(__file__).parents[2] / "shared" / "cases" / "tokenizers"
+    if not case.is_dir():
+        pytest.skip(f"the cases are not at {case}")
+    path = case / "truncation16.tokenizer.json"
+    whole = tokenizers.Tokenizer.from_file(str(path))
+    whole.no_truncation()
+    assert load_tokenizers(path).encode("the cat " * 200).ids == whole.encode("the cat " * 200).ids
+    size = whole.get_vocab_size()
+    (tmp_path / "tokenizer.json").write_bytes(path.read_bytes())
+    llama = toy.write_llama_folder(tmp_path / "llama", tmp_path / "tokenizer.json", size)
+    kind = converted(llama, "base", add=True)
+    text = "a text of some words, " * 40
+    assert len(kind.tokenizer.encode(text)) == 1 + len(whole.encode(text).ids) > 100
+
+
+# A vocabulary of one's own.
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("learnt")
+    lines = [f"{line}\t{line}" for line in toy.sentences()[:300]]  # a tab loses no line
+    learn_text_tokenizer(folder, lines, 500)
+    return load_text_tokenizer(folder, Vocab.make("base", 500))
+
+
+@pytest.mark.parametrize(
+    "text", ["a  b", "   three", "end  ", " ", "a\tb", "a\n\nb\r\n", "\u3000x"]
+)
+def test_a_learnt_vocabulary_keeps_spaces(learnt, text):
+    assert learnt.decode(learnt.encode(text)) == text
+    prompt = f"[Text]{text}[Speech][Hu1]"
+    assert learnt.decode(learnt.encode(prompt)) == prompt
+    assert len(learnt.encode("topics")) < 7  # it has learnt words
+
+
+@pytest.mark.parametrize(
+    ("lines", "pieces", "says"),
+    [
+        ([], 300, "cannot be learnt"),
+        (["a b c"], 100_000, "cannot be learnt"),
+        (["a b c"], -1, "cannot be learnt"),
+        (["a b c"], 10**30, "cannot be learnt"),
+        (["half \ud83d"], 300, "not valid Unicode"),
+        ([None], 300, "must be a string"),
+    ],
+)
+def test_what_no_vocabulary_can_be_learnt_from_is_named(tmp_path, lines, pieces, says):
+    with pytest.raises(InputError, match=says):
+        learn_text_tokenizer(tmp_path / "x", lines, pieces)
+    assert not list(tmp_path.glob("x/*"))
 
 
 # Ids to strings.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spirit_jax import markup
 from spirit_jax import units as units_lib
 from spirit_jax.data.configs import InterleaveConfig
 from spirit_jax.data.records import Utterance
@@ -140,6 +141,7 @@ def interleave(
 
 
 def encode_text_span(words: Sequence[str], tokenizer: TextTokenizer, vocab: Vocab) -> np.ndarray:
-    """`[Text]` and the ids of words, as a prompt has them."""
-    ids = tokenizer.encode("[Text]" + tokenizer.word_prefix + " ".join(words))
+    """`[Text]` and the ids of words, as a prompt has them; no word is a marker or unit."""
+    text = markup.escape(tokenizer.word_prefix + " ".join(words))
+    ids = tokenizer.encode("[Text]" + text)
     return np.array(ids[ids.index(vocab.text_marker) :], np.int32)

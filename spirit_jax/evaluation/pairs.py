@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from spirit_jax import markup
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import PairsConfig
 from spirit_jax.spiritlm import SpiritLM
@@ -82,7 +83,7 @@ def _strings(lm: SpiritLM, pairs: PairsConfig, row: dict, hear: Callable) -> Seq
         value = row[part].get("audio" if modality == "speech" else "text")
         if not value:
             raise InputError(f"{row['id']}: its {part} has no {modality}.")
-        return hear(value) if modality == "speech" else value
+        return hear(value) if modality == "speech" else markup.escape(value)
 
     before = pairs.context or pairs.ending
     marker = {"text": f"[Text]{prefix}", "speech": "[Speech]"}

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from spirit_jax import markup
 from spirit_jax.audio import SAMPLE_RATE, write_wav
 from spirit_jax.data.manifest import Item, read_source
 from spirit_jax.data.speech import draw_items
@@ -105,18 +106,24 @@ class Hearing:
 
 
 def fill(template: str, item: Item, hear: Callable[[Any], str], lm: SpiritLM) -> str:
-    """A template with what an item has; text after a marker gets the tokenizer's usual space."""
+    """A template with what an item has; text after a marker gets the tokenizer's usual space.
 
-    def value(match: re.Match) -> str:
-        name = match[1]
+    Markers and units of the template are markup; what looks like them in an item's text or label
+    is text.
+    """
+
+    def value(name: str) -> list[markup.Part]:
         content = item.audio if name == "speech" else getattr(item, name)
         if content is None or isinstance(content, str) and not content:
             raise InputError(f"{item.id}: has no {name}, which the template {template!r} needs.")
-        return hear(content) if name == "speech" else content
+        return markup.parse(hear(content)) if name == "speech" else [markup.Part(content)]
 
     prefix = lm.text_tokenizer.word_prefix
     spaced = re.sub(r"\[Text\](?=.)", lambda match: match[0] + prefix, template)
-    return re.sub(r"\{(speech|text|label)\}", value, spaced)
+    parts: list[markup.Part] = []
+    for place, piece in enumerate(re.split(r"\{(speech|text|label)\}", spaced)):
+        parts += value(piece) if place % 2 else markup.parse(piece)
+    return markup.render(parts)
 
 
 def _read(source: str, task: TaskConfig) -> list[Item]:
@@ -149,9 +156,9 @@ def _answer(
         how = dataclasses.replace(task.generation, seed=task.generation.seed + seed + number)
         modality = Modality.ARBITRARY if task.end == "[Speech]" else task.output
         ids = lm.generate_ids(own, modality, how)
-        strings = [lm.text_tokenizer.decode(one) for one in ids]
+        strings = [lm.text_tokenizer.decode_prompt(row) for row in ids]
         if task.output == "text":
-            texts = [s.split(task.end)[0] if task.end else s for s in strings]
+            texts = [markup.show(s.split(task.end)[0] if task.end else s) for s in strings]
             found |= zip(batch, texts, strict=True)
             continue
         outputs = lm.decode_outputs(own, strings, task.voice or None, least=1)

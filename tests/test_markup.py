@@ -1,0 +1,65 @@
+"""The markup of prompt strings: what is a token, what is text, and the way between them."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spirit_jax.markup import Part, escape, parse, render, show
+
+SHARDS = [
+    "[Hu5]",
+    "[Text]",
+    "[Speech]",
+    "[Pi0]",
+    "[",
+    "]",
+    "\\",
+    "[\\",
+    "Hu5]",
+    "Speech]",
+    "a",
+    " ",
+]
+strings = st.lists(st.sampled_from(SHARDS) | st.text(max_size=2), max_size=8).map("".join)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("", []),
+        ("a", [Part("a")]),
+        ("[Text]a[Hu5]", [Part("[Text]", True), Part("a"), Part("[Hu5]", True)]),
+        (r"a[\Hu5]b", [Part("a[Hu5]b")]),
+        (r"[\\Speech]", [Part(r"[\Speech]")]),
+        (r"[\\\St9][St9]", [Part(r"[\\St9]"), Part("[St9]", True)]),
+        (r"[\w]\[Hu] [\Hu]", [Part(r"[\w]\[Hu] [\Hu]")]),
+        (r"\[Hu5]", [Part("\\"), Part("[Hu5]", True)]),
+        ("[[Hu0]]", [Part("["), Part("[Hu0]", True), Part("]")]),
+        ("[Hu01][Hu٣][hu1][Hu1234567890]", [Part("[Hu01][Hu٣][hu1][Hu1234567890]")]),
+    ],
+)
+def test_parts_of_a_prompt_string(prompt, parts):
+    assert parse(prompt) == parts
+    assert render(parts) == prompt
+    assert show(prompt) == "".join(part.string for part in parts)
+
+
+def test_texts_side_by_side_make_no_token():
+    assert render([Part("[Hu"), Part("5]")]) == r"[\Hu5]"
+    assert render([Part("["), Part("[Text]", True), Part("Text]")]) == "[[Text]Text]"
+
+
+@settings(deadline=None)
+@given(strings)
+def test_every_text_has_a_prompt_string(text):
+    assert parse(escape(text)) == ([Part(text)] if text else [])
+    assert escape(text) == text or any(part.is_token for part in parse(text)) or "\\" in text
+
+
+@settings(deadline=None)
+@given(strings)
+def test_every_string_is_a_prompt_string(prompt):
+    parts = parse(prompt)
+    assert render(parts) == prompt
+    assert all(part.string for part in parts)
+    assert all(a.is_token or b.is_token for a, b in zip(parts, parts[1:], strict=False))
