@@ -4,7 +4,6 @@ Public names are imported when they are first used, so `import spirit_jax` takes
 """
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
     from spirit_jax.spiritlm import Output, SpiritLM
     from spirit_jax.units import Units
     from spirit_jax.vocab import Modality
+
+    __version__: str
 
 __all__ = [
     "GenerationConfig",
@@ -36,19 +37,26 @@ _MODULES = {
     "Units": "spirit_jax.units",
 }
 
-try:
-    __version__ = version("spirit-jax")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "unknown"
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name == "__version__":
+        value = _read_version()
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+    else:
         raise AttributeError(f"module 'spirit_jax' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _read_version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("spirit-jax")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"

@@ -16,7 +16,7 @@ from spirit_jax.audio import load_audio
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs a command line: (exit status, standard output, standard error)."""
-    monkeypatch.setattr(cli.options, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli.options, "prepare_environment", lambda: None)
 
     def run_command(*args):
         monkeypatch.setattr(sys, "argv", ["spirit-jax", *map(str, args)])

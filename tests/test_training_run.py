@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on(make_config, tmp_path, number):
 
 def test_misspelt_keys_and_wrong_meshes_are_named(make_config, tmp_path, monkeypatch, capsys):
     path = write_config(tmp_path / "run.yaml", make_config())
-    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli.options, "prepare_environment", lambda: None)
     for override, message in (
         ("optimizer.learning_rat=1", "learning_rat"),
         ("mesh.fsdp=3", "needs 3 devices"),

@@ -3,10 +3,13 @@
 Nothing heavy is imported until a command needs it, so help and errors appear at once.
 """
 
+import os
 import sys
+from typing import Annotated
 
 import typer
 
+import spirit_jax
 from spirit_jax.cli import (
     align,
     demo,
@@ -22,8 +25,16 @@ from spirit_jax.cli import (
 )
 from spirit_jax.errors import InputError
 
+USAGE_ERROR = typer.BadParameter.__base__  # click's, or that of the copy inside Typer
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"spirit-jax {spirit_jax.__version__}")
+        raise typer.Exit()
+
+
 app = typer.Typer(
-    help="Spirit LM: encode speech, resynthesise it, and generate text and speech.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,11 +51,39 @@ app.command("eval")(evaluate.evaluate)
 app.command()(demo.demo)
 
 
+@app.callback()
+def describe(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version)
+    ] = False,
+) -> None:
+    """Spirit LM: encode speech, resynthesise it, and generate text and speech."""
+
+
 def main() -> None:
-    """Runs the command line; a bad input is one line on standard error and exit status 1."""
-    options.use_compilation_cache()
+    """Runs the command line.
+
+    A bad input is one line on standard error: exit status 1, or 2 for a command line that has no
+    such command, option or argument. Ctrl-C gives 130.
+    """
+    options.prepare_environment()
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _fail(str(error), 1)
+    except USAGE_ERROR as error:
+        message = error.format_message().rstrip(".")
+        if not message:  # no arguments at all: the help has been printed
+            sys.exit(2)
+        place = error.ctx.command_path if error.ctx else "spirit-jax"
+        _fail(f"{message}. See {place} --help.", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -5,10 +5,14 @@ from typing import Annotated
 
 import typer
 
+from spirit_jax import folders
+from spirit_jax.cli import checks
 from spirit_jax.cli.options import count_items
+from spirit_jax.errors import InputError
 
 
 def align(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(help="JSONL manifest with id, audio and text")],
     output: Annotated[Path, typer.Argument(help="The manifest to write, with words")],
     model: Annotated[
@@ -31,6 +35,19 @@ def align(
     Items that cannot be aligned are listed, with reasons, in OUTPUT.rejects.jsonl. A run that was
     stopped goes on where it was.
     """
+    ways = {"--model": model, "--textgrid": textgrid, "--whisperx": whisperx}
+    if sum(way is not None for way in ways.values()) != 1:
+        raise InputError(f"Word times come from one of {', '.join(ways)}; give one of them.")
+    checks.existing(source)
+    checks.new_file(output)
+    if model is not None:
+        folders.find_model(model)
+    else:
+        checks.existing(textgrid or whisperx)
+        idle = "min_score", "batch_size"
+        checks.refuse_idle(context, idle, "Word times of other tools are taken as they are")
+    if textgrid is None:
+        checks.refuse_idle(context, ("tier",), "There are no TextGrids")
     from spirit_jax.data import progress
     from spirit_jax.data.align import Aligner
     from spirit_jax.data.align_corpus import align_corpus

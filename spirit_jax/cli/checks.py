@@ -1,6 +1,9 @@
 """Checks of paths and names that need neither JAX nor a model, so that errors appear at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import typer
 
 from spirit_jax.errors import InputError
 
@@ -14,10 +17,18 @@ def existing_file(path: Path) -> Path:
     return path
 
 
-def existing_folder(path: Path) -> Path:
-    """The path; raises `InputError` unless there is a folder."""
-    if not path.is_dir():
-        raise InputError(f"{path}: there is no such folder.")
+def existing(path: Path) -> Path:
+    """The path; raises `InputError` unless there is a file or a folder."""
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or folder.")
+    return path
+
+
+def empty_folder(path: Path) -> Path:
+    """The path of a folder to fill; raises `InputError` where it holds something already."""
+    output_folder(path)
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"{path}: is not empty; choose another folder.")
     return path
 
 
@@ -53,17 +64,20 @@ def free_name(folder: Path, stem: str, suffix: str) -> Path:
     return path
 
 
-def refuse_idle(reason: str, **options: object) -> None:
+def refuse_idle(context: typer.Context, names: Sequence[str], reason: str) -> None:
     """Raises an `InputError` that names the options which are given and would do nothing.
 
     Args:
-      reason: why, such as "--greedy draws nothing".
-      options: value by name; None, False, "" and empty lists are not given.
+      context: of the command.
+      names: of its parameters, such as "top_p".
+      reason: why they do nothing, such as "--greedy draws no token".
     """
-    idle = [
-        f"--{name.replace('_', '-')}"
-        for name, value in options.items()
-        if value or value == 0 and value is not False
-    ]
+    idle = [f"--{name.replace('_', '-')}" for name in names if is_given(context, name)]
     if idle:
-        raise InputError(f"{reason}: {' and '.join(idle)} would do nothing; leave it out.")
+        raise InputError(f"{reason}, so {' and '.join(idle)} would do nothing; leave it out.")
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter is on the command line, and not its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"

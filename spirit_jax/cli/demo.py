@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from spirit_jax.cli import checks
+
 
 def demo(
     speech: Annotated[Path | None, typer.Option(help="A recording of your own to hear")] = None,
@@ -17,6 +19,9 @@ def demo(
     The small models that do it come with the package. They know the words and sentences of a small
     world: requests to a house, times, dates, weather, numbers, spelling, very short stories.
     """
+    if speech is not None:
+        checks.existing_file(speech)
+    checks.empty_folder(output)
     from spirit_jax.demo import run
 
     run(output, speech, text, Console())

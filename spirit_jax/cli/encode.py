@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from spirit_jax import folders
+from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir
 from spirit_jax.errors import InputError
 
@@ -21,21 +23,44 @@ def encode(
 
     A file that cannot be read is skipped, named on standard error and counted.
     """
+    folders.find_speech_tokenizer(model)
+    skipped = [path for path in audio if _skips(lambda path=path: checks.existing_file(path))]
+    present = [path for path in audio if path not in skipped]
+    if present:
+        skipped += _encode(model, present, string)
+    if skipped:
+        print(f"{len(skipped)} of {len(audio)} files were skipped.", file=sys.stderr)
+        if strict or len(skipped) == len(audio):
+            raise typer.Exit(1)
+
+
+def _encode(model: Path, audio: list[Path], string: bool) -> list[Path]:
+    """Prints a line for each recording that can be used; returns the others."""
     from spirit_jax.data import progress
     from spirit_jax.speech_tokenizer import SpeechTokenizer
 
     tokenizer = SpeechTokenizer.from_pretrained(model)
-    skipped = 0
-    for path in progress.watch(audio, "encoding", len(audio)):
-        try:
-            units = tokenizer.encode(path)
-        except InputError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-            skipped += 1
-            continue
+    tokenizer.require_encoder()  # one error for all files
+    skipped = []
+
+    def print_line(path: Path) -> None:
+        units = tokenizer.encode(path)
+        if not len(units.hubert):
+            raise InputError(f"{path}: has no units; it is shorter than 80 ms.")
         values = {"string": tokenizer.to_string(units)} if string else units.to_dict()
         print(json.dumps({"audio": str(path)} | values), flush=True)
-    if skipped:
-        print(f"{skipped} of {len(audio)} files were skipped.", file=sys.stderr)
-        if strict or skipped == len(audio):
-            raise typer.Exit(1)
+
+    for path in progress.watch(audio, "encoding", len(audio)):
+        if _skips(lambda path=path: print_line(path)):
+            skipped.append(path)
+    return skipped
+
+
+def _skips(use) -> bool:
+    """Whether a file cannot be used; says why on standard error."""
+    try:
+        use()
+    except InputError as error:
+        print(f"skipped: {error}", file=sys.stderr)
+        return True
+    return False

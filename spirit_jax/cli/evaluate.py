@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from spirit_jax.cli.options import ModelDir
+from spirit_jax import folders
+from spirit_jax.cli import checks
+from spirit_jax.cli.options import ModelDir, Overwrite
 
 
 def evaluate(
@@ -16,6 +18,7 @@ def evaluate(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as seed=1")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Evaluate a model by tasks: what it writes and says of recordings and texts, and likelihoods.
 
@@ -23,11 +26,17 @@ def evaluate(
     said. Judges, recognisers or classifiers of what was said, are commands in the config.
     """
     from spirit_jax import config
-    from spirit_jax.evaluation.run import EvalConfig, table
-    from spirit_jax.evaluation.run import evaluate as run_all
-    from spirit_jax.spiritlm import SpiritLM
+    from spirit_jax.evaluation.configs import EvalConfig
 
     settings = config.read(EvalConfig, run, overrides or [])
+    settings.check_names()
+    folders.find_language_model(model)
+    checks.output_folder(output)
+    checks.new_file(output / "figures.json", overwrite)
+    from spirit_jax.evaluation.run import evaluate as run_all
+    from spirit_jax.evaluation.run import table
+    from spirit_jax.spiritlm import SpiritLM
+
     lm = SpiritLM.from_pretrained(model)
     figures = run_all(lm, settings, output, Console(stderr=True))
     Console().print(table(figures))

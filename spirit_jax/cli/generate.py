@@ -1,16 +1,21 @@
 """`spirit-jax generate`: a prompt of text and speech, continued."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from spirit_jax import folders
+from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir
 from spirit_jax.errors import InputError
+from spirit_jax.generation.config import GenerationConfig
 
 
 def generate(
+    context: typer.Context,
     model: ModelDir,
     inputs: Annotated[list[str], typer.Argument(help='The prompt: "text:..." and speech:FILE')],
     to: Annotated[str, typer.Option(help="text, speech or arbitrary")] = "arbitrary",
@@ -24,29 +29,35 @@ def generate(
     speaker: Annotated[str | None, typer.Option(help="Speaker, by name or number")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the WAV files")] = Path("."),
 ) -> None:
-    """Continue a prompt of text and speech; prints text, writes speech to WAV files."""
+    """Continue a prompt of text and speech; prints text, writes speech to WAV files.
+
+    Files are speech-0.wav, speech-1.wav, ...: the first numbers that OUTPUT does not have yet.
+    """
+    from spirit_jax.vocab import Modality
+
+    prompt = [_parse_input(item) for item in inputs]
+    if greedy:
+        idle = "temperature", "top_p", "top_k", "seed"
+        checks.refuse_idle(context, idle, "--greedy takes the likeliest token each time")
+    if Modality.of(to) is Modality.TEXT:
+        checks.refuse_idle(context, ("speaker", "output"), "--to text speaks nothing")
+    options = GenerationConfig(
+        max_new_tokens, not greedy, temperature, top_p, top_k, repetition_penalty, seed
+    )
+    folders.find_language_model(model)
+    checks.output_folder(output)
     from spirit_jax import audio as audio_lib
     from spirit_jax.spiritlm import SpiritLM
 
-    prompt = [_parse_input(item) for item in inputs]
     lm = SpiritLM.from_pretrained(model)
     pieces = lm.generate(
-        prompt,
-        output_modality=to,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        do_sample=not greedy,
-        seed=seed,
-        speaker_id=speaker,
+        prompt, output_modality=to, speaker_id=speaker, **dataclasses.asdict(options)
     )
-    for number, piece in enumerate(pieces):
+    for piece in pieces:
         if piece.content_type == "text":
             print(f"text: {piece.content}")
         else:
-            path = output / f"speech-{number}.wav"
+            path = checks.free_name(output, "speech", ".wav")
             audio_lib.write_wav(path, piece.content)
             print(f"speech: {path}")
     if not pieces:
@@ -57,4 +68,6 @@ def _parse_input(item: str) -> tuple[str, str]:
     kind, separator, content = item.partition(":")
     if not separator or kind not in ("text", "speech"):
         raise InputError(f"'{item}' is no input; write \"text:...\" or speech:FILE.")
+    if kind == "speech":
+        checks.existing_file(Path(content))
     return kind, content

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from spirit_jax import files, folders
+from spirit_jax.cli import checks
 from spirit_jax.errors import InputError
 
 
@@ -15,9 +17,12 @@ def new(
         typer.Argument(help="What its text vocabulary is learnt from: see prepare"),
     ] = None,
     *,
-    speech: Annotated[str, typer.Option(help="Model whose speech tokenizer it gets, or a name")],
+    speech: Annotated[
+        str, typer.Option(help="Model whose speech tokenizer it gets, by folder or name")
+    ],
     start: Annotated[
-        str | None, typer.Option(help="Model whose language model and texts it goes on from")
+        str | None,
+        typer.Option(help="Model whose language model it starts from, by folder or name"),
     ] = None,
     pieces: Annotated[
         int | None, typer.Option(help="Of the text vocabulary; 1000 if not given")
@@ -31,12 +36,22 @@ def new(
 
     prepare takes --model OUTPUT.
     """
+    if (start is None) != bool(texts) or (start is not None and pieces is not None):
+        raise InputError("Give TEXTS (and --pieces) to learn a vocabulary from, or --start alone.")
+    if pieces is not None and pieces < 1:
+        raise InputError(f"--pieces is {pieces}; expected 1 or more.")
+    files.refuse_existing(output)
+    checks.output_folder(output.absolute().parent)
+    folders.find_speech_tokenizer(speech)
+    if start is not None:
+        folders.find_language_model(start)
+    for text in texts or ():
+        if not text.startswith("tfds:"):
+            checks.existing(Path(text))
     from spirit_jax import new_model
 
-    if start is None and texts:
+    if texts:
         vocab = new_model.write_new_model(output, speech, texts, pieces or 1000)
-    elif start is not None and not texts and pieces is None:
-        vocab = new_model.extend_model(output, start, speech)
     else:
-        raise InputError("Give TEXTS (and --pieces) to learn a vocabulary from, or --start alone.")
+        vocab = new_model.extend_model(output, start, speech)
     print(f"{output}: {vocab.text_size} text pieces and {vocab.size - vocab.first_unit} units")

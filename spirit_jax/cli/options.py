@@ -1,12 +1,18 @@
 """What several commands share. Only in this package is the environment read."""
 
+import logging
 import os
+import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-ModelDir = Annotated[Path, typer.Argument(help="Model folder, as python -m convert.release writes")]
+ModelDir = Annotated[
+    Path, typer.Argument(help="Model folder, or a packaged model such as spirit-tiny-base")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist")]
 
 
 def count_items(source: str, parts: int) -> int | None:
@@ -33,9 +39,18 @@ def join_processes() -> None:
     )
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk for the next start; call it before JAX is imported."""
+def prepare_environment() -> None:
+    """What JAX and other libraries look at when they are imported, and what they may print.
+
+    Compiled programs are kept on disk for the next start. Warnings of libraries, which a user can
+    do nothing about, are not printed, unless PYTHONWARNINGS or -W asks for them.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "spirit_jax" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA and TensorFlow: errors alone
+    if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
+        os.environ["PYTHONWARNINGS"] = "ignore"  # for processes that are started later
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)

@@ -5,20 +5,41 @@ from typing import Annotated
 
 import typer
 
+from spirit_jax import files, folders
+from spirit_jax.cli import checks
+from spirit_jax.errors import InputError
+
 
 def pack(
+    context: typer.Context,
     output: Annotated[Path, typer.Argument(help="Speech tokenizer folder to write")],
-    units: Annotated[Path, typer.Option(help="Folder with hubert and quantizer")],
-    pitch: Annotated[Path | None, typer.Option(help="Pitch network, for Expressive")] = None,
-    style: Annotated[Path | None, typer.Option(help="Style network, for Expressive")] = None,
-    vocoder: Annotated[Path | None, typer.Option(help="Vocoder; needed to speak only")] = None,
+    units: Annotated[
+        Path, typer.Option(help="Folder (or model, by name) with hubert and quantizer")
+    ],
+    pitch: Annotated[Path | None, typer.Option(help="Folder with pitch, for Expressive")] = None,
+    style: Annotated[Path | None, typer.Option(help="Folder with style, for Expressive")] = None,
+    vocoder: Annotated[Path | None, typer.Option(help="Folder with hifigan, to speak")] = None,
     f0_method: Annotated[str, typer.Option(help="pyin or fcpe")] = "pyin",
     half: Annotated[bool, typer.Option("--half", help="Store float16: half the size")] = False,
     share: Annotated[
         Path | None, typer.Option(help="Set whose equal networks are used, not stored again")
     ] = None,
 ) -> None:
-    """Pack trained networks, as `train --export` writes them, into a speech tokenizer folder."""
+    """Pack trained networks, as `train --export` writes them, into a speech tokenizer folder.
+
+    A network may come from a model as well, by its folder or by name (spirit-tiny-base).
+    """
+    files.refuse_existing(output)
+    checks.output_folder(output.absolute().parent)
+    if (pitch is None) != (style is None):
+        raise InputError("Pitch and style units go together: give both networks, or none.")
+    if pitch is None:
+        checks.refuse_idle(context, ("f0_method",), "Without --pitch there is no F0")
+    if f0_method not in ("pyin", "fcpe"):
+        raise InputError(f"--f0-method is '{f0_method}'; expected pyin or fcpe.")
+    for folder in (units, pitch, style, vocoder, share):
+        if folder is not None:
+            folders.find_model(folder)
     from spirit_jax import packing
 
     sealed = packing.pack(output, units, pitch, style, vocoder, f0_method, half, share)

@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spirit_jax.cli.options import count_items, join_processes
+from spirit_jax import folders
+from spirit_jax.cli import checks
+from spirit_jax.cli.options import Overwrite, count_items, join_processes
+from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.errors import InputError
 
 
@@ -19,7 +23,8 @@ def prepare(
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the prepared corpus")],
     model: Annotated[
-        Path | None, typer.Option(help="Model folder whose speech tokenizer makes units")
+        Path | None,
+        typer.Option(help="Model whose speech tokenizer makes units, by folder or name"),
     ] = None,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="The I-th of N parts; by process on a pod")
@@ -37,6 +42,7 @@ def prepare(
     distributed: Annotated[
         bool, typer.Option(help="One of several processes, as a pod's or a cluster's says")
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn recordings and text into a corpus to train on: units, text and word times.
 
@@ -45,25 +51,30 @@ def prepare(
     needed. A run that was stopped goes on where it was. Items that cannot be used are listed, with
     reasons, in OUTPUT/rejects-*.jsonl.
     """
-    if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
+    distributed |= "JAX_COORDINATOR_ADDRESS" in os.environ
+    settings = PrepareConfig(shard_items, max_seconds, threads)
+    part, parts = _parse_shard(shard) if shard else (0, 0)
+    if shard and distributed:
+        raise InputError("--shard and --distributed: each process takes the part of its number.")
+    if shard and beam is not None:
+        raise InputError("--shard and --beam: a Beam pipeline shares the items out itself.")
+    if not source.startswith("tfds:"):
+        checks.existing(Path(source))
+    if model is not None:
+        folders.find_speech_tokenizer(model)
+    checks.output_folder(output)
+    if plot is not None:
+        checks.new_file(plot, overwrite)
+    if distributed:
         join_processes()
-    from spirit_jax.data import prepare as prepare_lib
-    from spirit_jax.data import progress, report
+    from spirit_jax.data import report
 
-    settings = prepare_lib.PrepareConfig(shard_items, max_seconds, threads)
-    part, parts = _parse_shard(shard)
     if beam is not None:
-        if shard:
-            raise InputError("--shard and --beam: a Beam pipeline shares the items out itself.")
         from spirit_jax.data import beam as beam_lib
 
         told = beam_lib.run(source, output, model, settings, [option for option in beam if option])
     else:
-        from spirit_jax.speech_tokenizer import SpeechTokenizer
-
-        tokenizer = SpeechTokenizer.from_pretrained(model) if model is not None else None
-        with progress.counting("preparing", count_items(source, parts)) as done:
-            told = prepare_lib.prepare(source, output, tokenizer, settings, part, parts, done)
+        told = _prepare(source, output, model, settings, part, parts)
     if plot is not None:
         report.plot(told, plot)
     print(json.dumps(told) if as_json else report.describe(told))
@@ -73,13 +84,29 @@ def prepare(
             raise typer.Exit(1)
 
 
-def _parse_shard(shard: str) -> tuple[int, int]:
-    """(part, parts) of "I/N"; by process where it is not given."""
+def _prepare(
+    source: str, output: Path, model: Path | None, settings: PrepareConfig, part: int, parts: int
+) -> dict:
+    """Prepares a part, 1 to `parts`; that of this process where `parts` is 0."""
     import jax
 
-    if not shard:
-        return jax.process_index() + 1, jax.process_count()
-    part, separator, parts = shard.partition("/")
-    if not separator or not part.isdigit() or not parts.isdigit():
-        raise InputError(f"--shard is '{shard}'; expected I/N, such as 1/4.")
-    return int(part), int(parts)
+    from spirit_jax.data import prepare as prepare_lib
+    from spirit_jax.data import progress
+    from spirit_jax.speech_tokenizer import SpeechTokenizer
+
+    if not parts:
+        part, parts = jax.process_index() + 1, jax.process_count()
+    tokenizer = None
+    if model is not None:
+        tokenizer = SpeechTokenizer.from_pretrained(model)
+        tokenizer.require_encoder()  # one error, and not one an item
+    with progress.counting("preparing", count_items(source, parts)) as done:
+        return prepare_lib.prepare(source, output, tokenizer, settings, part, parts, done)
+
+
+def _parse_shard(shard: str) -> tuple[int, int]:
+    """(part, parts) of "I/N"."""
+    numbers = re.fullmatch(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})", shard)
+    if not numbers or int(numbers[1]) > int(numbers[2]):
+        raise InputError(f"--shard is '{shard}'; expected I/N with I from 1 to N, such as 1/4.")
+    return int(numbers[1]), int(numbers[2])

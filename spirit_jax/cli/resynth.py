@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax.cli.options import ModelDir
+from spirit_jax import folders
+from spirit_jax.cli import checks
+from spirit_jax.cli.options import ModelDir, Overwrite
 
 
 def resynth(
@@ -14,12 +16,17 @@ def resynth(
     output: Annotated[Path, typer.Argument(metavar="OUT.wav", help="WAV file to write")],
     speaker: Annotated[str | None, typer.Option(help="Speaker, by name or number")] = None,
     style: Annotated[str | None, typer.Option(help="Style, by name or number (Base)")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Speak a recording anew from its units alone, with their timing."""
+    """Speak a recording again from its units alone, with their timing."""
+    folders.find_speech_tokenizer(model)
+    checks.existing_file(source)
+    checks.new_file(output, overwrite)
     from spirit_jax import audio as audio_lib
     from spirit_jax.speech_tokenizer import SpeechTokenizer
 
     tokenizer = SpeechTokenizer.from_pretrained(model)
+    tokenizer.find_voice(speaker, style)  # raises before the recording is encoded
     units = tokenizer.encode(source)
     wave = tokenizer.decode(units, speaker_id=speaker, style_id=style)
     audio_lib.write_wav(output, wave)

@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from spirit_jax import files, folders
+from spirit_jax.cli import checks
 from spirit_jax.cli.options import join_processes
 from spirit_jax.errors import InputError
+from spirit_jax.training import find_recipe, read_run_config
 
 
 def train(
@@ -37,19 +40,22 @@ def train(
     runs this same command, with --distributed or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID set.
     """
-    if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        join_processes()
-    from spirit_jax import config
-    from spirit_jax.training import export as export_lib
-    from spirit_jax.training import find_recipe, hosts
-
-    name = str(config.read_mapping(run).get("recipe", "lm"))
-    recipe = find_recipe(name)
-    settings = config.read(recipe.RunConfig, run, overrides or [])
-    if name == "lm":
-        settings = _make_up(settings)
+    settings = read_run_config(run, overrides or [])
+    name = settings.recipe
     if half and (export is None or name != "lm"):
         raise InputError("--half is for --export of a language model; pack has one of its own.")
+    _check_paths(settings)
+    if export is not None:
+        files.refuse_existing(export)
+        checks.output_folder(export.absolute().parent)
+    if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        join_processes()
+    from spirit_jax.training import export as export_lib
+    from spirit_jax.training import hosts
+
+    recipe = find_recipe(name)
+    if name == "lm":
+        settings = _make_up(settings)
     if export is not None:
         if name == "lm":
             step = export_lib.export(settings, export, half)
@@ -94,6 +100,25 @@ def _make_up(settings):
     data = dataclasses.replace(settings.data, sources=corpora(settings.data.sources, 0))
     held_out = corpora(settings.eval_sources, 1)
     return dataclasses.replace(settings, data=data, eval_sources=held_out)
+
+
+def _check_paths(settings) -> None:
+    """Raises an `InputError` for a model, corpus or recording of a run that is not there."""
+    checks.output_folder(Path(settings.run_dir))
+    if settings.recipe == "lm":
+        if not settings.model.startswith("made:"):
+            folders.find_language_model(settings.model)
+        for source in (*settings.data.sources, *settings.eval_sources):
+            if not source.path.startswith("made:"):
+                checks.existing(Path(source.path))
+        return
+    if settings.start:
+        folders.find_model(settings.start)
+    if settings.recipe == "vocoder":
+        folders.find_speech_tokenizer(settings.tokenizer)
+    for path in (*settings.data.sources, *settings.data.held_out):
+        if not path.startswith("tfds:"):
+            checks.existing(Path(path))
 
 
 def _describe(metrics: dict, steps: int) -> str:

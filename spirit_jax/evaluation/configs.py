@@ -1,6 +1,7 @@
 """How an evaluation is configured. Importing this is cheap."""
 
 import dataclasses
+from pathlib import PurePath
 
 from spirit_jax.errors import InputError
 from spirit_jax.generation.config import GenerationConfig
@@ -98,3 +99,14 @@ class EvalConfig:
     tasks: tuple[TaskConfig, ...] = ()
     pairs: tuple[PairsConfig, ...] = ()
     seed: int = 0
+
+    def check_names(self) -> None:
+        """Raises an `InputError` where there is nothing to run, or a name is no folder's name."""
+        names = [part.name for part in (*self.tasks, *self.pairs)]
+        if not names:
+            raise InputError("The config has neither tasks nor pairs.")
+        for name in names:
+            if name in ("", "..") or names.count(name) > 1 or PurePath(name).name != name:
+                raise InputError(
+                    f"'{name}' cannot name a task: it is no folder's name, or there twice."
+                )

@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 
 from spirit_jax import config as config_lib
-from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import EvalConfig
 from spirit_jax.evaluation.pairs import run_pairs
 from spirit_jax.evaluation.tasks import Hearing, TaskConfig, run_task
@@ -32,7 +31,7 @@ def evaluate(
       InputError: nothing to run, names that are no folder's or there twice, a manifest, item or
         judge that cannot be used.
     """
-    _check_names([one.name for one in (*config.tasks, *config.pairs)])
+    config.check_names()
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     figures: dict[str, dict[str, float]] = {}
@@ -56,13 +55,3 @@ def table(figures: dict[str, dict[str, float]]) -> Table:
         values = (f"{key} {value:.1f}" for key, value in found.items() if key != "items")
         shown.add_row(name, str(found["items"]), "  ".join(values))
     return shown
-
-
-def _check_names(names: list[str]) -> None:
-    if not names:
-        raise InputError("The config has neither tasks nor pairs.")
-    for name in names:
-        if name in ("", "..") or names.count(name) > 1 or Path(name).name != name:
-            raise InputError(
-                f"'{name}' cannot name a task: it is no folder's name, or there twice."
-            )

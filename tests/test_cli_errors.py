@@ -1,0 +1,136 @@
+"""Errors of the command line that need no model: one sentence each, before JAX is imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Runs command lines in one process: [status, standard error] of each, then the modules at the end.
+RUNNER = """
+import contextlib, io, json, sys
+from spirit_jax.cli import main
+results = []
+for args in json.loads(sys.argv[1]):
+    sys.argv = ["spirit-jax", *args]
+    err, out = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
+        try:
+            status = main() or 0
+        except SystemExit as stop:
+            status = stop.code
+    results.append([status, err.getvalue()])
+print(json.dumps([results, sorted(sys.modules)]))
+"""
+HEAVY = {"jax", "flax", "grain", "orbax", "matplotlib", "tensorboardX", "torch", "librosa.core"}
+MODEL = "spirit-tiny-base"
+RUN, BAD_RUN, TASKS = "run.yaml", "bad.yaml", "tasks.yaml"
+CASES = [
+    ("frobnicate", "No such command"),
+    ("encode", "Missing argument"),
+    ("encode spirit-tiny-bse a.wav", "Did you mean spirit-tiny-base?"),
+    (f"encode {MODEL} gone.wav", "gone.wav: there is no such file"),
+    (f"encode {RUN} a.wav", "is a file; the folder or the name of a model was expected"),
+    ("encode . a.wav", "holds no speech tokenizer"),
+    (f"resynth {MODEL} gone.wav out.wav", "gone.wav: there is no such file"),
+    (f"resynth {MODEL} {RUN} {RUN}", "exists already; choose another name, or give --overwrite"),
+    (f"resynth {MODEL} {RUN} .", "is a folder; give the name of a file"),
+    (f"resynth {MODEL} {RUN} {RUN}/out.wav", "is a file; a folder was expected"),
+    (f"generate {MODEL} hello", "'hello' is no input"),
+    (f"generate {MODEL} speech:gone.wav", "gone.wav: there is no such file"),
+    (f"generate {MODEL} text:a --to sound", "'sound' is no modality"),
+    (f"generate {MODEL} text:a --temperature 0", "temperature is 0"),
+    (f"generate {MODEL} text:a --max-new-tokens 1.5", "--max-new-tokens"),
+    (f"generate {MODEL} text:a --greedy --top-p 0.5", "--top-p would do nothing"),
+    (f"generate {MODEL} text:a --to text --speaker 1", "--speaker would do nothing"),
+    (f"generate {MODEL} text:a --output {RUN}", "is a file; a folder was expected"),
+    ("generate nowhere text:a", "Packaged models are spirit-tiny-base"),
+    ("prepare gone.jsonl out", "gone.jsonl: there is no such file or folder"),
+    *((f"prepare {RUN} out --shard {shard}", "expected I/N") for shard in ("1/0", "²/2", "3/2")),
+    *((f"prepare {RUN} out --shard={shard}", "expected I/N") for shard in ("-1/2", "1", "1/2/3")),
+    (f"prepare {RUN} out --threads 0", "threads"),
+    (f"prepare {RUN} out --shard 1/2 --beam --runner=X", "--shard and --beam"),
+    (f"prepare {RUN} out --shard 1/2 --distributed", "--shard and --distributed"),
+    (f"prepare {RUN} out --model spirit-tiny-bse", "Did you mean spirit-tiny-base?"),
+    (f"prepare {RUN} {RUN}", "is a file; a folder was expected"),
+    (f"prepare {RUN} out --plot {RUN}", "exists already"),
+    (f"align {RUN} out.jsonl", "one of --model"),
+    (f"align {RUN} {RUN} --textgrid .", "exists already"),
+    (f"align {RUN} out.jsonl --model nowhere", "nowhere: there is no such folder"),
+    (f"align {RUN} out.jsonl --whisperx . --tier words", "--tier would do nothing"),
+    (f"new out --speech {MODEL}", "or --start alone"),
+    (f"new out gone.txt --speech {MODEL}", "gone.txt: there is no such file or folder"),
+    (f"new out {RUN} --speech nowhere", "nowhere: there is no such folder"),
+    (f"new {RUN} {RUN} --speech {MODEL}", "exists already"),
+    (f"new out {RUN} --speech {MODEL} --pieces 0", "--pieces is 0"),
+    ("train --config gone.yaml", "gone.yaml: cannot be read"),
+    (f"train --config {BAD_RUN}", "'stepz'"),
+    (f"train --config {RUN}", "nowhere: there is no such folder"),
+    (f"train --config {RUN} model={MODEL}", "corpus: there is no such file or folder"),
+    (f"train --config {RUN} steps=[1", "'steps=[1': the value is not valid YAML"),
+    (f"train --config {RUN} steps", "'steps' is no override"),
+    (f"train --config {RUN} steps=1 steps=2", "'steps' is given twice"),
+    (f"train --config {RUN} recipe=quantizer", "'model' not in 'QuantizerRunConfig'"),
+    (f"train --config {RUN} recipe=sound", "recipe is 'sound'"),
+    (f"train --config {RUN} --half", "--half is for --export"),
+    (f"train --config {RUN} run_dir={RUN} model={MODEL}", "is a file; a folder was expected"),
+    (f"pack {RUN} --units {MODEL}", "exists already"),
+    ("pack out --units nowhere", "nowhere: there is no such folder"),
+    (f"pack out --units {MODEL} --pitch {MODEL}", "go together"),
+    (f"pack out --units {MODEL} --f0-method pyin", "--f0-method would do nothing"),
+    (f"eval {MODEL} --config gone.yaml --output out", "gone.yaml: cannot be read"),
+    (f"eval {MODEL} --config {TASKS} --output out tasks=[]", "neither tasks nor pairs"),
+    (f"eval nowhere --config {TASKS} --output out", "nowhere: there is no such folder"),
+    ("demo --speech gone.wav", "gone.wav: there is no such file"),
+    ("demo --output .", "is not empty"),
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The outcome of every case, run where there are a run config and a task."""
+    folder = tmp_path_factory.mktemp("errors")
+    (folder / RUN).write_text("{run_dir: run, model: nowhere, data: {sources: [{path: corpus}]}}")
+    (folder / BAD_RUN).write_text("{run_dir: run, model: nowhere, stepz: 3}")
+    (folder / TASKS).write_text("tasks: [{name: a, manifest: b.jsonl, ask: '[Text]{text}'}]")
+    commands = json.dumps([command.split() for command, _ in CASES])
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COORDINATOR_ADDRESS"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-c", RUNNER, commands]
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, check=True
+    )
+    outcomes, modules = json.loads(done.stdout)
+    assert sorted(path.name for path in folder.iterdir()) == sorted((RUN, BAD_RUN, TASKS))
+    return outcomes, modules
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[command for command, _ in CASES])
+def test_an_error_is_one_sentence(results, number):
+    status, err = results[0][number]
+    assert CASES[number][1] in err, err
+    assert status in (1, 2) and "Traceback" not in err
+    lines = err.splitlines()
+    assert lines[0].startswith(("error: ", "skipped: ")) and len(lines) == len(err.split("\n")) - 1
+    assert len(lines) == 1 or lines[0].startswith("skipped: ")
+
+
+def test_errors_come_before_heavy_imports(results):
+    assert not HEAVY & set(results[1])
+
+
+def test_importing_the_package_is_cheap():
+    check = "import sys, spirit_jax; dir(spirit_jax); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert not (HEAVY | {"numpy"}) & set(done.stdout.split())
+
+
+def test_public_names_come_when_they_are_used():
+    import spirit_jax
+
+    assert set(spirit_jax.__all__) <= set(dir(spirit_jax))
+    assert spirit_jax.Units.__module__ == "spirit_jax.units"
+    assert spirit_jax.__version__[0].isdigit()
+    with pytest.raises(AttributeError, match="no attribute 'Unit'"):
+        _ = spirit_jax.Unit
