@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ if "describe" in sys.argv:
     states = json.loads((folder / "states.json").read_text())
     (folder / "states.json").write_text(json.dumps(states[1:] or states))
     print(states[0]) if states[0] != "ABSENT" else sys.exit(1)
-if any("kill -0" in argument for argument in sys.argv):
+if sys.argv[-1].startswith("test -s run.pid"):
     alive = json.loads((folder / "alive.json").read_text())
     (folder / "alive.json").write_text(json.dumps(alive[1:]))
     sys.exit(not alive[0])
@@ -84,16 +87,85 @@ def test_arguments_survive_the_way_to_the_workers(pod):
     done, calls = pod("start", "configs/a b.yaml", "run_dir=/x; rm -rf $HOME", SLICES=2)
     assert done.returncode == 0 and verbs(calls) == ["ssh", "ssh"]
     assert [call[4] for call in calls] == ["pod-0", "pod-1"]
-    line = calls[0][calls[0].index("--command") + 1]
-    script = pod.folder / "spirit-jax"
-    script.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$NOTES/arguments"\n')
-    script.chmod(0o755)
-    line = line.replace("../venv/bin/spirit-jax", str(script)).replace("cd spirit_jax && ", "")
-    (pod.folder / "home").mkdir()
-    environment = os.environ | {"NOTES": str(pod.folder)}
-    subprocess.run(["bash", "-c", line + "; wait"], cwd=pod.folder / "home", env=environment)
-    told = (pod.folder / "arguments").read_text().splitlines()
+    home = make_worker(pod.folder, ARGUMENTS)
+    subprocess.run(["bash", "-c", calls[0][-1]], cwd=home, check=True)
+    told = json.loads(wait_for(home / "arguments.json"))
     assert told[-2:] == ["configs/a b.yaml", "run_dir=/x; rm -rf $HOME"]
+
+
+ARGUMENTS = """
+import json, pathlib, sys
+pathlib.Path("../arguments.new").write_text(json.dumps(sys.argv))
+pathlib.Path("../arguments.new").rename("../arguments.json")
+"""
+# Ends by SIGTERM alone, as a training does, and leaves a checkpoint then.
+RUN = """
+import pathlib, signal, sys
+def save(number, frame):
+    pathlib.Path("../checkpoint").write_text("saved")
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("../ready").write_text("yes")
+signal.pause()
+"""
+
+
+def make_worker(folder: Path, program: str) -> Path:
+    """The home of a worker where the command `spirit-jax` is a Python program."""
+    home = folder / "home"
+    (home / "spirit_jax").mkdir(parents=True)
+    (home / "venv" / "bin").mkdir(parents=True)
+    command = home / "venv" / "bin" / "spirit-jax"
+    command.write_text(f"#!{sys.executable}\n{program}")
+    command.chmod(0o755)
+    return home
+
+
+def wait_for(path: Path, seconds: float = 20) -> str:
+    """The text of a file that another process writes."""
+    end = time.monotonic() + seconds
+    while not path.exists() or not path.read_text():
+        assert time.monotonic() < end, f"{path} was not written"
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def is_alive(number: int) -> bool:
+    return Path(f"/proc/{number}/cmdline").exists() and bool(
+        Path(f"/proc/{number}/cmdline").read_bytes()
+    )
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash"])
+def test_stop_reaches_the_run_which_saves_a_checkpoint(pod, shell):
+    if not shutil.which(shell):
+        pytest.skip(f"there is no {shell}")
+    start, stop = (
+        pod(*arguments)[1][0][-1] for arguments in (("start", "configs/smoke.yaml"), ("stop",))
+    )
+    home = make_worker(pod.folder, RUN)
+
+    def remote(line):
+        return subprocess.run([shell, "-c", line], cwd=home, capture_output=True, text=True)
+
+    assert remote(start).returncode == 0
+    wait_for(home / "ready")
+    number = int((home / "run.pid").read_text())
+    assert b"spirit-jax" in Path(f"/proc/{number}/cmdline").read_bytes()
+    again = remote(start)
+    assert again.returncode == 1 and "stop it first" in again.stderr
+    assert remote(stop).returncode == 0
+    assert wait_for(home / "checkpoint") == "saved"
+    end = time.monotonic() + 20
+    while is_alive(number) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_alive(number)
+    # Another process that has the id of an old run is left alone.
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (home / "run.pid").write_text(str(other.pid))
+        assert "no run is running" in remote(stop).stdout
+        assert other.poll() is None
+        other.kill()
 
 
 def test_after_a_preemption_the_run_goes_on(pod):
@@ -102,7 +174,7 @@ def test_after_a_preemption_the_run_goes_on(pod):
     done, calls = pod("watch", "configs/smoke.yaml", states=states)
     assert done.returncode == 0, done.stderr
     lines = [call[-1] for call in calls if "ssh" in call]
-    assert verbs([call for call in calls if "kill -0" not in call[-1]]) == [
+    assert verbs([call for call in calls if not call[-1].startswith("test -s run.pid")]) == [
         *("delete", "create"),  # the run was there, and then the slice was lost
         *("scp", "ssh", "ssh"),  # installed and started
     ]

@@ -8,7 +8,7 @@ tpu/pod.sh COMMAND [ARGUMENTS]      (settings: tpu/pod.env, see tpu/pod.env.exam
 
   create                      ask for the slice (a queued resource), and wait until it is there
   install                     copy this checkout's last commit to all workers and install it
-  start CONFIG [KEY=VALUE]... start the run on all workers; it goes on when you leave
+  start CONFIG [KEY=VALUE]... start the run on all workers; it outlives the connection
   log                         follow the first worker's log
   stop                        end the run; it saves a checkpoint first
   watch CONFIG [KEY=VALUE]... start, and after each preemption make the slice again and go on
@@ -144,13 +144,30 @@ start() {
   (($#)) || fail "start needs a config, such as configs/7b-v5e-256.yaml."
   local quoted
   quoted=$(printf '%q ' "$@")
-  # setsid: the run goes on when the connection ends. Its number is kept for stop.
-  on_workers all "cd spirit_jax && setsid nohup ../venv/bin/spirit-jax train --distributed --config $quoted \
-    > ../run.log 2>&1 < /dev/null & echo \$! > run.pid"
+  # The run writes its own process id, which it keeps when bash becomes it by exec: the id of the
+  # remote shell's background job would be that of a shell that waits, which passes no signal on.
+  # setsid: the run outlives the connection. The line is one word, since a login shell may be dash.
+  local line="cd spirit_jax && echo \$\$ > ../run.pid &&
+    exec ../venv/bin/spirit-jax train --distributed --config $quoted"
+  on_workers all "if $is_running; then echo 'a run is running: stop it first' >&2; exit 1; fi
+    rm -f run.pid
+    setsid nohup bash -c $(as_word "$line") > run.log 2>&1 < /dev/null &
+    for tenth in 1 2 3 4 5 6 7 8 9 10; do test -s run.pid && exit 0; sleep 0.1; done
+    echo 'the run did not start; see its log' >&2; exit 1"
+}
+
+# The test, on a worker, that run.pid names a run that is alive. After a restart of the machine the
+# id may be that of another process, so the command is looked at too.
+is_running='test -s run.pid && tr "\000" " " < /proc/"$(cat run.pid)"/cmdline 2>/dev/null | grep -q "spirit-jax train"'
+
+# A text in quotes that every shell reads as it is.
+as_word() {
+  local quote="'\\''"
+  printf "'%s'" "${1//\'/$quote}"
 }
 
 stop() {
-  on_workers all "test ! -f run.pid || kill -TERM \"\$(cat run.pid)\""
+  on_workers all "if $is_running; then kill -TERM \"\$(cat run.pid)\"; else echo 'no run is running'; fi"
 }
 
 watch() {
@@ -187,7 +204,7 @@ running() {
   local first
   first=$(nodes | head -n 1)
   gcloud compute tpus tpu-vm ssh "$first" "${place[@]}" --worker 0 \
-    --command "test -f run.pid && kill -0 \"\$(cat run.pid)\"" 2>/dev/null
+    --command "$is_running" 2>/dev/null
 }
 
 delete() {
