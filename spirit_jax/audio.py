@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import numbers
 import os
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from spirit_jax.audio_decoding import SUFFIXES as SUFFIXES
+from spirit_jax.audio_decoding import decode
 from spirit_jax.errors import InputError
 
 SAMPLE_RATE = 16_000
@@ -56,7 +57,7 @@ def load_audio(audio: Audio, channel: int | None = None) -> np.ndarray:
     if isinstance(audio, AudioPiece):
         return _load_piece(audio, channel)
     if isinstance(audio, str | Path | bytes):
-        name, samples_tc, rate = _decode(audio)
+        name, samples_tc, rate = decode(audio)
     else:
         name = "the array"
         if isinstance(audio, tuple) and len(audio) != 2:
@@ -68,14 +69,31 @@ def load_audio(audio: Audio, channel: int | None = None) -> np.ndarray:
     if not np.isfinite(samples_tc).all():
         raise InputError(f"{name}: has samples that are NaN or infinite.")
     if channel is None:
-        samples_t = samples_tc.mean(axis=1)
+        with np.errstate(over="ignore"):
+            samples_t = samples_tc.mean(axis=1)
     elif 0 <= channel < samples_tc.shape[1]:
         samples_t = samples_tc[:, channel]
     else:
         raise InputError(f"{name}: has {samples_tc.shape[1]} channels, and no channel {channel}.")
     if rate != SAMPLE_RATE:
         samples_t = soxr.resample(samples_t, rate, SAMPLE_RATE, quality="VHQ")
-    return np.ascontiguousarray(samples_t, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        result_t = np.ascontiguousarray(samples_t, dtype=np.float32)
+    if not np.isfinite(result_t).all():
+        raise InputError(
+            f"{name}: has samples as large as {np.abs(samples_tc).max():.3g}; expected -1..1."
+        )
+    return result_t
+
+
+def seconds(audio: str | Path | bytes) -> float:
+    """How long a recording is, as its samples say and not as its header does.
+
+    Raises:
+      InputError: see `load_audio`.
+    """
+    _, samples_tc, rate = decode(audio)
+    return len(samples_tc) / rate
 
 
 def chunks(samples_t: np.ndarray, seconds: float = 100.0) -> Iterator[np.ndarray]:
@@ -135,26 +153,6 @@ def _load_piece(piece: AudioPiece, channel: int | None) -> np.ndarray:
 def _load_whole(path: str, channel: int | None, size: int, modified: int) -> np.ndarray:
     """A recording; `size` and `modified` tell it from another one that had its name before."""
     return load_audio(path, channel)
-
-
-def _decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
-    """(name for messages, float64 samples (t, channels), rate) of a file."""
-    in_memory = isinstance(audio, bytes)
-    name = "the bytes given" if in_memory else str(audio)
-    if not in_memory and not os.path.isfile(audio):  # Path.is_file fails on a name too long
-        raise InputError(f"{name}: there is no such file.")
-    try:
-        with soundfile.SoundFile(io.BytesIO(audio) if in_memory else audio) as file:
-            samples_tc = file.read(dtype="float64", always_2d=True)
-            expected, rate = file.frames, file.samplerate
-    except (soundfile.LibsndfileError, OSError, TypeError, ValueError, MemoryError) as error:
-        # a damaged header may promise more samples than memory holds
-        raise InputError(f"{name}: is not audio that can be read (or is cut short).") from error
-    if len(samples_tc) < expected:
-        raise InputError(
-            f"{name}: is cut short, {len(samples_tc)} of {expected} samples are there."
-        )
-    return name, samples_tc, rate
 
 
 def _as_channels(array: np.ndarray) -> np.ndarray:

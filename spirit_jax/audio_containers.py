@@ -1,0 +1,279 @@
+"""Audio files: which recordings a file holds, and whether they are as long as the file promises.
+
+Libraries read a file that was cut short as a shorter recording, and of joined files the first. So
+each container's own sizes are compared with what is there, before anything is decoded.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+
+from spirit_jax import media_containers
+from spirit_jax.media_containers import Piece, check_size
+
+
+def find_format(data) -> str:
+    """FFmpeg's name of a file's container, by its first bytes; "" if it is none of the known."""
+    head = bytes(data[:32])
+    for name, (place, magic, starts) in _MAGIC.items():
+        if head[place:].startswith(magic) and head.startswith(starts):
+            return name
+    if head[4:8] in _MP4_BOXES:
+        return "mov"
+    return "aac" if media_containers.is_adts(head[:3]) else ""
+
+
+def find_pieces(data, name: str) -> list[Piece]:
+    """The recordings of a file in order: one, or several where files were joined.
+
+    Args:
+      data: the bytes of the file.
+      name: of its container, see `find_format`.
+
+    Raises:
+      InputError: the file is cut short, or holds several recordings that cannot be separated.
+    """
+    find_piece = _FINDERS.get(name)
+    if find_piece is None:
+        return [Piece(0, len(data))]
+    pieces, start = [], 0
+    while start < len(data) and (start == 0 or find_format(data[start : start + 32]) == name):
+        pieces.append(find_piece(data, start))
+        start = pieces[-1].end
+        while data[start : start + 1] == b"\0" and start < pieces[-1].end + 8:  # to a round place
+            start += 1
+    return pieces
+
+
+_MAGIC = {  # where something stands, what, and what the file begins with
+    "wav": (8, b"WAVE", (b"RIFF", b"RIFX", b"RF64", b"BW64")),
+    "aiff": (8, b"AIF", b"FORM"),
+    "svx": (8, (b"8SVX", b"16SV"), b"FORM"),
+    "w64": (0, b"riff\x2e\x91\xcf\x11", b""),
+    "au": (0, b".snd", b""),
+    "caf": (0, b"caff", b""),
+    "flac": (0, b"fLaC", b""),
+    "ogg": (0, b"OggS", b""),
+    "nistsphere": (0, b"NIST_1A", b""),
+    "voc": (0, b"Creative Voice File\x1a", b""),
+    "avr": (0, b"2BIT", b""),
+    "wve": (0, b"ALawSoundFile**\0", b""),
+    "mpc2k": (0, b"\1\4", b""),
+    "matroska": (0, b"\x1aE\xdf\xa3", b""),
+    "asf": (0, b"0&\xb2u\x8ef\xcf\x11", b""),
+    "amr": (0, b"#!AMR", b""),
+}
+_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")
+# Programs that write into a pipe put the largest size there, rounded down in some way.
+_UNKNOWN_SIZES = (range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
+_MPEG_CODECS = (0x50, 0x55)  # in WAV
+_FLAC_START = b"fLaC\0\0\0\x22"  # its magic, then the block that is always first
+
+
+def _chunks(data, start: int, end: int, order: str) -> Iterator[tuple[bytes, int, int]]:
+    """(name, where its body starts, size) of the chunks of a RIFF or IFF file."""
+    while start + 8 <= end:
+        name, size = struct.unpack(order + "4sI", data[start : start + 8])
+        yield name, start + 8, size
+        start += 8 + size + size % 2
+
+
+def _is_all_chunks(data, start: int, order: str) -> bool:
+    """Whether a file goes on with chunks, or ends; sound looks otherwise."""
+    while start + 8 <= len(data):
+        name, size = struct.unpack(order + "4sI", data[start : start + 8])
+        if not all(32 <= letter < 127 for letter in name) or start + 8 + size > len(data):
+            return False
+        start += 8 + size + size % 2
+    return len(data) - start < 8
+
+
+def _is_unknown(size: int, data, body: int, order: str) -> bool:
+    """Whether a chunk's size was never filled in: a program was stopped, or wrote into a pipe."""
+    if size == 0:
+        return not _is_all_chunks(data, body, order)
+    return body + size > len(data) and any(size in sizes for sizes in _UNKNOWN_SIZES)
+
+
+def _find_wav(data, start: int) -> Piece:
+    """WAV, in RIFF, RIFX (big-endian), RF64 and BW64."""
+    order = ">" if data[start : start + 4] == b"RIFX" else "<"
+    large, frame, codec = None, 1, 0
+    for name, body, size in _chunks(data, start + 12, len(data), order):
+        if name == b"ds64" and body + 24 <= len(data):
+            large = struct.unpack("<Q", data[body + 8 : body + 16])[0], body
+        elif name == b"fmt " and body + 16 <= len(data):
+            codec, *_, frame = struct.unpack(order + "HHIIH", data[body : body + 14])
+            frame = max(1, frame)
+        elif name == b"data":
+            there = len(data) - body
+            if large is not None and size in (0, 0xFFFFFFFF):
+                size = large[0]
+                if size in (0, 2**64 - 1):
+                    filled = there // frame * frame
+                    sizes = struct.pack("<QQQ", body + filled - 8, filled, filled // frame)
+                    return Piece(start, len(data), ((large[1], sizes),))
+            elif _is_unknown(size, data, body, order):
+                filled = min(there, 0xFFFFFFFE) // frame * frame
+                sizes = struct.pack(order + "I", filled)
+                mpeg = (body, len(data)) if codec in _MPEG_CODECS else None
+                return Piece(start, len(data), ((body - 4, sizes),), mpeg)
+            check_size(there // frame * frame, size // frame * frame)
+            end = _end_of_chunks(data, start, body + size + size % 2, order)
+            if codec in _MPEG_CODECS:
+                return Piece(start, end, mpeg=(body, body + size))
+            return Piece(start, end)
+    return Piece(start, len(data))
+
+
+def _end_of_chunks(data, start: int, position: int, order: str) -> int:
+    """Where a file ends, and another may begin, behind the chunk with its sound."""
+    while position + 8 <= len(data) and data[position : position + 4] != data[start : start + 4]:
+        name, size = struct.unpack(order + "4sI", data[position : position + 8])
+        if not all(32 <= letter < 127 for letter in name):
+            return len(data)  # something that is no chunk
+        position += 8 + size + size % 2
+    return min(position, len(data))
+
+
+def _find_iff(data, start: int) -> Piece:
+    """AIFF, AIFF-C, and 8SVX of the Amiga."""
+    frame, frames_at = 1, None
+    for name, body, size in _chunks(data, start + 12, len(data), ">"):
+        if name == b"COMM" and body + 18 <= len(data):
+            channels, _, bits = struct.unpack(">HIH", data[body : body + 8])
+            frame, frames_at = max(1, channels * ((bits + 7) // 8)), body + 2
+        elif name in (b"SSND", b"BODY"):
+            there = len(data) - body
+            if name == b"SSND" and (
+                _is_unknown(size, data, body, ">")
+                or (body + size > len(data) and size >> 16 == 0x7F00)  # SoX, into a pipe
+                or (size <= 8 and not _is_all_chunks(data, body + 8, ">"))
+            ):
+                filled = (there - 8) // frame * frame
+                repairs = [(body - 4, struct.pack(">I", filled + 8))]
+                if frames_at is not None:
+                    repairs.append((frames_at, struct.pack(">I", filled // frame)))
+                return Piece(start, len(data), tuple(repairs))
+            check_size(there // frame * frame, size // frame * frame)
+            return Piece(start, _end_of_chunks(data, start, body + size + size % 2, ">"))
+    return Piece(start, len(data))
+
+
+def _find_w64(data, start: int) -> Piece:
+    """Wave64: like WAV, with names of 16 bytes and sizes of 8 that count themselves."""
+    position = start + 40
+    while position + 24 <= len(data):
+        (size,) = struct.unpack("<Q", data[position + 16 : position + 24])
+        if data[position : position + 4] == b"data":
+            end = position + size
+            if size in (0, 24) or size >= 2**62:  # never filled in
+                sizes = struct.pack("<Q", len(data) - position)
+                return Piece(start, len(data), ((position + 16, sizes),))
+            check_size(len(data) - position - 24, size - 24)
+            return Piece(start, end)
+        position += max(24, size + -size % 8)
+    return Piece(start, len(data))
+
+
+def _find_au(data, start: int) -> Piece:
+    if start + 24 > len(data):
+        return Piece(start, len(data))
+    offset, size = struct.unpack(">II", data[start + 4 : start + 12])
+    body = start + offset
+    if size == 0 and body < len(data):
+        return Piece(start, len(data), ((start + 8, b"\xff" * 4),))
+    if size == 0xFFFFFFFF:  # "unknown", by the format's definition
+        return Piece(start, len(data))
+    check_size(len(data) - body, size)
+    return Piece(start, body + size)
+
+
+def _find_caf(data, start: int) -> Piece:
+    position = start + 8
+    while position + 12 <= len(data):
+        name, size = struct.unpack(">4sq", data[position : position + 12])
+        position += 12
+        if size < 0:  # "to the end of the file", which no library takes
+            sizes = struct.pack(">q", len(data) - position)
+            return Piece(start, len(data), ((position - 8, sizes),))
+        if name == b"data":
+            check_size(len(data) - position, size)
+        position += size
+        if data[position : position + 4] == b"caff":
+            return Piece(start, position)
+    return Piece(start, len(data))
+
+
+def _find_flac(data, start: int) -> Piece:
+    following = data.find(_FLAC_START, start + 4)
+    return Piece(start, following if following > 0 else len(data))
+
+
+def _find_counted(place: int, order: str, width: int, body: int) -> Callable:
+    """Of formats whose header has the number of samples at a fixed place."""
+
+    def find(data, start: int) -> Piece:
+        header = data[start + place : start + place + struct.calcsize(order)]
+        if len(header) == struct.calcsize(order):
+            check_size(len(data) - start - body, width * struct.unpack(order, header)[0])
+        return Piece(start, len(data))
+
+    return find
+
+
+def _find_avr(data, start: int) -> Piece:
+    if start + 128 <= len(data):
+        stereo, bits = struct.unpack(">HH", data[start + 12 : start + 16])
+        (frames,) = struct.unpack(">I", data[start + 26 : start + 30])
+        check_size(len(data) - start - 128, frames * (2 if stereo else 1) * (bits // 8))
+    return Piece(start, len(data))
+
+
+def _find_nist(data, start: int) -> Piece:
+    """NIST Sphere: its header is text, such as "sample_count -i 16000"."""
+    lines = bytes(data[start : start + 1024]).decode("latin-1").splitlines()
+    fields = {parts[0]: parts[2] for line in lines if len(parts := line.split()) == 3}
+    try:
+        size = int(lines[1])
+        count = int(fields["sample_count"]) * int(fields.get("channel_count", 1))
+        width = int(fields.get("sample_n_bytes", 1))
+    except (IndexError, KeyError, ValueError):
+        return Piece(start, len(data))
+    if fields.get("sample_coding", "pcm") in ("pcm", "ulaw", "alaw", "mu-law"):
+        check_size(len(data) - start - size, count * width)
+        return Piece(start, start + size + count * width)
+    return Piece(start, len(data))
+
+
+def _find_voc(data, start: int) -> Piece:
+    """Creative Voice: blocks with sizes of 3 bytes; the first with sound counts."""
+    position = start + int.from_bytes(data[start + 20 : start + 22], "little")
+    while position + 4 < len(data) and data[position]:
+        size = int.from_bytes(data[position + 1 : position + 4], "little")
+        if data[position] in (1, 9):  # sound
+            check_size(len(data) - position - 4, size)
+            break
+        position += 4 + size
+    return Piece(start, len(data))
+
+
+_FINDERS: dict[str, Callable[..., Piece]] = {
+    "wav": _find_wav,
+    "aiff": _find_iff,
+    "svx": _find_iff,
+    "w64": _find_w64,
+    "au": _find_au,
+    "caf": _find_caf,
+    "flac": _find_flac,
+    "ogg": media_containers.find_ogg,
+    "nistsphere": _find_nist,
+    "voc": _find_voc,
+    "avr": _find_avr,
+    "wve": _find_counted(18, ">I", 1, 32),
+    "mpc2k": _find_counted(30, "<I", 2, 42),
+    "mov": media_containers.find_mov,
+    "matroska": media_containers.find_matroska,
+    "asf": media_containers.find_asf,
+    "aac": media_containers.find_adts,
+    "amr": media_containers.find_amr,
+}

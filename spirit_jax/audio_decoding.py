@@ -1,0 +1,191 @@
+"""Audio files to samples: libsndfile for what it reads right, FFmpeg's libraries for the rest."""
+
+import io
+import os
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+
+from spirit_jax import audio_containers, mpeg_audio
+from spirit_jax.errors import InputError
+from spirit_jax.files import find_lack, read_bytes, unreadable
+
+# Containers that libsndfile does not know. They are named to FFmpeg: left to itself it also takes
+# playlists, which name other files.
+FFMPEG_ONLY = ("mov", "matroska", "asf", "aac", "amr")
+# Containers of libsndfile that hold codecs which only FFmpeg knows.
+FFMPEG_TOO = ("wav", "aiff", "caf", "w64", "au", "ogg")
+SUFFIXES = tuple(
+    sorted(
+        {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
+        | set(".aac .aif .aifc .amr .asf .m4a .m4b .mka .mkv .mov .mp2 .mp4 .oga .opus".split())
+        | set(".snd .sph .wma .webm .3gp .bwf .spx".split())
+    )
+)
+_UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile says of a length that a file does not tell
+_BLOCK = 1 << 24  # samples read at a time: a damaged header may promise more than memory holds
+_EMPTY_ID3 = b"ID3\4\0\0\0\0\0\x0a" + bytes(
+    10
+)  # by it libsndfile knows MP3 whatever the first frame
+
+
+def decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
+    """A file's samples, counted rather than taken from what its header says.
+
+    Files that were joined are read whole. The delay of MP3's encoder and decoder is left out: what
+    the file says, or 1,105 samples, LAME's, where it does not.
+
+    Args:
+      audio: a path, or the bytes of a file.
+
+    Returns:
+      (name for messages, float64 samples (t, channels), rate in Hz).
+
+    Raises:
+      InputError: no such file, none that can be read, one that is cut short, or joined files of
+        several rates or numbers of channels.
+    """
+    in_memory = isinstance(audio, bytes)
+    name = "the bytes given" if in_memory else str(audio)
+    if not in_memory and not os.path.isfile(audio):  # Path.is_file fails on a name too long
+        raise InputError(f"{name}: there is no such file.")
+    data = audio if in_memory else read_bytes(audio)
+    try:
+        pieces = _decode_pieces(data)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    except (soundfile.LibsndfileError, av.FFmpegError, MemoryError) as error:
+        reason = "is not audio that can be read (or is cut short)."
+        raise unreadable(name, error, reason) from error
+    kinds = {(rate, samples_tc.shape[1]) for samples_tc, rate in pieces}
+    if not pieces:
+        raise InputError(f"{name}: has no sound that can be decoded.")
+    if len(kinds) != 1:
+        raise InputError(
+            f"{name}: holds {len(pieces)} recordings, joined, of several sampling rates or numbers "
+            "of channels; separate them."
+        )
+    samples_tc = pieces[0][0] if len(pieces) == 1 else np.concatenate([each for each, _ in pieces])
+    return name, samples_tc, pieces[0][1]
+
+
+def _decode_pieces(data: bytes) -> list[tuple[np.ndarray, int]]:
+    """(samples, rate) of every recording in a file."""
+    start = 0
+    while data[start : start + 3] == b"ID3" and (size := mpeg_audio.tag_size(data, start)):
+        start += size
+    container = audio_containers.find_format(data[start : start + 32])
+    if not container:
+        streams = mpeg_audio.find_streams(data)
+        if streams:
+            return [_decode_mpeg(data, stream) for stream in streams]
+        return [_read_soundfile(data)]
+    body = data[start:] if start else data
+    decoded = []
+    for piece in audio_containers.find_pieces(body, container):
+        if piece.mpeg is not None:
+            sound = body[slice(*piece.mpeg)]
+            decoded += [_decode_mpeg(sound, each) for each in mpeg_audio.find_streams(sound)]
+        else:
+            decoded.append(_decode_piece(_cut_out(body, piece), container))
+    return decoded
+
+
+def _cut_out(data: bytes, piece: audio_containers.Piece) -> bytes:
+    """The file that a piece is, with its sizes filled in."""
+    if not piece.repairs:
+        whole = piece.start == 0 and piece.end >= len(data)
+        return data if whole else data[piece.start : piece.end]
+    repaired = bytearray(data[piece.start : piece.end])
+    for place, value in piece.repairs:
+        repaired[place - piece.start : place - piece.start + len(value)] = value
+    return bytes(repaired)
+
+
+def _decode_piece(data: bytes, container: str) -> tuple[np.ndarray, int]:
+    if container in FFMPEG_ONLY:
+        return _read_ffmpeg(data, container)
+    try:
+        file = soundfile.SoundFile(_Memory(data))
+    except soundfile.LibsndfileError as error:
+        if container not in FFMPEG_TOO or find_lack(error):
+            raise
+        return _read_ffmpeg(data, container)
+    with file:
+        if file.frames == _UNKNOWN_FRAMES:  # FLAC from a pipe
+            return _read_ffmpeg(data, container)
+        return _read_all(file)
+
+
+def _decode_mpeg(data: bytes, stream: mpeg_audio.Stream) -> tuple[np.ndarray, int]:
+    """Samples of a stream from libsndfile where it finds as many as were counted."""
+    rate = stream.header.rate
+    try:
+        samples_tc, found_rate = _read_soundfile(
+            _EMPTY_ID3 + data[stream.start : stream.frames[-1][1]]
+        )
+    except (soundfile.LibsndfileError, InputError) as error:
+        if find_lack(error):
+            raise
+    else:
+        if found_rate == rate and len(samples_tc) == stream.samples:
+            return samples_tc, rate
+        if found_rate == rate and len(samples_tc) == stream.coded:
+            return stream.trim(samples_tc), rate
+    return mpeg_audio.decode(data, stream), rate
+
+
+class _Memory(io.BytesIO):
+    """A file in memory whose `seek` to before its beginning does nothing.
+
+    Damaged headers send libsndfile there, and an exception in its callback would be printed.
+    """
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
+def _read_soundfile(data: bytes) -> tuple[np.ndarray, int]:
+    with soundfile.SoundFile(_Memory(data)) as file:
+        return _read_all(file, strict=False)
+
+
+def _read_all(file: soundfile.SoundFile, strict: bool = True) -> tuple[np.ndarray, int]:
+    """(float64 samples, rate); `strict` refuses fewer samples than the file promises."""
+    blocks = [np.zeros((0, file.channels))]
+    while len(block := file.read(max(1, _BLOCK // file.channels), dtype="float64", always_2d=True)):
+        blocks.append(block)
+    samples_tc = blocks[1] if len(blocks) == 2 else np.concatenate(blocks)
+    if strict and len(samples_tc) < file.frames:
+        raise InputError(
+            f"is cut short, {len(samples_tc)} of {file.frames} samples are there "
+            f"({len(samples_tc) / file.samplerate:.2f} of "
+            f"{file.frames / file.samplerate:.2f} s)."
+        )
+    return samples_tc, file.samplerate
+
+
+def _read_ffmpeg(data: bytes, container: str) -> tuple[np.ndarray, int]:
+    """(float64 samples, rate) of the first sound stream of a file."""
+    blocks = []
+    to_float64 = av.AudioResampler(format="dblp")
+    with av.open(io.BytesIO(data), format=container) as file:
+        if not file.streams.audio:
+            raise InputError("has no sound in it.")
+        stream = file.streams.audio[0]
+        if container == "flac":  # has checksums, which nothing looks at unless asked to
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        for packet in file.demux(stream):
+            if packet.is_corrupt:
+                raise InputError("is cut short or damaged.")
+            for frame in packet.decode():
+                blocks += [each.to_ndarray().T for each in to_float64.resample(frame)]
+        rate = stream.codec_context.sample_rate
+    if not blocks:
+        raise InputError("has no sound that can be decoded.")
+    return np.concatenate(blocks), rate

@@ -1,0 +1,318 @@
+"""Audio files as programs write them: read whole, whatever their headers say, or named."""
+
+import io
+import struct
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from spirit_jax import audio
+from spirit_jax.audio import load_audio
+from spirit_jax.audio_decoding import decode
+from spirit_jax.errors import InputError
+
+RATE = 16_000
+CASES = Path(__file__).parents[2] / "shared" / "cases" / "audio"
+
+rng = np.random.default_rng(0)
+NOISE = np.convolve(rng.standard_normal(RATE), np.ones(4) / 8, "same").clip(-1, 1)
+
+FORMATS = [
+    ("WAV", "PCM_16"),
+    ("WAV", "PCM_24"),
+    ("WAV", "ULAW"),
+    ("WAV", "IMA_ADPCM"),
+    ("WAVEX", "FLOAT"),
+    ("RF64", "PCM_16"),
+    ("AIFF", "PCM_16"),
+    ("AU", "PCM_16"),
+    ("W64", "PCM_16"),
+    ("CAF", "PCM_16"),
+    ("FLAC", "PCM_16"),
+    ("OGG", "VORBIS"),
+    ("OGG", "OPUS"),
+    ("MP3", "MPEG_LAYER_III"),
+]
+HEADER_ONLY = [
+    ("SVX", "PCM_16"),
+    ("NIST", "PCM_16"),
+    ("VOC", "PCM_16"),
+    ("AVR", "PCM_16"),
+    ("WVE", "ALAW"),
+    ("MPC2K", "PCM_16"),
+]
+
+
+def encode(form, subtype, samples=NOISE, rate=RATE):
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=form, subtype=subtype)
+    return file.getvalue()
+
+
+def read_plainly(data):
+    """What libsndfile makes of a whole file."""
+    prefix = (
+        b"ID3\4\0\0\0\0\0\x0a" + bytes(10) if data[0] == 0xFF else b""
+    )  # it knows no other MP3 in memory
+    with soundfile.SoundFile(io.BytesIO(prefix + data)) as file:
+        return file.read(dtype="float64", always_2d=True)
+
+
+def encode_ffmpeg(container, codec, samples=NOISE, rate=RATE):
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=rate)
+        stream.codec_context.layout = "mono"
+        resampler = av.AudioResampler(stream.codec_context.format or "fltp", "mono", rate)
+        frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+        fifo = av.AudioFifo()
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            fifo.write(piece)
+        size = stream.codec_context.frame_size or 1024
+        while (piece := fifo.read(size, partial=True)) is not None:
+            output.mux(stream.encode(piece))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def without_header_frame(mp3):
+    """MP3 as recorders write it: frames and nothing else."""
+    start = mp3.index(b"\xff", 1 + mp3.index(b"LAME"))
+    while mp3[start + 1] != mp3[1]:
+        start = mp3.index(b"\xff", start + 1)
+    return mp3[start:]
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [
+        ("speech.vbr_noxing.mp3", 86_733 / 16_000),
+        ("speech.cbr_noxing.mp3", 86_733 / 16_000),
+        ("joined3.mp3", 86_733 / 16_000),
+        ("joined3.ogg", 86_733 / 16_000),
+        ("data0.wav", 1.0),
+    ],
+)
+def test_files_of_real_tools_are_as_long_as_what_was_recorded(name, seconds):
+    if not CASES.is_dir():
+        pytest.skip("the shared cases are not here")
+    frame = 576 if name.endswith("noxing.mp3") else 0
+    assert abs(len(load_audio(CASES / name)) - seconds * RATE) <= frame
+
+
+@pytest.mark.parametrize(("form", "subtype"), FORMATS)
+def test_whole_files_are_read_as_libsndfile_reads_them(form, subtype):
+    data = encode(form, subtype)
+    for whole in (data, data + bytes(9) if form not in ("W64", "WAV") else data):
+        name, samples_tc, rate = decode(whole)
+        assert rate == RATE
+        np.testing.assert_array_equal(samples_tc, read_plainly(data))
+    assert abs(len(samples_tc) - RATE) < 1024  # codecs of blocks fill the last one
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.97])
+@pytest.mark.parametrize(("form", "subtype"), FORMATS + HEADER_ONLY)
+def test_files_that_were_cut_in_copying_are_named(tmp_path, form, subtype, part):
+    data = encode(form, subtype)
+    path = tmp_path / "cut.audio"
+    path.write_bytes(data[: int(part * len(data))])
+    with pytest.raises(InputError, match="cut.audio.*cut short"):
+        load_audio(path)
+
+
+@pytest.mark.parametrize(("form", "subtype"), FORMATS)
+def test_joined_files_are_read_whole(form, subtype):
+    first, second = encode(form, subtype), encode(form, subtype, NOISE[::-1][:9_000])
+    joined = decode(first + second + first)[1]
+    parts = [read_plainly(each) for each in (first, second, first)]
+    np.testing.assert_array_equal(joined, np.concatenate(parts))
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
+def test_joined_files_of_two_rates_are_named(form):
+    data = encode(form, None) + encode(form, None, rate=24_000)
+    with pytest.raises(InputError, match="2 recordings.*rates"):
+        load_audio(data)
+
+
+def with_size(data, place, size, order="<I"):
+    return data[:place] + struct.pack(order, size) + data[place + struct.calcsize(order) :]
+
+
+@pytest.mark.parametrize(
+    ("form", "mark", "size", "order"),
+    [
+        ("WAV", b"data", 0, "<I"),
+        ("WAV", b"data", 0xFFFFFFFF, "<I"),
+        ("WAV", b"data", 0x7FFFF000, "<I"),
+        ("WAV", b"data", 0x80000000, "<I"),
+        ("RF64", b"ds64\x1c\0\0\0........", 0, "<Q"),
+        ("RF64", b"ds64\x1c\0\0\0........", 2**64 - 1, "<Q"),
+        ("AIFF", b"SSND", 0, ">I"),
+        ("AIFF", b"SSND", 8, ">I"),
+        ("AU", b".snd....", 0, ">I"),
+        ("AU", b".snd....", 0xFFFFFFFF, ">I"),
+        ("CAF", b"data", -1, ">q"),
+        ("W64", b"data............", 0, "<Q"),
+    ],
+)
+def test_sizes_that_were_never_filled_in_do_not_count(form, mark, size, order):
+    whole = encode(form, "PCM_16")
+    place = whole.index(mark.rstrip(b".")) + len(mark)
+    samples_tc = decode(with_size(whole, place, size, order))[1]
+    samples_tc = samples_tc[: len(NOISE)]  # CAF's own padding is sound then
+    np.testing.assert_array_equal(samples_tc, read_plainly(whole))
+
+
+def test_flac_from_a_pipe_does_not_say_how_long_it_is():
+    whole = encode("FLAC", "PCM_16")
+    streamed = whole[:21] + bytes([whole[21] & 0xF0]) + bytes(4) + whole[26:]
+    np.testing.assert_array_equal(decode(streamed)[1], read_plainly(whole))
+    with pytest.raises(InputError):
+        decode(streamed[:-500])
+
+
+def test_an_empty_recording_with_notes_behind_it_is_empty():
+    empty = encode("WAV", "PCM_16", NOISE[:0]) + b"LIST\x04\0\0\0INFO"
+    assert load_audio(empty).shape == (0,)
+
+
+def test_notes_and_rubbish_behind_the_sound_are_none_of_it():
+    whole = encode("WAV", "PCM_16")
+    for behind in (b"LIST\x05\0\0\0INFOa\0", b"\0" * 100, b"rubbish of a downloader"):
+        np.testing.assert_array_equal(decode(whole + behind)[1], read_plainly(whole))
+
+
+# MP3.
+
+
+@pytest.fixture(scope="module")
+def mp3():
+    return encode("MP3", "MPEG_LAYER_III")
+
+
+def test_mp3_without_a_header_frame_is_read_to_its_end_and_in_time(mp3):
+    samples_t = load_audio(without_header_frame(mp3))
+    assert 0 <= len(samples_t) - RATE <= 576
+    np.testing.assert_allclose(samples_t[:RATE], load_audio(mp3), atol=1e-5)
+
+
+def test_mp3_is_known_by_what_it_is(tmp_path, mp3):
+    path = tmp_path / "a.wav"
+    path.write_bytes(mp3)
+    np.testing.assert_array_equal(load_audio(path), load_audio(mp3))
+
+
+def test_tags_and_rubbish_are_no_mp3(mp3):
+    cover = b"APIC" + mp3[:3000]  # a picture may hold what looks like frames
+    size = bytes([0, 0, len(cover) >> 7, len(cover) & 127])
+    id3 = b"ID3\4\0\0" + size + cover
+    end = b"TAG" + bytes(125)
+    expected = load_audio(mp3)
+    for whole in (id3 + mp3, id3 + id3 + mp3 + end, mp3 + bytes(1000), mp3 + b"rubbish" * 50):
+        np.testing.assert_array_equal(load_audio(whole), expected)
+    middle = load_audio(id3 + mp3 + end + id3 + mp3 + end)
+    np.testing.assert_array_equal(middle, np.concatenate([expected, expected]))
+
+
+def test_rubbish_between_frames_costs_no_frame(mp3):
+    plain = without_header_frame(mp3)
+    place = plain.index(plain[:2], len(plain) // 2)
+    damaged = plain[:place] + bytes(range(7)) * 11 + plain[place:]
+    assert abs(len(load_audio(damaged)) - len(load_audio(plain))) <= 576
+
+
+def test_a_header_frame_that_promises_more_is_believed(mp3):
+    frame = len(mp3) - len(without_header_frame(mp3))
+    with pytest.raises(InputError, match="cut short"):
+        load_audio(mp3[: frame + (len(mp3) - frame) // 2])
+
+
+def test_mp3_in_wav_is_counted(mp3):
+    body = without_header_frame(mp3)
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 4000, 1, 0, 12, 1, 2, 144, 1, 1393)
+    chunks = b"WAVEfmt " + struct.pack("<I", len(form)) + form
+    chunks += b"data" + struct.pack("<I", len(body)) + body
+    samples_t = load_audio(b"RIFF" + struct.pack("<I", len(chunks)) + chunks)
+    np.testing.assert_array_equal(samples_t, load_audio(body))
+
+
+def test_libraries_print_nothing(mp3, capfd):
+    load_audio(mp3 + mp3)
+    for data in (mp3[: len(mp3) // 2], encode_ffmpeg("mp4", "aac")[:-50]):
+        with pytest.raises(InputError):
+            load_audio(data)
+    assert capfd.readouterr() == ("", "")
+
+
+# What only FFmpeg knows.
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "rate"),
+    [
+        ("ipod", "aac", 16_000),
+        ("mp4", "aac", 44_100),
+        ("ipod", "alac", 16_000),
+        ("webm", "libopus", 48_000),
+        ("matroska", "aac", 16_000),
+        ("adts", "aac", 16_000),
+        ("caf", "alac", 16_000),
+    ],
+)
+def test_phones_and_browsers_record_what_can_be_read(container, codec, rate):
+    data = encode_ffmpeg(container, codec, rate=rate)
+    samples_t = load_audio(data)
+    assert abs(len(samples_t) - RATE) <= 2 * 1024 * RATE / rate
+    if container != "adts":  # says nothing of its delay
+        near = samples_t[2000:14_000], NOISE[2000:14_000]
+        assert np.corrcoef(*near)[0, 1] > (0.99 if codec == "alac" else 0.7)
+    for part in (0.4, 0.9):
+        with pytest.raises(InputError):
+            load_audio(data[: int(part * len(data)) + 1])
+
+
+def test_two_joined_files_that_cannot_be_separated_are_named():
+    data = encode_ffmpeg("ipod", "aac")
+    with pytest.raises(InputError, match="several recordings"):
+        load_audio(data + data)
+
+
+def test_telephone_codecs_in_wav_are_read():
+    samples_t = load_audio(encode("WAV", "GSM610"))
+    assert RATE <= len(samples_t) < RATE + 320
+
+
+# Values and lengths.
+
+
+@pytest.mark.parametrize("form", ["array", "file", "other rate"])
+def test_values_too_large_for_float32_are_named(form):
+    samples = NOISE.copy()
+    samples[5] = 1e300
+    given = {
+        "array": samples,
+        "file": encode("WAV", "DOUBLE", samples),
+        "other rate": (samples, 8_000),
+    }[form]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match=r"1e\+300"):
+            load_audio(given)
+
+
+def test_seconds_are_counted(tmp_path, mp3):
+    path = tmp_path / "a.mp3"
+    path.write_bytes(mp3 + mp3)
+    assert audio.seconds(path) == 2.0
+
+
+def test_suffixes_are_of_what_can_be_read():
+    assert {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm"} <= set(audio.SUFFIXES)
+    assert ".raw" not in audio.SUFFIXES and ".txt" not in audio.SUFFIXES
