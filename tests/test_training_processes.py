@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 from marks import slow
 from training_runs import run, write_config
 
+from spirit_jax.cli.processes import LOST, read_environment
+from spirit_jax.errors import InputError
 from spirit_jax.training.configs import MeshConfig
 
 COMMAND = "from spirit_jax.cli import main; main()"
@@ -100,3 +103,53 @@ def test_sigterm_to_one_ends_both_with_a_checkpoint(make_config, tmp_path):
     finish(processes)
     saved = {int(p.name) for p in (tmp_path / "pair" / "checkpoints").iterdir()}
     assert saved == {len(metrics.read_text().splitlines())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_lost_process_ends_the_other_with_one_sentence(make_config, tmp_path, killed):
+    path = write_config(tmp_path / "run.yaml", make_config("pair", MeshConfig(fsdp=8)))
+    processes = start_pair(path, "steps=100000", "mesh.fsdp=8", "--peer-timeout", "10")
+    metrics = tmp_path / "pair" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.is_file() or metrics.read_text().count("\n") < 3:
+        assert time.monotonic() < deadline and processes[0].poll() is None
+        time.sleep(0.1)
+    processes[killed].send_signal(signal.SIGKILL)
+    _, error = processes[1 - killed].communicate(timeout=40)
+    assert processes[1 - killed].returncode != 0
+    assert error == f"error: {LOST}\n"
+    processes[killed].communicate()
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_meet_say_so(make_config, tmp_path):
+    path = write_config(tmp_path / "run.yaml", make_config("pair", MeshConfig(fsdp=8)))
+    alone, other = start_pair(path, "--peer-timeout", "3")
+    other.kill()
+    other.communicate()
+    _, error = alone.communicate(timeout=60)
+    assert alone.returncode != 0 and len(error.splitlines()) == 1, error
+    # The coordination service may end the process itself, or raise an error.
+    assert error == f"error: {LOST}\n" or "did not meet at localhost:" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("JAX_PROCESS_ID", "2", "JAX_PROCESS_ID is 2; expected 0 to 1."),
+        ("JAX_PROCESS_ID", "one", "JAX_PROCESS_ID is 'one'"),
+        ("JAX_PROCESS_ID", "²", "JAX_PROCESS_ID is '²'"),
+        ("JAX_NUM_PROCESSES", "0", "JAX_NUM_PROCESSES is 0"),
+        ("JAX_NUM_PROCESSES", "-1", "JAX_NUM_PROCESSES is '-1'"),
+        ("JAX_COORDINATOR_ADDRESS", "localhost", "expected HOST:PORT"),
+    ],
+)
+def test_a_wrong_environment_is_named(name, value, message):
+    environment = {
+        "JAX_COORDINATOR_ADDRESS": "localhost:1234",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": "0",
+    }
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_environment(environment | {name: value})

@@ -20,6 +20,7 @@ from spirit_jax.cli import (
     options,
     pack,
     prepare,
+    processes,
     resynth,
     train,
 )
@@ -70,6 +71,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except InputError as error:
+        processes.end_together(error)
         _fail(str(error), 1)
     except USAGE_ERROR as error:
         message = error.format_message().rstrip(".")
@@ -82,6 +84,9 @@ def main() -> None:
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        processes.end_together(error)
+        raise
 
 
 def _fail(message: str, status: int) -> None:

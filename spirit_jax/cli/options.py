@@ -12,6 +12,12 @@ import typer
 ModelDir = Annotated[
     Path, typer.Argument(help="Model folder, or a packaged model such as spirit-tiny-base")
 ]
+Distributed = Annotated[
+    bool, typer.Option(help="One of several processes, as a pod's or a cluster's says")
+]
+PeerTimeout = Annotated[
+    int, typer.Option(help="Of several processes: seconds until a silent one counts as lost")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist")]
 
 
@@ -22,21 +28,6 @@ def count_items(source: str, parts: int) -> int | None:
     if source.startswith("tfds:"):
         return None
     return -(-sum(1 for _ in read_source(source)) // parts)
-
-
-def join_processes() -> None:
-    """Meets the other processes of a run; what the environment does not say, the cluster does."""
-    import jax
-
-    given = {
-        "coordinator_address": os.environ.get("JAX_COORDINATOR_ADDRESS"),
-        "num_processes": os.environ.get("JAX_NUM_PROCESSES"),
-        "process_id": os.environ.get("JAX_PROCESS_ID"),
-    }
-    numbers = ("num_processes", "process_id")
-    jax.distributed.initialize(
-        **{name: int(v) if name in numbers else v for name, v in given.items() if v is not None}
-    )
 
 
 def prepare_environment() -> None:

@@ -1,7 +1,6 @@
 """`spirit-jax prepare`: recordings and text to a corpus to train on."""
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Annotated
 import typer
 
 from spirit_jax import folders
-from spirit_jax.cli import checks
-from spirit_jax.cli.options import Overwrite, count_items, join_processes
+from spirit_jax.cli import checks, processes
+from spirit_jax.cli.options import Distributed, Overwrite, PeerTimeout, count_items
 from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.errors import InputError
 
@@ -39,9 +38,8 @@ def prepare(
         list[str] | None,
         typer.Option(help="Run as an Apache Beam pipeline; options such as --runner=DirectRunner"),
     ] = None,
-    distributed: Annotated[
-        bool, typer.Option(help="One of several processes, as a pod's or a cluster's says")
-    ] = False,
+    distributed: Distributed = False,
+    peer_timeout: PeerTimeout = processes.PEER_TIMEOUT,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn recordings and text into a corpus to train on: units, text and word times.
@@ -51,10 +49,9 @@ def prepare(
     needed. A run that was stopped goes on where it was. Items that cannot be used are listed, with
     reasons, in OUTPUT/rejects-*.jsonl.
     """
-    distributed |= "JAX_COORDINATOR_ADDRESS" in os.environ
     settings = PrepareConfig(shard_items, max_seconds, threads)
     part, parts = _parse_shard(shard) if shard else (0, 0)
-    if shard and distributed:
+    if shard and processes.is_one_of_several(distributed):
         raise InputError("--shard and --distributed: each process takes the part of its number.")
     if shard and beam is not None:
         raise InputError("--shard and --beam: a Beam pipeline shares the items out itself.")
@@ -65,8 +62,7 @@ def prepare(
     checks.output_folder(output)
     if plot is not None:
         checks.new_file(plot, overwrite)
-    if distributed:
-        join_processes()
+    processes.join(distributed, peer_timeout)
     from spirit_jax.data import report
 
     if beam is not None:

@@ -1,7 +1,7 @@
 """`spirit-jax train`: every network, by a run config."""
 
+import collections
 import dataclasses
-import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from spirit_jax import files, folders
-from spirit_jax.cli import checks
-from spirit_jax.cli.options import join_processes
+from spirit_jax.cli import checks, processes
+from spirit_jax.cli.options import Distributed, PeerTimeout
 from spirit_jax.errors import InputError
 from spirit_jax.training import find_recipe, read_run_config
 
@@ -26,9 +26,8 @@ def train(
     half: Annotated[
         bool, typer.Option("--half", help="With --export: a language model in float16")
     ] = False,
-    distributed: Annotated[
-        bool, typer.Option(help="One of several processes, as a pod's or a cluster's says")
-    ] = False,
+    distributed: Distributed = False,
+    peer_timeout: PeerTimeout = processes.PEER_TIMEOUT,
 ) -> None:
     """Train a network; a run that was stopped goes on.
 
@@ -48,8 +47,7 @@ def train(
     if export is not None:
         files.refuse_existing(export)
         checks.output_folder(export.absolute().parent)
-    if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        join_processes()
+    processes.join(distributed, peer_timeout)
     from spirit_jax.training import export as export_lib
     from spirit_jax.training import hosts
 
@@ -64,12 +62,14 @@ def train(
         print(f"{export}: the network after step {step}")
         return
     started, last = time.monotonic(), 0.0
+    pace = Pace(settings.steps)
     for metrics in recipe.train(settings):
         elapsed = time.monotonic() - started
+        pace.add(metrics["step"], metrics["seconds"])
         told = elapsed - last >= 5 or metrics["step"] in (1, settings.steps)
         if told and hosts.is_first():
             last = elapsed
-            print(_describe(metrics, settings.steps), flush=True)
+            print(_describe(metrics, pace), flush=True)
 
 
 def _make_up(settings):
@@ -121,10 +121,39 @@ def _check_paths(settings) -> None:
             checks.existing(Path(path))
 
 
-def _describe(metrics: dict, steps: int) -> str:
-    """A line about a step, with the time that is left at its pace."""
+class Pace:
+    """The time that is left of a run, by its recent steps; the first ones of a start compile.
+
+    Args:
+      steps: of the run.
+    """
+
+    SKIPPED, RECENT = 2, 50  # steps
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self._added, self._step = 0, 0
+        self._seconds: collections.deque[float] = collections.deque(maxlen=self.RECENT)
+
+    def add(self, step: int, seconds: float) -> None:
+        """Notes how long a step took."""
+        self._added, self._step = self._added + 1, step
+        if self._added > self.SKIPPED:
+            self._seconds.append(seconds)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds; None as long as there is no step to judge by."""
+        if not self._seconds:
+            return None
+        return (self.steps - self._step) * sum(self._seconds) / len(self._seconds)
+
+
+def _describe(metrics: dict, pace: Pace) -> str:
+    """A line about a step, with the time that is left."""
     names = ("loss", "loss_text", "loss_speech", "eval_loss", "grad_norm", "mfu")
     shown = " ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
-    left = (steps - metrics["step"]) * metrics["seconds"]
-    rate = f"{metrics['tokens_per_second']:.0f} tokens/s, {left / 60:.1f} min left"
-    return f"step {metrics['step']}/{steps} {shown} ({rate})"
+    rate = f"{metrics['tokens_per_second']:.0f} tokens/s"
+    if pace.left is not None:
+        rate += f", {pace.left / 60:.1f} min left"
+    return f"step {metrics['step']}/{pace.steps} {shown} ({rate})"
