@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from spirit_jax import config
+from spirit_jax import checkpoint, config
 from spirit_jax.errors import InputError
 from spirit_jax.text import load_sentencepiece, load_tokenizers
 from spirit_jax.vocab import Vocab
@@ -51,6 +51,7 @@ def convert_tokenizer(folder: str | Path, kind: str, output: str | Path, add: bo
             raise InputError(f"{folder}: has pitch tokens, which a model of kind {kind} has not.")
     _write_files(folder, target, vocab)
     config.write(vocab, Path(output) / "vocab.json")
+    checkpoint.list_texts(output)
     return vocab
 
 

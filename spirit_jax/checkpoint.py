@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
+from spirit_jax import array_checks, checksums, files
 from spirit_jax import config as config_lib
 from spirit_jax.errors import InputError
 from spirit_jax.files import refuse_existing
@@ -29,33 +30,41 @@ def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:
     Memory holds one part at a time, so a network larger than the memory can be written.
 
     Raises:
-      InputError: something exists at `path` already.
+      InputError: something exists at `path` already, or it cannot be written.
     """
     path = Path(path).absolute()
     refuse_existing(path)
-    unfinished = path.with_name(path.name + ".partial_save")  # the name that Orbax gives it
-    shutil.rmtree(unfinished, ignore_errors=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + files.UNFINISHED)
+    partial = unfinished.with_name(unfinished.name + ".partial_save")  # the name Orbax gives it
+    for left in (unfinished, partial):  # by a killed process
+        shutil.rmtree(left, ignore_errors=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         for part in [parts] if isinstance(parts, Mapping) else parts:
-            ocp.partial.save(path, part)
-        ocp.partial.finalize(path)
+            ocp.partial.save(unfinished, part)
+        ocp.partial.finalize(unfinished)
         # It names the folder that was written to, which on a disk nothing needs.
-        (path / "commit_success.txt").unlink(missing_ok=True)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        (unfinished / "commit_success.txt").unlink(missing_ok=True)
+        array_checks.write(unfinished)
+        unfinished.rename(path)
+    except InputError:
         raise
+    except Exception as error:  # the library has no single kind for what a disk does
+        raise InputError(f"{path}: cannot be written ({files.describe(error)}).") from error
+    finally:
+        for left in (unfinished, partial):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def read_shapes(path: str | Path) -> Params:
     """The tree of `jax.ShapeDtypeStruct` that a `params/` folder holds; reads no array."""
     path = Path(path).absolute()
+    array_checks.check_metadata(path)
     try:
         tree = ocp.metadata(path).metadata
     except Exception as error:
-        raise InputError(
-            f"{path}: is not a whole parameter folder (missing, half copied or damaged)."
-        ) from error
+        reason = "is not a whole parameter folder (missing, half copied or damaged)."
+        raise files.unreadable(path, error, reason) from error
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
@@ -76,13 +85,15 @@ def load_params(path: str | Path, abstract: Params | None = None) -> Params:
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
     else:
         _check_shapes(path, stored, abstract)
+    array_checks.check_arrays(path, flatten(abstract))
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     try:
         with context:
             return ocp.load(path, abstract)
     except Exception as error:
-        raise InputError(f"{path}: its arrays cannot be read (half copied or damaged).") from error
+        reason = "its arrays cannot be read (half copied or damaged)."
+        raise files.unreadable(path, error, reason) from error
 
 
 def save_network(folder: str | Path, config: Any, params: Params | Iterable[Params]) -> None:
@@ -90,6 +101,14 @@ def save_network(folder: str | Path, config: Any, params: Params | Iterable[Para
     folder = Path(folder)
     save_params(folder / "params", params)
     config_lib.write(config, folder / "config.json")
+    checksums.list_files(folder, ["config.json"])
+
+
+def list_texts(folder: str | Path) -> None:
+    """Lists the checksums of a model folder's vocabulary and text tokenizer."""
+    folder = Path(folder)
+    names = [file.relative_to(folder).as_posix() for file in folder.glob("text_tokenizer/*")]
+    checksums.list_files(folder, ["vocab.json", *names])
 
 
 def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:

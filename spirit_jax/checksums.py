@@ -17,6 +17,7 @@ from spirit_jax.errors import InputError
 BLOCK = 4 << 20  # bytes read at a time
 THREADS = 4  # that read files side by side
 
+LIST = "checksums.json"  # lists the files of a folder
 FIELD = "checksum"  # of a JSON object, over all its other fields
 
 
@@ -30,13 +31,19 @@ def of_value(value: Any) -> str:
     return of_bytes(json.dumps(value, sort_keys=True).encode())
 
 
-def of_file(path: str | Path) -> str:
-    """The checksum of a file's content; raises `InputError` for one that cannot be read."""
-    digest = xxhash.xxh3_128()
+def of_file(path: str | Path, offset: int = 0, length: int | None = None) -> str:
+    """The checksum of a file's content, or of `length` bytes of it.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    digest, left = xxhash.xxh3_128(), length
     try:
         with open(path, "rb") as file:
-            while block := file.read(BLOCK):
+            file.seek(offset)
+            while block := file.read(BLOCK if left is None else min(BLOCK, left)):
                 digest.update(block)
+                left = None if left is None else left - len(block)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({files.describe(error)}).") from error
     return digest.hexdigest()
@@ -66,3 +73,54 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if known != of_value(value):
         raise InputError(f"{path}: is damaged or was edited (its checksum differs).")
     return value
+
+
+def list_files(folder: str | Path, names: Iterable[str]) -> None:
+    """Writes the checksums of files to `checksums.json` in a folder, beside those listed before.
+
+    Args:
+      folder: that has the files.
+      names: of files, from the folder, with "/" between.
+
+    Raises:
+      InputError: one cannot be read, or the list cannot be written.
+    """
+    path = Path(folder) / LIST
+    listed = read_json(path)["files"] if path.is_file() else {}
+    listed |= {name: of_file(Path(folder) / name) for name in names}
+    write_json(path, {"files": dict(sorted(listed.items()))})
+
+
+def check_file(path: str | Path) -> None:
+    """Compares a file with the list in its folder or in the one above, if one of them has it.
+
+    Raises:
+      InputError: the file is not as it was listed.
+    """
+    found = _find_entry(Path(path))
+    if found is not None:
+        folder, name, checksum = found
+        if of_file(path) != checksum:
+            raise InputError(
+                f"{path}: is damaged or was edited (its checksum differs); copy it again, or "
+                f"remove {folder / LIST} if you changed it yourself."
+            )
+
+
+def update_file(path: str | Path) -> None:
+    """Lists a file as it is now, if it is listed; for those who write it again."""
+    found = _find_entry(Path(path))
+    if found is not None:
+        list_files(found[0], [found[1]])
+
+
+def _find_entry(path: Path) -> tuple[Path, str, str] | None:
+    """The folder whose list has a file, the file's name there, and its checksum."""
+    path = path.absolute()
+    for folder in list(path.parents)[:2]:
+        if (folder / LIST).is_file():
+            name = path.relative_to(folder).as_posix()
+            listed = read_json(folder / LIST).get("files", {})
+            if name in listed:
+                return folder, name, listed[name]
+    return None

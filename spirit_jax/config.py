@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spirit_jax import files
+from spirit_jax import checksums, files
 from spirit_jax.errors import InputError
 
 T = TypeVar("T")
@@ -98,6 +98,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
       InputError: the file is missing, unreadable or holds something else.
     """
     path = Path(path)
+    checksums.check_file(path)
     text = files.read_text(path)
     try:
         if path.suffix == ".json":
@@ -113,9 +114,13 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def write(config: Any, path: str | Path) -> None:
-    """Writes a dataclass (or a mapping) as JSON, whole or not at all."""
+    """Writes a dataclass (or a mapping) as JSON, whole or not at all.
+
+    Its checksum is written again where there is one; see `checksums.list_files`.
+    """
     values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
     files.write_json(path, values)
+    checksums.update_file(path)
 
 
 def _parse_yaml(text: str) -> Any:

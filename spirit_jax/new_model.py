@@ -52,6 +52,7 @@ def write_new_model(
         learn_text_tokenizer(folder / "text_tokenizer", texts, pieces)
         vocab = Vocab.make(about.kind, pieces, units=_count_units(own, about.kind))
         config.write(vocab, folder / "vocab.json")
+        checkpoint.list_texts(folder)
     return vocab
 
 
@@ -89,6 +90,7 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
         config.write(vocab, folder / "vocab.json")
         load_text_tokenizer(start / "text_tokenizer", vocab)  # raises where it lacks the units
         shutil.copytree(start / "text_tokenizer", folder / "text_tokenizer")
+        checkpoint.list_texts(folder)
         cfg, params = checkpoint.load_network(start / "llama", llama.LlamaConfig)
         leaves = checkpoint.flatten(params)
         for path, axis in (("embed/embedding", 0), ("head", 1)):

@@ -52,6 +52,7 @@ def write_random_model(folder: str | Path, kind: str = "expressive", seed: int =
         checkpoint.save_network(folder / name, cfg, random_params(abstract, rng))
     speech_tokenizer.seal(folder / speech_tokenizer.FOLDER, kind, f0_method="pyin")
     config.write(vocab, folder / "vocab.json")
+    checkpoint.list_texts(folder)
 
 
 def random_params(abstract: Params, rng: np.random.Generator) -> Params:

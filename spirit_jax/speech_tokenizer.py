@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import batching, checkpoint, config, f0, folders, units
+from spirit_jax import batching, checkpoint, checksums, config, f0, folders, units
 from spirit_jax.audio import SAMPLE_RATE, Audio, chunks, load_audio
 from spirit_jax.errors import InputError
 from spirit_jax.models import fcpe, hifigan, hubert, pitch, source, style
@@ -89,6 +89,7 @@ def seal(folder: str | Path, kind: str, f0_method: str = "fcpe") -> SpeechTokeni
             hashes[name] = checkpoint.hash_params(checkpoint.widen(params))
     cfg = SpeechTokenizerConfig(kind, f0_method, hashes=hashes)
     config.write(cfg, folder / CONFIG_NAME)
+    checksums.list_files(folder, [CONFIG_NAME])
     return cfg
 
 

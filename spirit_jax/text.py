@@ -20,7 +20,7 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
-from spirit_jax import files, markup
+from spirit_jax import checksums, files, markup
 from spirit_jax.errors import InputError
 from spirit_jax.vocab import Vocab
 
@@ -239,6 +239,7 @@ def _training_lines(lines: Iterable[str]) -> Iterator[str]:
 
 def load_sentencepiece(path: str | Path) -> sentencepiece.SentencePieceProcessor:
     """A SentencePiece model; raises `InputError` for a file that is none."""
+    checksums.check_file(path)
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
@@ -251,6 +252,7 @@ def load_tokenizers(path: str | Path) -> tokenizers.Tokenizer:
     What a file may keep of its last use is switched off: truncation and padding, and the random
     choices of BPE dropout and of Unigram sampling, which are for training.
     """
+    checksums.check_file(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception

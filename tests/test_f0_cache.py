@@ -78,6 +78,18 @@ def test_files_keep_their_names(items, tmp_path):
     assert os.listdir(tmp_path / "f0") == [f"{name}.npz"]
 
 
+def test_a_damaged_file_is_computed_again(items, tmp_path, computed, capsys):
+    whole = f0_cache.read_tracks(items, COARSE, tmp_path / "f0")
+    (path, *_) = sorted((tmp_path / "f0").iterdir())
+    data = path.read_bytes()
+    for damage in (data[:100], data[:200] + bytes([data[200] ^ 1]) + data[201:], b""):
+        path.write_bytes(damage)
+        again = f0_cache.read_tracks(items, COARSE, tmp_path / "f0")
+        assert "computed again" in capsys.readouterr().err
+        for one, other in zip(whole, again, strict=True):
+            np.testing.assert_array_equal(one.f0_t, other.f0_t)
+
+
 def test_a_chunk_that_fails_leaves_nothing(items, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise KeyboardInterrupt

@@ -10,18 +10,21 @@ import functools
 import hashlib
 import multiprocessing
 import os
-import tempfile
+import sys
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from spirit_jax import f0
+from spirit_jax import f0, files
 from spirit_jax.audio import Audio, load_audio
 from spirit_jax.data.configs import F0Config
 from spirit_jax.data.manifest import Item, fingerprint
 from spirit_jax.data.progress import watch
+from spirit_jax.errors import InputError
 
 CHUNK = 32  # recordings a file
 
@@ -67,11 +70,14 @@ def read_tracks(items: Sequence[Item], config: F0Config, folder: str | Path) -> 
       InputError: a recording cannot be read.
     """
     folder = Path(config.folder or folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({files.describe(error)}).") from error
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     paths = [folder / f"{_digest(chunk, config)}.npz" for chunk in chunks]
     missing = [
-        (chunk, path) for chunk, path in zip(chunks, paths, strict=True) if not path.exists()
+        (chunk, path) for chunk, path in zip(chunks, paths, strict=True) if not _is_whole(path)
     ]
     jobs = [([item.audio for item in chunk], path) for chunk, path in missing]
     workers = min(config.workers or os.cpu_count() or 1, len(jobs))
@@ -104,23 +110,34 @@ def _compute(job: tuple[list[Audio], Path], resolution: float) -> None:
         "f0": np.concatenate([one.f0_t for one in tracks]),
         "voiced": np.concatenate([one.voiced_t for one in tracks]).astype(bool),
     }
-    # A name of its own: another run may be writing the same file.
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.savez(file, **arrays)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    # The process in the name: another run may be writing the same file.
+    mine = path.with_name(f"{path.stem}-{os.getpid()}{path.suffix}")
+    with files.whole_file(mine) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, **arrays)
+    mine.replace(path)
 
 
-def _read(path: Path) -> Iterator[Track]:
+def _is_whole(path: Path) -> bool:
+    """Whether the file of a chunk is there and can be read; a damaged one is computed again."""
+    if not path.exists():
+        return False
+    try:
+        _read(path)
+        return True
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        if files.find_lack(error):
+            raise files.unreadable(path, error, "is damaged.") from error
+        print(f"notice: {path} is damaged and computed again", file=sys.stderr)
+        return False
+
+
+def _read(path: Path) -> list[Track]:
     with np.load(path) as arrays:
         ends = np.cumsum(arrays["lengths"])[:-1]
         parts = (np.split(arrays[name], ends) for name in ("f0", "voiced"))
-        for f0_t, voiced_t in zip(*parts, strict=True):
-            yield Track(f0_t, voiced_t.astype(np.float32))
+        return [
+            Track(f0_t, voiced_t.astype(np.float32)) for f0_t, voiced_t in zip(*parts, strict=True)
+        ]
 
 
 def _digest(items: Sequence[Item], config: F0Config) -> str:

@@ -1,0 +1,139 @@
+"""Checksums of the arrays in a `params/` folder, so that flipped bits are noticed.
+
+Orbax keeps arrays as chunks of a Zarr 3 store in an OCDBT database, which checks its own nodes and
+not the chunks. `checksums.json` beside them lists where every chunk lies, with its checksum. A read
+checks the chunks that it needs and no others, so a host that reads its shards reads no more.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import tensorstore
+
+from spirit_jax import checksums
+from spirit_jax.errors import InputError
+
+DATABASE = "state"  # the folder of Orbax's OCDBT database
+METADATA = "zarr.json"  # ends the key that has an array's shape, dtype and chunks
+
+
+def write(path: str | Path) -> None:
+    """Writes the checksums of a whole `params/` folder.
+
+    Raises:
+      ValueError: it is no such folder (or another kind of error, of the library).
+    """
+    path = Path(path)
+    arrays: dict[str, Any] = {}
+    for key, place in _list_values(path).items():
+        prefix, _, rest = key.partition("/")
+        array = arrays.setdefault(prefix.replace(".", "/"), {"chunks": {}})
+        if rest == METADATA:
+            about = json.loads(_open(path).read(key).result().value)
+            array["chunk_shape"] = about["chunk_grid"]["configuration"]["chunk_shape"]
+        elif place is not None:
+            array["chunks"][rest] = [*place, checksums.of_file(path / place[0], *place[1:])]
+    with_chunks = {chunk[0] for array in arrays.values() for chunk in array["chunks"].values()}
+    names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    others = sorted(set(names) - with_chunks - {checksums.LIST})
+    listed = dict(zip(others, checksums.of_files(path / name for name in others), strict=True))
+    checksums.write_json(path / checksums.LIST, {"files": listed, "arrays": arrays})
+
+
+def check_metadata(path: str | Path) -> None:
+    """Checks the files of a `params/` folder that hold no arrays.
+
+    A folder from before there were checksums passes.
+
+    Raises:
+      InputError: a file is missing or damaged.
+    """
+    path = Path(path)
+    for name, checksum in _read_known(path)["files"].items():
+        if checksums.of_file(path / name) != checksum:
+            raise InputError(f"{path / name}: is damaged (its checksum differs); copy it again.")
+
+
+def check_arrays(path: str | Path, wanted: Mapping[str, Any]) -> None:
+    """Checks the chunks that a read of arrays needs.
+
+    Args:
+      path: of the `params/` folder.
+      wanted: by `a/b/c` names; of what has a `sharding`, the chunks of this process's shards.
+
+    Raises:
+      InputError: a chunk is damaged; names the parameter.
+    """
+    path, arrays = Path(path), _read_known(Path(path))["arrays"]
+
+    def check(job: tuple[str, list]) -> None:
+        name, (file, offset, length, checksum) = job
+        if checksums.of_file(path / file, offset, length) != checksum:
+            raise InputError(
+                f"{path}: the parameter '{name}' is damaged (the checksum of {file} differs); copy "
+                "the folder again."
+            )
+
+    jobs = (
+        (name, chunk)
+        for name, leaf in wanted.items()
+        if name in arrays
+        for chunk in _find_chunks(arrays[name], leaf)
+    )
+    with ThreadPoolExecutor(checksums.THREADS) as pool:
+        for _ in pool.map(check, jobs):
+            pass
+
+
+def _find_chunks(array: Mapping[str, Any], leaf: Any) -> Iterator[list]:
+    """The chunks of an array that this process reads."""
+    chunks, shape = array["chunks"], tuple(leaf.shape)
+    if getattr(leaf, "sharding", None) is None:
+        yield from chunks.values()
+        return
+    places = set()
+    for index in leaf.sharding.addressable_devices_indices_map(shape).values():
+        axes = []
+        for part, size, step in zip(index, shape, array["chunk_shape"], strict=True):
+            start, stop, _ = part.indices(size)
+            axes.append(range(start // step, -(-stop // step)))
+        places |= set(itertools.product(*axes))
+    for place in sorted(places):
+        key = "/".join(["c", *map(str, place)])
+        if key in chunks:  # small ones lie in the nodes
+            yield chunks[key]
+
+
+def _read_known(path: Path) -> dict[str, Any]:
+    """The checksums of a folder; of one that has none, nothing to check."""
+    if not (path / checksums.LIST).is_file():
+        return {"files": {}, "arrays": {}}
+    known = checksums.read_json(path / checksums.LIST)
+    if not {"files", "arrays"} <= known.keys():
+        raise InputError(f"{path / checksums.LIST}: is no list of arrays.")
+    return known
+
+
+def _list_values(path: Path) -> dict[str, tuple[str, int, int] | None]:
+    """By key, the file, offset and length of each value; None where it lies in a node itself."""
+    base = tensorstore.KvStore.open(f"file://{(path / DATABASE).absolute()}/").result()
+    root = tensorstore.ocdbt.dump(base).result()["versions"][-1]
+    if root["root_height"]:  # Orbax's nodes take 100 MB of keys
+        raise ValueError("the database has more keys than one node takes")
+    values: dict[str, tuple[str, int, int] | None] = {}
+    for entry in tensorstore.ocdbt.dump(base, root["root"]["location"]).result()["entries"]:
+        place = None
+        if "indirect_value" in entry:
+            _, folder, file, offset, length = entry["indirect_value"].split(":")
+            place = (f"{DATABASE}/{folder}{file}", int(offset), int(length))
+        values[entry["key"].decode()] = place
+    return values
+
+
+def _open(path: Path):
+    spec = {"driver": "ocdbt", "base": f"file://{(path / DATABASE).absolute()}/"}
+    return tensorstore.KvStore.open(spec).result()
