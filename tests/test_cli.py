@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import soundfile
+import typer
 
+import spirit_jax
 from spirit_jax import SpeechTokenizer, cli, f0
 from spirit_jax.audio import load_audio
+from spirit_jax.cli import checks
 
 
 @pytest.fixture
@@ -137,6 +142,55 @@ def test_every_command_helps(run):
     for args in ((), *((name,) for name in commands)):
         status, out, _ = run(*args, "--help")
         assert status == 0 and "Usage" in out
+        command = typer.main.get_command(cli.app)
+        command = command.commands[args[0]] if args else command
+        texts = [command.help, *(getattr(option, "help", None) for option in command.params)]
+        shown = "".join(out.split())
+        for text in filter(None, texts):  # words in brackets are no markup
+            for words in re.findall(r"\[.*?\]", text, re.DOTALL):
+                assert "".join(words.split()) in shown
+
+
+def test_the_version_is_that_of_the_package(run):
+    status, out, _ = run("--version")
+    assert status == 0 and out == f"spirit-jax {spirit_jax.__version__}\n"
+
+
+def test_an_output_is_not_replaced_unasked(run, base_folder, recording, tmp_path):
+    target = tmp_path / "out.wav"
+    target.write_text("mine")
+    status, _, err = run("resynth", base_folder, recording, target)
+    assert status == 1 and "exists already" in err and target.read_text() == "mine"
+    assert run("resynth", base_folder, recording, target, "--overwrite")[0] == 0
+    (tmp_path / "speech-0.wav").write_text("mine")
+    assert checks.free_name(tmp_path, "speech", ".wav") == tmp_path / "speech-1.wav"
+
+
+def test_what_a_model_lacks_is_one_error_for_all_files(run, expressive_folder, recording, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(expressive_folder, folder)
+    about = folder / "speech_tokenizer" / "speech_tokenizer.json"
+    about.write_text(about.read_text().replace('"pyin"', '"fcpe"'))
+    status, _, err = run("encode", folder, recording, recording)
+    assert status == 1 and err.startswith("error: ") and "has no F0 network" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_recording_without_units_is_skipped_by_name(run, base_folder, recording, tmp_path):
+    soundfile.write(tmp_path / "short.wav", np.zeros(100), 16_000)
+    status, out, err = run("encode", base_folder, tmp_path / "short.wav", recording)
+    assert status == 0 and len(out.splitlines()) == 1
+    assert "skipped: " in err and "short.wav: has no units" in err and "1 of 2 files" in err
+
+
+def test_the_time_left_is_that_of_recent_steps():
+    pace = cli.train.Pace(20)
+    for step, seconds in ((1, 60.0), (2, 30.0)):  # these compile
+        pace.add(step, seconds)
+        assert pace.left is None
+    for step in range(3, 11):
+        pace.add(step, 2.0)
+    assert pace.left == pytest.approx(20.0)
 
 
 def test_options_that_would_do_nothing_are_refused(run, tmp_path):

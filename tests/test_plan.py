@@ -129,3 +129,20 @@ def test_what_cannot_be_planned_is_named(tmp_path):
         made = plan(tmp_path, *arguments)
         lines = [line for line in made.stderr.splitlines() if line.startswith("error: ")]
         assert made.returncode == 1 and len(lines) == 1 and message in lines[0], made.stderr[-800:]
+
+
+def test_a_missing_compiler_is_named_first():
+    start = "import sys; sys.modules['libtpu'] = None; from tpu.plan import main; main()"
+    command = [sys.executable, "-c", start, "--config", "gone.yaml"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: The TPU's compiler is not")
+    assert len(done.stderr.splitlines()) == 1 and ".[tpu]" in done.stderr
+
+
+def test_corpora_name_their_extra():
+    start = "import sys; sys.modules['pyworld'] = None; sys.argv = ['-m']; import corpora"
+    done = subprocess.run(
+        [sys.executable, "-c", start], cwd=CHECKOUT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "pyworld" in done.stderr and "'.[corpora]'" in done.stderr

@@ -11,6 +11,7 @@ TPU (pip install -e '.[tpu]'). Times are the compiler's estimates, not measureme
 
 import argparse
 import dataclasses
+import importlib.util
 import itertools
 import json
 import os
@@ -208,6 +209,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as remat=block")
     args = parser.parse_args()
     try:
+        if importlib.util.find_spec("libtpu") is None:
+            raise InputError(
+                "The TPU's compiler is not installed: pip install -e '.[tpu]'. It needs no TPU."
+            )
         config = config_lib.read(lm.RunConfig, args.config, args.overrides)
         topology = args.topology or config.topology
         if not topology:

@@ -39,6 +39,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # words in square brackets are words
 )
 app.command()(encode.encode)
 app.command()(resynth.resynth)
