@@ -5,12 +5,29 @@ gathered in rows, so that a folder of recordings compiles a handful of programs.
 what is padded, so results do not depend on it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from spirit_jax.errors import InputError
+
 Item = tuple[np.ndarray, ...]
+
+
+def as_list(batch: Any, what: str) -> list[Any]:
+    """The items of a batch; raises `InputError` for one item in place of a batch.
+
+    Args:
+      batch: of items; a string, or bytes, is no batch of its letters.
+      what: the items are, for the message: "prompts".
+    """
+    if isinstance(batch, str | bytes | Mapping) or not isinstance(batch, Iterable):
+        raise InputError(
+            f"A list of {what} was expected, not {type(batch).__name__}; put it in []."
+        )
+    return list(batch)
 
 
 def run(

@@ -1,4 +1,4 @@
-"""The one kind of error that a user's input can cause."""
+"""What a user's input can cause: one kind of error, and one of warning."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     Its message is one sentence that names the thing, says what was expected and, where there is
     something to do, what to do next. The command line prints it without a traceback.
     """
+
+
+class InputWarning(UserWarning):
+    """An input can be used, but the result may not be what was meant."""

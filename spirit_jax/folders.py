@@ -1,6 +1,7 @@
 """Model folders, by path or by the name of a packaged model. Importing this is cheap."""
 
 import difflib
+import os
 from pathlib import Path
 
 from spirit_jax import files
@@ -21,10 +22,16 @@ def find_model(name: str | Path) -> Path:
     Raises:
       InputError: there is neither; lists the packaged models, the nearest name first.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(f"A model is a folder or a name, not {type(name).__name__}.")
     folder = Path(name)
-    if folder.is_dir():
+    try:
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except OSError as error:  # such as a name of too many letters
+        raise InputError(f"{str(name)[:80]}: no such folder ({files.describe(error)}).") from error
+    if is_folder:
         return folder
-    if folder.exists():
+    if exists:
         raise InputError(f"{name}: is a file; the folder or the name of a model was expected.")
     names = packaged_names()
     if len(folder.parts) == 1 and folder.name in names:

@@ -38,10 +38,12 @@ def make_mesh(
     """A mesh of `data` x `fsdp` x `tensor` devices (all devices there are, unless given).
 
     Raises:
-      InputError: the product is not the number of devices.
+      InputError: sizes that are no whole numbers, or whose product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = (data, fsdp, tensor)
+    if any(type(size) is not int or size < 1 for size in shape):
+        raise InputError(f"The sizes of a mesh are whole numbers from 1 on, not {shape}.")
     if math.prod(shape) != len(devices):
         raise InputError(
             f"A mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {math.prod(shape)} "
@@ -56,8 +58,10 @@ def as_auto(mesh: Mesh) -> Mesh:
     """The same mesh with every axis of type Auto, which is how this package places arrays.
 
     Raises:
-      InputError: the mesh has an axis that the table does not know.
+      InputError: no mesh, or it has an axis that the table does not know.
     """
+    if not isinstance(mesh, Mesh):
+        raise InputError(f"A mesh is what make_mesh gives, not {type(mesh).__name__}.")
     for name in mesh.axis_names:
         if name not in MESH_AXES:
             raise InputError(

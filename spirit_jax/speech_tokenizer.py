@@ -190,7 +190,9 @@ class SpeechTokenizer:
           InputError: audio that cannot be used.
         """
         self.require_encoder()
-        waves = [load_audio(audio, channel) for audio in audios]
+        if channel is not None and (isinstance(channel, bool) or not isinstance(channel, int)):
+            raise InputError(f"channel is {channel!r}; expected a whole number.")
+        waves = [load_audio(audio, channel) for audio in batching.as_list(audios, "recordings")]
         pieces = [list(chunks(wave, self.config.chunk_seconds)) for wave in waves]
         flat = [(chunk,) for chunks_of_one in pieces for chunk in chunks_of_one]
         streams = [self._encode_hubert(flat)]
@@ -219,6 +221,8 @@ class SpeechTokenizer:
 
     def to_string(self, recorded: Units) -> str:
         """The string of units; a Base model writes phonetic units alone."""
+        if not isinstance(recorded, Units):
+            raise InputError(f"Units were expected, not {type(recorded).__name__}.")
         base = self.config.kind == "base"
         return units.to_string(Units(recorded.hubert) if base else recorded)
 
@@ -254,9 +258,13 @@ class SpeechTokenizer:
         """
         cfg, voice = self._vocoder_config(), self.find_voice(speaker_id, style_id)
         items, to_predict = [], []  # ids of each utterance; which of them last as predicted
-        for index, item in enumerate(spoken):
+        for index, item in enumerate(batching.as_list(spoken, "units")):
             predict = isinstance(item, str) if predict_durations is None else predict_durations
             predict &= bool(cfg.duration_hidden)
+            if not isinstance(item, str | Units):
+                raise InputError(
+                    f"Units or a unit string were expected, not {type(item).__name__}."
+                )
             if isinstance(item, str):
                 item = units.from_string(item, cfg.common_style)
             elif predict and not _one_each(item):

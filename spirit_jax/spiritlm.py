@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import config, folders, sharding, units
+from spirit_jax import batching, config, folders, markup, sharding, units
 from spirit_jax.audio import Audio
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.generation import decode
 from spirit_jax.generation.sampling import GenerationConfig
 from spirit_jax.models import llama
 from spirit_jax.speech_tokenizer import FOLDER as SPEECH_FOLDER
 from spirit_jax.speech_tokenizer import SpeechTokenizer
-from spirit_jax.text import load_text_tokenizer
+from spirit_jax.text import check_unicode, load_text_tokenizer
 from spirit_jax.units import Spoken, Units
 from spirit_jax.vocab import Modality, Vocab
 
@@ -73,6 +73,9 @@ class SpiritLM:
           InputError: no whole model folder, or parts that do not belong together.
         """
         folder = folders.find_language_model(folder)
+        dtype = _check_dtype(dtype)
+        if not isinstance(scan_layers, bool | None):
+            raise InputError(f"scan_layers is {scan_layers!r}; expected True, False or None.")
         on_cpu = jax.default_backend() == "cpu"
         mesh = None if mesh is None else sharding.as_auto(mesh)
         vocab = config.read(Vocab, folder / "vocab.json")
@@ -104,6 +107,8 @@ class SpiritLM:
         self.vocab, self.text_tokenizer = vocab, text_tokenizer
         self._folder, self._speech_tokenizer = folder, speech_tokenizer
         self._model, self._params, self._mesh = model, params, mesh
+        self._tokens = set(vocab.token_strings())
+        self._warned_of_length = False
 
     @property
     def speech_tokenizer(self) -> SpeechTokenizer:
@@ -132,14 +137,20 @@ class SpiritLM:
           InputError: an unknown modality, or content that cannot be used.
         """
         strings = []
-        for modality, content in inputs:
-            modality = Modality.of(modality)
+        for item in batching.as_list(inputs, "inputs"):
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise InputError(
+                    f"An input is a pair such as ('text', 'hello'), not {str(item)[:40]!r}."
+                )
+            modality, content = Modality.of(item[0]), item[1]
             if modality is Modality.ARBITRARY:
                 raise InputError("An input is text or speech, not arbitrary.")
             if modality is Modality.SPEECH:
                 content = self._speech_string(content)
             elif not isinstance(content, str):
                 raise InputError(f"A text input must be a string, not {type(content).__name__}.")
+            else:
+                check_unicode(content)
             strings.append((modality, content))
         return units.build_prompt(strings, Modality.of(output_modality))
 
@@ -192,7 +203,7 @@ class SpiritLM:
             self._one_prompt((), item, output_modality)
             if isinstance(item, str)
             else self._one_prompt(item, None, output_modality)
-            for item in batch
+            for item in batching.as_list(batch, "prompts")
         ]
         return self._generate(
             prompts, output_modality, generation_config, speaker_id, style_id, options
@@ -209,7 +220,7 @@ class SpiritLM:
         return decode.generate(
             self._model,
             self._params,
-            [self.text_tokenizer.encode(prompt) for prompt in prompts],
+            [self._encode(prompt) for prompt in batching.as_list(prompts, "prompts")],
             self.vocab.allowed(output_modality),
             self.vocab.eos,
             _merge_options(generation_config, options),
@@ -217,8 +228,13 @@ class SpiritLM:
         )
 
     def logits(self, prompt: str) -> np.ndarray:
-        """float32 (tokens, padded vocabulary): what is expected after every token of a prompt."""
-        tokens = self.text_tokenizer.encode(prompt)
+        """What is expected after every token of a prompt: float32 (tokens, padded vocabulary).
+
+        Raises:
+          InputError: no prompt string of this model's, or more tokens than it has positions.
+        """
+        tokens = self._encode(prompt)
+        self._check_room(tokens)
         rows = sharding.batch_multiple(self._mesh)
         tokens_bt = np.zeros((rows, decode.bucket(len(tokens), 16)), np.int32)
         tokens_bt[:, : len(tokens)] = tokens
@@ -240,12 +256,17 @@ class SpiritLM:
           their number (no EOS among them).
 
         Raises:
-          InputError: a continuation without a token.
+          InputError: a continuation without a token, no prompt strings of this model's, or more
+            tokens than it has positions.
         """
         places = []  # tokens, and where the continuation begins
-        for context, continuation in pairs:
+        for pair in batching.as_list(pairs, "pairs"):
+            if not isinstance(pair, tuple | list) or [type(part) for part in pair] != [str, str]:
+                raise InputError(f"A pair is a context and a continuation, not {str(pair)[:40]!r}.")
+            context, continuation = pair
             before = self.text_tokenizer.encode(context)
-            tokens = self.text_tokenizer.encode(context + continuation)
+            tokens = self._encode(context + continuation)
+            self._check_room(tokens)
             same = [a == b for a, b in zip(before, tokens, strict=False)]
             start = same.index(False) if False in same else len(same)
             if start == len(tokens):
@@ -273,13 +294,40 @@ class SpiritLM:
                 scores[i] = float(sums_b[row]), len(places[i][0]) - places[i][1]
         return [scores[i] for i in range(len(places))]
 
+    def _encode(self, prompt: str) -> list[int]:
+        """Ids of a prompt string, of which every token is one of this model's."""
+        tokens = self.text_tokenizer.encode(prompt)
+        for part in markup.parse(prompt):
+            if part.is_token and part.string not in self._tokens:
+                raise InputError(
+                    f"{part.string} is no unit of this model ({self._folder}). If it is text, give "
+                    "it as a text input."
+                )
+        trained = self._model.config.trained_positions
+        if 0 < trained < len(tokens) and not self._warned_of_length:
+            self._warned_of_length = True
+            warnings.warn(
+                f"A prompt has {len(tokens)} tokens, and the model was trained on {trained} at "
+                "most: what it says after so many may be nonsense.",
+                InputWarning,
+                stacklevel=2,
+            )
+        return tokens
+
+    def _check_room(self, tokens: Sequence[int]) -> None:
+        positions = self._model.config.max_positions
+        if len(tokens) > positions:
+            raise InputError(
+                f"A prompt has {len(tokens)} tokens, and the model has {positions} positions."
+            )
+
     def _in_mesh(self):
         return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
 
     def _one_prompt(self, inputs, prompt: str | None, output_modality) -> str:
         if prompt is None:
             return self.build_prompt(inputs, output_modality)
-        if inputs:
+        if not isinstance(inputs, Sized) or len(inputs):
             raise InputError("Give either inputs or a prompt, not both.")
         return prompt
 
@@ -308,6 +356,14 @@ class SpiritLM:
         Speech that follows other content and has fewer than `least` Hu is dropped; speech that goes
         on from the prompt's is spoken together with it, and the prompt's share is cut off.
         """
+        prompts = batching.as_list(prompts, "prompts")
+        generated = batching.as_list(generated, "generated strings")
+        if len(prompts) != len(generated):
+            raise InputError(
+                f"There are {len(prompts)} prompts and {len(generated)} generated strings."
+            )
+        for string in (*prompts, *generated):
+            check_unicode(string)
         plans = [units.plan_outputs(*pair, least) for pair in zip(prompts, generated, strict=True)]
         spoken = [piece for plan in plans for piece in plan if self._can_speak(piece)]
         if spoken:
@@ -327,7 +383,8 @@ class SpiritLM:
                     wave = wave[math.ceil(len(wave) * piece.skip) :]
                     outputs[-1].append(Output(wave, Modality.SPEECH))
                 else:
-                    warnings.warn("Speech without any pitch unit was left out.", stacklevel=2)
+                    message = "Speech without any pitch unit was left out."
+                    warnings.warn(message, InputWarning, stacklevel=2)
         return outputs
 
     def _can_speak(self, piece: str | Spoken) -> bool:
@@ -337,7 +394,8 @@ class SpiritLM:
     def _speech_string(self, content: str | Audio | Units) -> str:
         if isinstance(content, str) and content.lstrip().startswith(("[Hu", "[Pi", "[St")):
             units.from_string(content)  # complains about junk
-            return content
+            # White space and markers are passed over there, and must not become text here.
+            return "".join(p.string for p in markup.parse(content) if markup.UNIT.match(p.string))
         if isinstance(content, Units):
             recorded = content
         else:
@@ -347,7 +405,22 @@ class SpiritLM:
         return self.speech_tokenizer.to_string(recorded)
 
 
+def _check_dtype(dtype: Any) -> Any:
+    """A dtype of parameters, by name too; raises `InputError` for what is none of real numbers."""
+    if dtype is None:
+        return None
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError as error:
+        raise InputError(f"dtype is {str(dtype)[:40]!r}; expected float32 or bfloat16.") from error
+    if dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise InputError(f"dtype is {dtype}; expected float32, bfloat16 or float16.")
+    return getattr(jnp, dtype.name)
+
+
 def _merge_options(base: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
+    if not isinstance(base, GenerationConfig | None):
+        raise InputError(f"A GenerationConfig was expected, not {type(base).__name__}.")
     known = {field.name for field in dataclasses.fields(GenerationConfig)}
     for name in options:
         if name not in known:

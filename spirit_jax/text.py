@@ -194,6 +194,19 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
     raise InputError(f"{folder}: holds no tokenizer.model or tokenizer.json.")
 
 
+def check_unicode(string: str) -> None:
+    """Raises `InputError` for what is no string, or one with half a surrogate pair."""
+    if not isinstance(string, str):
+        raise InputError(f"A text must be a string, not {type(string).__name__}.")
+    try:
+        string.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The text {string[:40]!a} is not valid Unicode: it has half a character at "
+            f"{error.start}."
+        ) from error
+
+
 def learn_text_tokenizer(folder: str | Path, lines: Iterable[str], pieces: int) -> None:
     """Writes a `tokenizer.model` as Llama's are: BPE, with bytes for characters it has not seen.
 
@@ -233,7 +246,7 @@ def learn_text_tokenizer(folder: str | Path, lines: Iterable[str], pieces: int) 
 def _training_lines(lines: Iterable[str]) -> Iterator[str]:
     """Lines without the characters for which SentencePiece's trainer skips a line."""
     for line in lines:
-        _check_unicode(line)
+        check_unicode(line)
         yield from filter(None, re.split("[\\0\t\n\u2585]", line))
 
 
@@ -266,25 +279,13 @@ def load_tokenizers(path: str | Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _check_unicode(string: str) -> None:
-    if not isinstance(string, str):
-        raise InputError(f"A text must be a string, not {type(string).__name__}.")
-    try:
-        string.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"The text {string[:40]!a} is not valid Unicode: it has half a character at "
-            f"{error.start}."
-        ) from error
-
-
 def _token_ids(vocab: Vocab) -> dict[str, int]:
     return {string: vocab.text_size + i for i, string in enumerate(vocab.token_strings())}
 
 
 def _split(string: str, ids: Mapping[str, int]) -> list[markup.Part]:
     """The texts of a prompt string, and the tokens that a vocabulary has; others are text."""
-    _check_unicode(string)
+    check_unicode(string)
     parts: list[markup.Part] = []
     for part in markup.parse(string):
         if part.is_token and part.string not in ids:

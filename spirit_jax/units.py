@@ -111,6 +111,8 @@ def from_string(string: str, common_style: int = COMMON_STYLE) -> Units:
     Raises:
       InputError: anything else in the string.
     """
+    if not isinstance(string, str):
+        raise InputError(f"A unit string was expected, not {type(string).__name__}.")
     tokens = []
     for part in markup.parse(string):
         unit = markup.UNIT.fullmatch(part.string) if part.is_token else None

@@ -26,10 +26,14 @@ class Modality(enum.StrEnum):
     @classmethod
     def of(cls, name: "str | Modality") -> "Modality":
         """The modality of a name in any case; raises `InputError` for another."""
-        try:
-            return cls(str(getattr(name, "value", name)).lower())
-        except ValueError:
-            raise InputError(f"'{name}' is no modality; known are {', '.join(cls)}.") from None
+        return cls(name)
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Modality":
+        for modality in cls:
+            if isinstance(value, str) and value.lower() == modality.value:
+                return modality
+        raise InputError(f"'{str(value)[:80]}' is no modality; known are {', '.join(cls)}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Vocab:
             raise InputError(
                 f"The embedding has {self.padded_size} rows, and the vocabulary {self.size} tokens."
             )
+        if not self.eos:
+            raise InputError("There is no EOS; a vocabulary needs at least one.")
         for token in (self.bos, *self.eos):
             if not 0 <= token < self.text_size:
                 raise InputError(f"BOS or EOS {token} is none of {self.text_size} text pieces.")

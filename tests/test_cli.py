@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import spirit_jax
 from spirit_jax import SpeechTokenizer, cli, f0
 from spirit_jax.audio import load_audio
 from spirit_jax.cli import checks
+from spirit_jax.errors import InputWarning
 
 
 @pytest.fixture
@@ -246,3 +248,12 @@ def test_a_second_start_compiles_nothing_anew(base_folder, recording, tmp_path):
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert again.stdout == first.stdout
     assert sorted(p.name for p in cache.iterdir() if "atime" not in p.name) == entries
+
+
+def test_warnings_about_the_input_are_one_line_and_those_of_libraries_none(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cli.options.show_input_warnings()
+        warnings.warn("it is long", InputWarning, stacklevel=1)
+        warnings.warn("of a library", RuntimeWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: it is long\n"

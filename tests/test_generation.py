@@ -182,17 +182,41 @@ def test_bad_prompts_are_named(params, prompts, message):
         run(params, prompts)
 
 
+NAN = float("nan")
+
+
 @pytest.mark.parametrize(
     "field",
     [
-        {"max_new_tokens": 0},
-        {"temperature": 0.0},
-        {"top_p": 0.0},
-        {"top_p": 1.5},
-        {"top_k": -1},
-        {"repetition_penalty": 0.0},
+        *({"max_new_tokens": value} for value in (0, -3, 1.5, 2.0, True, "9", None, 10**30, NAN)),
+        *({"temperature": value} for value in (0.0, -1, NAN, np.inf, 1e-30, "1", None, True)),
+        *({"top_p": value} for value in (0.0, 1.5, -0.1, NAN, "1", True)),
+        *({"top_k": value} for value in (-1, 0.5, 2**31, True, "3")),
+        *({"repetition_penalty": value} for value in (0.0, -1.0, NAN, 1e30, "2")),
+        *({"seed": value} for value in (-1, 2**32, 2**70, 0.5, True, "0", None)),
+        *({"do_sample": value} for value in (1, "yes", None)),
+    ],
+    ids=str,
+)
+def test_settings_of_another_type_or_outside_their_range_are_named(field):
+    with pytest.raises(InputError, match=next(iter(field))):
+        GenerationConfig(**{"do_sample": True} | field)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"temperature": 0.5}, "temperature"),
+        ({"top_p": 0.9, "top_k": 3}, "top_p and top_k"),
+        ({"temperature": 0.5, "do_sample": False}, "temperature"),
     ],
 )
-def test_settings_outside_their_range_are_named(field):
-    with pytest.raises(InputError, match=next(iter(field))):
-        GenerationConfig(**field)
+def test_sampling_options_without_sampling_are_named(options, names):
+    with pytest.raises(InputError, match=f"^{names} would change nothing.*do_sample=True"):
+        GenerationConfig(**options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = GenerationConfig(np.int64(3), np.bool_(True), np.float32(0.5), seed=np.uint32(7))
+    assert config == GenerationConfig(3, True, 0.5, seed=7)
+    assert GenerationConfig(temperature=1.0, top_k=0, seed=4).seed == 4  # nothing is ignored

@@ -103,6 +103,8 @@ def test_a_language_model_is_trained_in_it_and_exported_in_half(tmp_path, texts,
     for name, array in whole.items():
         np.testing.assert_array_equal(half[name], array.astype(np.float16))
     (tmp_path / "set").rename(tmp_path / "moved")
+    written = config.read(LlamaConfig, tmp_path / "half" / "llama" / "config.json")
+    assert written == dataclasses.replace(sizes, trained_positions=32)
     trained = SpiritLM.from_pretrained(tmp_path / "half")
     (ids,) = trained.generate_ids(["[Text]the lamp"], "text", max_new_tokens=4)
     assert 1 <= len(ids) <= 4 and max(ids) < 290

@@ -1,7 +1,9 @@
 """Prompts of text and speech in, text and speech out."""
 
+import dataclasses
 import json
 import shutil
+import warnings
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from marks import slow
 
 from spirit_jax import GenerationConfig, InputError, Modality, SpiritLM, Units
+from spirit_jax.errors import InputWarning
 from spirit_jax.sharding import make_mesh
 
 SPEECH = ("speech", "[St1][Pi3][Hu5][Hu6][Hu7]")
@@ -184,11 +187,79 @@ def test_options_override_a_config(lm):
         (lambda lm: lm.generate([TEXT], temperature=0), "temperature is 0"),
         (lambda lm: lm.generate([TEXT], "sound"), "'sound' is no modality"),
         (lambda lm: lm.generate([TEXT], "text", speaker_id=9), "no speaker '9'"),
+        (lambda lm: lm.generate([TEXT], "text", speaker_id="9" * 5000), "no speaker '999"),
+        (lambda lm: lm.generate([TEXT], "text", speaker_id="٠"), "no speaker"),
+        (lambda lm: lm.generate([TEXT], "text", style_id=["a"]), "style"),
+        (lambda lm: lm.generate("hello"), "list of inputs was expected, not str"),
+        (lambda lm: lm.generate(["hello"]), "pair such as .*'hello'"),
+        (lambda lm: lm.generate([("text", "a", "b")]), "pair such as"),
+        (lambda lm: lm.generate([("text", "ab\ud83d")]), "not valid Unicode.*at 2"),
+        (lambda lm: lm.generate(5), "list of inputs was expected, not int"),
+        (lambda lm: lm.generate([(5, "a")]), "'5' is no modality"),
+        (lambda lm: lm.generate(prompt=["a"]), "must be a string, not list"),
+        (lambda lm: lm.generate(prompt="[Text]a[Hu501]"), r"\[Hu501\] is no unit of this model"),
+        (lambda lm: lm.generate([("speech", "[Hu7][Hu999]")]), r"\[Hu999\] is no unit"),
+        (lambda lm: lm.generate([("speech", Units([7, 999]))]), r"\[Hu999\] is no unit"),
+        (lambda lm: lm.generate([("speech", Units([7, -1]))]), "no hubert unit -1"),
+        (lambda lm: lm.generate([TEXT], generation_config={"seed": 1}), "GenerationConfig was"),
+        (lambda lm: lm.generate([TEXT], top_k=3), "top_k would change nothing"),
+        (lambda lm: lm.generate([TEXT], max_new_tokens=1.5), "max_new_tokens is 1.5"),
+        (lambda lm: lm.generate([TEXT], seed=-1), "seed is -1"),
+        (lambda lm: lm.generate_batch("hello"), "list of prompts was expected, not str"),
+        (lambda lm: lm.generate_batch(None), "list of prompts was expected, not NoneType"),
+        (lambda lm: lm.generate_batch([None]), "list of inputs was expected, not NoneType"),
+        (lambda lm: lm.generate_ids("hello"), "list of prompts was expected, not str"),
+        (lambda lm: lm.generate_ids([b"hello"]), "must be a string, not bytes"),
+        (lambda lm: lm.generate_ids(["a" * 3000]), "[0-9]+ tokens, .* 2048 positions"),
+        (lambda lm: lm.logits(["a"]), "must be a string, not list"),
+        (lambda lm: lm.logits("a" * 3000), "[0-9]+ tokens, .* 2048 positions"),
+        (lambda lm: lm.logits("[Pi64]"), r"\[Pi64\] is no unit"),
+        (lambda lm: lm.score("hello"), "list of pairs was expected, not str"),
+        (lambda lm: lm.score(["ab"]), "A pair is a context and a continuation, not 'ab'"),
+        (lambda lm: lm.score([("a", "b"), ("a", None)]), "A pair is"),
+        (lambda lm: lm.score([("a" * 2000, "a" * 2000)]), "[0-9]+ tokens, .* 2048 positions"),
+        (lambda lm: lm.decode_outputs("[Text]", "a"), "list of prompts was expected"),
+        (lambda lm: lm.decode_outputs(["[Text]"], ["a", "b"]), "1 prompts and 2 generated"),
+        (lambda lm: lm.decode_outputs(["[Text]"], [[1, 2]]), "must be a string, not list"),
+        (lambda lm: lm.speech_tokenizer.encode_batch("a.wav"), "list of recordings was expected"),
+        (lambda lm: lm.speech_tokenizer.encode(np.zeros(9), channel=0.0), "channel is 0.0"),
+        (lambda lm: lm.speech_tokenizer.decode_batch("[Hu1]"), "list of units was expected"),
+        (lambda lm: lm.speech_tokenizer.decode([1, 2]), "unit string were expected, not list"),
+        (lambda lm: lm.speech_tokenizer.to_string([1, 2]), "Units were expected, not list"),
+        (lambda lm: SpiritLM.from_pretrained(None), "not NoneType"),
+        (lambda lm: SpiritLM.from_pretrained("x" * 5000), "no such folder"),
+        (lambda lm: SpiritLM.from_pretrained("spirit-tiny-base", mesh=8), "A mesh is"),
+        (lambda lm: SpiritLM.from_pretrained("spirit-tiny-base", dtype="int8"), "dtype is int8"),
+        (lambda lm: SpiritLM.from_pretrained("spirit-tiny-base", dtype="big"), "dtype is 'big'"),
+        (lambda lm: SpiritLM.from_pretrained("spirit-tiny-base", scan_layers=2), "scan_layers is"),
     ],
 )
 def test_bad_calls_are_one_clear_sentence(lm, call, message):
     with pytest.raises(InputError, match=message):
         call(lm)
+
+
+def test_white_space_and_markers_of_a_unit_string_are_no_text(lm):
+    assert lm.build_prompt([("speech", " [Hu5]\n[Speech][Hu6] ")]) == "[Speech][Hu5][Hu6]"
+
+
+def test_a_prompt_longer_than_the_training_is_said_once(lm):
+    long = SpiritLM(
+        "somewhere",
+        lm.vocab,
+        lm.text_tokenizer,
+        None,
+        lm._model.clone(config=dataclasses.replace(lm._model.config, trained_positions=8)),
+        lm._params,
+        None,
+    )
+    with pytest.warns(InputWarning, match="has 1[0-9] tokens, .* trained on 8"):
+        long.score([("[Text]", "x" * 11)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        long.score([("[Text]", "x" * 11)])
+        lm.score([("[Text]", "x" * 11)])
+    assert long.logits("[Text]a").shape == lm.logits("[Text]a").shape
 
 
 def test_folders_that_do_not_fit_are_named(base_folder, expressive_folder, tmp_path):

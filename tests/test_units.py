@@ -174,6 +174,19 @@ def test_streams_of_something_else_are_named(stream):
         Units([1], stream)
 
 
+@pytest.mark.parametrize("values", [[1], "hubert", {"hubert": [1], "ptch": [2]}, {"hubert": "a"}])
+def test_mappings_of_something_else_are_named(values):
+    with pytest.raises(InputError, match="nits"):
+        Units.from_dict(values)
+
+
+def test_what_has_no_string_is_named():
+    with pytest.raises(InputError, match="no pitch unit -2"):
+        units.to_string(Units([1], [3, -2]))
+    with pytest.raises(InputError, match="unit string was expected, not list"):
+        units.from_string(["[Hu1]"])
+
+
 # Strings that hold text and speech.
 
 
@@ -190,6 +203,8 @@ def test_streams_of_something_else_are_named(stream):
         ("[Hu1] [Hu2]", [(SPEECH, "[Hu1]"), (TEXT, " "), (SPEECH, "[Hu2]")]),
         ("[[Hu1]]", [(TEXT, "["), (SPEECH, "[Hu1]"), (TEXT, "]")]),
         ("[Hu٣][Hu99999999999999999999]", [(TEXT, "[Hu٣][Hu99999999999999999999]")]),
+        (r"a[\Hu5][Hu5][\Text]", [(TEXT, "a[Hu5]"), (SPEECH, "[Hu5]"), (TEXT, "[Text]")]),
+        ("[Hu05]", [(TEXT, "[Hu05]")]),
     ],
 )
 def test_split(string, expected):
@@ -223,6 +238,11 @@ def test_split_loses_markers_only_and_neighbours_differ(string):
         ([(SPEECH, "[Hu1]")], TEXT, "[Speech][Hu1][Text]"),
         ([(TEXT, "a"), (TEXT, " b"), (SPEECH, "[Hu1]")], SPEECH, "[Text]a b[Speech][Hu1]"),
         (
+            [(TEXT, "[Hu1]"), (SPEECH, "[Hu1]"), (TEXT, "["), (TEXT, "Text]")],
+            TEXT,
+            r"[Text][\Hu1][Speech][Hu1][Text][\Text]",
+        ),
+        (
             [(SPEECH, "[Hu1]"), (TEXT, "a"), (SPEECH, "[Hu2]")],
             ARBITRARY,
             "[Speech][Hu1][Text]a[Speech][Hu2]",
@@ -233,7 +253,9 @@ def test_markers_stand_where_the_modality_changes(inputs, output, expected):
     assert build_prompt(inputs, output) == expected
 
 
-text_content = st.text(st.characters(exclude_characters="[]"), min_size=1, max_size=5)
+text_content = st.sampled_from(["[Hu5]", "[Text]", "[", "Hu5]", "\\"]) | st.text(
+    min_size=1, max_size=5
+)
 speech_content = st.integers(1, 4).map(run_of)
 prompt_items = st.tuples(st.just(TEXT), text_content) | st.tuples(st.just(SPEECH), speech_content)
 

@@ -99,3 +99,11 @@ def write_llama_folder(folder: Path, tokenizer: Path, vocab_size: int, **config)
     ids = {"bos_token_id": 1, "eos_token_id": 2}
     write_json(folder / "config.json", {"vocab_size": vocab_size, **ids, **config})
     return folder
+
+
+def add_tokens(path: Path, strings: list[str]) -> Path:
+    """Lists more tokens behind those of a `tokenizer.json`, in place."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.add_tokens(strings)
+    tokenizer.save(str(path))
+    return path

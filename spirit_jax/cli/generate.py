@@ -41,8 +41,13 @@ def generate(
         checks.refuse_idle(context, idle, "--greedy takes the likeliest token each time")
     if Modality.of(to) is Modality.TEXT:
         checks.refuse_idle(context, ("speaker", "output"), "--to text speaks nothing")
+    sampling = {} if greedy else {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     options = GenerationConfig(
-        max_new_tokens, not greedy, temperature, top_p, top_k, repetition_penalty, seed
+        max_new_tokens,
+        not greedy,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        **sampling,
     )
     folders.find_language_model(model)
     checks.output_folder(output)

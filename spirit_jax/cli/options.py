@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from spirit_jax.errors import InputWarning
+
 ModelDir = Annotated[
     Path, typer.Argument(help="Model folder, or a packaged model such as spirit-tiny-base")
 ]
@@ -44,4 +46,19 @@ def prepare_environment() -> None:
     if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
         os.environ["PYTHONWARNINGS"] = "ignore"  # for processes that are started later
         warnings.simplefilter("ignore")
+        show_input_warnings()
         logging.disable(logging.WARNING)
+
+
+def show_input_warnings() -> None:
+    """Prints this package's own warnings, which are about the input, as one line each."""
+
+    def show(message, category, *rest):
+        if issubclass(category, InputWarning):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            show_other(message, category, *rest)
+
+    show_other = warnings.showwarning
+    warnings.showwarning = show
+    warnings.simplefilter("default", InputWarning)

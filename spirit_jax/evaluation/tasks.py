@@ -153,7 +153,8 @@ def _answer(
     batches = [order[first : first + BATCH] for first in range(0, len(order), BATCH)]
     for number, batch in enumerate(track(batches, f"{task.name}: answers", console=console)):
         own = [prompts[i] for i in batch]
-        how = dataclasses.replace(task.generation, seed=task.generation.seed + seed + number)
+        drawn = (task.generation.seed + seed + number) % 2**32
+        how = dataclasses.replace(task.generation, seed=drawn)
         modality = Modality.ARBITRARY if task.end == "[Speech]" else task.output
         ids = lm.generate_ids(own, modality, how)
         strings = [lm.text_tokenizer.decode_prompt(row) for row in ids]

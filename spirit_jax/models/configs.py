@@ -44,7 +44,11 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes of a Llama. `vocab_size` counts the rows of the embedding, padding rows included."""
+    """Sizes of a Llama.
+
+    `vocab_size` counts the rows of the embedding, padding rows included. `trained_positions` is the
+    longest sequence that a training run of this package had; 0 if that is not known.
+    """
 
     vocab_size: int = 32512
     hidden_size: int = 4096
@@ -61,6 +65,7 @@ class LlamaConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     init_std: float = 0.02
+    trained_positions: int = 0
 
     def __post_init__(self):
         limits.check_numbers(
@@ -75,6 +80,7 @@ class LlamaConfig:
             rms_norm_eps=limits.EPSILON,
             rope_theta=(1.0, 1e12),
             max_positions=(1, 1 << 30),
+            trained_positions=(0, 1 << 30),
             init_std=(0.0, 100.0),
         )
         if self.head_dim % 2:

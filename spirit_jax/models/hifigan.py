@@ -13,6 +13,7 @@ true end, as it does for that row alone.
 """
 
 import functools
+import re
 from pathlib import Path
 
 import jax
@@ -263,7 +264,7 @@ def find_id(wanted: int | str | None, names: tuple[str, ...], count: int, defaul
     name = str(wanted).strip()
     if name in names:
         return names.index(name)
-    if name.isdecimal() and int(name) < count:
+    if re.fullmatch("[0-9]{1,9}", name) and int(name) < count:
         return int(name)
     known = f"0 to {count - 1}" + (f" or {', '.join(names)}" if names else "")
-    raise InputError(f"There is no {what} '{wanted}'; known are {known}.")
+    raise InputError(f"There is no {what} '{name[:80]}'; known are {known}.")

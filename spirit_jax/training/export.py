@@ -1,5 +1,6 @@
 """From a run's newest checkpoint to a model folder for generation."""
 
+import dataclasses
 import operator
 import shutil
 from collections.abc import Iterator
@@ -44,8 +45,16 @@ def export(config: lm.RunConfig, output: str | Path, half: bool = False) -> int:
         parts = _by_layer(params, model.config.num_layers)
         if half:
             parts = (jax.tree.map(checkpoint.halve, part) for part in parts)
-        checkpoint.save_network(folder / "llama", model.config, parts)
+        checkpoint.save_network(folder / "llama", _with_length(model.config, config), parts)
     return step
+
+
+def _with_length(sizes: llama.LlamaConfig, config: lm.RunConfig) -> llama.LlamaConfig:
+    """The sizes, with the longest sequence of training; unknown if that of the start is."""
+    if not config.random_init and not sizes.trained_positions:
+        return sizes
+    start = 0 if config.random_init else sizes.trained_positions
+    return dataclasses.replace(sizes, trained_positions=max(start, config.data.seq_len))
 
 
 def load_params(
