@@ -11,11 +11,12 @@ import optax
 import pytest
 
 from spirit_jax import checkpoint
-from spirit_jax.audio import write_wav
+from spirit_jax.audio import load_audio, write_wav
 from spirit_jax.data import align as align_lib
 from spirit_jax.data.align import Aligner
 from spirit_jax.data.align_corpus import align_corpus
-from spirit_jax.errors import InputError
+from spirit_jax.data.manifest import read_source
+from spirit_jax.errors import InputError, Notice
 from spirit_jax.models import ctc
 from spirit_jax.models.ctc import CtcConfig, CtcModel
 from spirit_jax.models.wav2vec2 import TrunkConfig, frame_lengths
@@ -267,7 +268,8 @@ def test_nothing_but_bad_items_is_an_error(aligner, tmp_path):
     source, output = tmp_path / "manifest.jsonl", tmp_path / "out.jsonl"
     for line, named in (
         ('{"id": "a", "audio": "a.wav"}', "no 'text'"),
-        ('{"id": 3, "audio": "a.wav"}', "no 'id'"),
+        ('{"id": 3, "audio": "a.wav"}', "no 'text'"),
+        ('{"id": "a", "text": "a"}', "no 'audio'"),
         ("[]", "not a JSON object"),
         (" \n", "no items"),
     ):
@@ -304,9 +306,110 @@ def test_word_times_are_imported(kind, corpus, tmp_path):
         assert "score" not in item
 
 
+def test_a_run_resumes_only_with_the_same_source_and_aligner(aligner, folder, corpus, tmp_path):
+    source, _ = corpus
+    output, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+
+    class Stop(Exception):
+        pass
+
+    def stop(done):
+        raise Stop
+
+    def run(**changes):
+        align_corpus(source, output, **{"aligner": aligner, "batch_size": 2} | changes)
+
+    with pytest.raises(Stop):
+        run(progress=stop)
+    text, before = source.read_text(), os.stat(source)
+    source.write_text(text.replace("ABC DE", "ABD DE"))  # of the same length and time
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError, match=r"other settings \(content of the source\); remove it"):
+        run()
+    source.write_text(text)  # the same content at another time
+    model, params = ctc.load(folder)
+    params["head"]["bias"] = params["head"]["bias"] + 1e-3
+    with pytest.raises(InputError, match=r"\(content of the aligner\)"):
+        run(aligner=Aligner(model, params, aligner.name))
+    with pytest.raises(InputError, match=r"\(min_score None, now -3\)"):
+        run(min_score=-3)
+    with pytest.raises(Stop):
+        run(progress=stop)
+    lines = partial.read_bytes().splitlines(keepends=True)
+    for damaged, named in (
+        ([b"{", *lines[1:]], "first line is damaged"),
+        ([lines[0], b"{}\n", *lines[2:]], "line 2 is damaged"),
+        ([lines[0], b"{\n", *lines[2:]], "line 2 is damaged"),
+    ):
+        partial.write_bytes(b"".join(damaged))
+        with pytest.raises(InputError, match=named):
+            run()
+        assert not output.exists()
+    partial.write_bytes(b"".join(lines))
+    run()
+    assert len(read_lines(output)) == 4
+
+
+def test_a_folder_with_texts_is_aligned(aligner, corpus, tmp_path):
+    source, expected = corpus
+    (tmp_path / "audio" / "one.txt").write_text("abc de")
+    (tmp_path / "audio" / "b" / "three.txt").write_text("c")
+    with pytest.warns(Notice, match="2 of 4 recordings have a text"):
+        report = align_corpus(tmp_path / "audio", tmp_path / "out" / "a.jsonl", aligner)
+    assert (report.aligned, report.rejected) == (2, 2)
+    items = list(read_source(str(tmp_path / "out" / "a.jsonl")))
+    assert [(item.id, item.text) for item in items] == [("b/three", "c"), ("one", "abc de")]
+    for item in items:
+        assert item.audio.is_file()
+        assert_times(item.words, expected[item.id])
+
+
+def test_pieces_of_recordings_are_aligned_each_by_itself(aligner, tmp_path):
+    (first, one), (second, two) = sing_words("abc de"), sing_words("c dd")
+    write_wav(tmp_path / "a.wav", np.concatenate([first, second]))
+    middle = len(first) / RATE
+    lines = [
+        {"audio_filepath": "a.wav", "offset": 0, "duration": middle, "text": "abc de"},
+        {"audio_filepath": "a.wav", "offset": middle, "duration": len(second) / RATE},
+    ]
+    lines[1]["text"] = "c dd"
+    (tmp_path / "nemo.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    align_corpus(tmp_path / "nemo.jsonl", tmp_path / "b" / "out.jsonl", aligner)
+    items = list(read_source(str(tmp_path / "b" / "out.jsonl")))
+    assert [item.id for item in items] == ["a@0", f"a@{middle:g}"]
+    for item, wave, words in zip(items, (first, second), (one, two), strict=True):
+        assert len(load_audio(item.audio)) == len(wave)
+        assert_times(item.words, words)
+
+
+def test_words_that_cannot_be_spelt_are_counted_with_their_letters(aligner, tmp_path):
+    wave, _ = sing_words("abc de c aa")
+    write_wav(tmp_path / "a.wav", wave)
+    line = {"id": "a", "audio": "a.wav", "text": "ab\u0301c de {LG} c à"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line))
+    report = align_corpus(tmp_path / "a.jsonl", tmp_path / "out.jsonl", aligner)
+    assert report.stars == 2 and report.letters == {"à": 1, "\u0301": 1}
+    (note,) = report.notes()
+    assert "2 words have characters that the aligner does not know" in note and "à (1)" in note
+
+
+def test_bad_words_of_other_tools_are_repaired_and_counted(corpus, tmp_path):
+    source, expected = corpus
+    (tmp_path / "times").mkdir()
+    words = [{"word": w, "start": s, "end": e} for w, s, e in expected["one"]]
+    words[1]["end"] = words[1]["start"]
+    segments = [{"start": 0, "end": 1, "words": [*words, {"word": "<unk>", "start": 9, "end": 9}]}]
+    (tmp_path / "times" / "one.json").write_text(json.dumps({"segments": segments}))
+    report = align_corpus(source, tmp_path / "out.jsonl", whisperx=tmp_path / "times")
+    assert (report.aligned, report.repaired, report.unknown) == (1, 2, 1)
+    assert [note.split()[0] for note in report.notes()] == ["2", "1"]
+    (item,) = read_lines(tmp_path / "out.jsonl")
+    assert [word for word, _, _ in item["words"]] == ["abc", "de"]
+
+
 def test_one_way_is_chosen(aligner, tmp_path):
     for ways in ({}, {"textgrid": tmp_path, "whisperx": tmp_path}):
         with pytest.raises(InputError, match="one of"):
             align_corpus(tmp_path / "a.jsonl", tmp_path / "b.jsonl", **ways)
-    with pytest.raises(InputError, match="a.jsonl: cannot be read"):
+    with pytest.raises(InputError, match="a.jsonl: there is no such manifest"):
         align_corpus(tmp_path / "a.jsonl", tmp_path / "b.jsonl", aligner)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import batching
+from spirit_jax import batching, checkpoint, checksums
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
 from spirit_jax.data.spelling import Speller, Spelling
 from spirit_jax.data.timing import Words
@@ -73,6 +73,9 @@ class Aligner:
 
     def __init__(self, model: ctc.CtcModel, params: dict, name: str = ""):
         self.config, self.name = model.config, name
+        arrays = {path: np.asarray(a) for path, a in checkpoint.flatten(params).items()}
+        about = {path: checksums.of_bytes(np.ascontiguousarray(a)) for path, a in arrays.items()}
+        self.checksum = checksums.of_value([dataclasses.asdict(model.config), about])
         self._speller = Speller(self.config, name or "the network")
         self._score = functools.partial(
             jax.jit(functools.partial(_score_frames, model)), jax.device_put(params)

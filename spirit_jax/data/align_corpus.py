@@ -1,12 +1,14 @@
-"""Adds word times to the manifest of a corpus: computed here, or found by other tools.
+"""Adds word times to the items of a corpus: computed here, or read from other tools' files.
 
-A manifest has a JSON object a line, with `id`, `audio` (relative to the manifest) and `text` among
-its fields. What is done goes to OUTPUT.partial, a line for every item in order, so that a run that
-was stopped goes on; at the end it becomes OUTPUT and, for items that failed, OUTPUT.rejects.jsonl.
+The source is a manifest or a folder, as `manifest.read_source` takes them. What is done goes to
+OUTPUT.partial, a line for every item in order, so that a run that was stopped resumes; at the end
+it becomes OUTPUT and, for items that failed, OUTPUT.rejects.jsonl.
 """
 
+import collections
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections import deque
@@ -14,42 +16,94 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import soundfile
 
-from spirit_jax import files
-from spirit_jax.audio import load_audio
+from spirit_jax import checksums, files
+from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import word_times
-from spirit_jax.data.align import Aligner
+from spirit_jax.data.align import Aligned
+from spirit_jax.data.manifest import PATHS, Item, Row, read_rows, source_checksum
 from spirit_jax.errors import InputError
 
 DECODERS = 4  # threads that read files ahead
+LETTERS = 10  # characters that a report names
 
 
-@dataclasses.dataclass(frozen=True)
-class AlignReport:
-    """How many items of a corpus have words now, and how many were rejected."""
+class WordAligner(Protocol):
+    """What computes word times, such as `align.Aligner`.
 
-    aligned: int
-    rejected: int
+    Attributes:
+      name: of it, for messages.
+      checksum: tells it from others, so that a run is not resumed with another one.
+    """
+
+    name: str
+    checksum: str
+
+    def align_batch(self, audios: Sequence[np.ndarray], texts: Sequence[str]) -> list[Aligned]:
+        """The word times of each recording, in order."""
 
 
 @dataclasses.dataclass
-class _Item:
-    """A line of the manifest on its way."""
+class AlignReport:
+    """What became of a corpus.
 
-    number: int
-    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    Attributes:
+      aligned: items that have words now.
+      rejected: items that could not be used.
+      repaired: words that had no times in a file, or impossible ones; see `timing.fit_words`.
+      unknown: labels of files that say that an unknown word is spoken; they are not in the words.
+      stars: words that the aligner could not spell.
+      letters: the characters that are the reason, with the number of words they are in.
+    """
+
+    aligned: int = 0
+    rejected: int = 0
+    repaired: int = 0
+    unknown: int = 0
+    stars: int = 0
+    letters: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def notes(self) -> list[str]:
+        """What a user should know of the words, a sentence each."""
+        notes = []
+        if self.repaired:
+            notes.append(
+                f"{self.repaired} words had no times, or impossible ones, and got the time between "
+                "their neighbours."
+            )
+        if self.unknown:
+            notes.append(
+                f"{self.unknown} spoken words are unknown (labels such as <unk> and spn): their "
+                "speech has no text."
+            )
+        if self.stars:
+            letters = ", ".join(f"{c} ({n})" for c, n in self.letters.most_common(LETTERS))
+            letters += ", ..." if len(self.letters) > LETTERS else ""
+            notes.append(
+                f"{self.stars} words have characters that the aligner does not know and got the "
+                f"time that others leave: {letters}."
+            )
+        return notes
+
+
+@dataclasses.dataclass
+class _Job:
+    """An item on its way."""
+
+    row: Row
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # that are written
     loaded: Any = None  # samples to align, or imported words
+    counts: dict[str, Any] = dataclasses.field(default_factory=dict)  # see `AlignReport`
     problem: str = ""  # why it is rejected
 
 
 def align_corpus(
     source: str | Path,
     output: str | Path,
-    aligner: Aligner | None = None,
+    aligner: WordAligner | None = None,
     *,
     textgrid: str | Path | None = None,
     whisperx: str | Path | None = None,
@@ -64,18 +118,18 @@ def align_corpus(
     that an item had are replaced; a `text` that is not there is made of imported words.
 
     Args:
-      source: the manifest to read.
+      source: the manifest, or the folder of recordings with a .txt beside each.
       output: the manifest to write; its audio paths stay relative where they were.
       aligner: computes the times from `text`.
       textgrid, whisperx: instead, a folder of ID.TextGrid or ID.json files.
       tier: of the TextGrids.
       min_score: items that score less are rejected; see `Aligned.score`.
       batch_size: recordings that are aligned at a time; as many more are read ahead.
-      progress: is told the number of items that are done, a batch at a time.
+      progress: is called with the number of items that are done, a batch at a time.
 
     Raises:
       InputError: `output` exists, the source cannot be read, no item could be used, or
-        OUTPUT.partial is of another source or other settings.
+        OUTPUT.partial is of another source, another aligner or other settings.
     """
     source, output = Path(source), Path(output)
     if sum(way is not None for way in (aligner, textgrid, whisperx)) != 1:
@@ -85,42 +139,44 @@ def align_corpus(
     files.refuse_existing(output)
     if aligner is not None:
         settings = {"aligner": aligner.name, "min_score": min_score}
+        settings["content of the aligner"] = aligner.checksum
         load = _load_wave
         find = functools.partial(_align, aligner, min_score)
     else:
         kind = "whisperx" if textgrid is None else "textgrid"
         folder = textgrid or whisperx
-        settings = {kind: str(folder), "tier": tier}
         by_id = word_times.find_files(folder, word_times.SUFFIXES[kind])
+        settings = {kind: str(folder), "tier": tier}
+        settings[f"content of {kind}"] = _checksum_files(by_id.values())
         load = functools.partial(_import_words, by_id, kind, tier)
         find = _take_imported
-    prepare = functools.partial(_prepare, source, output, load)
+    prepare = functools.partial(_prepare, output, load)
     partial = output.with_name(output.name + ".partial")
+    rows = read_rows(str(source))
+    rows = itertools.chain([next(rows)], rows)  # an empty source leaves nothing behind
     try:
         done = _resume(partial, source, settings)
         with ThreadPoolExecutor(DECODERS) as pool, partial.open("a", encoding="utf-8") as file:
-            lines = islice(_read_lines(source), done, None)
-            items = _keep_ahead((pool.submit(prepare, *line) for line in lines), batch_size)
-            while batch := list(islice(items, batch_size)):
-                find([item for item in batch if not item.problem])
-                file.writelines(_to_line(item) for item in batch)
+            waiting = (pool.submit(prepare, row) for row in islice(rows, done, None))
+            jobs = _keep_ahead(waiting, batch_size)
+            while batch := list(islice(jobs, batch_size)):
+                find([job for job in batch if not job.problem])
+                file.writelines(_to_line(job) for job in batch)
                 file.flush()
                 done += len(batch)
                 progress(done)
         return _split(partial, source, output)
     except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror or error}).") from error
+        raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
 
 
-def _read_lines(source: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of every line that is not blank."""
-    try:
-        with source.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source}: cannot be read as text ({error}).") from error
+def _checksum_files(paths: Iterable[Path]) -> str:
+    """What tells files from others, and from what they were before."""
+    listing = []
+    for path in paths:
+        about = path.stat()
+        listing.append((str(path), about.st_size, about.st_mtime_ns))
+    return checksums.of_value(sorted(listing))
 
 
 def _keep_ahead(jobs: Iterable[Future], ahead: int) -> Iterator[Any]:
@@ -134,103 +190,108 @@ def _keep_ahead(jobs: Iterable[Future], ahead: int) -> Iterator[Any]:
         yield started.popleft().result()
 
 
-def _prepare(source: Path, output: Path, load, number: int, line: str) -> _Item:
-    """The item of a line with what `load` makes of it."""
-    item = _Item(number)
+def _prepare(output: Path, load: Callable[[Item], Any], row: Row) -> _Job:
+    """The job of an item, with what `load` makes of it."""
+    job, item = _Job(row), row.item
     try:
-        item.fields = _parse(line)
-        audio = source.parent / item.fields["audio"]
-        item.loaded = load(item.fields, audio)
-        if not os.path.isabs(item.fields["audio"]):
-            item.fields["audio"] = os.path.relpath(audio, output.parent)
+        job.fields = _write_fields(row, output)
+        if item.problem:
+            raise InputError(item.problem)
+        if item.audio is None:
+            raise InputError("The line has no 'audio' that is a string.")
+        job.loaded = load(item)
     except InputError as error:
-        item.problem = str(error)
-    return item
+        job.problem = str(error)
+    return job
 
 
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"The line is not JSON ({error}).") from error
-    if not isinstance(fields, dict):
-        raise InputError("The line is not a JSON object.")
-    for name in ("id", "audio"):
-        if not isinstance(fields.get(name), str) or not fields[name]:
-            raise InputError(f"The line has no '{name}' that is a string.")
-    return fields
+def _write_fields(row: Row, output: Path) -> dict[str, Any]:
+    """The fields of an item for a manifest at `output`: relative paths stay relative."""
+    path = row.item.audio_path
+    fields = dict(row.fields)
+    if not fields and path is not None:  # of a folder
+        fields = {"audio": str(path)} | ({"text": row.item.text} if row.item.text else {})
+    if path is not None:
+        name = next(name for name in PATHS if fields.get(name))
+        written = os.path.expanduser(fields[name])
+        is_absolute = os.path.isabs(written) and bool(row.fields)
+        fields[name] = str(path) if is_absolute else os.path.relpath(path, output.parent)
+    return ({"id": row.item.id} if row.item.id and path is not None else {}) | fields
 
 
-def _load_wave(fields: Mapping[str, Any], audio: Path) -> np.ndarray:
-    if not isinstance(fields.get("text"), str):
+def _load_wave(item: Item) -> np.ndarray:
+    if not item.text:
         raise InputError("The line has no 'text' that is a string.")
-    return load_audio(audio)
+    return load_audio(item.audio)
 
 
-def _import_words(
-    by_id: Mapping[str, Path], kind: str, tier: str, fields: Mapping[str, Any], audio: Path
-) -> word_times.Words:
-    path = by_id.get(fields["id"])
+def _import_words(by_id: Mapping[str, Path], kind: str, tier: str, item: Item) -> Any:
+    path = by_id.get(item.id)
     if path is None:
-        raise InputError(f"There is no file {fields['id']}{word_times.SUFFIXES[kind]}.")
-    if kind == "textgrid":
-        words = word_times.read_textgrid(path, tier)
-    else:
-        words = word_times.read_whisperx(path)
-    if not words:
+        raise InputError(f"There is no file {item.id}{word_times.SUFFIXES[kind]}.")
+    entries = word_times.READERS[kind](path, tier)
+    seconds = len(load_audio(item.audio)) / SAMPLE_RATE
+    imported = word_times.finish(entries, str(path), seconds, item.text)
+    if not imported.words:
         raise InputError(f"{path}: has no words.")
-    try:
-        seconds = soundfile.info(audio).duration
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise InputError(f"{audio}: is not audio that can be read.") from error
-    return word_times.check_words(words, str(path), seconds)
+    return imported
 
 
-def _take_imported(items: Sequence[_Item]) -> None:
-    for item in items:
-        item.fields["words"] = item.loaded
-        item.fields.setdefault("text", " ".join(word for word, _, _ in item.loaded))
+def _take_imported(jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        job.fields["words"] = job.loaded.words
+        if not job.fields.get("text"):
+            job.fields["text"] = " ".join(word for word, _, _ in job.loaded.words)
+        job.counts = {"repaired": job.loaded.repaired, "unknown": job.loaded.unknown}
 
 
-def _align(aligner: Aligner, min_score: float | None, items: Sequence[_Item]) -> None:
-    waves, texts = [item.loaded for item in items], [item.fields["text"] for item in items]
-    for item, aligned in zip(items, aligner.align_batch(waves, texts), strict=True):
-        item.fields |= {"words": aligned.words, "score": round(aligned.score, 4)}
-        item.problem = aligned.problem
+def _align(aligner: WordAligner, min_score: float | None, jobs: Sequence[_Job]) -> None:
+    waves, texts = [job.loaded for job in jobs], [job.row.item.text for job in jobs]
+    for job, aligned in zip(jobs, aligner.align_batch(waves, texts), strict=True):
+        job.fields |= {"words": aligned.words, "score": round(aligned.score, 4)}
+        job.counts = {"stars": aligned.stars, "letters": dict(aligned.unknown)}
+        job.problem = aligned.problem
         if not aligned.problem and min_score is not None and aligned.score < min_score:
-            item.problem = f"The score is {aligned.score:.3f}, less than {min_score}."
+            job.problem = f"The score is {aligned.score:.3f}, less than {min_score}."
 
 
-def _to_line(item: _Item) -> str:
+def _to_line(job: _Job) -> str:
     """The line of OUTPUT.partial that stands for an item."""
-    if item.problem:
-        known = {name: item.fields[name] for name in ("id", "audio") if name in item.fields}
-        entry = {"reject": {"line": item.number} | known | {"reason": item.problem}}
-    else:
-        entry = {"item": item.fields}
-    return json.dumps(entry) + "\n"
+    if job.problem:
+        names = ("id", *PATHS)
+        known = {name: job.fields[name] for name in names if isinstance(job.fields.get(name), str)}
+        reject = {"line": job.row.number} | known | {"reason": job.problem}
+        return json.dumps({"reject": reject}) + "\n"
+    counts = {name: count for name, count in job.counts.items() if count}
+    return json.dumps({"item": job.fields, "counts": counts}) + "\n"
 
 
 def _resume(partial: Path, source: Path, settings: Mapping[str, Any]) -> int:
-    """How many items OUTPUT.partial has; it is begun if it is not there.
+    """How many items OUTPUT.partial has; it is started if it is not there.
 
     Its first line says what it is made of. A last line that was cut short is taken off.
     """
-    try:
-        about = source.stat()
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read ({error.strerror or error}).") from error
-    made_of = {"source": str(source), "bytes": about.st_size, "modified": about.st_mtime_ns}
-    header = json.dumps(made_of | {"settings": dict(settings)}).encode() + b"\n"
+    made_of = {"source": str(source), "content of the source": source_checksum(str(source))}
+    if not made_of["content of the source"]:
+        raise InputError(f"{source}: cannot be read (there is no such manifest or folder).")
+    made_of |= settings
     if not partial.is_file():
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(header)
+        files.write_text(partial, json.dumps(made_of) + "\n")
         return 0
     with partial.open("r+b") as file:
-        if file.readline() != header:
+        before = _parse_header(file.readline(), partial)
+        changed = [name for name in made_of if before.get(name) != made_of[name]]
+        if changed:
+            differences = ", ".join(
+                name
+                if name.startswith("content")
+                else f"{name} {before.get(name)!r}, now {value!r}"
+                for name, value in made_of.items()
+                if name in changed
+            )
             raise InputError(
-                f"{partial}: was begun with another source or other settings; remove it to start "
-                "again."
+                f"{partial}: was started with another source or other settings ({differences}); "
+                "remove it to start again."
             )
         count, end = 0, file.tell()
         while file.readline().endswith(b"\n"):
@@ -239,38 +300,56 @@ def _resume(partial: Path, source: Path, settings: Mapping[str, Any]) -> int:
     return count
 
 
+def _parse_header(line: bytes, partial: Path) -> dict[str, Any]:
+    try:
+        header = files.parse_json(line.decode("utf-8"))
+        if isinstance(header, dict):
+            return header
+    except ValueError:
+        pass
+    raise InputError(f"{partial}: its first line is damaged; remove it to start again.")
+
+
 def _split(partial: Path, source: Path, output: Path) -> AlignReport:
     """Makes OUTPUT and the rejects of a whole OUTPUT.partial, and removes it."""
-    finals = {"item": output, "reject": output.with_name(output.name + ".rejects.jsonl")}
-    unfinished = {kind: path.with_name(path.name + ".tmp") for kind, path in finals.items()}
-    counts, reason = {"item": 0, "reject": 0}, ""
-    try:
-        with (
-            partial.open(encoding="utf-8") as lines,
-            unfinished["item"].open("w", encoding="utf-8") as items,
-            unfinished["reject"].open("w", encoding="utf-8") as rejects,
-        ):
-            next(lines)
-            for line in lines:
-                ((kind, fields),) = json.loads(line).items()
-                counts[kind] += 1
-                reason = reason or (fields["reason"] if kind == "reject" else "")
-                file = items if kind == "item" else rejects
-                file.write(json.dumps(fields) + "\n")
-        for kind in ("reject", "item"):  # OUTPUT last: where it is, all is done
-            if counts[kind]:
-                unfinished[kind].replace(finals[kind])
-    finally:
-        for path in unfinished.values():
-            path.unlink(missing_ok=True)
+    rejects = output.with_name(output.name + ".rejects.jsonl")
+    report, reason = AlignReport(), ""
+    for entry in _read_partial(partial):
+        report.rejected += "reject" in entry
+        report.aligned += "item" in entry
+        reason = reason or entry.get("reject", {}).get("reason", "")
+        for name, count in entry.get("counts", {}).items():
+            if name == "letters":
+                report.letters.update(count)
+            else:
+                setattr(report, name, getattr(report, name) + count)
+    if report.rejected:
+        _write_entries(partial, "reject", rejects)
+    else:
+        rejects.unlink(missing_ok=True)  # of an earlier run
+    if report.aligned:  # OUTPUT last: where it is, all is done
+        _write_entries(partial, "item", output)
     partial.unlink()
-    if not any(counts.values()):
-        raise InputError(f"{source}: has no items.")
-    if not counts["item"]:
+    if not report.aligned:
         raise InputError(
-            f"{source}: none of its {counts['reject']} items can be used, see {finals['reject']}; "
+            f"{source}: none of its {report.rejected} items can be used, see {rejects}; "
             f"the first: {reason}"
         )
-    if not counts["reject"]:
-        finals["reject"].unlink(missing_ok=True)  # of an earlier run
-    return AlignReport(counts["item"], counts["reject"])
+    return report
+
+
+def _write_entries(partial: Path, kind: str, path: Path) -> None:
+    with files.whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        for entry in _read_partial(partial):
+            if kind in entry:
+                file.write(json.dumps(entry[kind]) + "\n")
+
+
+def _read_partial(partial: Path) -> Iterator[dict[str, Any]]:
+    """The lines of OUTPUT.partial that stand for items."""
+    for number, entry in files.read_json_lines(partial):
+        if number == 1:
+            continue
+        if not isinstance(entry, dict) or len(entry.keys() & {"item", "reject"}) != 1:
+            raise InputError(f"{partial}: line {number} is damaged; remove it to start again.")
+        yield entry

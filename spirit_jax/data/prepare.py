@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,9 @@ from spirit_jax import checksums, files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import report
 from spirit_jax.data.configs import PrepareConfig
-from spirit_jax.data.manifest import SUFFIXES, Item, fingerprint, read_source
+from spirit_jax.data.manifest import Item, fingerprint, read_source, source_checksum
 from spirit_jax.data.records import PREPARED, SUFFIX, Shard, Utterance, write_list, write_shard
-from spirit_jax.data.word_times import check_words
+from spirit_jax.data.timing import Entry, fit_words
 from spirit_jax.errors import InputError
 from spirit_jax.speech_tokenizer import SpeechTokenizer, unit_hashes
 
@@ -114,26 +114,6 @@ def begin(
     return made_of
 
 
-def source_checksum(source: str) -> str:
-    """What tells a source from what it was before: a file's content, or the files of a folder.
-
-    Of a folder's recordings and texts the names, sizes and times of change count. That of a
-    TensorFlow dataset is "": its items alone are compared (see `make_shard`).
-    """
-    path = Path(source)
-    if path.is_file():
-        return checksums.of_file(path)
-    if not path.is_dir():
-        return ""
-    listing = []
-    for one in path.rglob("*"):
-        if one.suffix.lower() in (*SUFFIXES, ".txt") and one.is_file():
-            about = one.stat()
-            name = one.relative_to(path).as_posix()
-            listing.append((name, about.st_size, about.st_mtime_ns))
-    return checksums.of_value(sorted(listing))
-
-
 def finish(output: Path, source: str, made_of: dict[str, Any], part: int) -> dict[str, Any]:
     """Writes a part's report and the list of its shards; returns the report.
 
@@ -214,7 +194,7 @@ def _encode(
 ) -> Iterator[Utterance]:
     """Utterances of items in order; windows of them are encoded together, while others are read."""
 
-    def read(item: Item) -> list[tuple[Item, np.ndarray | None]] | str:
+    def read(item: Item) -> ReadItem | str:
         try:
             return _read(item, tokenizer, config)
         except InputError as error:
@@ -222,18 +202,18 @@ def _encode(
 
     with ThreadPoolExecutor(config.threads) as pool:
         for window, coming in _ahead(pool, read, items, config.window):
-            pieces = [piece for got in coming if not isinstance(got, str) for piece in got]
+            pieces = [piece for got in coming if not isinstance(got, str) for piece in got.pieces]
             waves = [wave for _, wave in pieces if wave is not None]
             units = iter(tokenizer.encode_batch(waves) if waves else ())
             for item, got in zip(window, coming, strict=True):
                 if isinstance(got, str):
                     counts.reject(item.id, item.audio_name, got)
                     continue
-                made = [_utterance(piece, wave, units) for piece, wave in got]
+                made = [_utterance(piece, wave, units) for piece, wave in got.pieces]
                 if all(one.units is not None and not len(one.units.hubert) for one in made):
                     counts.reject(item.id, item.audio_name, "The recording has no units.")
                     continue
-                counts.add(item, made)
+                counts.add(item, made, got.repaired)
                 yield from made
 
 
@@ -249,30 +229,40 @@ def _ahead(pool, read, items: Sequence[Item], size: int):
             yield due, [job.result() for job in jobs]
 
 
-def _read(
-    item: Item, tokenizer: SpeechTokenizer | None, config: PrepareConfig
-) -> list[tuple[Item, np.ndarray | None]]:
-    """The pieces of an item with their samples; raises `InputError` where it cannot be used."""
+class ReadItem(NamedTuple):
+    """The pieces of an item with their samples, and how many of its words had times repaired."""
+
+    pieces: list[tuple[Item, np.ndarray | None]]
+    repaired: int = 0
+
+
+def _read(item: Item, tokenizer: SpeechTokenizer | None, config: PrepareConfig) -> ReadItem:
+    """Reads an item; raises `InputError` where it cannot be used."""
     if item.problem:
         raise InputError(item.problem)
     if item.audio is None:
-        return [(item, None)]
+        item, repaired = _fit_words(item, None)
+        return ReadItem([(item, None)], repaired)
     if tokenizer is None:
         raise InputError("There is audio, and no model to make units of it (--model).")
     wave = load_audio(item.audio)
     seconds = len(wave) / SAMPLE_RATE
     if seconds < SHORTEST:
         raise InputError(f"The recording is {seconds:.3f} s long; it has no units.")
-    words = check_words(item.words, item.audio_name or item.id, seconds)
-    item = dataclasses.replace(item, words=words)
+    item, repaired = _fit_words(item, seconds)
     limit = min(config.max_seconds, tokenizer.config.chunk_seconds)
-    bounds = find_splits(wave, words, limit)
+    bounds = find_splits(wave, item.words, limit)
     if len(bounds) == 2:
-        return [(item, wave)]
-    return [
-        _cut(item, wave, number, start, stop)
-        for number, (start, stop) in enumerate(itertools.pairwise(bounds))
-    ]
+        return ReadItem([(item, wave)], repaired)
+    cuts = enumerate(itertools.pairwise(bounds))
+    return ReadItem([_cut(item, wave, number, *cut) for number, cut in cuts], repaired)
+
+
+def _fit_words(item: Item, seconds: float | None) -> tuple[Item, int]:
+    """The item with words whose times keep the rules, and how many had to be repaired."""
+    entries = [Entry(*word, low=0.0, high=seconds) for word in item.words]
+    words, repaired = fit_words(entries, item.audio_name or item.id, seconds)
+    return dataclasses.replace(item, words=words), repaired
 
 
 def find_splits(wave: np.ndarray, words: Sequence, limit: float) -> list[int]:

@@ -27,6 +27,7 @@ class Counts:
       units: phonetic units, without repeats.
       frames: phonetic units with repeats.
       words: with times.
+      words_repaired: words that had no times, or impossible ones; see `timing.fit_words`.
       characters: of text.
       texts_lost: recordings with text that were split without word times.
       histogram: how often each phonetic unit comes, with repeats.
@@ -40,15 +41,17 @@ class Counts:
     units: int = 0
     frames: int = 0
     words: int = 0
+    words_repaired: int = 0
     characters: int = 0
     texts_lost: int = 0
     histogram: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     lengths: list[float] = dataclasses.field(default_factory=list)
     rejects: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
-    def add(self, item: Item, made: Sequence[Utterance]) -> None:
-        """An item and its utterances."""
+    def add(self, item: Item, made: Sequence[Utterance], repaired: int = 0) -> None:
+        """An item, its utterances, and how many of its words had times repaired."""
         self.items += 1
+        self.words_repaired += repaired
         self.utterances += len(made)
         self.texts_lost += len(made) > 1 and bool(item.text) and not item.words
         for one in made:
@@ -134,6 +137,7 @@ def summarise(total: Counts) -> dict[str, Any]:
         "units_per_second": total.units / seconds,
         "frames_per_second": total.frames / seconds,
         "words": total.words,
+        "words_repaired": total.words_repaired,
         "characters": total.characters,
         "texts_lost": total.texts_lost,
         "rejected": len(total.rejects),
@@ -157,6 +161,11 @@ def describe(told: dict[str, Any]) -> str:
         f"({told['frames_per_second']:.1f} with repeats), {len(told['histogram'])} different",
         f"{told['words']} words with times, {told['characters']} characters of text",
     ]
+    if told["words_repaired"]:
+        lines.append(
+            f"{told['words_repaired']} words had no times, or impossible ones, and got the time "
+            "between their neighbours"
+        )
     if told["texts_lost"]:
         lines.append(f"{told['texts_lost']} long recordings lost their text: no word times")
     lines += [f"rejected {count}: {reason}" for reason, count in told["rejects"].items()]
