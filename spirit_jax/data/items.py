@@ -75,18 +75,25 @@ def fingerprint(item: Item) -> bytes:
 
 
 def check_item(item: Item) -> Item:
-    """The item, with a problem if its strings cannot be stored.
+    """The item, with a problem in place of the rest if its strings cannot be stored.
 
     An id is part of file names, so it has no control characters.
     """
     problem = item.problem
-    safe = item.id.encode("utf-8", "backslashreplace").decode()
     strings = (item.id, item.text, item.speaker, item.document, item.style, item.label)
-    for string in (*strings, *(word for word, _, _ in item.words)):
-        try:
-            string.encode("utf-8")
-        except UnicodeEncodeError:
-            problem = problem or "Has half a character (a lone surrogate) in its id or text."
+    if any(map(_is_broken, (*strings, *(word for word, _, _ in item.words)))):
+        problem = problem or "Has half a character (a lone surrogate) in its id or text."
     if any(unicodedata.category(character) == "Cc" for character in item.id):
-        problem = problem or f"The id {safe!r} has control characters."
-    return item if problem == item.problem else Item(safe, problem=problem)
+        problem = problem or f"The id {item.id!r} has control characters."
+    if problem == item.problem and not _is_broken(item.id + problem):
+        return item
+    return Item(_escape(item.id), problem=_escape(problem))
+
+
+def _is_broken(text: str) -> bool:
+    return text != _escape(text)
+
+
+def _escape(text: str) -> str:
+    """The text with lone surrogates, which no file can hold, as backslash escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
