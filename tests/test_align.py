@@ -16,7 +16,7 @@ from spirit_jax.data import align as align_lib
 from spirit_jax.data.align import Aligner
 from spirit_jax.data.align_corpus import align_corpus
 from spirit_jax.data.manifest import read_source
-from spirit_jax.errors import InputError, Notice
+from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.models import ctc
 from spirit_jax.models.ctc import CtcConfig, CtcModel
 from spirit_jax.models.wav2vec2 import TrunkConfig, frame_lengths
@@ -354,7 +354,7 @@ def test_a_folder_with_texts_is_aligned(aligner, corpus, tmp_path):
     source, expected = corpus
     (tmp_path / "audio" / "one.txt").write_text("abc de")
     (tmp_path / "audio" / "b" / "three.txt").write_text("c")
-    with pytest.warns(Notice, match="2 of 4 recordings have a text"):
+    with pytest.warns(InputWarning, match="2 of 4 recordings have a text"):
         report = align_corpus(tmp_path / "audio", tmp_path / "out" / "a.jsonl", aligner)
     assert (report.aligned, report.rejected) == (2, 2)
     items = list(read_source(str(tmp_path / "out" / "a.jsonl")))

@@ -15,14 +15,14 @@ from spirit_jax.data import datasets
 from spirit_jax.data.manifest import fingerprint, read_source, source_checksum
 from spirit_jax.data.prepare import prepare
 from spirit_jax.data.records import Corpus
-from spirit_jax.errors import InputError, Notice
+from spirit_jax.errors import InputError, InputWarning
 
 
 @pytest.fixture(autouse=True)
 def no_notice_is_missed():
     """A notice that a test does not expect is an error."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Notice)
+        warnings.simplefilter("error", InputWarning)
         yield
 
 
@@ -65,7 +65,7 @@ def test_half_a_character_costs_its_own_item_alone(cases, tmp_path):
         shutil.copy(cases / "manifests" / name, tmp_path)
     lines = (tmp_path / "surrogate.jsonl").read_text().replace('"audio"', '"x"')
     (tmp_path / "surrogate.jsonl").write_text(lines)
-    with pytest.warns(Notice, match="does not read the fields x"):
+    with pytest.warns(InputWarning, match="does not read the fields x"):
         report = prepare(str(tmp_path / "surrogate.jsonl"), tmp_path / "corpus", None)
     assert (report["items"], report["rejected"]) == (1, 1)
     (path,) = (tmp_path / "corpus").glob("rejects-*.jsonl")
@@ -200,7 +200,7 @@ def test_what_is_not_understood_is_named_once_with_counts(tmp_path):
     lines = [{"id": str(n), "text": "t", "lang": "en", "score": -1} for n in range(3)]
     lines[0] |= {"pred_text": "x", "words": [["{LG}", 0, 1], ["[noise]", 1, 2], ["t", 2, 3]]}
     source = write(tmp_path / "m.jsonl", *lines)
-    with pytest.warns(Notice) as caught:
+    with pytest.warns(InputWarning) as caught:
         items = list(read_source(source))
     fields, labels = (str(one.message) for one in caught)
     assert "does not read the fields lang (3 items), pred_text (1 items)" in fields
@@ -256,7 +256,7 @@ def test_files_that_are_not_read_are_named_with_counts(folder):
         (folder / name).write_text("x")
     (folder / ".git").mkdir()
     (folder / ".git" / "c.wav").write_text("x")
-    with pytest.warns(Notice) as caught:
+    with pytest.warns(InputWarning) as caught:
         assert texts(folder) == {"a": "hello there", "sub/b": "it is b"}
     skipped, unused = (str(one.message) for one in caught)
     assert "skipped 7 files: 3 hidden, 2 .TextGrid, 1 " in skipped
@@ -266,19 +266,19 @@ def test_files_that_are_not_read_are_named_with_counts(folder):
 
 def test_recordings_without_text_among_others_are_counted(folder):
     (folder / "a.txt").unlink()
-    with pytest.warns(Notice, match="1 of 2 recordings have a text beside them"):
+    with pytest.warns(InputWarning, match="1 of 2 recordings have a text beside them"):
         texts(folder)
     (folder / "sub" / "b.TXT").unlink()
     assert texts(folder) == {"a": "", "sub/b": ""}
 
 
 def test_recordings_in_formats_that_are_not_read_are_no_text_corpus(tmp_path):
-    for name in ("a.amr", "a.txt", "b.txt"):
+    for name in ("a.mpc", "a.txt", "b.txt"):
         (tmp_path / name).write_text("hello")
-    with pytest.warns(Notice, match="skipped 1 files: 1 .amr"):
+    with pytest.warns(InputWarning, match="skipped 1 files: 1 .mpc"):
         found = texts(tmp_path)
     assert found.pop("b") == "hello"
-    assert "a.amr: a .amr file cannot be read as a recording" in found["a"]
+    assert "a.mpc: a .mpc file cannot be read as a recording" in found["a"]
 
 
 def test_links_are_followed_once(folder, tmp_path):
@@ -288,7 +288,7 @@ def test_links_are_followed_once(folder, tmp_path):
     (folder / "link").symlink_to(outside)
     (folder / "loop").symlink_to(folder)
     (folder / "gone.wav").symlink_to(tmp_path / "nothing")
-    with pytest.warns(Notice) as caught:
+    with pytest.warns(InputWarning) as caught:
         items = {item.id: item for item in read_source(str(folder))}
     assert set(items) == {"a", "sub/b", "link/c", "gone"}
     assert any("1 link to a folder that is read already" in str(one.message) for one in caught)
@@ -318,7 +318,7 @@ def test_texts_that_cannot_be_read_are_rejected(folder, tmp_path):
 
 def test_names_that_are_no_unicode_are_rejected(folder, tmp_path):
     shutil.copy(folder / "a.wav", os.fsencode(folder) + b"/\xe9.wav")
-    with pytest.warns(Notice, match="2 of 3"):
+    with pytest.warns(InputWarning, match="2 of 3"):
         items = list(read_source(str(folder)))
     bad = [item for item in items if item.problem]
     assert [item.id for item in bad] == ["\\udce9"] and "half a character" in bad[0].problem

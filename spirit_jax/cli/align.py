@@ -1,5 +1,6 @@
 """`spirit-jax align`: when each word of a corpus is spoken."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -73,3 +74,5 @@ def align(
             progress=tell,
         )
     print(f"{output}: {told.aligned} items with word times, {told.rejected} rejected")
+    for note in told.notes():
+        print(f"warning: {note}", file=sys.stderr)

@@ -55,10 +55,13 @@ def show_input_warnings() -> None:
 
     def show(message, category, *rest):
         if issubclass(category, InputWarning):
-            print(f"warning: {message}", file=sys.stderr)
+            if str(message) not in shown:  # a source is counted before it is read
+                print(f"warning: {message}", file=sys.stderr)
+            shown.add(str(message))
         else:
             show_other(message, category, *rest)
 
+    shown: set[str] = set()
     show_other = warnings.showwarning
     warnings.showwarning = show
     warnings.simplefilter("default", InputWarning)

@@ -230,7 +230,7 @@ def _import_words(by_id: Mapping[str, Path], kind: str, tier: str, item: Item) -
     if path is None:
         raise InputError(f"There is no file {item.id}{word_times.SUFFIXES[kind]}.")
     entries = word_times.READERS[kind](path, tier)
-    seconds = len(load_audio(item.audio)) / SAMPLE_RATE
+    seconds = len(load_audio(item.audio)) / SAMPLE_RATE  # what is there, not what a header says
     imported = word_times.finish(entries, str(path), seconds, item.text)
     if not imported.words:
         raise InputError(f"{path}: has no words.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spirit_jax.data.items import Item
-from spirit_jax.errors import InputError, Notice
+from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.files import describe
 
 FIELDS = ("id", "text", "speaker_id")  # that items are made of, beside the audio
@@ -43,7 +43,7 @@ def read_dataset(source: str) -> Iterator[Item]:
         raise InputError(f"{source}: has no audio.")
     others = [key for key in features if key not in (audio[0], *FIELDS)]
     if others:
-        warnings.warn(f"{source}: does not read {', '.join(others)}.", Notice, stacklevel=3)
+        warnings.warn(f"{source}: does not read {', '.join(others)}.", InputWarning, stacklevel=1)
     rate = features[audio[0]].sample_rate or 16_000
     for number, record in enumerate(records):
         samples = np.asarray(record[audio[0]])

@@ -9,13 +9,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import soundfile
-
 from spirit_jax import files
+from spirit_jax.audio import SUFFIXES
 from spirit_jax.data.items import Item
-from spirit_jax.errors import InputError, Notice
+from spirit_jax.errors import InputError, InputWarning
 
-SUFFIXES = tuple(f".{name.lower()}" for name in soundfile.available_formats()) + (".aif", ".opus")
 NAMED = 3  # files that a notice names
 
 
@@ -113,15 +111,17 @@ def _say(
     recordings: int,
     with_text: int,
 ) -> None:
-    """Gives notice of what was not read, and of recordings without text among others with it."""
+    """Warns of what was not read, and of recordings without text among others with it."""
     if skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common())
-        warnings.warn(f"{folder}: skipped {skipped.total()} files: {kinds}.", Notice, stacklevel=3)
+        warnings.warn(
+            f"{folder}: skipped {skipped.total()} files: {kinds}.", InputWarning, stacklevel=1
+        )
     if unused:
         some = ", ".join(str(path.relative_to(folder)) for path in unused[:NAMED])
         some += ", ..." if len(unused) > NAMED else ""
         reason = f"{len(unused)} texts belong to no recording and were not read: {some}."
-        warnings.warn(f"{folder}: {reason}", Notice, stacklevel=3)
+        warnings.warn(f"{folder}: {reason}", InputWarning, stacklevel=1)
     if 0 < with_text < recordings:
         reason = f"{with_text} of {recordings} recordings have a text beside them, the others none."
-        warnings.warn(f"{folder}: {reason}", Notice, stacklevel=3)
+        warnings.warn(f"{folder}: {reason}", InputWarning, stacklevel=1)

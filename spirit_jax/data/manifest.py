@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from spirit_jax import checksums, files
-from spirit_jax.audio import AudioPiece
+from spirit_jax.audio import SUFFIXES, AudioPiece
 from spirit_jax.data.datasets import read_dataset
-from spirit_jax.data.folder import SUFFIXES, list_files, read_folder, read_text_item
+from spirit_jax.data.folder import list_files, read_folder, read_text_item
 from spirit_jax.data.items import Item, check_item, fingerprint
 from spirit_jax.data.labels import read_label
 from spirit_jax.data.timing import Words, as_seconds
-from spirit_jax.errors import InputError, Notice
+from spirit_jax.errors import InputError, InputWarning
 
 __all__ = ["FIELDS", "Item", "Row", "fingerprint", "read_rows", "read_source", "source_checksum"]
 
@@ -46,7 +46,7 @@ def read_source(source: str) -> Iterator[Item]:
     """The items of a source, in an order that does not change; ids are unique.
 
     An item that cannot be used comes with its `problem`. What is not understood (fields of a
-    manifest, files of a folder) is named in a `Notice` at the end.
+    manifest, files of a folder) is named in an `InputWarning` at the end.
 
     Args:
       source: a JSONL manifest, a folder of recordings (each with its text beside it in a .txt, if
@@ -134,10 +134,10 @@ def _read_manifest(path: Path) -> Iterator[Row]:
         named = ", ".join(f"{name} ({count} items)" for name, count in unknown.most_common())
         known = ", ".join(FIELDS)
         message = f"{path}: does not read the fields {named}; those that are read are {known}."
-        warnings.warn(message, Notice, stacklevel=4)
+        warnings.warn(message, InputWarning, stacklevel=1)
     if labels:
         message = f"{path}: left out {labels} words that are labels, such as {{LG}} or <unk>."
-        warnings.warn(message, Notice, stacklevel=4)
+        warnings.warn(message, InputWarning, stacklevel=1)
 
 
 def _parse(fields: Mapping[str, Any], number: int, folder: Path) -> tuple[Item, int]:

@@ -10,7 +10,7 @@ import pytest
 from fuzz.mutate import STRINGS, attempt, mutate_bytes, mutate_json, mutate_text, seeds
 from spirit_jax.audio import AudioPiece
 from spirit_jax.data.manifest import read_source
-from spirit_jax.errors import Notice
+from spirit_jax.errors import InputWarning
 
 ROWS = [
     {"id": "a", "audio": "a.wav", "text": "hello there", "speaker": "ann", "document": "d"},
@@ -23,7 +23,7 @@ ROWS = [
 @pytest.fixture(autouse=True)
 def no_notices():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Notice)
+        warnings.simplefilter("ignore", InputWarning)
         yield
 
 
