@@ -4,10 +4,11 @@ python -m benchmarks.curve RUN_DIR PICTURE.png METRIC [METRIC ...]
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from spirit_jax.files import read_json_objects
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("metrics", nargs="+")
     args = parser.parse_args()
-    lines = [json.loads(t) for t in (args.run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = read_json_objects(args.run_dir / "metrics.jsonl")
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for name in args.metrics:

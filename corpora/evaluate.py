@@ -9,7 +9,6 @@ Each figure has its aim beside it, and the command ends with status 1 where one 
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from rich.table import Table
 
 from corpora import judge_speech, judge_units, speak
 from corpora.judge_speech import MannerClassifier, Sound
+from spirit_jax import files
 from spirit_jax.audio import load_audio, write_wav
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import read_items
@@ -122,7 +122,7 @@ def judge_voice(corpus: Path, voice: Path, output: Path | None) -> tuple[dict, l
     originals = [_sound(item, load_audio(item.audio)) for item in items]
     with tempfile.TemporaryDirectory() as folder:
         grammar = Path(folder) / "prompts.gram"
-        grammar.write_text(judge_speech.sentence_grammar(every), encoding="utf-8")
+        files.write_text(grammar, judge_speech.sentence_grammar(every))
         found = {
             name: _prompt_errors(sounds, _recognise(sounds, grammar))
             for name, sounds in (("originals", originals), ("voice", made))
@@ -227,7 +227,7 @@ def main() -> None:
     show(table)
     if given.output:
         figures = {name: found for name, (found, _) in parts}
-        _ready(given.output / "figures.json").write_text(json.dumps(figures, indent=1))
+        files.write_json(given.output / "figures.json", figures)
     if not all(met for _, (_, rows) in parts for *_, met in rows):
         sys.exit(1)
 

@@ -3,12 +3,12 @@
 Letters: t frames of a recording.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from spirit_jax import files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import augment
 from spirit_jax.data.manifest import Item
@@ -43,14 +43,16 @@ def judge(corpus: Path, tokenizer: Path, plain: Path) -> dict[str, dict[str, flo
           between two sentences of one voice and manner, per 100 units.
         nearer: percent of pairs in which the first is less than the second.
     """
-    phones = {row["id"]: row.get("phones") for row in _read(corpus / "details.jsonl")}
+    phones = {
+        row["id"]: row.get("phones") for row in files.read_json_objects(corpus / "details.jsonl")
+    }
     training, test, held_out = (
         read_items([str(corpus / f"{part}.jsonl")]) for part in ("train", "test", "test-voice")
     )
     training = [item for item in training if phones[item.id]][::TRAINING_SHARE]
     model, params = hubert.load_both(tokenizer)
     trunk = model.config.trunk
-    pairs = _read(corpus / "pairs.jsonl")
+    pairs = files.read_json_objects(corpus / "pairs.jsonl")
     noisy = [_add_noise(item, seed) for seed, item in enumerate(test)]
 
     def figures(hear: Hear) -> dict[str, float]:
@@ -127,7 +129,3 @@ def _label(phones: list, frames: int, trunk: TrunkConfig) -> np.ndarray:
     """The phone in the middle of what each frame sees."""
     rate, center = SAMPLE_RATE / trunk.stride, trunk.receptive_field / 2 / SAMPLE_RATE
     return labels_at_frames(phones, frames, rate, center)
-
-
-def _read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

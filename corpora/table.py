@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from spirit_jax import SpiritLM, checkpoint, config
+from spirit_jax import SpiritLM, checkpoint, config, files
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.run import EvalConfig, evaluate
 
@@ -51,29 +51,26 @@ def main() -> None:
 
 def _evaluate(folder: str, tasks: EvalConfig, output: Path) -> Figures:
     place = checkpoint.find_model(folder)
-    files = (path for path in sorted(place.rglob("*")) if path.is_file())
+    paths = (path for path in sorted(place.rglob("*")) if path.is_file())
     made_of = {
         "config": dataclasses.asdict(tasks),
-        "files": {str(path.relative_to(place)): path.stat().st_mtime_ns for path in files},
+        "files": {str(path.relative_to(place)): path.stat().st_mtime_ns for path in paths},
     }
     made_of = json.loads(json.dumps(made_of))
     note = output / "made_of.json"  # written last
-    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != made_of:
+    if not note.exists() or files.read_json(note) != made_of:
         evaluate(SpiritLM.from_pretrained(folder), tasks, output, Console(stderr=True))
         config.write(made_of, note)
-    return json.loads((output / "figures.json").read_text(encoding="utf-8"))
+    return files.read_json(output / "figures.json")
 
 
 def read_cost(run_dirs: list[Path]) -> Figures:
     """Steps, millions of tokens, and minutes of runs together, from their metrics.jsonl."""
     steps, rows = 0, []
     for run_dir in run_dirs:
-        try:
-            lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            told = f"{run_dir}: no training's folder (metrics.jsonl: {error})."
-            raise InputError(told) from error
-        own = [json.loads(line) for line in lines]
+        if not (run_dir / "metrics.jsonl").is_file():
+            raise InputError(f"{run_dir}: is not the folder of a training (no metrics.jsonl).")
+        own = files.read_json_objects(run_dir / "metrics.jsonl")
         steps += own[-1]["step"] if own else 0
         rows += own
     cost = {

@@ -15,7 +15,6 @@ all words of the training.
 """
 
 import argparse
-import json
 import random
 import re
 import sys
@@ -25,8 +24,8 @@ import numpy as np
 import soundfile
 
 from corpora import grammar, speak
-from corpora.files import write_rows, write_text
 from corpora.grammar import Sentence
+from spirit_jax import files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.errors import InputError
 
@@ -84,11 +83,11 @@ def build(corpus: Path) -> None:
         "facts": _speak_pairs(output, "facts", rng.sample(wrong_answers("train", rng), FACTS)),
     }  # fmt: skip
     for name, rows in sets.items():
-        write_rows(output / f"{name}.jsonl", rows)
+        files.write_json_lines(output / f"{name}.jsonl", rows)
         print(f"{output / name}.jsonl: {len(rows)}")
     read = [*trained, *sets["text"], *sets["questions"], *sets["speech"]]
     words = sorted({word for row in read for word in row["text"].split()})
-    write_text(output / "words.txt", "".join(f"{word}\n" for word in words))
+    files.write_text(output / "words.txt", "".join(f"{word}\n" for word in words))
 
 
 def swaps(sentences: list[Sentence], rng: random.Random) -> list[tuple[str, str]]:
@@ -192,10 +191,9 @@ def _write(path: Path, samples: np.ndarray) -> None:
 
 
 def _read(path: Path) -> list[dict]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read; build it by corpora.world.") from error
+    if not path.is_file():
+        raise InputError(f"{path}: is not there; build it by corpora.world.")
+    return files.read_json_objects(path)
 
 
 def main() -> None:

@@ -25,7 +25,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import multiprocessing
 import os
 import random
@@ -43,8 +42,8 @@ from rich.progress import track
 from rich.table import Table
 
 from corpora import asterisk, grammar, speak
-from corpora.files import write_rows
 from corpora.grammar import Sentence
+from spirit_jax import files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.errors import InputError
 
@@ -143,7 +142,7 @@ def recordings() -> list[Task]:
             tasks.append(Task("asterisk", Sentence(text, "prompt", text), "allison", "", path))
     if not LIBRIVOX.is_dir():
         raise InputError(f"{LIBRIVOX}: is not there; apt-get install pocketsphinx-testdata.")
-    for line in (LIBRIVOX / "transcription").read_text().splitlines():
+    for line in files.read_text(LIBRIVOX / "transcription").splitlines():
         text, name = re.fullmatch(r"<s> (.*) </s> \((.*)\)", line).groups()
         path = LIBRIVOX / f"{name}.wav"
         sentence = Sentence(text, "book", text)
@@ -169,8 +168,8 @@ def make(folder: Path, task: Task) -> dict | None:
         soundfile.write(part, speech.samples, SAMPLE_RATE, "PCM_16", format="FLAC")
         os.replace(part, path)
         found = {"seconds": len(speech.samples) / SAMPLE_RATE, "words": words, "phones": phones}
-        write_rows(notes, [found])
-    found = json.loads(notes.read_text())
+        files.write_json_lines(notes, [found])
+    found = files.read_json(notes)
     if not found["words"]:
         return None
     known = {"id": task.id, "audio": f"audio/{task.id}.flac", "speaker": task.voice}
@@ -232,7 +231,7 @@ def build(output: Path, utterances: int, jobs: int) -> None:
     real = recordings()
     tasks = real + plan(utterances, [task.sentence for task in real if task.part == "asterisk"])
     output.mkdir(parents=True, exist_ok=True)
-    (output / "world.gram").write_text(grammar.jsgf(), encoding="utf-8")
+    files.write_text(output / "world.gram", grammar.jsgf())
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         rows = pool.imap(functools.partial(make, output), tasks, chunksize=4)
         done = list(track(rows, "speaking", len(tasks), disable=not sys.stderr.isatty()))
@@ -246,10 +245,14 @@ def build(output: Path, utterances: int, jobs: int) -> None:
         parts[row["part"]].append(row)
     fields = ("id", "audio", "text", "words", "speaker", "style")
     for part, own in parts.items():
-        write_rows(output / f"{part}.jsonl", [{f: row[f] for f in fields if row[f]} for row in own])
+        files.write_json_lines(
+            output / f"{part}.jsonl", [{f: row[f] for f in fields if row[f]} for row in own]
+        )
     details = {row["id"]: {f: row[f] for f in DETAILS if row[f]} for row in made}
-    write_rows(output / "details.jsonl", [{"id": id} | fields for id, fields in details.items()])
-    write_rows(output / "pairs.jsonl", find_pairs(made))
+    files.write_json_lines(
+        output / "details.jsonl", [{"id": id} | fields for id, fields in details.items()]
+    )
+    files.write_json_lines(output / "pairs.jsonl", find_pairs(made))
     show(_table(parts))
     print(f"left out, since not every word is found in them: {done.count(None)} utterances")
 

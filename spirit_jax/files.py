@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes a value as indented JSON, whole or not at all; raises `InputError` where it cannot."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_json_lines(path: str | Path, rows: Iterable[Any]) -> None:
+    """Writes a JSON value a line, whole or not at all; raises `InputError` where it cannot."""
+    with whole_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 @contextlib.contextmanager
@@ -174,6 +180,22 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
                     yield number, InputError(f"{path}: line {number} {error}")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({describe(error)}).") from error
+
+
+def read_json_objects(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a JSON lines file, each of which must be an object; see `read_json_lines`.
+
+    Raises:
+      InputError: the file cannot be read, or a line is no JSON object.
+    """
+    objects = []
+    for number, value in read_json_lines(path):
+        if isinstance(value, InputError):
+            raise value
+        if not isinstance(value, dict):
+            raise InputError(f"{path}: line {number} is not a JSON object.")
+        objects.append(value)
+    return objects
 
 
 class _NotJson(InputError):

@@ -101,3 +101,15 @@ def test_what_the_machine_lacks_is_not_blamed_on_the_file():
     memory = RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
     assert "memory is used up" in str(files.unreadable("a", memory, "is damaged."))
     assert str(files.unreadable("a", RuntimeError("bad"), "is damaged.")) == "a: is damaged."
+
+
+def test_lines_that_must_be_objects_are_or_are_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": "\xe2\x80\xa8"}\r\n\r\n{"b": 2}')
+    assert files.read_json_objects(path) == [{"a": "\u2028"}, {"b": 2}]
+    files.write_json_lines(tmp_path / "new" / "b.jsonl", files.read_json_objects(path))
+    assert files.read_json_objects(tmp_path / "new" / "b.jsonl") == [{"a": "\u2028"}, {"b": 2}]
+    for data, named in ((b"{}\n[]", "line 2 is not a JSON object"), (b"{", "line 1 is not JSON")):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=f"a.jsonl: {named}"):
+            files.read_json_objects(path)

@@ -339,10 +339,8 @@ def _split(partial: Path, source: Path, output: Path) -> AlignReport:
 
 
 def _write_entries(partial: Path, kind: str, path: Path) -> None:
-    with files.whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        for entry in _read_partial(partial):
-            if kind in entry:
-                file.write(json.dumps(entry[kind]) + "\n")
+    entries = (entry[kind] for entry in _read_partial(partial) if kind in entry)
+    files.write_json_lines(path, entries)
 
 
 def _read_partial(partial: Path) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ import librosa
 import numpy as np
 from jax.experimental import multihost_utils
 
-from spirit_jax import checkpoint, speech_tokenizer, units
+from spirit_jax import checkpoint, files, speech_tokenizer, units
 from spirit_jax import config as config_lib
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
 from spirit_jax.data import f0_cache
@@ -209,14 +209,20 @@ def _add_units(
 
 def _read_known(path: Path, made_by: dict) -> dict[str, dict[str, list[int]]]:
     """The streams of each recording that the file has."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]
-    if whole and whole[0]["tokenizer"] != made_by:
+    rows = [row for _, row in files.read_json_lines(path)] if path.is_file() else []
+    if rows and isinstance(rows[-1], InputError):  # a last line that was cut short
+        rows.pop()
+    if not all(isinstance(row, dict) for row in rows) or not all(
+        isinstance(row.get("recording"), str) and isinstance(row.get("units"), dict)
+        for row in rows[1:]
+    ):
+        raise InputError(f"{path}: is damaged; remove it, and the units are computed again.")
+    if rows and rows[0].get("tokenizer") != made_by:
         raise InputError(
             f"{path}: holds the units of another tokenizer than this; remove it, or choose another "
             "run_dir."
         )
-    return {line["recording"]: line["units"] for line in whole[1:]}
+    return {row["recording"]: row["units"] for row in rows[1:]}
 
 
 def _networks_of(tokenizer: Path) -> dict[str, str]:
