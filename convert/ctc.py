@@ -7,7 +7,7 @@ suits the network to each.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from spirit_jax.models.ctc import CtcConfig, CtcModel
 from spirit_jax.models.wav2vec2 import abstract_params
 
 TRUNK = r"wav2vec2\."
+BLANKS = ("<pad>", "[PAD]", "<blank>", "<ctc_blank>")
+SEPARATORS = ("|", " ", "\u2581", "<space>", "[SPACE]")
 
 
 def convert_ctc(folder: str | Path, output: str | Path, language: str | None = None) -> CtcConfig:
@@ -64,12 +66,11 @@ def convert_ctc(folder: str | Path, output: str | Path, language: str | None = N
     if "lm_head.bias" not in tensors:
         raise InputError(f"{folder}: has no lm_head.bias; expected a Wav2Vec2ForCTC.")
     labels = _list_labels(folder / "vocab.json", vocab, len(tensors["lm_head.bias"]))
-    separator = tokenizer.get("word_delimiter_token", CtcConfig.separator)
     values = {
         "trunk": trunk,
         "labels": labels,
-        "blank": hf.get("pad_token_id") or 0,
-        "separator": separator if separator in labels else "",
+        "blank": find_blank(hf, tokenizer, labels),
+        "separator": find_separator(tokenizer, labels),
         "sample_rate": read_preprocessor(folder).get("sampling_rate", CtcConfig.sample_rate),
     }
     cfg = config.from_dict(CtcConfig, values, source=str(path))
@@ -122,6 +123,28 @@ def _list_labels(path: Path, vocab: Mapping[str, Any], count: int) -> list[str]:
             raise InputError(f"{path}: '{label}' is {number!r}; the network has {count} labels.")
         labels[number] = label
     return labels
+
+
+def find_blank(hf: Mapping[str, Any], tokenizer: Mapping[str, Any], labels: Sequence[str]) -> int:
+    """The number of CTC's blank, which for Hugging Face is the padding; its default is 0."""
+    if isinstance(hf.get("pad_token_id"), int):
+        return hf["pad_token_id"]
+    for name in (_text_of(tokenizer.get("pad_token")), *BLANKS):
+        if name and name in labels:
+            return labels.index(name)
+    return 0
+
+
+def find_separator(tokenizer: Mapping[str, Any], labels: Sequence[str]) -> str:
+    """The label between words; "" if the network has none."""
+    named = _text_of(tokenizer.get("word_delimiter_token", CtcConfig.separator))
+    return next((name for name in (named, *SEPARATORS) if name and name in labels), "")
+
+
+def _text_of(token: Any) -> str:
+    """A token's text, which tokenizer_config.json has as a string or as an object."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else ""
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from convert import table, torch_files
 from convert.main import convert_folder, run_main
 from convert.table import Rule
 from convert.trunk import linear_rules, norm_rules, refuse
-from spirit_jax import checkpoint, config
+from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, abstract_params
 
@@ -109,7 +109,7 @@ def _read_names(path: Path, count: int) -> tuple[str, ...]:
     """The lines of a file, if there is one; raises `InputError` for more than `count`."""
     if not count or not path.is_file():
         return ()
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    names = tuple(line.strip() for line in files.read_text(path).splitlines())
     if len(names) > count:
         raise InputError(f"{path}: has {len(names)} names, and the vocoder {count} of them.")
     return names

@@ -101,3 +101,22 @@ def test_networks_that_write_no_letters_are_refused(labels):
 def test_letters_of_any_script_are_letters():
     for letters in (LATIN + "äöüßæøåðþ", "ɖɛƒɣŋɔʋɩʊabc", "абвгдеёжз", "กขคงจฉช", [*LATIN, "ch"]):
         speller(letters)
+
+
+@pytest.mark.parametrize(
+    ("hf", "tokenizer", "labels", "blank", "separator"),
+    [
+        ({"pad_token_id": 2}, {}, ["|", "a", "<pad>"], 2, "|"),
+        ({}, {"pad_token": "[PAD]", "word_delimiter_token": " "}, [" ", "a", "[PAD]"], 2, " "),
+        ({}, {"pad_token": {"content": "_"}}, ["a", "_", "▁"], 1, "▁"),
+        ({}, {"word_delimiter_token": {"content": "#"}}, ["<pad>", "#", "|"], 0, "#"),
+        ({"pad_token_id": None}, {"word_delimiter_token": None}, ["a", "<blank>"], 1, ""),
+        ({}, {}, ["a", "b"], 0, ""),
+    ],
+)
+def test_converted_networks_keep_their_blank_and_separator(hf, tokenizer, labels, blank, separator):
+    pytest.importorskip("torch")
+    from convert.ctc import find_blank, find_separator
+
+    assert find_separator(tokenizer, labels) == separator
+    assert find_blank(hf, tokenizer, labels) == blank
