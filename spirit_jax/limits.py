@@ -20,6 +20,7 @@ HEADS = (1, 1 << 12)
 KERNEL = (1, 1 << 14)  # of a conv, and its stride
 IDS = (1, 1 << 24)  # rows of an embedding, labels
 EPSILON = (0.0, 1.0)  # of a norm
+SEED = (0, (1 << 32) - 1)  # of random draws; JAX keeps 32 bits
 SAMPLE_RATE = (100, 1_000_000)  # Hz
 MAX_ITEMS = 1024  # of a list of numbers
 PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")

@@ -362,6 +362,8 @@ class SpiritLM:
             raise InputError(
                 f"There are {len(prompts)} prompts and {len(generated)} generated strings."
             )
+        if type(least) is not int or least < 0:
+            raise InputError(f"least is {least!r}; expected a whole number from 0 on.")
         for string in (*prompts, *generated):
             check_unicode(string)
         plans = [units.plan_outputs(*pair, least) for pair in zip(prompts, generated, strict=True)]

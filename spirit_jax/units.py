@@ -78,6 +78,7 @@ class Units:
 
 def dedup(stream: np.ndarray) -> np.ndarray:
     """The index of the first unit of every run of equal ones."""
+    stream = np.asarray(stream)
     if not len(stream):
         return np.zeros(0, np.int64)
     return np.flatnonzero(np.concatenate([[True], stream[1:] != stream[:-1]]))
@@ -89,6 +90,8 @@ def to_string(units: Units) -> str:
     Raises:
       InputError: a negative unit, which has no string.
     """
+    if not isinstance(units, Units):
+        raise InputError(f"Units were expected, not {type(units).__name__}.")
     for name, stream in units.to_dict().items():
         if stream and min(stream) < 0:
             raise InputError(f"There is no {name} unit {min(stream)}.")

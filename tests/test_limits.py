@@ -1,12 +1,15 @@
 """Every number in a network's config has limits, and what is out of them is named at once."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
 
 from spirit_jax import config
+from spirit_jax.data.configs import DataConfig, SpeechDataConfig
 from spirit_jax.errors import InputError
+from spirit_jax.evaluation.configs import EvalConfig
 from spirit_jax.models.attention import RopeScaling
 from spirit_jax.models.ctc import CtcConfig
 from spirit_jax.models.discriminators import DiscriminatorConfig
@@ -18,6 +21,8 @@ from spirit_jax.models.mel import MelConfig
 from spirit_jax.models.pitch import PitchConfig, StackConfig
 from spirit_jax.models.style import StyleConfig
 from spirit_jax.models.wav2vec2 import TrunkConfig
+from spirit_jax.training.configs import KMeansConfig
+from spirit_jax.training.run_configs import LmRunConfig, UnitsRunConfig
 from spirit_jax.vocab import Vocab
 
 CONFIGS = [
@@ -100,3 +105,21 @@ def test_a_file_with_them_is_refused(cls, tmp_path):
 def test_numbers_that_do_not_go_together_are_named(cls, values, says):
     with pytest.raises(InputError, match=says):
         cls(**values)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize(
+    "make",
+    [
+        DataConfig,
+        SpeechDataConfig,
+        KMeansConfig,
+        EvalConfig,
+        functools.partial(LmRunConfig, run_dir="run", model="spirit-tiny-base"),
+        functools.partial(UnitsRunConfig, run_dir="run"),
+    ],
+    ids=str,
+)
+def test_seeds_outside_32_bits_are_named(make, seed):
+    with pytest.raises(InputError, match=f"seed is {seed}"):
+        make(seed=seed)

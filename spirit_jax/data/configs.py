@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from spirit_jax import f0
+from spirit_jax import f0, limits
 from spirit_jax.errors import InputError
 
 RULES = ("spans", "poisson", "half", "coin")
@@ -110,6 +110,7 @@ class DataConfig:
     packing_bins: int = 8
 
     def __post_init__(self):
+        limits.check_numbers(self, seed=limits.SEED)
         if min(self.seq_len - 1, self.batch_rows, self.shards, self.packing_bins) < 1:
             raise InputError("seq_len must be 2 or more; batch_rows, shards, packing_bins 1.")
         if self.batch_rows % self.shards and self.shards % self.batch_rows:
@@ -136,6 +137,7 @@ class SpeechDataConfig:
     seed: int = 0
 
     def __post_init__(self):
+        limits.check_numbers(self, seed=limits.SEED)
         if self.batch_rows < 1:
             raise InputError("batch_rows must be at least 1.")
 

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import PurePath
 
+from spirit_jax import limits
 from spirit_jax.errors import InputError
 from spirit_jax.generation.config import GenerationConfig
 
@@ -99,6 +100,9 @@ class EvalConfig:
     tasks: tuple[TaskConfig, ...] = ()
     pairs: tuple[PairsConfig, ...] = ()
     seed: int = 0
+
+    def __post_init__(self):
+        limits.check_numbers(self, seed=limits.SEED)
 
     def check_names(self) -> None:
         """Raises an `InputError` where there is nothing to run, or a name is no folder's name."""

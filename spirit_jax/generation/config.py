@@ -50,7 +50,7 @@ class GenerationConfig:
             repetition_penalty=(1e-6, 1e6),
             top_p=(1e-9, 1.0),
             top_k=(0, 2**31 - 1),
-            seed=(0, 2**32 - 1),
+            seed=limits.SEED,
         )
         idle = [name for name in FOR_SAMPLING if getattr(self, name) != _default(self, name)]
         if idle and not self.do_sample:

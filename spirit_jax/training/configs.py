@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
+from spirit_jax import limits
 from spirit_jax.data.configs import SpeechDataConfig
 from spirit_jax.errors import InputError
 
@@ -200,6 +201,7 @@ class KMeansConfig:
     seed: int = 0
 
     def __post_init__(self):
+        limits.check_numbers(self, seed=limits.SEED)
         if self.start not in STARTS:
             raise InputError(f"kmeans.start is '{self.start}', expected {' or '.join(STARTS)}.")
         if min(self.frames, self.iterations) < 1:
@@ -229,5 +231,6 @@ class RecipeConfig(LoopConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        limits.check_numbers(self, seed=limits.SEED)
         if min(self.max_recordings, self.eval_recordings) < 0:
             raise InputError("max_recordings and eval_recordings must be 0 or more.")

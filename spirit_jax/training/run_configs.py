@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from spirit_jax import limits
 from spirit_jax.data.configs import AugmentConfig, DataConfig, F0Config, SourceConfig
 from spirit_jax.errors import InputError
 from spirit_jax.models.configs import LlamaConfig, MelConfig, PitchConfig, StyleConfig, TrunkConfig
@@ -53,6 +54,7 @@ class LmRunConfig(LoopConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        limits.check_numbers(self, seed=limits.SEED)
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise InputError(
                 f"compute_dtype is '{self.compute_dtype}', expected float32 or bfloat16."
