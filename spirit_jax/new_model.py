@@ -7,6 +7,7 @@ it lacks, as the paper makes Spirit LM of Llama 2.
 
 import dataclasses
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from spirit_jax import checkpoint, config, files, folders, speech_tokenizer
 from spirit_jax.data.manifest import read_source
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.models import llama
 from spirit_jax.models.hubert import QuantizerConfig
 from spirit_jax.models.pitch import PitchConfig
@@ -43,7 +44,7 @@ def write_new_model(
       InputError: no whole speech tokenizer, no text, or not enough of it.
     """
     found = folders.find_speech_tokenizer(speech)
-    texts = [item.text for source in sources for item in read_source(source) if item.text]
+    texts = _read_texts(sources)
     if not texts:
         raise InputError(f"{', '.join(sources)}: there is no text to learn a vocabulary from.")
     with files.whole_folder(output) as folder:
@@ -54,6 +55,20 @@ def write_new_model(
         config.write(vocab, folder / "vocab.json")
         checkpoint.list_texts(folder)
     return vocab
+
+
+def _read_texts(sources: Sequence[str]) -> list[str]:
+    """The texts of sources; warns of items without one."""
+    texts = []
+    for source in sources:
+        items = list(read_source(source))
+        without = [item for item in items if not item.text]
+        if without and len(without) < len(items):
+            reason = next((f": {item.problem}" for item in without if item.problem), ".")
+            message = f"{source}: {len(without)} of {len(items)} items have no text{reason}"
+            warnings.warn(message, InputWarning, stacklevel=2)
+        texts += [item.text for item in items if item.text]
+    return texts
 
 
 def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed: int = 0) -> Vocab:

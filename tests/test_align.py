@@ -400,7 +400,9 @@ def test_bad_words_of_other_tools_are_repaired_and_counted(corpus, tmp_path):
     words[1]["end"] = words[1]["start"]
     segments = [{"start": 0, "end": 1, "words": [*words, {"word": "<unk>", "start": 9, "end": 9}]}]
     (tmp_path / "times" / "one.json").write_text(json.dumps({"segments": segments}))
-    report = align_corpus(source, tmp_path / "out.jsonl", whisperx=tmp_path / "times")
+    (tmp_path / "times" / "other.JSON").write_text("{}")
+    with pytest.warns(InputWarning, match="1 files have the name of no item: other.JSON"):
+        report = align_corpus(source, tmp_path / "out.jsonl", whisperx=tmp_path / "times")
     assert (report.aligned, report.repaired, report.unknown) == (1, 2, 1)
     assert [note.split()[0] for note in report.notes()] == ["2", "1"]
     (item,) = read_lines(tmp_path / "out.jsonl")

@@ -74,5 +74,7 @@ def align(
             progress=tell,
         )
     print(f"{output}: {told.aligned} items with word times, {told.rejected} rejected")
+    if told.rejected:
+        print(f"the reasons are in {output}.rejects.jsonl", file=sys.stderr)
     for note in told.notes():
         print(f"warning: {note}", file=sys.stderr)

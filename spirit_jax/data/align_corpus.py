@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,7 @@ from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import word_times
 from spirit_jax.data.align import Aligned
 from spirit_jax.data.manifest import PATHS, Item, Row, read_rows, source_checksum
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, InputWarning
 
 DECODERS = 4  # threads that read files ahead
 LETTERS = 10  # characters that a report names
@@ -132,28 +133,18 @@ def align_corpus(
         OUTPUT.partial is of another source, another aligner or other settings.
     """
     source, output = Path(source), Path(output)
-    if sum(way is not None for way in (aligner, textgrid, whisperx)) != 1:
-        raise InputError("Word times come from one of an aligner, TextGrids and WhisperX's JSON.")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; expected 1 or more.")
-    files.refuse_existing(output)
-    if aligner is not None:
-        settings = {"aligner": aligner.name, "min_score": min_score}
-        settings["content of the aligner"] = aligner.checksum
-        load = _load_wave
-        find = functools.partial(_align, aligner, min_score)
-    else:
-        kind = "whisperx" if textgrid is None else "textgrid"
-        folder = textgrid or whisperx
-        by_id = word_times.find_files(folder, word_times.SUFFIXES[kind])
-        settings = {kind: str(folder), "tier": tier}
-        settings[f"content of {kind}"] = _checksum_files(by_id.values())
-        load = functools.partial(_import_words, by_id, kind, tier)
-        find = _take_imported
-    prepare = functools.partial(_prepare, output, load)
-    partial = output.with_name(output.name + ".partial")
+    _check_arguments(output, (aligner, textgrid, whisperx), batch_size)
     rows = read_rows(str(source))
     rows = itertools.chain([next(rows)], rows)  # an empty source leaves nothing behind
+    if aligner is not None:
+        settings, load, find = _computing(aligner, min_score)
+    else:
+        kind = "whisperx" if textgrid is None else "textgrid"
+        by_id = word_times.find_files(textgrid or whisperx, word_times.SUFFIXES[kind])
+        settings, load, find = _importing(by_id, kind, str(textgrid or whisperx), tier)
+        rows = _watch_unused(rows, by_id, str(textgrid or whisperx))
+    prepare = functools.partial(_prepare, output, load)
+    partial = output.with_name(output.name + ".partial")
     try:
         done = _resume(partial, source, settings)
         with ThreadPoolExecutor(DECODERS) as pool, partial.open("a", encoding="utf-8") as file:
@@ -168,6 +159,43 @@ def align_corpus(
         return _split(partial, source, output)
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
+
+
+def _check_arguments(output: Path, ways: Sequence[Any], batch_size: int) -> None:
+    if sum(way is not None for way in ways) != 1:
+        raise InputError("Word times come from one of an aligner, TextGrids and WhisperX's JSON.")
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; expected 1 or more.")
+    files.refuse_existing(output)
+
+
+def _computing(aligner: WordAligner, min_score: float | None) -> tuple[dict, Callable, Callable]:
+    """(what the result depends on, how an item is loaded, how a batch gets words)."""
+    settings = {"aligner": aligner.name, "min_score": min_score}
+    settings["content of the aligner"] = aligner.checksum
+    return settings, _load_wave, functools.partial(_align, aligner, min_score)
+
+
+def _importing(
+    by_id: Mapping[str, Path], kind: str, folder: str, tier: str
+) -> tuple[dict, Callable, Callable]:
+    """As `_computing`, for the files of another tool."""
+    settings = {kind: folder, "tier": tier}
+    settings[f"content of {kind}"] = _checksum_files(by_id.values())
+    return settings, functools.partial(_import_words, by_id, kind, tier), _take_imported
+
+
+def _watch_unused(rows: Iterable[Row], by_id: Mapping[str, Path], folder: str) -> Iterator[Row]:
+    """The rows; warns at their end of files that are about none of them."""
+    unused = set(by_id.values())
+    for row in rows:
+        unused.discard(by_id.get(row.item.id))
+        yield row
+    if unused:
+        names = sorted(path.name for path in unused)
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        message = f"{folder}: {len(unused)} files have the name of no item: {some}."
+        warnings.warn(message, InputWarning, stacklevel=2)
 
 
 def _checksum_files(paths: Iterable[Path]) -> str:

@@ -4,6 +4,7 @@ What a row of a step is made of is a function of the seed and of the row's index
 place in the stream is one number and the order does not depend on the number of hosts.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from spirit_jax.data.configs import SpeechDataConfig
 from spirit_jax.data.manifest import Item, read_source
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, InputWarning
 
 Row = dict[str, np.ndarray]
 
@@ -25,11 +26,16 @@ def read_items(sources: Sequence[str]) -> list[Item]:
     """
     found = []
     for source in sources:
+        silent = 0
         for item in read_source(source):
             if item.problem:
                 raise InputError(f"{source}: {item.id}: {item.problem}")
             if item.audio is not None:
                 found.append(item)
+            silent += item.audio is None
+        if silent:
+            reason = f"{silent} items are text without a recording, and are left out."
+            warnings.warn(f"{source}: {reason}", InputWarning, stacklevel=2)
     if not found:
         raise InputError(f"There are no recordings in {', '.join(sources) or 'no sources'}.")
     return found

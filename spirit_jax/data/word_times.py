@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spirit_jax import files
+from spirit_jax.data.folder import list_files
 from spirit_jax.data.labels import UNKNOWN, normalise_words, read_label, split_words
 from spirit_jax.data.timing import (
     SHORTEST,
@@ -334,14 +335,15 @@ def find_files(folder: str | Path, suffix: str) -> dict[str, Path]:
       InputError: there is no such folder, or no such file in it.
     """
     folder = Path(folder)
-    paths = sorted(folder.rglob("*" + suffix))
+    known = list_files(folder)[0] if folder.is_dir() else []
+    paths = [path for path in known if path.suffix.lower() == suffix.lower()]
     if not paths:
         raise InputError(f"{folder}: holds no *{suffix} files.")
     by_name: dict[str, list[Path]] = {}
     for path in paths:
-        by_name.setdefault(path.name.removesuffix(suffix), []).append(path)
+        by_name.setdefault(path.stem, []).append(path)
     unique = {name: same[0] for name, same in by_name.items() if len(same) == 1}
-    relative = {str(path.relative_to(folder)).removesuffix(suffix): path for path in paths}
+    relative = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
     return unique | relative
 
 
