@@ -4,8 +4,6 @@ python -m convert.export --model MODEL_DIR --output HF_DIR
 """
 
 import argparse
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +12,10 @@ from safetensors.torch import save_file
 from convert import table, torch_files
 from convert.llama import export_rules, write_config
 from convert.main import run_main
-from spirit_jax import checkpoint, config, files
+from spirit_jax import checkpoint, config, files, folders, text_files
 from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.text import load_text_tokenizer
+from spirit_jax.vocab import Vocab
 
 SHARD_BYTES = 2 << 30
 
@@ -32,7 +32,7 @@ def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | l
     steps = [_step(path, cfg, str(network)) for path in stored]
     shards = _split(steps, {path: _bytes(leaf) for path, leaf in stored.items()})
     with files.whole_folder(output) as folder:
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for i, shard in enumerate(shards, start=1):
             name = f"model-{i:05}-of-{len(shards):05}.safetensors"
             name = "model.safetensors" if len(shards) == 1 else name
@@ -74,19 +74,34 @@ def _bytes(leaf) -> int:
     return int(np.prod(leaf.shape)) * leaf.dtype.itemsize
 
 
-def main() -> None:
-    from spirit_jax.vocab import Vocab
+def export_model(model: str | Path, output: str | Path) -> None:
+    """Writes the language model and the text tokenizer of a model folder, whole or not at all.
 
+    Args:
+      model: the folder, or the name of a model that comes with the package.
+      output: the Hugging Face folder to write.
+
+    Raises:
+      InputError: `output` exists already, or the model folder is not whole.
+    """
+    model = folders.find_language_model(model)
+    vocab = config.read(Vocab, model / "vocab.json")
+    load_text_tokenizer(model / "text_tokenizer", vocab)  # raises where it is not whole
+    with files.whole_folder(output) as folder:
+        export_llama(model / "llama", folder / "llama", vocab.bos, list(vocab.eos))
+        for file in (folder / "llama").iterdir():
+            file.rename(folder / file.name)
+        (folder / "llama").rmdir()
+        text_files.write_tokenizer(model / "text_tokenizer", folder, vocab)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--model", required=True, help="model folder, or a packaged model's name")
     parser.add_argument("--output", required=True, help="Hugging Face folder to write")
     args = parser.parse_args()
-    model, output = Path(args.model), Path(args.output)
-    vocab = config.read(Vocab, model / "vocab.json")
-    export_llama(model / "llama", output, vocab.bos, list(vocab.eos))
-    for file in (model / "text_tokenizer").iterdir():
-        shutil.copyfile(file, output / file.name)
-    print(json.dumps({"output": str(output)}))
+    export_model(args.model, args.output)
+    print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -1,97 +1,217 @@
 """Text tokenizers of Hugging Face Llama folders: the id layout, and what a model folder keeps."""
 
 import dataclasses
-import json
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spirit_jax import checkpoint, config
+import tokenizers
+
+from convert.torch_files import show
+from spirit_jax import checkpoint, config, text_files
 from spirit_jax.errors import InputError
 from spirit_jax.text import load_sentencepiece, load_tokenizers
 from spirit_jax.vocab import Vocab
+
+# The settings that name a special token, in the order in which transformers 5 adds what is new.
+NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+LISTS = ("extra_special_tokens", "additional_special_tokens")  # the second before transformers 5
+NO_CLASS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def convert_tokenizer(folder: str | Path, kind: str, output: str | Path, add: bool) -> Vocab:
     """Writes `vocab.json` and `text_tokenizer/` of a model folder.
 
+    Tokens that were added to the text's pieces keep their ids, and are text; markers and units come
+    after them.
+
     Args:
       folder: a Hugging Face Llama folder with `tokenizer.model` or `tokenizer.json`.
       kind: "base" or "expressive".
       output: the model folder.
-      add: the speech tokens are not there yet and come after the text pieces; otherwise they are
-        there, as pieces of `tokenizer.model` or as added tokens, and their ids are read.
+      add: the speech tokens are not there yet and come after the text; otherwise they are there, as
+        pieces of `tokenizer.model` or as added tokens, and their ids are read.
 
     Raises:
-      InputError: no tokenizer, or speech tokens that are absent (present, with `add`), out of
-        order, or not of this kind.
+      InputError: no tokenizer, or one whose ids have gaps; or speech tokens that are absent
+        (present, with `add`), out of order, or not of this kind.
     """
     folder, target = Path(folder), Path(output) / "text_tokenizer"
     hf = config.read_mapping(folder / "config.json")
     rows = hf.get("vocab_size")
-    if not isinstance(rows, int):
-        raise InputError(f"{folder / 'config.json'}: vocab_size is {rows}; expected a number.")
-    known = _known_tokens(folder)
+    if type(rows) is not int:
+        raise InputError(
+            f"{folder / 'config.json'}: vocab_size is {show(rows)}; expected a number."
+        )
+    source = _read_source(folder)
     if add:
-        if "[Text]" in known:
+        if "[Text]" in source.ids:
             raise InputError(f"{folder}: has speech tokens already; convert it as it is.")
-        vocab = Vocab.make(kind, _text_size(folder), *_bos_eos(folder, hf))
+        vocab = Vocab.make(kind, source.size, *_bos_eos(folder, hf))
         vocab = dataclasses.replace(vocab, padded_size=max(vocab.padded_size, rows))
     else:
-        if "[Text]" not in known:
-            raise InputError(f"{folder}: its tokenizer has no token [Text]; is this a Spirit LM?")
-        vocab = Vocab.make(kind, known["[Text]"], *_bos_eos(folder, hf), rows)
-        for place, string in enumerate(vocab.token_strings(), start=vocab.text_size):
-            if known.get(string) != place:
-                raise InputError(
-                    f"{folder}: the token {string} has the id {known.get(string)}, and {place} was "
-                    f"expected for a model of kind {kind}."
-                )
-        if not vocab.pitch_units and "[Pi0]" in known:
-            raise InputError(f"{folder}: has pitch tokens, which a model of kind {kind} has not.")
-    _write_files(folder, target, vocab)
+        vocab = _read_layout(folder, source, kind, hf, rows)
+    text_files.write_tokenizer(folder, target, vocab, source.settings)
+    if not (folder / "tokenizer.model").is_file():
+        _check_json(folder, target / "tokenizer.json", vocab)
     config.write(vocab, Path(output) / "vocab.json")
     checkpoint.list_texts(output)
     return vocab
 
 
-def find_kind(folder: str | Path) -> str:
-    """The kind of a Spirit LM: "expressive" if its tokenizer has pitch tokens, else "base"."""
-    return "expressive" if "[Pi0]" in _known_tokens(Path(folder)) else "base"
+def find_kind(folder: str | Path) -> str | None:
+    """The kind of a Spirit LM: "expressive" if its tokenizer has pitch tokens, else "base".
+
+    None if it has no speech tokens.
+    """
+    ids = _read_source(Path(folder)).ids
+    if "[Text]" not in ids:
+        return None
+    return "expressive" if "[Pi0]" in ids else "base"
 
 
-def _known_tokens(folder: Path) -> dict[str, int]:
-    """Ids of the markers and units, wherever the folder lists them."""
-    known: dict[str, int] = {}
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A folder's tokens.
+
+    Attributes:
+      ids: of every piece and added token, by its string.
+      size: of the ids, which have no gaps.
+      settings: for `tokenizer_config.json`, every added token listed.
+    """
+
+    ids: Mapping[str, int]
+    size: int
+    settings: dict[str, Any]
+
+
+def _read_source(folder: Path) -> _Source:
+    settings = text_files.read_settings(folder)
+    path = folder / text_files.SETTINGS
     if (folder / "tokenizer.model").is_file():
         processor = load_sentencepiece(folder / "tokenizer.model")
-        known |= {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+        pieces = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+        _check_same_pieces(folder, pieces)
+        if settings.get("tokenizer_class") in NO_CLASS:
+            settings["tokenizer_class"] = "LlamaTokenizer"
     elif (folder / "tokenizer.json").is_file():
-        known |= load_tokenizers(folder / "tokenizer.json").get_vocab(with_added_tokens=True)
+        tokenizer = load_tokenizers(folder / "tokenizer.json")
+        pieces = tokenizer.get_vocab(with_added_tokens=True)
     else:
         raise InputError(f"{folder}: holds no tokenizer.model or tokenizer.json.")
-    if (folder / "tokenizer_config.json").is_file():
-        added = config.read_mapping(folder / "tokenizer_config.json").get(
-            "added_tokens_decoder", {}
-        )
-        try:
-            known |= {entry["content"]: int(token) for token, entry in added.items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+    entries = _read_entries(folder, settings, path)
+    ids = dict(pieces)
+    for token, entry in entries.items():
+        content = entry["content"]
+        if ids.get(content, token) != token or (content not in ids and token < len(pieces)):
             raise InputError(
-                f"{folder / 'tokenizer_config.json'}: added_tokens_decoder cannot be read."
-            ) from error
+                f"{folder}: the added token {show(content)} has the id {token}, which is not free."
+            )
+        ids[content] = token
+    size = len(ids)
+    if max(ids.values(), default=-1) + 1 != size:
+        wrong = next(token for token in range(size) if token not in set(ids.values()))
+        raise InputError(f"{folder}: the ids of its tokenizer have a gap; no token has {wrong}.")
+    if "[Text]" not in ids:  # else such tokens come after the units, where no text is
+        for content in _named_tokens(folder, settings):
+            if content not in ids:  # transformers adds it when it reads the folder
+                ids[content] = len(ids)
+                entries[ids[content]] = text_files.make_entry(content, special=True)
+    for name, value in settings.items():  # transformers wants names here; the rest is listed
+        if name.endswith("_token") and isinstance(value, Mapping):
+            settings[name] = value.get("content")
+    listed = {str(token): entry for token, entry in sorted(entries.items())}
+    if listed or "added_tokens_decoder" in settings:
+        settings["added_tokens_decoder"] = listed
+    return _Source(ids, len(ids), settings)
+
+
+def _check_same_pieces(folder: Path, pieces: Mapping[str, int]) -> None:
+    """transformers reads `tokenizer.json` where it is there, so it must say the same."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    others = load_tokenizers(path).get_vocab(with_added_tokens=True)
+    if any(others.get(piece) != token for piece, token in pieces.items()):
+        raise InputError(
+            f"{folder}: tokenizer.model and tokenizer.json hold different pieces; remove the one "
+            "that is out of date."
+        )
+
+
+def _read_entries(folder: Path, settings: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
+    """The added tokens that a folder lists, from the files that transformers 5 reads."""
+    if "added_tokens_decoder" in settings:
+        return {i: dict(entry) for i, entry in text_files.read_added(settings, path).items()}
+    special = folder / "special_tokens_map.json"
+    if special.is_file():
+        for name, value in config.read_mapping(special).items():
+            settings.setdefault(name, value)
+    listed: dict[str, Any] = {}
     if (folder / "added_tokens.json").is_file():
-        known |= config.read_mapping(folder / "added_tokens.json")
-    return known
+        names = set(_named_tokens(folder, settings))
+        for content, token in config.read_mapping(folder / "added_tokens.json").items():
+            entry = text_files.make_entry(content, content in names)
+            listed[str(token)] = entry | {"normalized": content not in names}
+    if (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
+        for entry in config.read_mapping(folder / "tokenizer.json").get("added_tokens") or ():
+            if isinstance(entry, Mapping) and "id" in entry:
+                listed[str(entry["id"])] = {k: v for k, v in entry.items() if k != "id"}
+    return {
+        i: dict(entry)
+        for i, entry in text_files.read_added({"added_tokens_decoder": listed}, path).items()
+    }
 
 
-def _text_size(folder: Path) -> int:
-    if (folder / "tokenizer.model").is_file():
-        return load_sentencepiece(folder / "tokenizer.model").get_piece_size()
-    return load_tokenizers(folder / "tokenizer.json").get_vocab_size(with_added_tokens=True)
+def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> list[str]:
+    """The special tokens that the settings name, in the order in which transformers adds them."""
+    values = [settings.get(name) for name in NAMED]
+    extra = next((settings[name] for name in LISTS if settings.get(name)), [])
+    if not isinstance(extra, list | Mapping):
+        raise InputError(
+            f"{folder / text_files.SETTINGS}: its special tokens are {show(extra)}, not a list."
+        )
+    values += extra.values() if isinstance(extra, Mapping) else extra
+    values += [v for k, v in settings.items() if k.endswith("_token") and k not in NAMED]
+    names = []
+    for value in values:
+        value = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(value, str) and value:
+            names.append(value)
+    return list(dict.fromkeys(names))
 
 
-def _bos_eos(folder: Path, hf: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
+def _read_layout(
+    folder: Path, source: _Source, kind: str, hf: Mapping[str, Any], rows: int
+) -> Vocab:
+    """The layout of a folder that has speech tokens."""
+    ids = source.ids
+    if "[Text]" not in ids:
+        raise InputError(f"{folder}: its tokenizer has no token [Text]; is this a Spirit LM?")
+    if kind == "base" and "[Pi0]" in ids:
+        raise InputError(f"{folder}: has pitch tokens, which a model of kind {kind} has not.")
+    units = tuple(_count_units(ids, name) or 1 for name in ("Hu", "Pi", "St"))
+    vocab = Vocab.make(kind, ids["[Text]"], *_bos_eos(folder, hf), rows, units)
+    for place, string in enumerate(vocab.token_strings(), start=vocab.text_size):
+        if ids.get(string) != place:
+            raise InputError(
+                f"{folder}: the token {string} has the id {ids.get(string)}, and {place} was "
+                f"expected for a model of kind {kind}."
+            )
+    if source.size > vocab.size:
+        behind = next(name for name, token in ids.items() if token == vocab.size)
+        raise InputError(f"{folder}: has the token {show(behind)} behind its units.")
+    return vocab
+
+
+def _count_units(ids: Mapping[str, int], name: str) -> int:
+    count = 0
+    while f"[{name}{count}]" in ids:
+        count += 1
+    return count
+
+
+def _bos_eos(folder: Path, hf: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
     """BOS and EOS; `generation_config.json` lists every EOS of a model that has several."""
     generation = {}
     if (folder / "generation_config.json").is_file():
@@ -99,40 +219,17 @@ def _bos_eos(folder: Path, hf: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
     values = {**hf, **{k: v for k, v in generation.items() if v is not None}}
     bos, eos = values.get("bos_token_id"), values.get("eos_token_id")
     ends = tuple(eos) if isinstance(eos, list) else (eos,)
-    if not all(isinstance(token, int) for token in (bos, *ends)):
+    if not ends or not all(type(token) is int for token in (bos, *ends)):
         raise InputError(
-            f"{folder / 'config.json'}: has no number for bos_token_id ({bos}) or eos_token_id "
-            f"({eos})."
+            f"{folder / 'config.json'}: has no number for bos_token_id ({show(bos)}) or "
+            f"eos_token_id ({show(eos)})."
         )
     return bos, ends
 
 
-def _write_files(folder: Path, target: Path, vocab: Vocab) -> None:
-    """Copies the tokenizer, with the markers and units listed so that transformers knows them."""
-    target.mkdir(parents=True, exist_ok=True)
+def _check_json(folder: Path, path: Path, vocab: Vocab) -> None:
+    tokenizer: tokenizers.Tokenizer = load_tokenizers(path)
     strings = vocab.token_strings()
-    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    if (folder / "tokenizer.model").is_file():
-        settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True}
-    if (folder / "tokenizer_config.json").is_file():
-        settings = config.read_mapping(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.model").is_file():
-        shutil.copyfile(folder / "tokenizer.model", target / "tokenizer.model")
-        if load_sentencepiece(folder / "tokenizer.model").get_piece_size() == vocab.text_size:
-            added = settings.setdefault("added_tokens_decoder", {})
-            added |= {str(vocab.text_size + i): _added(s) for i, s in enumerate(strings)}
-    else:
-        tokenizer = load_tokenizers(folder / "tokenizer.json")
-        tokenizer.add_tokens(strings)
-        wrong = [s for i, s in enumerate(strings, vocab.text_size) if tokenizer.token_to_id(s) != i]
-        if wrong:
-            raise InputError(
-                f"{folder}: the ids of its tokenizer.json have gaps before {wrong[0]}."
-            )
-        tokenizer.save(str(target / "tokenizer.json"))
-    (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
-
-
-def _added(string: str) -> dict[str, Any]:
-    flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
-    return {"content": string} | dict.fromkeys(flags, False)
+    wrong = [s for i, s in enumerate(strings, vocab.text_size) if tokenizer.token_to_id(s) != i]
+    if wrong:
+        raise InputError(f"{folder}: the ids of its tokenizer.json have gaps before {wrong[0]}.")

@@ -47,6 +47,11 @@ def find_model(name: str | Path) -> Path:
 def find_language_model(name: str | Path) -> Path:
     """The folder of a model with a language model; raises `InputError` where there is none."""
     folder = find_model(name)
+    if not (folder / "vocab.json").is_file() and (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder}: is no model folder but looks like one of Hugging Face; convert it with "
+            f"python -m convert.llama --checkpoint {folder} --output MODEL_DIR."
+        )
     if not (folder / "vocab.json").is_file():
         raise InputError(
             f"{folder}: is no model folder (vocab.json is not there). The PyTorch release is "

@@ -6,14 +6,13 @@ it lacks, as the paper makes Spirit LM of Llama 2.
 """
 
 import dataclasses
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from spirit_jax import checkpoint, config, files, folders, speech_tokenizer
+from spirit_jax import checkpoint, config, files, folders, speech_tokenizer, text_files
 from spirit_jax.data.manifest import read_source
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.models import llama
@@ -79,7 +78,9 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
 
     Args:
       output: the folder to make, whole or not at all.
-      start: the model folder, or the name of one that comes with the package.
+      start: the model folder, or the name of one that comes with the package. One that has no
+        speech tokenizer, as `convert.llama` writes it, gets this one; its units are taken to be
+        those of its unit tokens.
       speech: as of `write_new_model`; of the same phonetic units.
       seed: of the new rows.
 
@@ -93,18 +94,14 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
     with files.whole_folder(output) as folder:
         own = folder / speech_tokenizer.FOLDER
         about = speech_tokenizer.copy_whole(found, own)
-        before = config.read(
-            speech_tokenizer.SpeechTokenizerConfig,
-            folders.find_speech_tokenizer(start) / speech_tokenizer.CONFIG_NAME,
-        )
-        if any(before.hashes[name] != about.hashes[name] for name in ("hubert", "quantizer")):
-            raise InputError(f"{start}: its phonetic units are others than those of {speech}.")
+        if (start / speech_tokenizer.FOLDER).is_dir():
+            _check_same_units(start, about, speech)
         old = config.read(Vocab, start / "vocab.json")
-        units = _count_units(own, about.kind)
-        vocab = Vocab.make(about.kind, old.text_size, old.bos, old.eos, units=units)
+        vocab = _extend_vocab(old, own, about.kind)
         config.write(vocab, folder / "vocab.json")
-        load_text_tokenizer(start / "text_tokenizer", vocab)  # raises where it lacks the units
-        shutil.copytree(start / "text_tokenizer", folder / "text_tokenizer")
+        text = folder / "text_tokenizer"
+        text_files.write_tokenizer(start / "text_tokenizer", text, vocab)
+        load_text_tokenizer(text, vocab)  # raises where it lacks the units
         checkpoint.list_texts(folder)
         cfg, params = checkpoint.load_network(start / "llama", llama.LlamaConfig)
         leaves = checkpoint.flatten(params)
@@ -116,10 +113,33 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
     return vocab
 
 
+def _check_same_units(
+    start: Path, about: speech_tokenizer.SpeechTokenizerConfig, speech: str | Path
+) -> None:
+    before = config.read(
+        speech_tokenizer.SpeechTokenizerConfig,
+        folders.find_speech_tokenizer(start) / speech_tokenizer.CONFIG_NAME,
+    )
+    if any(before.hashes[name] != about.hashes[name] for name in ("hubert", "quantizer")):
+        raise InputError(f"{start}: its phonetic units are others than those of {speech}.")
+
+
+def _extend_vocab(old: Vocab, speech: Path, kind: str) -> Vocab:
+    """The layout of a model's text with the units of a speech tokenizer."""
+    units = _count_units(speech, kind)
+    same = (old.pitch_units, old.style_units) == units[1:]
+    # The release's vocabulary has one phonetic unit more, the blank of its quantizer.
+    if same and old.hubert_units - units[0] in (0, 1):
+        return old
+    return Vocab.make(kind, old.text_size, old.bos, old.eos, units=units)
+
+
 def _move_rows(array: np.ndarray, axis: int, old: Vocab, new: Vocab, seed: int) -> np.ndarray:
     """An embedding (axis 0) or a head (axis 1) of `old` for the ids of `new`."""
     rows_vd = np.moveaxis(array, axis, 0)[: old.size]
-    moved_vd = llama.draw_rows(rows_vd, new.padded_size, (seed, axis))
+    if new == old:
+        return array
+    moved_vd = llama.draw_rows(rows_vd, new.padded_size, (seed, axis)).astype(array.dtype)
     moved_vd[: old.text_size] = rows_vd[: old.text_size]
     places = {name: place for place, name in enumerate(old.token_strings(), old.text_size)}
     for place, name in enumerate(new.token_strings(), new.text_size):

@@ -22,6 +22,7 @@ import tokenizers
 
 from spirit_jax import checksums, files, markup
 from spirit_jax.errors import InputError
+from spirit_jax.text_files import load_piece_text
 from spirit_jax.vocab import Vocab
 
 
@@ -116,18 +117,21 @@ class PieceTokenizer:
 
 
 class SplitTokenizer:
-    """Markers and units are split off; a text tokenizer does the rest, a piece at a time."""
+    """Markers and units are split off; a text tokenizer does the rest, a piece at a time.
+
+    It is told of every text whether the whole string begins with it.
+    """
 
     def __init__(
         self,
-        encode_text: Callable[[str], list[int]],
-        decode_text: Callable[[list[int]], str],
+        encode_text: Callable[[str, bool], list[int]],
+        decode_text: Callable[[list[int], bool], str],
         vocab: Vocab,
     ):
         self._encode_text, self._decode_text, self._vocab = encode_text, decode_text, vocab
         self._ids = _token_ids(vocab)
         self._strings = {token: string for string, token in self._ids.items()}
-        first, second = encode_text("x"), encode_text("x x")
+        first, second = encode_text("x", False), encode_text("x x", True)
         self.word_prefix = "" if second[len(second) - len(first) :] == first else " "
 
     def encode(self, string: str) -> list[int]:
@@ -137,7 +141,7 @@ class SplitTokenizer:
             if part.is_token:
                 ids.append(self._ids[part.string])
             else:
-                ids += self._encode_text(part.string)
+                ids += self._encode_text(part.string, len(ids) == 1)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -149,9 +153,9 @@ class SplitTokenizer:
         return markup.render(self._parts(ids))
 
     def _parts(self, ids: Sequence[int]) -> Iterator[markup.Part]:
-        for token, text in _runs(ids, self._vocab):
+        for place, (token, text) in enumerate(_runs(ids, self._vocab)):
             if token is None:
-                yield markup.Part(self._decode_text(text))
+                yield markup.Part(self._decode_text(text, place == 0))
             else:
                 yield markup.Part(self._strings[token], is_token=True)
 
@@ -172,8 +176,9 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
                     f"vocabulary {vocab.size} tokens."
                 )
             return PieceTokenizer(processor, vocab)
-        _check_size(folder, processor.get_piece_size(), vocab)
-        return SplitTokenizer(processor.encode, processor.decode, vocab)
+        pieces = load_piece_text(folder, processor, vocab.text_size)
+        _check_size(folder, pieces.size, vocab)
+        return SplitTokenizer(pieces.encode, pieces.decode, vocab)
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizers(folder / "tokenizer.json")
         strings = vocab.token_strings()
@@ -187,8 +192,8 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
         tokenizer.add_special_tokens(strings)
         tokenizer.encode_special_tokens = True
         return SplitTokenizer(
-            lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            lambda text, first: tokenizer.encode(text, add_special_tokens=False).ids,
+            lambda ids, first: tokenizer.decode(ids, skip_special_tokens=True),
             vocab,
         )
     raise InputError(f"{folder}: holds no tokenizer.model or tokenizer.json.")
