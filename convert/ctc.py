@@ -16,7 +16,9 @@ import numpy as np
 from convert import table, torch_files
 from convert.main import run_main
 from convert.table import Rule
+from convert.torch_files import show
 from convert.trunk import (
+    FEATURE_DEFAULTS,
     hf_rules,
     layer_pattern,
     linear_rules,
@@ -25,7 +27,7 @@ from convert.trunk import (
     read_hf_trunk,
     read_preprocessor,
 )
-from spirit_jax import checkpoint, config
+from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError
 from spirit_jax.models.ctc import CtcConfig, CtcModel
 from spirit_jax.models.wav2vec2 import abstract_params
@@ -55,12 +57,16 @@ def convert_ctc(folder: str | Path, output: str | Path, language: str | None = N
         trunk["adapter_size"] = hf.get("adapter_attn_dim") or 0
     tokenizer = _read_if_there(folder / "tokenizer_config.json")
     vocab = config.read_mapping(folder / "vocab.json")
-    tensors = read_hf_tensors(folder)
+    skipped = [Rule(TRUNK + "masked_spec_embed", None)]
+    tensors = read_hf_tensors(folder, skipped, trunk["num_layers"])
+    if not vocab:
+        raise InputError(f"{folder / 'vocab.json'}: has no labels.")
     if all(isinstance(labels, Mapping) for labels in vocab.values()):
-        own = tokenizer.get("target_lang")
-        vocab = _pick_language(folder, vocab, language or own)
-        if language not in (None, own) or _find_adapter(folder, language or own):
-            tensors |= _read_adapter(folder, language or own)
+        default = tokenizer.get("target_lang")
+        chosen = language or default
+        vocab = _pick_language(folder, vocab, chosen)
+        if chosen != default or _find_adapter(folder, chosen):
+            tensors |= _read_adapter(folder, chosen)
     elif language is not None:
         raise InputError(f"{folder / 'vocab.json'}: knows one language; none can be chosen.")
     if "lm_head.bias" not in tensors:
@@ -71,11 +77,12 @@ def convert_ctc(folder: str | Path, output: str | Path, language: str | None = N
         "labels": labels,
         "blank": find_blank(hf, tokenizer, labels),
         "separator": find_separator(tokenizer, labels),
-        "sample_rate": read_preprocessor(folder).get("sampling_rate", CtcConfig.sample_rate),
+        "sample_rate": (read_preprocessor(folder) or FEATURE_DEFAULTS)["sampling_rate"],
     }
     cfg = config.from_dict(CtcConfig, values, source=str(path))
     params = table.convert(tensors, rules(cfg), abstract_params(CtcModel(cfg)), str(folder))
-    checkpoint.save_network(output, cfg, params)
+    with files.whole_folder(output) as unfinished:
+        checkpoint.save_network(unfinished, cfg, params)
     return cfg
 
 
@@ -93,7 +100,7 @@ def rules(cfg: CtcConfig) -> list[Rule]:
 
 
 def _pick_language(folder: Path, vocab: Mapping[str, Any], language: str | None) -> Mapping:
-    if language not in vocab:
+    if not isinstance(language, str) or language not in vocab:
         known = ", ".join(sorted(vocab)[:10]) + (", ..." if len(vocab) > 10 else "")
         raise InputError(
             f"{folder / 'vocab.json'}: has no language '{language}'; choose one of its "
@@ -119,8 +126,12 @@ def _list_labels(path: Path, vocab: Mapping[str, Any], count: int) -> list[str]:
     """The text of each of `count` labels."""
     labels = [""] * count
     for label, number in vocab.items():
-        if not isinstance(number, int) or not 0 <= number < count:
-            raise InputError(f"{path}: '{label}' is {number!r}; the network has {count} labels.")
+        if type(number) is not int or not 0 <= number < count:
+            raise InputError(
+                f"{path}: '{label}' is {show(number)}; the network has {count} labels."
+            )
+        if labels[number]:
+            raise InputError(f"{path}: '{labels[number]}' and '{label}' are both label {number}.")
         labels[number] = label
     return labels
 

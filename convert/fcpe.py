@@ -13,15 +13,16 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convert import table, torch_files
-from convert.main import run_main
+from convert.main import reading_config, run_main
 from convert.table import Rule
 from convert.trunk import linear_rules, norm_rules, refuse
-from spirit_jax import checkpoint, config, speech_tokenizer
+from spirit_jax import checkpoint, config, files, folders, speech_tokenizer
 from spirit_jax.errors import InputError
 from spirit_jax.models.fcpe import Fcpe, FcpeConfig
 from spirit_jax.models.wav2vec2 import abstract_params
@@ -52,15 +53,19 @@ def convert_fcpe(path: str | Path, output: str | Path) -> FcpeConfig:
     """
     state = torch_files.load_parts(path, "model", "config_dict")
     cfg = read_config(path, state["config_dict"])
-    folded = table.fold_weight_norm(torch_files.as_float32(state["model"], path), dim=0)
+    needed = table.select(state["model"], RULES)
+    table.check_count(needed, _LAYER, cfg.num_layers, str(path), "layers")
+    folded = table.fold_weight_norm(torch_files.as_float32(needed, path), dim=0)
     params = table.convert(folded, RULES, abstract_params(Fcpe(cfg)), str(path))
-    checkpoint.save_network(output, cfg, params)
+    with files.whole_folder(output) as folder:
+        checkpoint.save_network(folder, cfg, params)
     return cfg
 
 
 def read_config(path: str | Path, values: Mapping[str, Any]) -> FcpeConfig:
     """Our config of the file's `config_dict`."""
-    try:
+    with reading_config(path):
+        torch_files.check_plain(dict(values), path)
         mel, model = values["mel"], values["model"]
         refuse(path, model, type="CFNaiveMelPE", conv_only=True, use_harmonic_emb=False)
         refuse(path, mel, win_size=mel["n_fft"], type="default")
@@ -75,8 +80,6 @@ def read_config(path: str | Path, values: Mapping[str, Any]) -> FcpeConfig:
             num_layers=model["n_layers"],
             num_bins=model["out_dims"],
         )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: its config lacks or misspells {error}.") from error
 
 
 _LAYER = r"net\.encoder_layers\.(\d+)\."
@@ -100,11 +103,15 @@ RULES = [
 
 def add_to_model(path: str | Path, model: str | Path) -> None:
     """Puts FCPE into the speech tokenizer of a model folder, and its hash beside the others."""
+    if folders.find_model(model) != Path(model):
+        raise InputError(f"{model}: comes with the package and is not changed; copy it first.")
     folder = Path(model) / speech_tokenizer.FOLDER
     config_path = folder / speech_tokenizer.CONFIG_NAME
     if not config_path.is_file():
         raise InputError(f"{model}: has no speech tokenizer.")
     cfg = config.read(speech_tokenizer.SpeechTokenizerConfig, config_path)
+    if "fcpe" not in cfg.hashes:  # else of a conversion that was killed before its hash was noted
+        shutil.rmtree(folder / "fcpe", ignore_errors=True)
     convert_fcpe(path, folder / "fcpe")
     digest = checkpoint.hash_params(checkpoint.load_params(folder / "fcpe" / "params"))
     config.write(dataclasses.replace(cfg, hashes=cfg.hashes | {"fcpe": digest}), config_path)

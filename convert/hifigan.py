@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from convert import table, torch_files
-from convert.main import convert_folder, run_main
+from convert.main import convert_folder, reading_config, run_main
 from convert.table import Rule
+from convert.torch_files import show
 from convert.trunk import linear_rules, norm_rules, refuse
 from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError
@@ -28,10 +29,14 @@ def convert_hifigan(folder: str | Path, output: str | Path) -> HifiGanConfig:
     folder = Path(folder)
     cfg = read_config(folder)
     path = folder / "generator.pt"
-    arrays = torch_files.as_float32(torch_files.load_parts(path, "generator")["generator"], path)
-    folded = table.fold_weight_norm(arrays, dim=0)
+    state = torch_files.load_parts(path, "generator")["generator"]
+    stages, blocks = len(cfg.upsample_rates), len(cfg.resblock_kernels)
+    table.check_count(state, r"ups\.(\d+)\.", stages, str(path), "upsampling layers")
+    table.check_count(state, r"resblocks\.(\d+)\.", stages * blocks, str(path), "blocks")
+    folded = table.fold_weight_norm(torch_files.as_float32(state, path), dim=0)
     params = table.convert(folded, rules(cfg), abstract_params(HifiGan(cfg)), str(folder))
-    checkpoint.save_network(output, cfg, params)
+    with files.whole_folder(output) as unfinished:
+        checkpoint.save_network(unfinished, cfg, params)
     return cfg
 
 
@@ -41,7 +46,7 @@ def read_config(folder: Path) -> HifiGanConfig:
     h = config.read_mapping(path)
     # Older relatives take F0 itself, or bins of it; their keys are not known.
     refuse(path, h, f0=None, f0_quant_num_bin=0, embedder_params=None, resblock="1")
-    try:
+    with reading_config(path):
         duration = h.get("dur_predictor_params") or {}
         num_speakers = (h.get("num_speakers") or NUM_SPEAKERS) if h.get("multispkr") else 0
         num_style_ids = (h.get("num_styles") or NUM_STYLES) if h.get("multistyle") else 0
@@ -67,12 +72,10 @@ def read_config(folder: Path) -> HifiGanConfig:
             pitch_hop=h.get("f0_hop_size") or HifiGanConfig.pitch_hop,
             style_hop=h.get("style_hop_size") or HifiGanConfig.style_hop,
         )
-    except KeyError as error:
-        raise InputError(f"{path}: has no {error}.") from error
     width = cfg.embedding_dim * len(cfg.channels)
     if h.get("model_in_dim", width) != width:
         raise InputError(
-            f"{path}: model_in_dim is {h['model_in_dim']}, and {len(cfg.channels)} channels "
+            f"{path}: model_in_dim is {show(h['model_in_dim'])}, and {len(cfg.channels)} channels "
             f"({', '.join(cfg.channels)}) of {cfg.embedding_dim} make {width}."
         )
     return cfg
@@ -109,7 +112,8 @@ def _read_names(path: Path, count: int) -> tuple[str, ...]:
     """The lines of a file, if there is one; raises `InputError` for more than `count`."""
     if not count or not path.is_file():
         return ()
-    names = tuple(line.strip() for line in files.read_text(path).splitlines())
+    text = files.read_text(path).rstrip("\n")
+    names = tuple(line.strip() for line in text.split("\n")) if text else ()
     if len(names) > count:
         raise InputError(f"{path}: has {len(names)} names, and the vocoder {count} of them.")
     return names

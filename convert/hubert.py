@@ -9,6 +9,8 @@ Writes the networks `DIR/hubert` and `DIR/quantizer`.
 import argparse
 import ast
 import json
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ import numpy as np
 import torch
 
 from convert import table, torch_files
-from convert.main import run_main
+from convert.main import natural, reading_config, run_main
 from convert.table import Rule
+from convert.torch_files import show
 from convert.trunk import (
+    FEATURE_DEFAULTS,
+    HF_DEFAULTS,
     check_layer,
     hf_rules,
     layer_pattern,
@@ -33,7 +38,7 @@ from convert.trunk import (
     refuse,
     skip_layers,
 )
-from spirit_jax import checkpoint, config
+from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError
 from spirit_jax.models.hubert import HubertConfig, QuantizerConfig, make_quantizer
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, abstract_params
@@ -43,6 +48,7 @@ FAIRSEQ_EXTRACTOR_MODES = {"default": "group", "layer_norm": "layer"}
 FAIRSEQ_INPUT_NORM_EPS = 1e-5
 MAX_EXPRESSION = 1000  # characters; the real one has 46
 MAX_CONV_LAYERS = 64
+MAX_KMEANS_BYTES = 1 << 28
 
 
 def parse_conv_layers(expression: Any, where: str) -> tuple[tuple[int, int, int], ...]:
@@ -102,18 +108,34 @@ def read_release_encoder(path: str | Path, layer: int = 11) -> tuple[HubertConfi
     """
     saved = torch_files.load_parts(path, "model_cfg", "model_weight")
     cfg, task = saved["model_cfg"], saved.get("task_cfg") or {}
+    if not isinstance(task, Mapping):
+        raise InputError(f"{path}: task_cfg is {show(task)}; expected a mapping.")
     total = cfg.get("encoder_layers", 12)
     check_layer(path, layer, total)
     refuse(path, cfg, pos_conv_depth=1, layer_type="transformer", conv_pos_batch_norm=False)
+    with reading_config(path):
+        trunk = _read_release_trunk(path, cfg, layer)
+        trunk["input_norm_eps"] = FAIRSEQ_INPUT_NORM_EPS if task.get("normalize") else None
+        values = {"trunk": trunk, "sample_rate": task.get("sample_rate", 16000)}
+        torch_files.check_plain(values, path)
+        ours = config.from_dict(HubertConfig, values, source=str(path))
+    rules = release_rules(ours.trunk, total)
+    state = table.select(saved["model_weight"], rules)
+    table.check_count(state, r"encoder\.layers\.(\d+)\.", layer, str(path), "layers up to it")
+    tensors = table.fold_weight_norm(torch_files.as_float32(state, path), dim=2)
+    params = table.convert(tensors, rules, abstract_params(Trunk(ours.trunk)), str(path))
+    return ours, params
+
+
+def _read_release_trunk(path: str | Path, cfg: Mapping[str, Any], layer: int) -> dict[str, Any]:
+    """The fields of `TrunkConfig` that fairseq's config asks for; absent ones have its defaults."""
     mode = cfg.get("extractor_mode", "default")
-    tensors = table.fold_weight_norm(torch_files.as_float32(saved["model_weight"], path), dim=2)
     norm_first = cfg.get("layer_norm_first", False)
     conv_layers = parse_conv_layers(
         cfg.get("conv_feature_layers", FAIRSEQ_CONV_LAYERS), where=str(path)
     )
     width = cfg.get("encoder_embed_dim", 768)
-    trunk = {
-        "input_norm_eps": FAIRSEQ_INPUT_NORM_EPS if task.get("normalize") else None,
+    return {
         "conv_layers": conv_layers,
         "conv_norm": FAIRSEQ_EXTRACTOR_MODES.get(mode, mode),
         "conv_bias": cfg.get("conv_bias", False),
@@ -126,13 +148,10 @@ def read_release_encoder(path: str | Path, layer: int = 11) -> tuple[HubertConfi
         "ffn_size": cfg.get("encoder_ffn_embed_dim", 3072),
         "activation": read_activation(path, cfg.get("activation_fn", "gelu")),
         "norm_first": norm_first,
-        "final_norm": not norm_first or layer == total,
+        # fairseq's TransformerEncoder applies its own LayerNorm only where no layer is named, so
+        # not even to the output of the last.
+        "final_norm": not norm_first,
     }
-    values = {"trunk": trunk, "sample_rate": task.get("sample_rate", 16000)}
-    ours = config.from_dict(HubertConfig, values, source=str(path))
-    rules = release_rules(ours.trunk, total)
-    params = table.convert(tensors, rules, abstract_params(Trunk(ours.trunk)), str(path))
-    return ours, params
 
 
 def release_rules(cfg: TrunkConfig, total_layers: int) -> list[Rule]:
@@ -164,13 +183,17 @@ def read_hf_encoder(folder: str | Path, layer: int = 11) -> tuple[HubertConfig, 
     path = Path(folder) / "config.json"
     hf = config.read_mapping(path)
     trunk = read_hf_trunk(folder, hf, ("hubert", "wav2vec2"), layer)
-    values = {"trunk": trunk, "sample_rate": read_preprocessor(folder).get("sampling_rate", 16000)}
+    sample_rate = (read_preprocessor(folder) or FEATURE_DEFAULTS)["sampling_rate"]
+    values = {"trunk": trunk, "sample_rate": sample_rate}
     ours = config.from_dict(HubertConfig, values, source=str(path))
+    total = hf.get("num_hidden_layers", HF_DEFAULTS["num_hidden_layers"])
     rules = [
-        *hf_rules(ours.trunk, hf["num_hidden_layers"], r"(?:hubert\.|wav2vec2\.)?"),
-        Rule(r"label_embs_concat|(?:final_proj|lm_head)\..*", None),
+        *hf_rules(ours.trunk, total, r"(?:hubert\.|wav2vec2\.)?"),
+        # Heads, and what only their training needed.
+        Rule(r"label_embs_concat|(?:final_proj|lm_head|projector|classifier)\..*", None),
+        Rule(r"(?:quantizer|project_hid|project_q)\..*", None),
     ]
-    tensors = read_hf_tensors(folder)
+    tensors = read_hf_tensors(folder, rules, layer)
     return ours, table.convert(tensors, rules, abstract_params(Trunk(ours.trunk)), str(folder))
 
 
@@ -182,14 +205,11 @@ def read_release_quantizer(path: str | Path) -> tuple[QuantizerConfig, dict[str,
     """
     saved = torch_files.load_parts(path, "model_cfg", "model_weight")
     cfg = saved["model_cfg"]
-    try:
+    with reading_config(path):
+        torch_files.check_plain(dict(cfg), path)
         vocab_size, dim = cfg["vocab_size"], cfg["dim"]
         middle = cfg["upstream_dim"] - (vocab_size + 1)
         hidden = (dim - middle // 4, dim - middle // 2)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: model_cfg needs the numbers vocab_size, dim and upstream_dim."
-        ) from error
     if min(hidden) < 1:
         raise InputError(f"{path}: model_cfg asks for layers of {hidden} channels.")
     values = {"kind": "mlp", "vocab_size": vocab_size, "dim": dim, "hidden_sizes": hidden}
@@ -213,7 +233,11 @@ def read_kmeans(path: str | Path) -> tuple[QuantizerConfig, dict[str, Any]]:
     matrices = [array for array in _read_arrays(path) if array.ndim == 2 and array.size]
     if len(matrices) != 1:
         raise InputError(f"{path}: holds {len(matrices)} matrices, expected one, of centroids.")
+    if matrices[0].dtype.kind not in "fiu":
+        raise InputError(f"{path}: its centroids are of type {matrices[0].dtype}, not numbers.")
     centroids = np.asarray(matrices[0], np.float32)
+    if not np.isfinite(centroids).all():
+        raise InputError(f"{path}: its centroids are not all finite.")
     cfg = QuantizerConfig("kmeans", vocab_size=centroids.shape[0], dim=centroids.shape[1])
     return cfg, {"centroids": centroids}
 
@@ -223,17 +247,28 @@ def _read_arrays(path: Path) -> list[np.ndarray]:
         raise InputError(f"{path}: there is no such file.")
     if path.suffix in (".npy", ".npz"):
         try:
-            saved = np.load(path, allow_pickle=False)
+            if path.suffix == ".npz":
+                with zipfile.ZipFile(path) as archive:
+                    if sum(part.file_size for part in archive.infolist()) > MAX_KMEANS_BYTES:
+                        raise InputError(f"{path}: is far larger than centroids are.")
+            saved = np.load(path, allow_pickle=False, mmap_mode="r")
             return [saved] if path.suffix == ".npy" else [saved[name] for name in saved]
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path}: is not a whole numpy file of numbers.") from error
+        except InputError:
+            raise
+        except Exception as error:  # a damaged header can raise whatever its parser raises
+            reason = "is not a whole numpy file of numbers."
+            raise files.unreadable(path, error, reason) from error
     if path.suffix == ".safetensors":
         tensors = torch_files.Tensors({name: path for name in torch_files.tensor_names(path)})
         return list(tensors.values())
     if path.suffix in (".pt", ".bin"):
         saved = torch_files.load_pickle(path)
-        values = list(saved.values()) if isinstance(saved, dict) else [saved]
-        return [torch_files.to_numpy(value) for value in values if torch.is_tensor(value)]
+        values = saved if isinstance(saved, dict) else {"the tensor": saved}
+        return [
+            torch_files.to_numpy(value, f"{path}: {show(name)}")
+            for name, value in values.items()
+            if torch.is_tensor(value)
+        ]
     raise InputError(f"{path}: centroids are read from .npy, .npz, .safetensors, .pt and .bin.")
 
 
@@ -245,25 +280,31 @@ def convert_hubert(
     """Writes the network folders `hubert` and `quantizer` in `output`.
 
     Args:
-      output: the folder to write in.
+      output: the folder to write, whole or not at all; or one that is there, which gets each
+        network whole or not at all.
       encoder: what `read_release_encoder` or `read_hf_encoder` gave.
       quantizer: what `read_release_quantizer` or `read_kmeans` gave.
 
     Raises:
-      InputError: the two do not fit each other, or a folder is there already.
+      InputError: the two do not fit each other, or one is there already.
     """
-    output = Path(output)
     networks = {"hubert": encoder} | ({"quantizer": quantizer} if quantizer else {})
     if quantizer and quantizer[0].dim != encoder[0].trunk.hidden_size:
         raise InputError(
             f"The quantizer takes {quantizer[0].dim} channels, and the encoder gives "
             f"{encoder[0].trunk.hidden_size}."
         )
+    output = Path(output)
     for name in networks:
-        if (output / name).exists():
-            raise InputError(f"{output / name}: exists already; choose another output.")
-    for name, (cfg, params) in networks.items():
-        checkpoint.save_network(output / name, cfg, params)
+        files.refuse_existing(output / name)
+    if output.is_dir():
+        for name, (cfg, params) in networks.items():
+            with files.whole_folder(output / name) as folder:
+                checkpoint.save_network(folder, cfg, params)
+        return
+    with files.whole_folder(output) as folder:
+        for name, (cfg, params) in networks.items():
+            checkpoint.save_network(folder / name, cfg, params)
 
 
 def _quantizer_shapes(cfg: QuantizerConfig) -> dict[str, Any]:
@@ -279,9 +320,14 @@ def main() -> None:
     quantizer = parser.add_mutually_exclusive_group()
     quantizer.add_argument("--quantizer", help="the release's quantizer file (.pt)")
     quantizer.add_argument("--kmeans", help="centroids: .npy, .npz, .safetensors, .pt or .bin")
-    parser.add_argument("--layer", type=int, default=11, help="whose output is quantized, from 1")
-    parser.add_argument("--output", required=True, help="folder to write `hubert` and more in")
+    parser.add_argument(
+        "--layer", type=natural, default=11, help="whose output is quantized, from 1"
+    )
+    parser.add_argument(
+        "--output", required=True, help="folder to write, with `hubert` (and `quantizer`)"
+    )
     args = parser.parse_args()
+    files.refuse_existing(args.output)
     if args.hf:
         encoder = read_hf_encoder(args.hf, args.layer)
     else:

@@ -1,11 +1,14 @@
 """Llama checkpoints in Hugging Face form: to a model folder, with or without new speech tokens.
 
 python -m convert.llama --checkpoint HF_DIR --add-speech-tokens base --output MODEL_DIR
+python -m convert.llama --checkpoint EXPORTED_DIR --output MODEL_DIR
+
+The second form is for a folder that has speech tokens, as `convert.export` writes it.
 """
 
 import argparse
 import dataclasses
-import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,33 @@ from typing import Any
 import numpy as np
 
 from convert import table, torch_files
-from convert.main import run_main, show_progress
+from convert.main import natural, reading_config, run_main, show_progress
 from convert.table import Rule
+from convert.torch_files import show
+from convert.trunk import refuse
 from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError
 from spirit_jax.models.attention import RopeScaling
 from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params, draw_rows
+
+# What transformers takes for a setting that a config.json does not have.
+HF_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+DEFAULT_THETA = 10_000.0
+LAYER = r"(?:model\.)?layers\.(\d+)\."
+EMBEDDINGS, HEAD = ("model.embed_tokens.weight", "embed_tokens.weight"), "lm_head.weight"
 
 
 def read_config(folder: str | Path) -> LlamaConfig:
@@ -30,51 +54,74 @@ def read_config(folder: str | Path) -> LlamaConfig:
     path = Path(folder) / "config.json"
     hf = config.read_mapping(path)
     if hf.get("model_type") != "llama":
-        raise InputError(f"{path}: model_type is '{hf.get('model_type')}', expected 'llama'.")
-    if hf.get("hidden_act", "silu") != "silu":
-        raise InputError(f"{path}: hidden_act is '{hf['hidden_act']}', expected 'silu'.")
-    try:
-        heads = hf["num_attention_heads"]
-        return LlamaConfig(
-            vocab_size=hf["vocab_size"],
-            hidden_size=hf["hidden_size"],
-            intermediate_size=hf["intermediate_size"],
-            num_layers=hf["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=hf.get("num_key_value_heads") or heads,
-            head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
-            rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
-            rope_theta=float(_rope(hf).get("rope_theta", 10_000.0)),
-            rope_scaling=_rope_scaling(hf),
-            max_positions=hf.get("max_position_embeddings", 2048),
-            tie_embeddings=hf.get("tie_word_embeddings", False),
-            attention_bias=hf.get("attention_bias", False),
-            mlp_bias=hf.get("mlp_bias", False),
-            init_std=hf.get("initializer_range", 0.02),
-        )
-    except KeyError as error:
-        raise InputError(f"{path}: has no {error}.") from error
+        raise InputError(f"{path}: model_type is {show(hf.get('model_type'))}, expected 'llama'.")
+    refuse(path, hf, quantization_config=None)
+    hf = HF_DEFAULTS | hf
+    if hf["hidden_act"] not in ("silu", "swish"):
+        raise InputError(f"{path}: hidden_act is {show(hf['hidden_act'])}, expected 'silu'.")
+    with reading_config(path):
+        heads, width = hf["num_attention_heads"], hf["hidden_size"]
+        head_dim = hf.get("head_dim")
+        if head_dim is None:
+            if width % heads:
+                raise InputError(f"hidden_size {width} does not divide into {heads} heads.")
+            head_dim = width // heads
+        kv_heads = hf.get("num_key_value_heads")
+        rope = _read_rope(hf)
+        values = {
+            "vocab_size": hf["vocab_size"],
+            "hidden_size": width,
+            "intermediate_size": hf["intermediate_size"],
+            "num_layers": hf["num_hidden_layers"],
+            "num_heads": heads,
+            "num_kv_heads": heads if kv_heads is None else kv_heads,
+            "head_dim": head_dim,
+            "rms_norm_eps": hf["rms_norm_eps"],
+            "rope_theta": rope["rope_theta"],
+            "max_positions": hf["max_position_embeddings"],
+            "tie_embeddings": hf["tie_word_embeddings"],
+            "attention_bias": hf["attention_bias"],
+            "mlp_bias": hf["mlp_bias"],
+            "init_std": hf["initializer_range"],
+        }
+        cfg = config.from_dict(LlamaConfig, values, source=str(path))
+        return dataclasses.replace(cfg, rope_scaling=_read_rope_scaling(hf, rope))
 
 
-def _rope(hf: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Rotary settings; transformers 5 keeps them in `rope_parameters`, earlier ones beside it."""
-    scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    return {"rope_theta": hf["rope_theta"], **scaling} if "rope_theta" in hf else scaling
+def _read_rope(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary settings, with the precedence that transformers 5 gives them.
+
+    `rope_scaling` (before transformers 5) comes before `rope_parameters`, and what is in them
+    before what is beside them.
+    """
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping) or any(isinstance(v, Mapping) for v in rope.values()):
+        raise InputError(f"its rotary settings are {show(rope)}; expected one set for all layers.")
+    theta = hf.get("rope_theta")
+    rope = {"rope_theta": DEFAULT_THETA if theta is None else theta, **rope}
+    partial = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
+    if partial not in (None, 1):
+        raise InputError(f"partial_rotary_factor is {show(partial)}; only 1 is known here.")
+    return rope
 
 
-def _rope_scaling(hf: Mapping[str, Any]) -> RopeScaling | None:
-    rope = _rope(hf)
+def _read_rope_scaling(hf: Mapping[str, Any], rope: Mapping[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
-    names = {
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_max_position_embeddings": "original_max_positions",
-    }
-    values = {ours: rope[theirs] for theirs, ours in names.items() if theirs in rope}
-    return RopeScaling(kind=kind, **values)
+    if kind == "linear":
+        return config.from_dict(RopeScaling, {"kind": kind, "factor": rope["factor"]})
+    if kind != "llama3":
+        raise InputError(
+            f"its RoPE is of the type {show(kind)}; known are default, linear and llama3."
+        )
+    # transformers: beside the others, else among them, else the positions that the model has.
+    original = hf.get("original_max_position_embeddings")
+    if original is None:
+        original = rope.get("original_max_position_embeddings", hf["max_position_embeddings"])
+    values = {name: rope[name] for name in ("factor", "low_freq_factor", "high_freq_factor")}
+    values |= {"kind": kind, "original_max_positions": original}
+    return config.from_dict(RopeScaling, values)
 
 
 def write_config(cfg: LlamaConfig, eos: int | list[int], bos: int, dtype: str) -> dict[str, Any]:
@@ -126,10 +173,11 @@ def rules(cfg: LlamaConfig) -> list[Rule]:
     def split_bias(array: np.ndarray) -> np.ndarray:
         return array.reshape(-1, cfg.head_dim)
 
-    layer = r"model\.layers\.(\d+)\."
+    base = r"(?:model\.)?"  # absent from the weights of a LlamaModel
+    layer = base + r"layers\.(\d+)\."
     attention, mlp = layer + r"self_attn\.", layer + r"mlp\."
     return [
-        Rule(r"model\.embed_tokens\.weight", "embed/embedding"),
+        Rule(base + r"embed_tokens\.weight", "embed/embedding"),
         Rule(attention + r"([qkv])_proj\.weight", r"layers/\1/\2/kernel", split_out),
         Rule(attention + r"([qkv])_proj\.bias", r"layers/\1/\2/bias", split_bias),
         Rule(attention + r"o_proj\.weight", r"layers/\1/o/kernel", split_in),
@@ -138,11 +186,10 @@ def rules(cfg: LlamaConfig) -> list[Rule]:
         Rule(mlp + r"(gate|up|down)_proj\.bias", r"layers/\1/\2/bias"),
         Rule(layer + r"input_layernorm\.weight", r"layers/\1/attention_norm/scale"),
         Rule(layer + r"post_attention_layernorm\.weight", r"layers/\1/mlp_norm/scale"),
-        Rule(r"model\.norm\.weight", "final_norm/scale"),
-        # A tied head is the embedding, whether or not the file repeats it.
+        Rule(base + r"norm\.weight", "final_norm/scale"),
         Rule(r"lm_head\.weight", None if cfg.tie_embeddings else "head", table.transpose),
         # Rotary frequencies that old checkpoints carry; the config gives them.
-        Rule(r"(?:model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq", None),
+        Rule(base + r"(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", None),
     ]
 
 
@@ -190,11 +237,12 @@ def convert_llama(
     Returns:
       The config of what was written.
     """
-    source = read_config(folder)
-    tensors = torch_files.open_folder(folder)
-    shapes = abstract_params(Llama(source))
     where = str(folder)
-    steps = table.plan(list(tensors), rules(source), list(checkpoint.flatten(shapes)), where)
+    source, tensors = read_config(folder), torch_files.open_folder(folder)
+    table.check_count(tensors, LAYER, source.num_layers, where, "layers")
+    source, tensor_rules = _settle_head(source, tensors, where)
+    shapes = abstract_params(Llama(source))
+    steps = table.plan(list(tensors), tensor_rules, list(checkpoint.flatten(shapes)), where)
     rows = new_vocab_size or source.vocab_size
     if rows < source.vocab_size:
         raise InputError(f"{folder}: has {source.vocab_size} rows already, more than {rows}.")
@@ -207,8 +255,33 @@ def convert_llama(
             yield path, array
 
     cfg = dataclasses.replace(source, vocab_size=rows)
-    checkpoint.save_network(output, cfg, table.batches(arrays()))
+    with files.whole_folder(output) as unfinished:
+        checkpoint.save_network(unfinished, cfg, table.batches(arrays()))
     return cfg
+
+
+def _settle_head(
+    cfg: LlamaConfig, tensors: Mapping[str, np.ndarray], where: str
+) -> tuple[LlamaConfig, list[Rule]]:
+    """Whether head and embedding are one, decided by the config and the tensors together.
+
+    As transformers 5 does: where the config ties them and both are there, they are one only if they
+    are equal; where one is there, it is both.
+    """
+    embedding = next((name for name in EMBEDDINGS if name in tensors), None)
+    if not cfg.tie_embeddings or HEAD not in tensors:
+        return cfg, rules(cfg)
+    if embedding is None:
+        return cfg, [Rule(r"lm_head\.weight", "embed/embedding"), *rules(cfg)]
+    if np.array_equal(tensors[embedding], tensors[HEAD]):
+        return cfg, rules(cfg)
+    print(
+        f"{where}: its config ties the output head to the embedding, but both are there and "
+        "differ; both are kept.",
+        file=sys.stderr,
+    )
+    cfg = dataclasses.replace(cfg, tie_embeddings=False)
+    return cfg, rules(cfg)
 
 
 def _add_rows(array: np.ndarray, path: str, rows: int, seed: int) -> np.ndarray:
@@ -219,18 +292,38 @@ def _add_rows(array: np.ndarray, path: str, rows: int, seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    from convert.tokenizer import convert_tokenizer
+    from convert import tokenizer
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="Hugging Face folder of a Llama")
-    parser.add_argument("--add-speech-tokens", required=True, choices=["base", "expressive"])
+    parser.add_argument(
+        "--add-speech-tokens",
+        choices=["base", "expressive"],
+        help="to a Llama of text; one that has speech tokens, such as an export, keeps its own",
+    )
     parser.add_argument("--output", required=True, help="model folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the new rows")
+    parser.add_argument("--seed", type=natural, help="of the rows of added tokens; 0 if not given")
     args = parser.parse_args()
+    kind, add = tokenizer.find_kind(args.checkpoint), args.add_speech_tokens is not None
+    if kind is None and not add:
+        raise InputError(
+            f"{args.checkpoint}: has no speech tokens; say which with --add-speech-tokens base or "
+            "--add-speech-tokens expressive."
+        )
+    if kind is not None and (add or args.seed is not None):
+        raise InputError(
+            f"{args.checkpoint}: has speech tokens of kind {kind} already; convert it without "
+            "--add-speech-tokens and --seed."
+        )
     with files.whole_folder(args.output) as folder:
-        vocab = convert_tokenizer(args.checkpoint, args.add_speech_tokens, folder, add=True)
-        cfg = convert_llama(args.checkpoint, folder / "llama", vocab.padded_size, args.seed)
-    print(json.dumps({"output": args.output, "layers": cfg.num_layers, "rows": cfg.vocab_size}))
+        kind = kind or args.add_speech_tokens
+        vocab = tokenizer.convert_tokenizer(args.checkpoint, kind, folder, add)
+        rows = vocab.padded_size
+        cfg = convert_llama(args.checkpoint, folder / "llama", rows, args.seed or 0)
+    print(
+        f"wrote {args.output}: {cfg.num_layers} layers, {cfg.vocab_size} rows; give it a speech "
+        f"tokenizer with: spirit-jax new OUTPUT --start {args.output} --speech MODEL"
+    )
 
 
 if __name__ == "__main__":

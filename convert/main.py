@@ -1,25 +1,58 @@
 """What every conversion command shares."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
+from spirit_jax import files
 from spirit_jax.errors import InputError
 
 T = TypeVar("T")
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a command; an `InputError` is one line on standard error and exit status 1."""
+    """Runs a command; an error is one line on standard error and exit status 1."""
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        message = str(error)
+    except KeyboardInterrupt:
+        message = "interrupted; nothing was written."
+    except (OSError, MemoryError) as error:
+        message = (
+            f"{getattr(error, 'filename', None) or 'the conversion'}: {files.describe(error)}."
+        )
+    else:
+        return
+    print("error: " + " ".join(message.splitlines()), file=sys.stderr)
+    sys.exit(1)
+
+
+@contextlib.contextmanager
+def reading_config(path: str | Path) -> Iterator[None]:
+    """Turns what fails while a config's values are used into an `InputError` with its name."""
+    try:
+        yield
+    except InputError as error:
+        named = str(path) in str(error)
+        raise error if named else InputError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise InputError(f"{path}: has no {error}; it lacks or misspells it.") from error
+    except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{path}: has a value of the wrong kind ({error}).") from error
+
+
+def natural(text: str) -> int:
+    """A whole number from 0, for argparse."""
+    if not (text.isascii() and text.isdigit() and len(text) <= files.MAX_DIGITS):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
 
 
 def show_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:

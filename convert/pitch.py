@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from convert import table, torch_files
-from convert.main import convert_folder, run_main
+from convert.main import convert_folder, reading_config, run_main
 from convert.table import Rule
+from convert.torch_files import show
 from convert.trunk import linear_rules, refuse
-from spirit_jax import checkpoint, config
+from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError
 from spirit_jax.models.pitch import PitchConfig, PitchVqVae, StackConfig, abstract_params
+
+MAX_DOWNS = 16  # strided convs
 
 
 def convert_pitch(folder: str | Path, output: str | Path) -> PitchConfig:
@@ -27,18 +30,30 @@ def convert_pitch(folder: str | Path, output: str | Path) -> PitchConfig:
     folder = Path(folder)
     cfg = read_config(folder / "config.yaml")
     path = folder / "model.pt"
-    arrays = torch_files.as_float32(torch_files.load_parts(path, "model")["model"], path)
+    state = table.select(torch_files.load_parts(path, "model")["model"], rules(cfg))
+    strided = r"encoder\.level_blocks\.0\.model\.(\d+)\."
+    table.check_count(state, strided, len(cfg.downs) + 1, str(path), "convs of its encoder")
+    for part, stack in (("encoder", cfg.encoder), ("decoder", cfg.decoder)):
+        blocks = rf"{part}\.level_blocks\.0\.model\.1\.\d\.model\.(\d+)\.model\."
+        blocks = blocks if part == "decoder" else blocks.replace(r"model\.1\.", r"model\.0\.", 1)
+        table.check_count(state, blocks, stack.depth, str(path), f"blocks of its {part}")
+    arrays = torch_files.as_float32(state, path)
     params = table.convert(arrays, rules(cfg), abstract_params(PitchVqVae(cfg)), str(folder))
-    checkpoint.save_network(output, cfg, params)
+    with files.whole_folder(output) as unfinished:
+        checkpoint.save_network(unfinished, cfg, params)
     return cfg
 
 
 def read_config(path: str | Path) -> PitchConfig:
     """Our config of the release's `config.yaml`."""
     values = config.read_mapping(path)
-    try:
+    with reading_config(path):
         encoder, decoder, vq = (values[f"{name}_params"] for name in ("encoder", "decoder", "vq"))
         for params in (encoder, decoder, vq):
+            if not isinstance(params, Mapping):
+                raise InputError(
+                    f"{path}: encoder_params, decoder_params and vq_params must be mappings."
+                )
             refuse(path, params, levels=1, dilation_cycle=None, res_scale=False)
         for name in ("downs_t", "strides_t", "input_emb_width", "output_emb_width"):
             if encoder[name] != decoder[name]:
@@ -56,8 +71,6 @@ def read_config(path: str | Path) -> PitchConfig:
             num_codes=vq["l_bins"],
             code_dim=vq["emb_width"],
         )
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{path}: lacks or misspells {error}.") from error
 
 
 def read_downs(path: str | Path, count: int, strides: Any) -> tuple[tuple[int, int, int], ...]:
@@ -66,6 +79,8 @@ def read_downs(path: str | Path, count: int, strides: Any) -> tuple[tuple[int, i
     One stride for all has a kernel of twice it; strides listed one by one have kernels of twice it,
     and one more where they are odd.
     """
+    if type(count) is not int or not 1 <= count <= MAX_DOWNS:
+        raise InputError(f"{path}: downs_t is {show(count)}; expected 1 to {MAX_DOWNS}.")
     if isinstance(strides, int):
         return ((strides, 2 * strides, strides // 2),) * count
     if len(strides) != count:
@@ -109,7 +124,7 @@ def _turn_transposed(array: np.ndarray) -> np.ndarray:
 def _read_stack(values: Mapping[str, Any], reverse: bool) -> StackConfig:
     return StackConfig(
         width=values["width"],
-        hidden=int(values.get("m_conv", 1.0) * values["width"]),
+        hidden=int(float(values.get("m_conv", 1.0)) * values["width"]),
         depth=values["depth"],
         growth=values.get("dilation_growth_rate", 1),
         reverse=bool(reverse),

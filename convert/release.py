@@ -44,6 +44,10 @@ def convert_release(
         known = sorted(folder.name for folder in source.parent.iterdir() if folder.is_dir())
         raise InputError(f"{source}: there is no such model; known are {', '.join(known)}.")
     kind = tokenizer.find_kind(source)
+    if kind is None:
+        raise InputError(f"{source}: its tokenizer has no token [Text]; is this a Spirit LM?")
+    if kind == "base" and fcpe_weights is not None:
+        raise InputError(f"{source}: is of kind base and has no pitch; leave --fcpe out.")
     with files.whole_folder(output) as folder:
         with console.status("converting the speech tokenizer"):
             convert_speech_tokenizer(

@@ -3,13 +3,15 @@
 python -m convert.style --checkpoint HF_DIR --output DIR
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from convert import table
 from convert.main import convert_folder, run_main
 from convert.table import Rule
-from convert.trunk import hf_rules, linear_rules, read_hf_tensors, read_hf_trunk
-from spirit_jax import checkpoint, config
+from convert.trunk import hf_rules, linear_rules, read_hf_tensors, read_hf_trunk, refuse
+from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError
 from spirit_jax.models.style import StyleConfig, StyleEncoder
 from spirit_jax.models.wav2vec2 import abstract_params
@@ -23,13 +25,11 @@ def convert_style(folder: str | Path, output: str | Path) -> StyleConfig:
     """
     path = Path(folder) / "config.json"
     hf = config.read_mapping(path)
-    labels = hf.get("num_labels") or len(hf.get("id2label") or ())
-    if not labels or "classifier_proj_size" not in hf:
-        raise InputError(f"{path}: needs classifier_proj_size, and num_labels or id2label.")
+    refuse(path, hf, use_weighted_layer_sum=False)
     values = {
         "trunk": read_hf_trunk(folder, hf, ("wav2vec2",), normalize=True),
-        "projection_size": hf["classifier_proj_size"],
-        "num_styles": labels,
+        "projection_size": hf.get("classifier_proj_size", 256),  # transformers' default
+        "num_styles": _count_labels(path, hf),
     }
     cfg = config.from_dict(StyleConfig, values, source=str(path))
     rules = [
@@ -37,10 +37,20 @@ def convert_style(folder: str | Path, output: str | Path) -> StyleConfig:
         *linear_rules("(projector|classifier)", r"\1"),
         Rule("_float_tensor", None),
     ]
-    tensors = read_hf_tensors(folder)
+    tensors = read_hf_tensors(folder, rules, cfg.trunk.num_layers)
     params = table.convert(tensors, rules, abstract_params(StyleEncoder(cfg)), str(folder))
-    checkpoint.save_network(output, cfg, params)
+    with files.whole_folder(output) as unfinished:
+        checkpoint.save_network(unfinished, cfg, params)
     return cfg
+
+
+def _count_labels(path: Path, hf: Mapping[str, Any]) -> Any:
+    labels = hf.get("id2label")
+    if hf.get("num_labels") is not None:
+        return hf["num_labels"]
+    if not isinstance(labels, Mapping) or not labels:
+        raise InputError(f"{path}: needs num_labels or id2label.")
+    return len(labels)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ given twice or of another shape is an error that names it.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ def plan(
 ) -> list[Step]:
     """The moves from `keys` to `targets`; raises `InputError` naming a key that does not fit."""
     steps: dict[str, Step] = {}
+    known = set(targets)
     for key in keys:
         rule, match = find_rule(key, rules, where)
         if rule.target is None:
@@ -59,7 +60,7 @@ def plan(
         target = match.expand(rule.target)
         if target in steps:
             raise InputError(f"{where}: '{steps[target].source}' and '{key}' both give '{target}'.")
-        if target not in targets:
+        if target not in known:
             raise InputError(f"{where}: '{key}' gives '{target}', which this config does not have.")
         steps[target] = Step(key, target, rule.turn)
     missing = [target for target in targets if target not in steps]
@@ -78,7 +79,13 @@ def run(
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
     for step in steps:
         source = tensors[step.source]
-        array = step.turn(source)
+        try:
+            array = step.turn(source)
+        except (ValueError, IndexError) as error:
+            raise InputError(
+                f"{where}: '{step.source}' has shape {source.shape}; the config asks for what "
+                f"gives {shapes[step.target]}."
+            ) from error
         if array.shape != shapes[step.target]:
             raise InputError(
                 f"{where}: '{step.source}' has shape {source.shape}, which gives {array.shape} "
@@ -112,6 +119,40 @@ def batches(
         yield unflatten(leaves)
 
 
+def select(state: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, Any]:
+    """What of a checkpoint is needed: all keys but those that a rule says are not."""
+    skipped = [rule for rule in rules if rule.target is None]
+    return {
+        key: value
+        for key, value in state.items()
+        if not any(re.fullmatch(rule.source, str(key)) for rule in skipped)
+    }
+
+
+def check_count(keys: Iterable[str], pattern: str, count: int, where: str, what: str) -> None:
+    """Checks a number of layers or blocks against the names in a checkpoint.
+
+    To be called before a network of the config's size is traced or allocated.
+
+    Args:
+      keys: names in the checkpoint.
+      pattern: what a name of such a layer begins with; its first group is the layer's number.
+      count: that the config asks for.
+      where: the file or folder.
+      what: they are, in the plural.
+
+    Raises:
+      InputError: the names are of fewer layers.
+    """
+    matches = (re.match(pattern, str(key)) for key in keys)
+    numbers = {int(match[1]) for match in matches if match and len(match[1]) < 10}
+    if max(numbers, default=-1) + 1 < count:
+        raise InputError(
+            f"{where}: its config asks for {count} {what}, and its tensors are of "
+            f"{max(numbers, default=-1) + 1}."
+        )
+
+
 def fold_weight_norm(tensors: Mapping[str, np.ndarray], dim: int) -> dict[str, np.ndarray]:
     """Replaces the pairs of weight norm over `dim` by the weight that they stand for.
 
@@ -128,6 +169,11 @@ def fold_weight_norm(tensors: Mapping[str, np.ndarray], dim: int) -> dict[str, n
             if direction_key not in tensors:
                 raise InputError(f"'{key}' stands without '{direction_key}'.")
             v = tensors[direction_key]
+            if v.ndim < 2 or value.ndim != v.ndim or value.size != v.shape[dim]:
+                raise InputError(
+                    f"'{key}' has shape {value.shape}, which does not go with {v.shape} of "
+                    f"'{direction_key}'."
+                )
             axes = tuple(axis for axis in range(v.ndim) if axis != dim % v.ndim)
             norm = np.sqrt(np.sum(np.square(v, dtype=np.float32), axis=axes, keepdims=True))
             folded[name + ".weight"] = v * (value / norm)
@@ -153,7 +199,7 @@ def _split_weight_norm(key: str) -> tuple[str, tuple[str, str] | None]:
 def find_rule(key: str, rules: Sequence[Rule], where: str) -> tuple[Rule, re.Match]:
     """The rule that knows `key`, and its match; raises `InputError` where none does."""
     for rule in rules:
-        match = re.fullmatch(rule.source, key)
+        match = re.fullmatch(rule.source, str(key))
         if match:
             return rule, match
     raise InputError(f"{where}: the key '{key}' is unknown.")

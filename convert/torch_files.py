@@ -1,11 +1,13 @@
 """Reads PyTorch checkpoints tensor by tensor, without unrestricted pickle and without loading them.
 
 `.pt` and `.bin` files are opened memory-mapped and with `weights_only=True`; safetensors through
-their own library. Sharded checkpoints are one mapping too.
+their own library. Sharded checkpoints are one mapping too. Of several files of weights in a folder
+the one is read that `transformers` 5 would read.
 """
 
-import json
 import pickle
+import reprlib
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,33 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from spirit_jax import config, files
 from spirit_jax.errors import InputError
 
-INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
+# In the order in which transformers 5 looks for them.
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_REPEATED = 1 << 24  # values of a tensor that repeats what the file holds once
+HALF_COPIED = "is not a whole PyTorch checkpoint (half copied?)."
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxstring, _repr.maxother = 2, 60, 60
+
+
+def show(value: Any) -> str:
+    """A value from a file for a message: short, however large or nested it is."""
+    return _repr.repr(value)
 
 
 def load_pickle(path: str | Path) -> Any:
     """The object in a `.pt` or `.bin` file, its tensors memory-mapped.
+
+    Files in PyTorch's form of before version 1.6 are read as well, without memory-mapping.
 
     Raises:
       InputError: the file is missing, truncated, not a checkpoint, or holds anything but tensors
@@ -32,14 +53,27 @@ def load_pickle(path: str | Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _refuse_compressed(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds something other than tensors and plain containers, which could run "
             "code when it is read, or is damaged; it was not read."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: is not a whole PyTorch checkpoint (half copied?).") from error
+    except Exception as error:  # a damaged file can raise whatever the unpickler's parts raise
+        raise files.unreadable(path, error, HALF_COPIED) from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """PyTorch stores its parts as they are; a compressed part may be far larger than the file."""
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED:
+                raise InputError(f"{path}: has compressed parts, which no PyTorch checkpoint has.")
 
 
 def load_parts(path: str | Path, *parts: str) -> dict[str, Any]:
@@ -51,17 +85,56 @@ def load_parts(path: str | Path, *parts: str) -> dict[str, Any]:
     return saved
 
 
+def check_plain(value: Any, path: str | Path, depth: int = 4) -> None:
+    """Raises `InputError` unless a value of a pickled config is of small, plain parts.
+
+    A pickle can hold a list in itself, or one that grows when it is written out.
+    """
+    if isinstance(value, str | int | float | None) and len(str(value)[:10_001]) <= 10_000:
+        return
+    if isinstance(value, Mapping | list | tuple) and depth and len(value) <= 10_000:
+        for part in value.values() if isinstance(value, Mapping) else value:
+            check_plain(part, path, depth - 1)
+        return
+    raise InputError(f"{path}: its config holds {show(value)}; expected numbers, names and lists.")
+
+
 def as_float32(state: Mapping[str, Any], path: str | Path) -> dict[str, np.ndarray]:
     """A mapping of tensors as float32 numpy; raises `InputError` for a value that is none."""
-    for name, tensor in state.items():
-        if not torch.is_tensor(tensor):
-            raise InputError(f"{path}: '{name}' is not a tensor.")
-    return {name: np.asarray(to_numpy(tensor), np.float32) for name, tensor in state.items()}
+    return {
+        name: np.asarray(to_numpy(tensor, f"{path}: {show(name)}"), np.float32)
+        for name, tensor in state.items()
+    }
 
 
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A copy of a tensor as numpy; bfloat16 stays bfloat16."""
-    tensor = tensor.detach().clone().contiguous()
+def to_numpy(tensor: torch.Tensor, where: str = "a tensor") -> np.ndarray:
+    """A copy of a tensor as numpy; bfloat16 stays bfloat16.
+
+    Args:
+      tensor: dense floating-point numbers; a view of others may have any strides.
+      where: names it in an error.
+
+    Raises:
+      InputError: something else, such as a sparse, quantised, integer or complex tensor.
+    """
+    if not torch.is_tensor(tensor):
+        raise InputError(f"{where} is not a tensor.")
+    kind = None
+    if tensor.layout != torch.strided:
+        kind = "sparse"
+    elif tensor.is_quantized:
+        kind = "quantised"
+    elif tensor.is_meta:
+        kind = "without values (on the meta device)"
+    elif tensor.dtype not in FLOATS:
+        kind = f"of type {str(tensor.dtype).removeprefix('torch.')}"
+    if kind:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+        raise InputError(f"{where} is {kind}; expected a dense tensor of {names}.")
+    held = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if tensor.numel() > max(held, MAX_REPEATED):
+        raise InputError(f"{where} has {tensor.numel()} values, and the file holds {held} of them.")
+    tensor = tensor.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
@@ -88,10 +161,14 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         path = self._files[name]
+        where = f"{path}: {show(name)}"
         if path.suffix == ".safetensors":
             with _open_safetensors(path) as file:
-                return to_numpy(file.get_tensor(name))
-        return to_numpy(load_pickle(path)[name])
+                try:
+                    return to_numpy(file.get_tensor(name), where)
+                except (SafetensorError, RuntimeError, TypeError, AttributeError) as error:
+                    raise files.unreadable(path, error, f"{show(name)} cannot be read.") from error
+        return to_numpy(load_pickle(path)[name], where)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -101,21 +178,29 @@ class Tensors(Mapping[str, np.ndarray]):
 
 
 def open_folder(folder: str | Path) -> Tensors:
-    """The weights of a Hugging Face folder: one file or shards, safetensors or pickles.
+    """The weights of a Hugging Face folder, from the file that transformers 5 would read.
+
+    That is what `transformers_weights` in its `config.json` names, else the first of
+    `WEIGHT_NAMES`. Files beside it, such as older shards, are not read.
 
     Raises:
       InputError: the folder holds no weights, or an index names a file or tensor that is absent.
     """
     folder = Path(folder)
-    for name in INDEX_NAMES:
-        if (folder / name).is_file():
-            return _open_index(folder, folder / name)
-    for name in SINGLE_NAMES:
-        if (folder / name).is_file():
-            return Tensors({tensor: folder / name for tensor in tensor_names(folder / name)})
-    raise InputError(
-        f"{folder}: holds no weights; expected one of {', '.join(INDEX_NAMES + SINGLE_NAMES)}."
-    )
+    named = None
+    if (folder / "config.json").is_file():
+        named = config.read_mapping(folder / "config.json").get("transformers_weights")
+    names = WEIGHT_NAMES
+    if named is not None:
+        _check_name(folder / "config.json", named)
+        names = (named,)
+    for name in names:
+        path = folder / name
+        if path.is_file() and name.endswith(".index.json"):
+            return _open_index(folder, path)
+        if path.is_file():
+            return Tensors(dict.fromkeys(tensor_names(path), path))
+    raise InputError(f"{folder}: holds no weights; expected {' or '.join(names)}.")
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -124,28 +209,45 @@ def tensor_names(path: Path) -> list[str]:
         with _open_safetensors(path) as file:
             return list(file.keys())
     state = load_pickle(path)
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(value) for name, value in state.items()
+    ):
         raise InputError(f"{path}: expected a mapping of names to tensors.")
     return list(state)
 
 
 def _open_index(folder: Path, index: Path) -> Tensors:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{index}: is not a weight index.") from error
+    weight_map = config.read_mapping(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: is not a weight index; it has no weight_map.")
+    shards: dict[str, Path] = {}
+    for name in weight_map.values():
+        _check_name(index, name)
     for name in sorted(set(weight_map.values())):
-        if not (folder / name).is_file():
+        path = folder / name
+        if not path.is_file():
             raise InputError(f"{index}: names {name}, which is not in the folder.")
-        held = set(tensor_names(folder / name))
-        absent = [t for t, file in weight_map.items() if file == name and t not in held]
-        if absent:
-            raise InputError(f"{folder / name}: lacks '{absent[0]}', which the index promises.")
-    return Tensors({tensor: folder / name for tensor, name in weight_map.items()})
+        # All that a shard holds, as transformers does; of two with one tensor the later counts.
+        shards |= dict.fromkeys(tensor_names(path), path)
+    for tensor, name in weight_map.items():
+        if tensor not in shards:
+            raise InputError(f"{folder / name}: lacks {show(tensor)}, which the index promises.")
+    return Tensors(shards)
+
+
+def _check_name(path: Path, name: Any) -> None:
+    """Raises `InputError` unless `name`, from the file `path`, is that of a file of weights."""
+    known = (".safetensors", ".bin", ".safetensors.index.json")
+    if not isinstance(name, str) or Path(name).name != name or not name.endswith(known):
+        raise InputError(
+            f"{path}: names {show(name)} as a file of weights; expected a name in the folder that "
+            f"ends in {', '.join(known)}."
+        )
 
 
 def _open_safetensors(path: Path):
     try:
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: is not a whole safetensors file (half copied?).") from error
+    except Exception as error:
+        reason = "is not a whole safetensors file (half copied?)."
+        raise files.unreadable(path, error, reason) from error

@@ -7,12 +7,34 @@ from typing import Any
 import numpy as np
 
 from convert import table, torch_files
+from convert.main import reading_config
 from convert.table import Rule
-from spirit_jax import config
+from convert.torch_files import show
+from spirit_jax import config, limits
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import TrunkConfig
 
 HF_INPUT_NORM_EPS = 1e-7
+# What transformers takes for a setting that a config.json does not have.
+HF_DEFAULTS: dict[str, Any] = {
+    "conv_dim": [512] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "feat_extract_norm": "group",
+    "conv_bias": False,
+    "feat_extract_activation": "gelu",
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "do_stable_layer_norm": False,
+    "layer_norm_eps": 1e-5,
+}
+FEATURE_EXTRACTOR = "Wav2Vec2FeatureExtractor"
+FEATURE_DEFAULTS = {"do_normalize": True, "sampling_rate": 16000, "feature_size": 1}  # that class's
 # Theirs to ours; what fairseq calls fast or accurate is the approximation by tanh.
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -30,39 +52,45 @@ def read_hf_trunk(
     folder: str | Path,
     hf: Mapping[str, Any],
     model_types: Sequence[str],
-    layer: int | None = None,
+    named: int | None = None,
     normalize: bool = False,
 ) -> dict[str, Any]:
     """The fields of `TrunkConfig` that a Hugging Face folder asks for.
 
     Args:
-      folder: the folder; its `preprocessor_config.json`, if any, says whether the waveform is
-        normalised.
+      folder: the folder; see `read_preprocessor`.
       hf: its `config.json`.
       model_types: which of them are expected.
-      layer: the last layer wanted; all of them if not given.
-      normalize: whether to normalise the waveform where the folder does not say.
+      named: the layer whose output is wanted, as in transformers' `hidden_states`; the network's
+        output if not given.
+      normalize: whether to normalise the waveform where the folder has no audio settings.
     """
     path = Path(folder) / "config.json"
     if hf.get("model_type") not in model_types:
         expected = " or ".join(repr(name) for name in model_types)
-        raise InputError(f"{path}: model_type is {hf.get('model_type')!r}, expected {expected}.")
-    refuse(path, hf, conv_pos_batch_norm=False, add_adapter=False, use_weighted_layer_sum=False)
-    try:
+        raise InputError(
+            f"{path}: model_type is {show(hf.get('model_type'))}, expected {expected}."
+        )
+    refuse(path, hf, add_adapter=False, quantization_config=None)
+    is_hubert = hf["model_type"] == "hubert"  # the others do not read these two settings
+    if is_hubert:
+        refuse(path, hf, conv_pos_batch_norm=False)
+    hf = HF_DEFAULTS | hf
+    with reading_config(path):
         total = hf["num_hidden_layers"]
-        layer = total if layer is None else layer
+        layer = total if named is None else named
         check_layer(path, layer, total)
         convs = (hf["conv_dim"], hf["conv_kernel"], hf["conv_stride"])
         if len({len(numbers) for numbers in convs}) != 1:
             raise InputError(f"{path}: conv_dim, conv_kernel and conv_stride differ in length.")
-        normalize = read_preprocessor(folder).get("do_normalize", normalize)
+        normalize = (read_preprocessor(folder) or {"do_normalize": normalize})["do_normalize"]
         return {
             "input_norm_eps": HF_INPUT_NORM_EPS if normalize else None,
             "conv_layers": tuple(zip(*convs, strict=True)),
             "conv_norm": hf["feat_extract_norm"],
             "conv_bias": hf["conv_bias"],
             "conv_activation": read_activation(path, hf["feat_extract_activation"]),
-            "feature_norm": hf.get("feat_proj_layer_norm", True),
+            "feature_norm": hf.get("feat_proj_layer_norm", True) if is_hubert else True,
             "conv_pos": hf["num_conv_pos_embeddings"],
             "conv_pos_groups": hf["num_conv_pos_embedding_groups"],
             "hidden_size": hf["hidden_size"],
@@ -71,11 +99,11 @@ def read_hf_trunk(
             "ffn_size": hf["intermediate_size"],
             "activation": read_activation(path, hf["hidden_act"]),
             "norm_first": hf["do_stable_layer_norm"],
-            "final_norm": not hf["do_stable_layer_norm"] or layer == total,
+            # transformers 5 applies a pre-norm encoder's norm after the last layer, but its
+            # hidden_states are the layers' own outputs, that of the last one too.
+            "final_norm": not hf["do_stable_layer_norm"] or named is None,
             "norm_eps": hf["layer_norm_eps"],
         }
-    except KeyError as error:
-        raise InputError(f"{path}: has no {error}.") from error
 
 
 def hf_rules(cfg: TrunkConfig, total_layers: int, prefix: str = "", target: str = "") -> list[Rule]:
@@ -105,16 +133,33 @@ def hf_rules(cfg: TrunkConfig, total_layers: int, prefix: str = "", target: str 
     ]
 
 
-def read_hf_tensors(folder: str | Path) -> dict[str, np.ndarray]:
-    """The float32 weights of a Hugging Face folder, the positional conv's weight norm folded."""
+def read_hf_tensors(
+    folder: str | Path, rules: Sequence[Rule], layers: int
+) -> dict[str, np.ndarray]:
+    """The float32 weights of a Hugging Face folder, the positional conv's weight norm folded.
+
+    Args:
+      folder: that holds them.
+      rules: what they say is not needed is not read.
+      layers: the transformer layers that the config asks for.
+    """
     tensors = torch_files.open_folder(folder)
-    arrays = {name: np.asarray(tensors[name], np.float32) for name in tensors}
+    table.check_count(tensors, r".*\blayers\.(\d+)\.", layers, str(folder), "layers")
+    arrays = {
+        name: np.asarray(tensors[name], np.float32)
+        for name in table.select(dict.fromkeys(tensors), rules)
+    }
     return table.fold_weight_norm(arrays, dim=2)
 
 
 def check_layer(path: str | Path, layer: int, total: Any) -> None:
     """Raises `InputError` unless a network of `total` layers has a layer `layer`, from 1."""
-    if not isinstance(total, int) or not 1 <= layer <= total:
+    most = limits.LAYERS[1]
+    if type(total) is not int or not 1 <= total <= most:
+        raise InputError(
+            f"{path}: has {show(total)} layers; expected a whole number from 1 to {most}."
+        )
+    if not 1 <= layer <= total:
         raise InputError(f"{path}: has {total} layers, so there is no layer {layer}.")
 
 
@@ -122,20 +167,45 @@ def refuse(path: str | Path, cfg: Mapping[str, Any], **expected: Any) -> None:
     """Raises `InputError` where a setting is there and is not the one that is known here."""
     for name, value in expected.items():
         if cfg.get(name, value) != value:
-            raise InputError(f"{path}: {name} is {cfg[name]!r}; only {value!r} is known here.")
+            raise InputError(f"{path}: {name} is {show(cfg[name])}; only {value!r} is known here.")
 
 
 def read_activation(path: str | Path, name: Any) -> str:
     """Our name of an activation function; raises `InputError` where there is none."""
-    if name not in ACTIVATIONS:
-        raise InputError(f"{path}: activation {name!r} is none of {', '.join(ACTIVATIONS)}.")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise InputError(f"{path}: activation {show(name)} is none of {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
 def read_preprocessor(folder: str | Path) -> dict[str, Any]:
-    """The audio settings of a Hugging Face folder; empty where it has none."""
-    path = Path(folder) / "preprocessor_config.json"
-    return config.read_mapping(path) if path.is_file() else {}
+    """The audio settings of a Hugging Face folder; empty where it has none.
+
+    As transformers 5 reads them: from the feature extractor's part of `processor_config.json`, else
+    from `preprocessor_config.json`; a setting that is not there has the class's default.
+
+    Raises:
+      InputError: a file cannot be read, or is of another class or for several channels.
+    """
+    for name, parts in (
+        ("processor_config.json", ("feature_extractor", "audio_processor")),
+        ("preprocessor_config.json", ()),
+    ):
+        path = Path(folder) / name
+        if not path.is_file():
+            continue
+        settings: Any = config.read_mapping(path)
+        if parts:
+            settings = next((settings[part] for part in parts if part in settings), None)
+        if settings is None:
+            continue
+        if not isinstance(settings, dict):
+            raise InputError(f"{path}: its feature extractor is {show(settings)}.")
+        refuse(path, settings, feature_extractor_type=FEATURE_EXTRACTOR, feature_size=1)
+        settings = FEATURE_DEFAULTS | settings
+        if not isinstance(settings["do_normalize"], bool):
+            raise InputError(f"{path}: do_normalize is {show(settings['do_normalize'])}.")
+        return settings
+    return {}
 
 
 def layer_pattern(encoder: str) -> str:

@@ -6,6 +6,7 @@ import math
 from spirit_jax import limits
 from spirit_jax.errors import InputError
 
+MAX_CONV_LAYERS = 64  # of a feature extractor
 ACTIVATION_NAMES = ("gelu", "gelu_tanh", "relu", "silu")
 
 
@@ -168,9 +169,11 @@ class TrunkConfig:
         for name in (self.activation, self.conv_activation):
             if name not in ACTIVATION_NAMES:
                 raise InputError(f"activation '{name}' is none of {', '.join(ACTIVATION_NAMES)}.")
-        if not self.conv_layers or any(len(numbers) != 3 for numbers in self.conv_layers):
+        layers = len(self.conv_layers)
+        if not 1 <= layers <= MAX_CONV_LAYERS or any(len(item) != 3 for item in self.conv_layers):
             raise InputError(
-                f"conv_layers is {self.conv_layers}, expected (channels, kernel, stride) triples."
+                f"conv_layers is {str(self.conv_layers)[:80]}; expected 1 to {MAX_CONV_LAYERS} "
+                "(channels, kernel, stride) triples."
             )
         if not self.feature_projection and self.conv_layers[-1][0] != self.hidden_size:
             raise InputError(

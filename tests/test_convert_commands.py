@@ -1,0 +1,96 @@
+"""Conversion commands: an error is one line, nothing is half-written, no option does nothing."""
+
+import sys
+from importlib import import_module
+
+import pytest
+
+pytest.importorskip("torch")
+
+from convert.main import run_main  # noqa: E402
+from spirit_jax import files  # noqa: E402
+
+COMMANDS = {
+    "ctc": ["--hf", "IN", "--output", "OUT"],
+    "export": ["--model", "IN", "--output", "OUT"],
+    "fcpe": ["--weights", "IN/fcpe.pt", "--output", "OUT"],
+    "hifigan": ["--checkpoint", "IN", "--output", "OUT"],
+    "hubert": ["--checkpoint", "IN/hubert.pt", "--output", "OUT"],
+    "llama": ["--checkpoint", "IN", "--add-speech-tokens", "base", "--output", "OUT"],
+    "pitch": ["--checkpoint", "IN", "--output", "OUT"],
+    "release": ["--checkpoints", "IN", "--model", "base", "--output", "OUT"],
+    "style": ["--checkpoint", "IN", "--output", "OUT"],
+    "verify": ["--model", "IN", "--audio", "IN/a.flac"],
+}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs a command with IN and OUT in `tmp_path`: (exit status, its errors)."""
+
+    def run(name, *arguments):
+        paths = {"IN": str(tmp_path / "in"), "OUT": str(tmp_path / "out")}
+        for short, path in paths.items():
+            arguments = [argument.replace(short, path) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", [f"convert.{name}", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            run_main(import_module(f"convert.{name}").main)
+        return stop.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_missing_input_is_one_line(name, run, tmp_path):
+    status, errors = run(name, *COMMANDS[name])
+    assert status == 1 and errors.startswith("error: ") and errors.count("\n") == 1
+    assert str(tmp_path / "in") in errors
+    assert not list(tmp_path.iterdir())
+    assert run(name, "--surprise")[0] == 2
+    assert run(name)[0] in ((1, 2) if name == "release" else (2,))  # it has a default
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("llama", ["--seed", "-1"]),
+        ("llama", ["--seed", "1.5"]),
+        ("llama", ["--seed", "²"]),
+        ("llama", ["--add-speech-tokens", "large"]),
+        ("hubert", ["--layer", "x"]),
+        ("hubert", ["--hf", "IN"]),  # beside --checkpoint
+        ("hubert", ["--quantizer", "a.pt", "--kmeans", "a.npy"]),
+        ("fcpe", ["--model", "IN"]),  # beside --output
+    ],
+)
+def test_arguments_that_cannot_be_are_said(name, arguments, run):
+    assert run(name, *COMMANDS[name], *arguments)[0] == 2
+
+
+def test_lacks_of_the_machine_are_told_as_they_are(monkeypatch, capsys):
+    for error, says in (
+        (MemoryError(), "memory is used up"),
+        (OSError(28, "No space left on device", "x"), "the disk is full"),
+        (KeyboardInterrupt(), "interrupted"),
+    ):
+
+        def fail(error=error):
+            raise error
+
+        with pytest.raises(SystemExit, match="1"):
+            run_main(fail)
+        message = capsys.readouterr().err
+        assert says in message and message.count("\n") == 1
+
+
+def test_the_packaged_models_are_not_changed(run, tmp_path):
+    (tmp_path / "in").write_bytes(b"x")
+    status, errors = run("fcpe", "--weights", "IN", "--model", "spirit-tiny-expressive")
+    assert status == 1 and "is not changed; copy it first" in errors
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_read(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    status, errors = run("hubert", *COMMANDS["hubert"])
+    assert status == 1 and "exists already" in errors
+    assert files.UNFINISHED not in "".join(path.name for path in tmp_path.iterdir())
