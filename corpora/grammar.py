@@ -11,6 +11,9 @@ import hashlib
 import random
 import re
 
+from spirit_jax import small_world
+from spirit_jax.small_world import ACTIONS
+
 PARTS = {"train": 0.90, "valid": 0.03, "test": 0.07}
 
 
@@ -141,19 +144,12 @@ RULES = {
     "question": _either(*ANSWERED),
     "story": _either(*_stories()),
 }
-# Requests: the form of the sentence, and what it asks for: (action, the rule of its object).
-ACTIONS = {
-    "turn on the": ("activate", "switched"),
-    "turn off the": ("deactivate", "switched"),
-    "open the": ("open", "movable"),
-    "close the": ("close", "movable"),
-    "turn up the": ("increase", "turnable"),
-    "turn down the": ("decrease", "turnable"),
-    "bring me the": ("bring", "fetched"),
-}
+OBJECTS = dict(
+    zip(ACTIONS, "switched switched movable movable turnable turnable fetched".split(), strict=True)
+)  # the rule of what each action is done to
 REQUESTS = [
     f"{start}{verb} <{rule}>{end}"
-    for verb, (_, rule) in ACTIONS.items()
+    for verb, rule in OBJECTS.items()
     for start in ("", "<please> ")
     for end in ("", " in the <room>" if rule != "fetched" else " from the <room>")
 ]
@@ -194,13 +190,7 @@ def part_of(text: str) -> str:
 
 def intent_of(text: str) -> str:
     """What a request asks for, such as "activate lights kitchen"; "" if the text is none."""
-    rooms = RULES["room"].replace(" | ", "|")
-    verbs = "|".join(ACTIONS)
-    form = rf"(?:(?:please|can you) )?({verbs}) (\w+)(?: (?:in|from) the ({rooms}))?"
-    match = re.fullmatch(form, text)
-    if not match or accepts(text) != "request":
-        return ""
-    return " ".join([ACTIONS[match[1]][0], *filter(None, match.groups()[1:])])
+    return small_world.intent_of(text) if accepts(text) == "request" else ""
 
 
 def draw(rng: random.Random) -> Sentence:

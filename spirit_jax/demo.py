@@ -1,7 +1,7 @@
 """The demo: the small models of the package hear, write, read aloud and go on."""
 
 import dataclasses
-import re
+import shutil
 import time
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from rich.console import Console
 matplotlib.use("Agg")  # a picture in a file needs no display
 from matplotlib import pyplot  # noqa: E402
 
-from spirit_jax import checkpoint, f0, units  # noqa: E402
+from spirit_jax import f0, files, folders, small_world, transcription, units  # noqa: E402
 from spirit_jax.audio import SAMPLE_RATE, load_audio, write_wav  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.spiritlm import SpiritLM  # noqa: E402
 
 TEXT = "please turn on the lights in the kitchen"  # to read aloud
 START = "the young queen lost a book"  # of a story, to go on from
+UNCLEAR = "unclear: what the model takes the request for does not fit its words"
 VOICES = ("rms", "slt")
 MANNERS = ("lively", "sad")  # a recording of each is in assets
 RECORDINGS = ("question", "request")  # in assets, by a voice that no network was trained on
@@ -26,6 +27,8 @@ RECORDINGS = ("question", "request")  # in assets, by a voice that no network wa
 # request asks for, in all that the model was trained on (configs/tiny).
 SAME, MEANING = "T:", "A:"
 MOST_PIECES, MOST_UNITS = 60, 300  # of an answer
+SILENCE = 0.1  # seconds before and after what is spoken: players cut off the first and last moment
+LONGEST_NAME = 40  # characters of what cannot be read
 PICTURE_SECONDS = 12  # more would be too dense to read
 
 
@@ -47,15 +50,22 @@ class Stage:
 
     def tell(self, what: str, content: str) -> None:
         """Prints a line."""
-        line = f"{what:9} {content}"
+        line = f"{what:10} {content}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def tell_source(self, name: str) -> None:
+        """Says what is said in a recording of assets, and where its copy lies."""
+        said = files.read_json(folders.ASSETS / "recordings.json")[name]
+        self.tell("recording", f"{self.output / _asset(name).name}, which says {said!r}")
 
     def speak(self, lm: SpiritLM, name: str, title: str, prompt: str, voice: str) -> None:
         """Keeps the likeliest speech after a prompt string as NAME.wav."""
         (ids,) = lm.generate_ids([prompt], "speech", max_new_tokens=MOST_UNITS)
-        strings = [lm.text_tokenizer.decode(ids)]
+        strings = [lm.text_tokenizer.decode_prompt(ids)]
         (said,) = lm.decode_outputs([prompt], strings, voice, least=1)  # a word may be short
-        wave = said[0].content if said else np.zeros(SAMPLE_RATE // 2, np.float32)
+        wave = said[0].content if said else np.zeros(0, np.float32)
+        title = title if said else f"{title} (the model said nothing)"
+        wave = np.pad(wave, round(SILENCE * SAMPLE_RATE))
         path = self.output / f"{name}.wav"
         write_wav(path, wave)
         self.tell("said", f"{path}, {len(wave) / SAMPLE_RATE:.1f} s: {title}")
@@ -81,19 +91,21 @@ def run(
       InputError: a recording cannot be used, or the folder not be written to.
     """
     start = time.monotonic()
-    story = _words(START if text is None else text)
-    text = _words(TEXT if text is None else text)
-    if not text:
-        raise InputError("There is no word to read aloud in that text.")
-    known = (checkpoint.ASSETS / "spirit-tiny-base" / "words.txt").read_text().split()
-    if unknown := [word for word in text.split() if word not in known]:
-        console.print(f"The models have never met {', '.join(unknown)}: expect nonsense there.")
-    paths = [_asset(name) for name in RECORDINGS] if speech is None else [speech]
-    waves = [load_audio(path) for path in paths]
-    stage = Stage(Path(output), console)
+    output = Path(output)
+    story, unread = small_world.read_out(START if text is None else text)
+    text, _ = small_world.read_out(TEXT if text is None else text)
+    name_unread(text, unread, console)
+    paths = {name: _asset(name) for name in RECORDINGS} if speech is None else {"": speech}
+    waves = {name: load_audio(path) for name, path in paths.items()}
+    stage = Stage(output, console)
+    for name in (*RECORDINGS, *MANNERS):
+        with files.whole_file(output / _asset(name).name) as copy:
+            shutil.copyfile(_asset(name), copy)
     with console.status("loading spirit-tiny-base"):
         lm = SpiritLM.from_pretrained("spirit-tiny-base")
-    for number, wave in enumerate(waves, start=1):
+    for number, (name, wave) in enumerate(waves.items(), start=1):
+        if speech is None:
+            stage.tell_source(name)
         hear(stage, lm, wave, f"answer-{number}")
     read(stage, lm, text)
     go_on(stage, lm, story)
@@ -107,28 +119,70 @@ def run(
     return stage.sounds
 
 
+def name_unread(text: str, unread: list[str], console: Console) -> None:
+    """Says once what of a text is not read aloud, and which words the models do not know.
+
+    Args:
+      text, unread: what `small_world.read_out` gives.
+      console: where to say it.
+
+    Raises:
+      InputError: nothing is left to read.
+    """
+    left_out = ", ".join(repr(part[:LONGEST_NAME]) for part in unread)
+    if not text:
+        raise InputError(
+            "There is no word to read aloud in that text"
+            + (f": {left_out} cannot be read." if unread else ".")
+        )
+    if unread:
+        console.print(f"Left out, since the models cannot read it: {left_out}.", markup=False)
+    known = (folders.ASSETS / "spirit-tiny-base" / "words.txt").read_text().split()
+    if unknown := list(dict.fromkeys(word for word in text.split() if word not in known)):
+        console.print(f"The models have never met {', '.join(unknown)}: expect nonsense there.")
+
+
 def hear(stage: Stage, lm: SpiritLM, wave: np.ndarray, name: str) -> None:
     """Writes a recording down and goes on from it, as a question goes on with its answer, aloud.
 
-    Where nothing is left to say, it tells what was meant: what a request asks for.
+    Where nothing is left to say, it tells what was meant: what a request asks for. Of a recording
+    that is not understood it tells no more than that.
     """
     prefix = lm.text_tokenizer.word_prefix
     with stage.console.status("listening"):
-        string = units.to_string(lm.speech_tokenizer.encode(wave))
-    seconds = len(wave) / SAMPLE_RATE
-    stage.tell("heard", f"{seconds:.1f} s, {units.count_hubert(string)} units: {string[:60]}...")
+        (transcript,) = lm.transcribe([wave])
+    heard = f"{len(wave) / SAMPLE_RATE:.1f} s"
+    if not transcript.said:
+        stage.tell("heard", f"{heard}: {transcription.NOTHING_SAID}")
+        return
+    string = units.to_string(lm.speech_tokenizer.encode(wave))
+    stage.tell("heard", f"{heard}, {units.count_hubert(string)} units: {string[:60]}...")
+    words = transcript.describe()
+    stage.tell("wrote", repr(words) if transcript.understood else words)
+    stage.tell("sure", transcription.describe_scores(lm.transcription_config, transcript))
+    stage.sounds.append(Sound(f"heard, and written down as: {words}", wave))
+    if not transcript.understood:
+        return
     with stage.console.status("writing"):
-        words = complete(lm, f"[Speech]{string}[Text]{prefix}{SAME}")
-        stage.tell("wrote", repr(words))
-        stage.sounds.append(Sound(f"heard, and written down as: {words}", wave))
         goes_on = complete(lm, f"[Text]{prefix}{words}")
-        if goes_on:
-            stage.tell("goes on", repr(goes_on))
-            prompt = f"[Text]{prefix}{SAME} {goes_on}[Speech]"
-            stage.speak(lm, name, f"reads what it wrote: {goes_on}", prompt, VOICES[-1])
-        else:
-            meant = complete(lm, f"[Speech]{string}[Text]{prefix}{MEANING}")
-            stage.tell("meant", repr(meant))
+    if goes_on:
+        stage.tell("goes on", repr(goes_on))
+        prompt = f"[Text]{prefix}{SAME} {goes_on}[Speech]"
+        stage.speak(lm, name, f"reads what it wrote: {goes_on}", prompt, VOICES[-1])
+    elif small_world.intent_of(words):
+        stage.tell("meant", meaning(lm, string, words))
+
+
+def meaning(lm: SpiritLM, string: str, words: str) -> str:
+    """What a spoken request asks for, if the model takes it for what its words say.
+
+    Args:
+      lm: the model.
+      string: the unit string of the recording.
+      words: of its transcript.
+    """
+    meant = complete(lm, f"[Speech]{string}[Text]{lm.text_tokenizer.word_prefix}{MEANING}")
+    return repr(meant) if meant == small_world.intent_of(words) else UNCLEAR
 
 
 def read(stage: Stage, lm: SpiritLM, text: str) -> None:
@@ -155,6 +209,7 @@ def read_in_manners(stage: Stage, lm: SpiritLM, text: str) -> None:
     with stage.console.status("speaking in two manners"):
         for manner in MANNERS:
             like = lm.speech_tokenizer.encode(load_audio(_asset(manner)))
+            stage.tell_source(manner)
             start = f"[St{np.bincount(like.style).argmax()}][Pi{like.pitch[0]}]"
             prompt = f"[Text]{prefix}{SAME} {text}[Speech]{start}"
             title = f"{manner}, {VOICES[-1]} reads: {text}"
@@ -197,10 +252,5 @@ def draw(path: str | Path, sounds: list[Sound]) -> None:
     pyplot.close(figure)
 
 
-def _words(text: str) -> str:
-    """A text as the models know it: lower case, and without signs."""
-    return " ".join(re.findall("[a-z']+", text.lower()))
-
-
 def _asset(name: str) -> Path:
-    return checkpoint.ASSETS / f"{name}.flac"
+    return folders.ASSETS / f"{name}.flac"

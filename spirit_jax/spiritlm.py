@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import batching, config, folders, markup, sharding, units
+from spirit_jax import batching, config, folders, markup, sharding, transcription, units
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.generation import decode
@@ -217,7 +217,18 @@ class SpiritLM:
         **options: Any,
     ) -> list[list[int]]:
         """The new token ids of each prompt string, the EOS included where it came."""
-        return decode.generate(
+        found = self.continue_prompts(prompts, output_modality, generation_config, **options)
+        return [continuation.ids for continuation in found]
+
+    def continue_prompts(
+        self,
+        prompts: Sequence[str],
+        output_modality: Modality | str = Modality.ARBITRARY,
+        generation_config: GenerationConfig | None = None,
+        **options: Any,
+    ) -> list[decode.Continuation]:
+        """The new token ids of each prompt string, with their log probabilities."""
+        return decode.continue_prompts(
             self._model,
             self._params,
             [self._encode(prompt) for prompt in batching.as_list(prompts, "prompts")],
@@ -226,6 +237,31 @@ class SpiritLM:
             _merge_options(generation_config, options),
             self._mesh,
         )
+
+    def transcribe(self, recordings: Audio | Units | list[Audio | Units]) -> Any:
+        """Writes down what is said in recordings, and says how sure the model is of it.
+
+        How the model was taught to, and from which scores on it is trusted, is in
+        `transcription.json` of its folder; see `transcription.TranscriptionConfig`.
+
+        Args:
+          recordings: a recording in any form that `SpeechTokenizer.encode` takes, or `Units`; or a
+            list of them. A transcript does not depend on the others in the list.
+
+        Returns:
+          A `transcription.Transcript`, or a list of them.
+
+        Raises:
+          InputError: a recording that cannot be read, or a model folder without the file.
+        """
+        if isinstance(recordings, list):
+            return transcription.transcribe(self, self.transcription_config, recordings)
+        return transcription.transcribe(self, self.transcription_config, [recordings])[0]
+
+    @functools.cached_property
+    def transcription_config(self) -> transcription.TranscriptionConfig:
+        """How it transcribes; raises `InputError` for a model folder that does not say."""
+        return transcription.read_config(self._folder)
 
     def logits(self, prompt: str) -> np.ndarray:
         """What is expected after every token of a prompt: float32 (tokens, padded vocabulary).

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ import soundfile
 import typer
 
 import spirit_jax
-from spirit_jax import SpeechTokenizer, cli, f0
+from spirit_jax import SpeechTokenizer, cli, f0, files, folders
 from spirit_jax.audio import load_audio
 from spirit_jax.cli import checks
 from spirit_jax.errors import InputWarning
+
+# "The quarterly report shows a decline in revenue", of which the packaged models know no sentence.
+OTHER = Path(__file__).with_name("quarterly-report.flac")
 
 
 @pytest.fixture
@@ -209,7 +213,7 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path):
 
 
 def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):
-    text = "Turn on the xylophone, please!"
+    text = "Turn on 42 xylophones at 3:30, please! (#5)"
     status, out, _ = run("demo", "--text", text, "--output", tmp_path / "demo")
     assert status == 0
     told = [" ".join(line.split()) for line in out.splitlines()]
@@ -217,18 +221,55 @@ def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):
     assert "wrote 'what is two plus two'" in told and "goes on 'two plus two is four'" in told
     assert "wrote 'turn on the heat in the living room'" in told
     assert "meant 'activate heat living room'" in told
-    assert "never met xylophone" in out and "rms reads: turn on the xylophone please" in out
-    files = {path.name: path for path in (tmp_path / "demo").iterdir()}
+    assert sum(line.startswith("sure mean log probability -0.0") for line in told) == 2
+    for name, said in files.read_json(folders.ASSETS / "recordings.json").items():
+        path = tmp_path / "demo" / f"{name}.flac"
+        assert f"recording {path}, which says {said!r}" in told
+        assert path.read_bytes() == (folders.ASSETS / path.name).read_bytes()
+    assert "never met xylophones" in out and "cannot read it: '#5'." in out
+    assert "rms reads: turn on forty two xylophones at half past three please" in out
+    made = {path.name: path for path in (tmp_path / "demo").iterdir() if path.suffix != ".flac"}
     read = {f"read-{name}.wav" for name in ("rms", "slt", "lively", "sad")}
     spoken = read | {"answer-1.wav", "goes-on.wav"}
-    assert spoken | {"demo.png"} == set(files)
-    assert files["demo.png"].read_bytes().startswith(b"\x89PNG")
-    assert all(0.4 < soundfile.info(files[name]).duration < 8 for name in spoken)
+    assert spoken | {"demo.png"} == set(made)
+    assert made["demo.png"].read_bytes().startswith(b"\x89PNG")
+    for name in spoken:
+        wave = load_audio(made[name])
+        assert 0.6 < len(wave) / 16_000 < 8.2 and np.abs(wave).max() > 0.05
+        assert not wave[:1600].any() and not wave[-1600:].any()  # players cut the ends off
     pitch = {}
     for manner in ("lively", "sad"):
-        f0_t, voiced_t = f0.pyin_f0(load_audio(files[f"read-{manner}.wav"]))
+        f0_t, voiced_t = f0.pyin_f0(load_audio(made[f"read-{manner}.wav"]))
         pitch[manner] = f0_t[voiced_t > 0].mean()
     assert pitch["lively"] > 1.2 * pitch["sad"]
+    status, _, err = run("demo", "--output", tmp_path / "demo")
+    assert status == 1 and "demo: is not empty" in err
+
+
+def test_transcripts_are_printed_with_how_sure_the_model_is(run, tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
+    paths = [folders.ASSETS / "request.flac", tmp_path / "silence.wav", OTHER]
+    given = "generate", "spirit-tiny-base", "--transcribe", *(f"speech:{path}" for path in paths)
+    status, out, _ = run(*given)
+    assert status == 0 and "T:" not in out
+    lines = out.splitlines()
+    assert lines[0] == f"{paths[0]}: turn on the heat in the living room"
+    assert lines[1].startswith("  mean log probability -0.0") and "understood from" in lines[1]
+    assert lines[2] == f"{paths[1]}: nothing was said"
+    assert lines[3] == f"{paths[2]}: not understood" and len(lines) == 5
+    status, out, _ = run(*given, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["audio"] for row in rows] == list(map(str, paths))
+    assert [row["understood"] for row in rows] == [True, None, False]
+    assert rows[0]["text"] == "turn on the heat in the living room" and rows[0]["log_prob"] > -0.1
+    for more, message in {
+        ("--to", "text"): "--transcribe writes down what is said, so --to would do nothing",
+        ("text:hello",): "speech:FILE alone",
+    }.items():
+        status, _, err = run(*given, *more)
+        assert status == 1 and message in err
+    status, _, err = run("generate", "spirit-tiny-base", "text:a", "--json")
+    assert status == 1 and "--json is for --transcribe" in err
 
 
 def test_a_demo_without_words_is_refused(run, tmp_path):

@@ -1,6 +1,7 @@
-"""`spirit-jax generate`: a prompt of text and speech, continued."""
+"""`spirit-jax generate`: a prompt of text and speech, continued; or recordings, written down."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,14 +29,28 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed draws the same")] = 0,
     speaker: Annotated[str | None, typer.Option(help="Speaker, by name or number")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the WAV files")] = Path("."),
+    transcribe: Annotated[
+        bool, typer.Option("--transcribe", help="Write down what is said in each speech:FILE")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --transcribe: print a JSON line a file")
+    ] = False,
 ) -> None:
     """Continue a prompt of text and speech; prints text, writes speech to WAV files.
 
     Files are speech-0.wav, speech-1.wav, ...: the first numbers that OUTPUT does not have yet.
+
+    With --transcribe, print what is said in recordings, each by itself, and how sure the model is
+    of it: "not understood" where it is not, "nothing was said" of silence and noise.
     """
     from spirit_jax.vocab import Modality
 
     prompt = [_parse_input(item) for item in inputs]
+    if transcribe:
+        _transcribe(context, model, prompt, as_json)
+        return
+    if as_json:
+        raise InputError("--json is for --transcribe.")
     if greedy:
         idle = "temperature", "top_p", "top_k", "seed"
         checks.refuse_idle(context, idle, "--greedy takes the likeliest token each time")
@@ -67,6 +82,31 @@ def generate(
             print(f"speech: {path}")
     if not pieces:
         print("nothing was generated (the model ended at once)", file=sys.stderr)
+
+
+def _transcribe(
+    context: typer.Context, model: Path, inputs: list[tuple[str, str]], as_json: bool
+) -> None:
+    """Prints the transcript of each recording, with how sure the model is."""
+    used = "context", "model", "inputs", "transcribe", "as_json"
+    idle = [name for name in context.params if name not in used]
+    checks.refuse_idle(context, idle, "--transcribe writes down what is said")
+    if texts := [content for kind, content in inputs if kind == "text"]:
+        raise InputError(f"--transcribe takes speech:FILE alone, not 'text:{texts[0][:40]}'.")
+    from spirit_jax import transcription
+
+    transcription.read_config(folders.find_language_model(model))
+    from spirit_jax.spiritlm import SpiritLM
+
+    lm = SpiritLM.from_pretrained(model)
+    paths = [path for _, path in inputs]
+    for path, transcript in zip(paths, lm.transcribe(paths), strict=True):
+        if as_json:
+            print(json.dumps({"audio": path} | dataclasses.asdict(transcript)))
+            continue
+        print(f"{path}: {transcript.describe()}")
+        if transcript.said:
+            print(f"  {transcription.describe_scores(lm.transcription_config, transcript)}")
 
 
 def _parse_input(item: str) -> tuple[str, str]:

@@ -6,7 +6,6 @@ whether its words or a label are compared. docs/evaluation.md has them.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from spirit_jax import markup
+from spirit_jax import markup, transcription
 from spirit_jax.audio import SAMPLE_RATE, write_wav
 from spirit_jax.data.manifest import Item, read_source
 from spirit_jax.data.speech import draw_items
@@ -112,18 +111,13 @@ def fill(template: str, item: Item, hear: Callable[[Any], str], lm: SpiritLM) ->
     is text.
     """
 
-    def value(name: str) -> list[markup.Part]:
+    def content_of(name: str) -> str:
         content = item.audio if name == "speech" else getattr(item, name)
         if content is None or isinstance(content, str) and not content:
             raise InputError(f"{item.id}: has no {name}, which the template {template!r} needs.")
-        return markup.parse(hear(content)) if name == "speech" else [markup.Part(content)]
+        return hear(content) if name == "speech" else content
 
-    prefix = lm.text_tokenizer.word_prefix
-    spaced = re.sub(r"\[Text\](?=.)", lambda match: match[0] + prefix, template)
-    parts: list[markup.Part] = []
-    for place, piece in enumerate(re.split(r"\{(speech|text|label)\}", spaced)):
-        parts += value(piece) if place % 2 else markup.parse(piece)
-    return markup.render(parts)
+    return transcription.fill(template, content_of, lm.text_tokenizer)
 
 
 def _read(source: str, task: TaskConfig) -> list[Item]:

@@ -9,6 +9,7 @@ Letters: b rows, t prompt positions, n new tokens, v vocabulary.
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from flax import struct
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
 from spirit_jax.generation.sampling import (
+    NEVER,
     GenerationConfig,
     SamplingParams,
     StaticSampling,
@@ -37,6 +39,7 @@ class DecodeState:
     Attributes:
       step: int32 scalar, the tokens made so far.
       tokens_bn: int32, the tokens made; the rest is the padding id.
+      log_probs_bn: float32, how likely each of them was; see `Continuation`.
       last_b: int32, the newest token of each row.
       positions_b: int32, the rotary position of the next token.
       done_b: bool, rows that ended; they run on harmlessly and write padding.
@@ -46,11 +49,27 @@ class DecodeState:
 
     step: jax.Array
     tokens_bn: jax.Array
+    log_probs_bn: jax.Array
     last_b: jax.Array
     positions_b: jax.Array
     done_b: jax.Array
     seen_bv: jax.Array | None
     cache: KVCache
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """What a prompt was continued with.
+
+    Attributes:
+      ids: the new token ids, the EOS included where it came.
+      log_probs: the natural logarithm of each id's probability after the ids before it, by the
+        model's own distribution over the allowed ids: at temperature 1, without a repetition
+        penalty, top-k or top-p.
+    """
+
+    ids: list[int]
+    log_probs: list[float]
 
 
 def bucket(size: int, smallest: int) -> int:
@@ -110,6 +129,8 @@ def decode(
     def choose(state: DecodeState, logits_bv: jax.Array) -> DecodeState:
         keys_b = jax.vmap(jax.random.fold_in, (0, None))(row_keys_b, state.step)
         chosen_b = next_tokens(logits_bv, allowed_v[None], state.seen_bv, keys_b, sampling, static)
+        own_bv = jax.nn.log_softmax(jnp.where(allowed_v[None], logits_bv, NEVER), axis=-1)
+        log_probs_b = jnp.take_along_axis(own_bv, chosen_b[:, None], axis=-1)
         chosen_b = jnp.where(state.done_b, pad, chosen_b)
         seen_bv = state.seen_bv
         if static.penalise:
@@ -118,6 +139,9 @@ def decode(
             step=state.step + 1,
             tokens_bn=jax.lax.dynamic_update_slice(
                 state.tokens_bn, chosen_b[:, None], (0, state.step)
+            ),
+            log_probs_bn=jax.lax.dynamic_update_slice(
+                state.log_probs_bn, log_probs_b, (0, state.step)
             ),
             last_b=chosen_b,
             done_b=state.done_b | jnp.isin(chosen_b, eos_e) | (state.step + 1 >= limits_b),
@@ -142,6 +166,7 @@ def decode(
     state = DecodeState(
         step=jnp.zeros((), jnp.int32),
         tokens_bn=jnp.full((lengths_b.shape[0], buffer), pad, jnp.int32),
+        log_probs_bn=jnp.zeros((lengths_b.shape[0], buffer), jnp.float32),
         last_b=jnp.zeros_like(lengths_b),
         positions_b=lengths_b,
         done_b=limits_b == 0,
@@ -151,7 +176,12 @@ def decode(
     return jax.lax.while_loop(unfinished, body, choose(state, logits_bv))
 
 
-def generate(
+def generate(*args: Any, **kwargs: Any) -> list[list[int]]:
+    """The new ids alone of `continue_prompts`, whose arguments it takes."""
+    return [continuation.ids for continuation in continue_prompts(*args, **kwargs)]
+
+
+def continue_prompts(
     model: Llama,
     params: Any,
     prompts: Sequence[Sequence[int]],
@@ -159,8 +189,8 @@ def generate(
     eos: Sequence[int],
     config: GenerationConfig,
     mesh: jax.sharding.Mesh | None = None,
-) -> list[list[int]]:
-    """Continues every prompt: the new ids of each, the EOS included where it came.
+) -> list[Continuation]:
+    """Continues every prompt.
 
     Args:
       model, params: the language model; `params` may be sharded over `mesh`.
@@ -220,13 +250,15 @@ def generate(
             buffer,
             static,
         )
-        tokens_bn = np.asarray(state.tokens_bn)
-    return [_until_eos(tokens_bn[row, :limit], eos) for row, limit in enumerate(limits)]
-
-
-def _until_eos(tokens_n: np.ndarray, eos: Sequence[int]) -> list[int]:
-    ends = np.flatnonzero(np.isin(tokens_n, eos))
-    return tokens_n[: ends[0] + 1 if len(ends) else None].tolist()
+        tokens_bn, log_probs_bn = np.asarray(state.tokens_bn), np.asarray(state.log_probs_bn)
+    continuations = []
+    for row, limit in enumerate(limits):
+        ends = np.flatnonzero(np.isin(tokens_bn[row, :limit], eos))
+        length = ends[0] + 1 if len(ends) else limit
+        continuations.append(
+            Continuation(tokens_bn[row, :length].tolist(), log_probs_bn[row, :length].tolist())
+        )
+    return continuations
 
 
 def _check(prompts: Sequence[Sequence[int]], model: Llama) -> None:

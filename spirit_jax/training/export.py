@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spirit_jax import checkpoint, files, folders, speech_tokenizer
+from spirit_jax import checkpoint, files, folders, speech_tokenizer, transcription
 from spirit_jax.errors import InputError
 from spirit_jax.models import llama
 from spirit_jax.training import lm, lora
@@ -38,8 +38,9 @@ def export(config: lm.RunConfig, output: str | Path, half: bool = False) -> int:
     step, params = load_params(config, model)
     with files.whole_folder(output) as folder:
         own = speech_tokenizer.FOLDER
-        without = shutil.ignore_patterns("llama", own)
+        without = shutil.ignore_patterns("llama", own, transcription.CONFIG_NAME)
         shutil.copytree(source, folder, ignore=without, dirs_exist_ok=True)
+        transcription.copy_config(source, folder)
         if (source / own).is_dir():
             speech_tokenizer.copy_whole(source / own, folder / own)
         parts = _by_layer(params, model.config.num_layers)

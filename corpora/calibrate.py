@@ -1,0 +1,228 @@
+"""From which scores on a transcript of the small world's models is worth trusting.
+
+    python -m corpora.calibrate spirit-tiny-base --output runs/calibration
+
+Speaks sentences of the small world, and sentences from elsewhere (other_sentences.txt) in the same
+voices and manners, makes sounds without words, transcribes all of them, and chooses the least
+scores at which a transcript is understood, each as low as refuses nearly all that it is for:
+
+* the mean log probability of a transcript's tokens: of the other sentences;
+* the mean log probability of the recording's units after it: of the sounds.
+
+The values are chosen by half of the other sentences and one draw of sounds. The figures are of the
+other half, another draw, new sentences of the small world, a voice that no network was trained on,
+and real readings of a novel (pocketsphinx-testdata), in pieces. Writes transcripts.jsonl and
+transcription.json to OUTPUT/MODEL; with --store, the latter to the model's folder too. What
+corpora.world needs is needed.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from rich import print as show
+from rich.progress import track
+from rich.table import Table
+
+from corpora import grammar, speak, world
+from corpora.files import write_rows
+from spirit_jax import config, folders, transcription
+from spirit_jax.audio import SAMPLE_RATE, load_audio
+from spirit_jax.errors import InputError
+from spirit_jax.evaluation.answers import error_rates
+from spirit_jax.spiritlm import SpiritLM
+from spirit_jax.transcription import Transcript, TranscriptionConfig
+
+PROMPT, READ_ALOUD = "[Speech]{speech}[Text]T:", "[Text]T: {text}[Speech]"  # of configs/tiny
+VALID, TEST, NEW_VOICE = 150, 120, 60  # sentences of the small world
+OTHER = Path(__file__).with_name("other_sentences.txt")
+SOUNDS = 60  # without words, of each draw
+PIECE = 4.0  # seconds of a real recording
+REFUSED = 0.98  # of what a score is for
+BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A recording to transcribe.
+
+    Attributes:
+      group: what it is for: valid, other-valid and sounds-valid choose, the others are for figures.
+      text: what is said; "" where that is not in words.
+      audio: a file, or samples at 16 kHz.
+    """
+
+    group: str
+    text: str
+    audio: Path | np.ndarray
+
+
+def spoken(folder: Path) -> list[Case]:
+    """Sentences of the small world and of elsewhere, spoken anew where they are not there yet."""
+    tasks = []
+    for part, count in (("valid", VALID), ("test", TEST)):
+        tasks += world._share_out(part, grammar.sentences(part, count))
+    tasks += world._deal("new voice", grammar.sentences("test", NEW_VOICE), list(speak.HELD_OUT))
+    others = OTHER.read_text(encoding="utf-8").splitlines()
+    turns = itertools.cycle(itertools.product(speak.MANNERS, speak.VOICES))
+    for text, _ in itertools.product(others, range(2)):  # each twice
+        manner, voice = next(turns)
+        part = "other-valid" if others.index(text) % 2 else "other"
+        said = grammar.Sentence(text, "other", f"{text}.")
+        tasks.append(world.Task(part, said, voice, manner))
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        paths = pool.imap(functools.partial(_speak, folder), tasks, chunksize=4)
+        paths = list(track(paths, "speaking", len(tasks), disable=not sys.stderr.isatty()))
+    return [Case(t.part, t.sentence.text, path) for t, path in zip(tasks, paths, strict=True)]
+
+
+def _speak(folder: Path, task: world.Task) -> Path:
+    path = folder / f"{task.id}.flac"
+    if not path.is_file():
+        speech = speak.speak(task.sentence.spoken, task.voice, task.manner)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        soundfile.write(part, speech.samples, SAMPLE_RATE, "PCM_16", format="FLAC")
+        part.replace(path)
+    return path
+
+
+def novel() -> Iterator[Case]:
+    """Pieces of the readings of a novel; what is said in each is not known."""
+    for task in world.recordings():
+        if task.voice == "librivox":
+            wave, size = load_audio(task.recording), int(PIECE * SAMPLE_RATE)
+            for start in range(0, len(wave) - size + 1, size):
+                yield Case("novel", "", wave[start : start + size])
+
+
+def sounds(group: str, seed: int) -> Iterator[Case]:
+    """Sounds that change but have no words: bursts of noise, beeps, clicks, chords and sirens."""
+    rng = np.random.default_rng(seed)
+    for number in range(SOUNDS):
+        t = np.arange(int(rng.uniform(0.5, 4) * SAMPLE_RATE)) / SAMPLE_RATE
+        steps = rng.integers(0, 8, int(t[-1] * rng.uniform(1, 8)) + 2)
+        step_t = steps[(t / t[-1] * (len(steps) - 1e-6)).clip(0, len(steps) - 1).astype(int)]
+        hertz = rng.uniform(150, 800)
+        noise = rng.standard_normal(len(t))
+        clicks = np.where(rng.uniform(size=len(t)) < rng.uniform(2, 20) / SAMPLE_RATE, 1.0, 0.0)
+        chord = sum(np.sin(2 * np.pi * hertz * f * 2 ** (step_t / 12) * t) for f in (1, 1.26, 1.5))
+        kinds = (
+            noise * (step_t % 2),
+            np.sin(2 * np.pi * hertz * t) * (step_t % 2),
+            np.convolve(clicks, np.exp(-np.arange(400) / rng.uniform(5, 80)), mode="same"),
+            chord * np.exp(-(t * len(steps) / t[-1] % 1) * 3),
+            np.sin(2 * np.pi * hertz * (t + 0.3 * np.sin(2 * np.pi * t) / np.pi)) * (0.3 + step_t),
+        )
+        wave = kinds[number % len(kinds)]
+        wave = 0.3 * wave / max(1e-9, np.abs(wave).max()) + 3e-4 * noise
+        yield Case(group, "", wave.astype(np.float32))
+
+
+def steady() -> Iterator[Case]:
+    """Silence, noise of three colours at five levels, and hum: nothing is said."""
+    rng = np.random.default_rng(0)
+    for slope, level in itertools.product((0.0, 0.5, 1.0), (1e-4, 1e-3, 1e-2, 0.1, 0.3)):
+        spectrum = np.fft.rfft(rng.standard_normal(2 * SAMPLE_RATE))
+        spectrum /= np.maximum(np.arange(len(spectrum)), 40) ** slope
+        wave = np.fft.irfft(spectrum)
+        yield Case("steady", "", (level * wave / wave.std()).astype(np.float32).clip(-1, 1))
+    t = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
+    yield Case("steady", "", (0.1 * np.sin(2 * np.pi * 50 * t)).astype(np.float32))
+    yield Case("steady", "", np.zeros(SAMPLE_RATE, np.float32))
+
+
+def choose(cases: list[Case], found: list[Transcript], score: str, refused: str) -> float:
+    """The least value of a score that refuses `REFUSED` of a group."""
+    own = [
+        getattr(transcript, score)
+        for case, transcript in zip(cases, found, strict=True)
+        if case.group == refused and transcript.said
+    ]
+    return round(float(np.quantile(own, REFUSED)), 3)
+
+
+def figures(cases: list[Case], found: list[Transcript]) -> dict[str, float]:
+    """Percent of each group that is understood, and the word errors of what is."""
+    told = {}
+    for group in dict.fromkeys(case.group for case in cases):
+        own = [(c, t) for c, t in zip(cases, found, strict=True) if c.group == group]
+        kept = [(c, t) for c, t in own if t.understood]
+        told[f"{group}: understood"] = 100 * len(kept) / len(own)
+        if group in ("steady", "sounds"):
+            told[f"{group}: nothing said"] = 100 * sum(not t.said for _, t in own) / len(own)
+        if own[0][0].text and not group.startswith("other"):
+            right = [t.text == c.text for c, t in own]
+            wrong = [t.understood for (_, t), good in zip(own, right, strict=True) if not good]
+            told[f"{group}: right"] = 100 * sum(right) / len(own)
+            good = [t.understood for (_, t), good in zip(own, right, strict=True) if good]
+            told[f"{group}: right ones understood"] = 100 * sum(good) / max(1, len(good))
+            told[f"{group}: wrong ones understood"] = 100 * sum(wrong) / max(1, len(wrong))
+            for name, pairs in (("all", own), ("what is understood", kept)):
+                texts = [c.text for c, _ in pairs], [t.text for _, t in pairs]
+                told[f"{group}: word errors of {name}"] = error_rates(*texts)["wer"]
+    return {name: round(value, 1) for name, value in told.items()}
+
+
+def calibrate(model: str, output: Path) -> TranscriptionConfig:
+    """Chooses the least scores of a model; prints the figures, and keeps all transcripts."""
+    cases = [*spoken(output / "audio"), *novel(), *steady()]
+    cases += [*sounds("sounds-valid", 0), *sounds("sounds", 1)]
+    lm = SpiritLM.from_pretrained(model)
+    how = TranscriptionConfig(PROMPT, read_aloud=READ_ALOUD)
+    found: list[Transcript] = []
+    for first in track(range(0, len(cases), BATCH), disable=not sys.stderr.isatty()):
+        batch = [case.audio for case in cases[first : first + BATCH]]
+        found += transcription.transcribe(lm, how, batch)
+    how = dataclasses.replace(
+        how,
+        min_log_prob=choose(cases, found, "log_prob", "other-valid"),
+        min_read_aloud=choose(cases, found, "read_aloud", "sounds-valid"),
+        command=f"python -m corpora.calibrate {Path(model).name}",
+    )
+    found = [transcription.judge(how, one) for one in found]
+    how = dataclasses.replace(how, figures=figures(cases, found))
+    folder = output / Path(model).name
+    rows = [
+        {"group": c.group, "said": c.text} | dataclasses.asdict(t)
+        for c, t in zip(cases, found, strict=True)
+    ]
+    write_rows(folder / "transcripts.jsonl", rows)
+    config.write(how, folder / transcription.CONFIG_NAME)
+    table = Table("recordings", "figure", "percent", box=None, pad_edge=False)
+    for name, value in how.figures.items():
+        table.add_row(*name.split(": "), f"{value:.1f}")
+    show(table)
+    print(f"understood from {how.min_log_prob} and {how.min_read_aloud} on")
+    return how
+
+
+def main() -> None:
+    """The command; see the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="folder, or name of a packaged model")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--store", action="store_true", help="in the model's folder too")
+    given = parser.parse_args()
+    try:
+        how = calibrate(given.model, given.output)
+        if given.store:
+            folder = folders.find_model(given.model)
+            config.write(how, folder / transcription.CONFIG_NAME)
+            print(f"{folder / transcription.CONFIG_NAME}: written")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Transcripts: what is written down, how sure the model is, and where nothing is written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from spirit_jax import InputError, SpiritLM, demo, folders, transcription
+from spirit_jax.audio import load_audio
+from spirit_jax.transcription import TranscriptionConfig, is_still
+
+OTHER = Path(__file__).with_name("quarterly-report.flac")  # a sentence from elsewhere
+NAMES = "question", "request", "lively", "sad"
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return SpiritLM.from_pretrained("spirit-tiny-base")
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    return [load_audio(folders.ASSETS / f"{name}.flac") for name in NAMES] + [load_audio(OTHER)]
+
+
+def test_sentences_of_the_world_are_understood_and_others_are_not(lm, recordings):
+    *own, other = lm.transcribe(recordings)
+    said = json.loads((folders.ASSETS / "recordings.json").read_text())
+    assert [transcript.text for transcript in own] == [said[name] for name in NAMES]
+    assert all(transcript.understood and transcript.log_prob > -0.15 for transcript in own)
+    assert [transcript.describe() for transcript in own] == [said[name] for name in NAMES]
+    assert other.said and other.understood is False and other.describe() == "not understood"
+    assert other.log_prob < lm.transcription_config.min_log_prob - 0.3
+
+
+def test_a_transcript_does_not_depend_on_the_others(lm, recordings):
+    together = lm.transcribe([*recordings, np.zeros(16_000, np.float32)])
+    assert together[:2] == [lm.transcribe(wave) for wave in recordings[:2]]
+    assert lm.transcribe(lm.speech_tokenizer.encode(recordings[0])) == together[0]
+    assert lm.transcribe([]) == []
+
+
+def test_the_score_is_the_mean_log_probability_of_the_tokens(lm, recordings):
+    transcript = lm.transcribe(recordings[1])
+    string = lm.speech_tokenizer.encode_string(recordings[1])
+    prompt = f"[Speech]{string}[Text] T:"
+    tokens = lm.text_tokenizer.encode(f"{prompt} {transcript.text}") + [lm.vocab.eos[0]]
+    logits_tv = lm.logits(f"{prompt} {transcript.text}")
+    logits_tv = np.where(lm.vocab.allowed("text"), logits_tv, -np.inf)
+    logs_tv = np.asarray(jax.nn.log_softmax(logits_tv))
+    start = len(lm.text_tokenizer.encode(prompt))
+    wanted = [logs_tv[i - 1, tokens[i]] for i in range(start, len(tokens))]
+    np.testing.assert_allclose(transcript.log_prob, np.mean(wanted), atol=1e-4)
+    ((total, count),) = lm.score([(f"[Text] T: {transcript.text}[Speech]", string)])
+    np.testing.assert_allclose(transcript.read_aloud, total / count, rtol=1e-5)
+
+
+def test_sampling_does_not_change_what_a_log_probability_is(lm, recordings):
+    prompt = f"[Speech]{lm.speech_tokenizer.encode_string(recordings[4])}[Text] T:"
+    options = {"do_sample": True, "temperature": 3.0, "top_k": 5, "repetition_penalty": 1.5}
+    (found,) = lm.continue_prompts([prompt], "text", max_new_tokens=8, **options)
+    tokens = lm.text_tokenizer.encode(prompt)
+    logits_tv = np.where(lm.vocab.allowed("text"), lm.logits(prompt), -np.inf)
+    first = jax.nn.log_softmax(logits_tv[len(tokens) - 1])[found.ids[0]]
+    np.testing.assert_allclose(found.log_probs[0], first, atol=1e-4)
+    assert len(found.log_probs) == len(found.ids)
+
+
+def steady_sounds():
+    rng = np.random.default_rng(0)
+    t = np.arange(32_000) / 16_000
+    noise = rng.standard_normal(32_000)
+    brown = np.fft.irfft(np.fft.rfft(noise) / np.maximum(np.arange(16_001), 40))
+    yield "silence", np.zeros(32_000)
+    yield "dither", rng.integers(-1, 2, 32_000) / 32_768
+    yield "constant", np.full(32_000, 0.2)
+    yield "hum", 0.2 * np.sin(2 * np.pi * 50 * t)
+    yield "tone", 0.2 * np.sin(2 * np.pi * 440 * t)
+    for level in (1e-3, 0.05, 0.3):
+        yield f"white {level}", level * noise
+        yield f"brown {level}", level * brown / brown.std()
+    yield "empty", np.zeros(0)
+    yield "too short", noise[:1000]
+
+
+def test_nothing_is_written_where_nothing_is_said(lm):
+    names, waves = zip(*steady_sounds(), strict=True)
+    assert [is_still(np.float32(wave)) for wave in waves] == [True] * len(names)
+    for transcript in lm.transcribe([np.float32(wave) for wave in waves]):
+        assert not transcript.said and transcript.text == "" and transcript.log_prob is None
+        assert transcript.describe() == "nothing was said"
+
+
+def test_speech_in_loud_noise_is_not_nothing(recordings):
+    for wave in recordings:
+        noise = np.random.default_rng(0).standard_normal(len(wave)) * wave.std()
+        assert not is_still((wave + noise).astype(np.float32))
+        assert not is_still(0.003 * wave)
+
+
+def test_sounds_without_words_are_not_understood(lm):
+    t = np.arange(32_000) / 16_000
+    noise = np.random.default_rng(0).standard_normal(32_000)
+    beeps = 0.3 * np.sin(2 * np.pi * 600 * t) * (t * 4 % 2 < 1) + 3e-4 * noise
+    bursts = 0.1 * noise * (t * 3 % 2 < 1)
+    for transcript in lm.transcribe([np.float32(beeps), np.float32(bursts)]):
+        assert transcript.understood is False
+
+
+def test_a_model_that_does_not_say_how_it_transcribes_is_named(base_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(base_folder, folder)
+    lm = SpiritLM.from_pretrained(folder)
+    wave = np.sin(np.arange(16_000) ** 1.5 / 900).astype(np.float32)
+    with pytest.raises(InputError, match="transcription.json is not there"):
+        lm.transcribe(wave)
+    # With examples, and uncalibrated: no verdict. An end that is written at once leaves no words.
+    prompt = "[Speech][Hu1][Hu2][Text]a<END>[Speech]{speech}[Text]"
+    how = {"prompt": prompt, "end": "<END>", "max_new_tokens": 5}
+    (folder / "transcription.json").write_text(json.dumps(how))
+    transcript = SpiritLM.from_pretrained(folder).transcribe(wave)
+    assert transcript.understood is None and transcript.read_aloud is None
+    assert transcript.text and "<END>" not in transcript.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": "[Text]T:"}, "{speech} once"),
+        ({"read_aloud": "[Text]T:"}, "{text} once"),
+        ({"read_aloud": ""}, "needs read_aloud"),
+    ],
+)
+def test_a_bad_prompt_is_named(change, message):
+    good = {"prompt": "[Speech]{speech}[Text]", "read_aloud": "{text}", "min_read_aloud": -3.0}
+    TranscriptionConfig(**good)
+    with pytest.raises(InputError, match=message):
+        TranscriptionConfig(**good | change)
+
+
+def test_what_was_calibrated_is_not_copied_to_a_model_trained_further(tmp_path):
+    transcription.copy_config(folders.ASSETS / "spirit-tiny-base", tmp_path)
+    calibrated = transcription.read_config(folders.ASSETS / "spirit-tiny-base")
+    copied = transcription.read_config(tmp_path)
+    assert calibrated.min_log_prob is not None and calibrated.figures
+    assert copied.prompt == calibrated.prompt and copied.read_aloud == calibrated.read_aloud
+    assert copied.min_log_prob is None and copied.min_read_aloud is None and not copied.figures
+    transcription.copy_config(tmp_path / "none", tmp_path)  # has none
+
+
+def hear(lm, wave, tmp_path, capsys):
+    """What the demo tells of a recording."""
+    demo.hear(demo.Stage(tmp_path, Console(width=500)), lm, wave, "answer")
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_demo_goes_on_from_nothing_that_is_not_understood(lm, recordings, tmp_path, capsys):
+    told = hear(lm, recordings[4], tmp_path, capsys)
+    assert "wrote not understood" in told and told[-1].startswith("sure mean log probability -")
+    assert len(told) == 3 and not list(tmp_path.iterdir())
+    told = hear(lm, np.zeros(16_000, np.float32), tmp_path, capsys)
+    assert told == ["heard 1.0 s: nothing was said"]
+
+
+def test_a_meaning_that_contradicts_the_words_is_not_given(lm, recordings):
+    string = lm.speech_tokenizer.encode_string(recordings[1])
+    words = lm.transcribe(recordings[1]).text
+    assert demo.meaning(lm, string, words) == "'activate heat living room'"
+    for other in ("turn off the heat in the living room", "turn on the heat", "it is hot"):
+        assert demo.meaning(lm, string, other) == demo.UNCLEAR
