@@ -68,8 +68,8 @@ def spoken(folder: Path) -> list[Case]:
     """Sentences of the small world and of elsewhere, spoken anew where they are not there yet."""
     tasks = []
     for part, count in (("valid", VALID), ("test", TEST)):
-        tasks += world._share_out(part, grammar.sentences(part, count))
-    tasks += world._deal("new voice", grammar.sentences("test", NEW_VOICE), list(speak.HELD_OUT))
+        tasks += world.share_out(part, grammar.sentences(part, count))
+    tasks += world.deal("new voice", grammar.sentences("test", NEW_VOICE), list(speak.HELD_OUT))
     others = OTHER.read_text(encoding="utf-8").splitlines()
     turns = itertools.cycle(itertools.product(speak.MANNERS, speak.VOICES))
     for text, _ in itertools.product(others, range(2)):  # each twice

@@ -92,27 +92,27 @@ def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
     train = grammar.sentences("train", utterances + size(MORE))
     train, more = train[:utterances], train[utterances:]
     valid = grammar.sentences("valid", size(VALID))
-    tasks = _share_out("valid", valid)
+    tasks = share_out("valid", valid)
     for number, sentence in enumerate(shared):
         for place, voice in enumerate(speak.FLITE):
             if (number + place) % len(speak.FLITE):  # each by two voices
                 tasks += [Task("test", sentence, voice, manner) for manner in speak.MANNERS]
-    tasks += _deal("test", others, list(speak.ESPEAK))
-    tasks += _deal("test-voice", shared[: size(HELD_OUT)], list(speak.HELD_OUT))
+    tasks += deal("test", others, list(speak.ESPEAK))
+    tasks += deal("test-voice", shared[: size(HELD_OUT)], list(speak.HELD_OUT))
     said = {sentence.text: sentence for sentence in [*train, *valid, *prompts]}
     tasks += [Task("reference", sentence, REFERENCE, "neutral") for sentence in said.values()]
     few = [sentence for sentence in [*train, *more] if sentence.kind in FEW]
     for seed in range(2):
         more += random.Random(seed).sample(few, len(few))
-    tasks += _share_out("train", train)
+    tasks += share_out("train", train)
     taken = {task.id for task in tasks if task.part == "train"}
     known = {sentence.text: sentence for sentence in [*train, *more]}.values()
     requests = [sentence for sentence in known if sentence.intent]
     asked = [Sentence(s.question, s.kind, f"{s.question}?") for s in known if s.question]
-    again = _share_out("more", more)
+    again = share_out("more", more)
     for part, own in (("requests", requests), ("asked", asked)):
         rounds = [random.Random(seed).sample(own, len(own)) for seed in range(AGAIN)]
-        again += _share_out(part, [*itertools.chain(*rounds)])
+        again += share_out(part, [*itertools.chain(*rounds)])
     for task in again:
         if task.id not in taken:
             tasks.append(task)
@@ -120,14 +120,14 @@ def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
     return tasks
 
 
-def _share_out(part: str, sentences: list[Sentence]) -> list[Task]:
+def share_out(part: str, sentences: list[Sentence]) -> list[Task]:
     """Two thirds to flite's voices, the rest to espeak-ng's."""
     rest = sentences[2::3]
     own = [sentence for number, sentence in enumerate(sentences) if number % 3 < 2]
-    return _deal(part, own, list(speak.FLITE)) + _deal(part, rest, list(speak.ESPEAK))
+    return deal(part, own, list(speak.FLITE)) + deal(part, rest, list(speak.ESPEAK))
 
 
-def _deal(part: str, sentences: list[Sentence], voices: list[str]) -> list[Task]:
+def deal(part: str, sentences: list[Sentence], voices: list[str]) -> list[Task]:
     """To voices and manners in turn."""
     turns = itertools.cycle(itertools.product(speak.MANNERS, voices))
     return [Task(part, s, voice, manner) for s, (manner, voice) in zip(sentences, turns)]  # noqa: B905

@@ -120,6 +120,11 @@ class SpiritLM:
             )
         return self._speech_tokenizer
 
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of a prompt and its continuation together."""
+        return self._model.config.max_positions
+
     def build_prompt(
         self, inputs: Sequence[Input], output_modality: Modality | str = Modality.ARBITRARY
     ) -> str:

@@ -10,6 +10,7 @@ at which the packaged models are worth trusting:
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -68,6 +69,12 @@ class TranscriptionConfig:
             raise InputError("The prompt of a transcription has {speech} once.")
         if self.read_aloud and self.read_aloud.count("{text}") != 1:
             raise InputError("The prompt of reading aloud has {text} once.")
+        for name in ("min_log_prob", "min_read_aloud"):
+            least = getattr(self, name)
+            if least is not None and not -math.inf < least <= 0:
+                raise InputError(f"{name} is {least}; a log probability is 0 or less, and finite.")
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
         if self.min_read_aloud is not None and not self.read_aloud:
             raise InputError("min_read_aloud needs read_aloud, the prompt of reading aloud.")
 
@@ -160,8 +167,16 @@ def transcribe(
         i: fill(how.prompt, {"speech": string}.__getitem__, lm.text_tokenizer)
         for i, string in strings.items()
     }
+    sizes = {i: len(ids) for i, ids in _encoded(lm, prompts)}
+    for i, size in sizes.items():
+        if size + how.max_new_tokens > lm.max_tokens:
+            name = recordings[i] if isinstance(recordings[i], str | Path) else f"recording {i}"
+            raise InputError(
+                f"{name}: is too long to transcribe: {size} tokens and {how.max_new_tokens} of the "
+                f"transcript, and the model has room for {lm.max_tokens}; cut it into pieces."
+            )
     written: dict[int, tuple[str, float]] = {}
-    for rows in _groups({i: len(prompt) for i, prompt in _encoded(lm, prompts)}, ROWS, 16):
+    for rows in _groups(sizes, ROWS, 16):
         # The first again where a row is free: it ends when that does.
         own = [prompts[i] for i in rows] + [prompts[rows[0]]] * (ROWS - len(rows))
         given = lm.continue_prompts(own, "text", max_new_tokens=how.max_new_tokens)

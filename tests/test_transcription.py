@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from spirit_jax import InputError, SpiritLM, demo, folders, transcription
+from spirit_jax import InputError, SpiritLM, Units, demo, folders, transcription
 from spirit_jax.audio import load_audio
 from spirit_jax.transcription import TranscriptionConfig, is_still
 
@@ -111,6 +111,12 @@ def test_sounds_without_words_are_not_understood(lm):
         assert transcript.understood is False
 
 
+def test_a_recording_that_is_too_long_is_named(lm):
+    units = Units(np.arange(4000) % 100)
+    with pytest.raises(InputError, match="recording 1: is too long to transcribe: 40"):
+        lm.transcribe([Units([1, 2, 3]), units])
+
+
 def test_a_model_that_does_not_say_how_it_transcribes_is_named(base_folder, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(base_folder, folder)
@@ -133,6 +139,9 @@ def test_a_model_that_does_not_say_how_it_transcribes_is_named(base_folder, tmp_
         ({"prompt": "[Text]T:"}, "{speech} once"),
         ({"read_aloud": "[Text]T:"}, "{text} once"),
         ({"read_aloud": ""}, "needs read_aloud"),
+        ({"min_read_aloud": float("nan")}, "min_read_aloud is nan"),
+        ({"min_log_prob": 0.5}, "min_log_prob is 0.5"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     ],
 )
 def test_a_bad_prompt_is_named(change, message):
