@@ -78,6 +78,11 @@ class TranscriptionConfig:
         if self.min_read_aloud is not None and not self.read_aloud:
             raise InputError("min_read_aloud needs read_aloud, the prompt of reading aloud.")
 
+    @property
+    def flag(self) -> str:
+        """What a transcript begins with in training, such as "T:"; it is no part of the words."""
+        return self.prompt.rpartition("[Text]")[2].strip()
+
 
 @dataclasses.dataclass(frozen=True)
 class Transcript:
@@ -132,6 +137,14 @@ def read_config(folder: str | Path) -> TranscriptionConfig:
             "one, or give a prompt with examples (docs/evaluation.md has both)."
         )
     return config.read(TranscriptionConfig, path)
+
+
+def drop_flag(folder: str | Path, text: str) -> str:
+    """A generated text without the flag by which the model of a folder marks a transcript."""
+    if not (Path(folder) / CONFIG_NAME).is_file():
+        return text
+    flag, words = read_config(folder).flag, text.lstrip()
+    return words.removeprefix(flag).lstrip() if flag and words.startswith(flag) else text
 
 
 def copy_config(source: str | Path, output: str | Path) -> None:

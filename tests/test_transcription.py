@@ -111,6 +111,15 @@ def test_sounds_without_words_are_not_understood(lm):
         assert transcript.understood is False
 
 
+def test_the_flag_of_a_transcript_is_no_part_of_a_text(tmp_path):
+    folder = folders.ASSETS / "spirit-tiny-base"
+    assert transcription.read_config(folder).flag == "T:"
+    assert transcription.drop_flag(folder, " T: it is hot") == "it is hot"
+    assert transcription.drop_flag(folder, " T is a letter") == " T is a letter"
+    assert transcription.drop_flag(tmp_path, " T: it is hot") == " T: it is hot"
+    assert TranscriptionConfig("[Text]T: a[Speech]{speech}[Text]").flag == ""
+
+
 def test_a_recording_that_is_too_long_is_named(lm):
     units = Units(np.arange(4000) % 100)
     with pytest.raises(InputError, match="recording 1: is too long to transcribe: 40"):

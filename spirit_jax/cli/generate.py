@@ -64,9 +64,10 @@ def generate(
         seed=seed,
         **sampling,
     )
-    folders.find_language_model(model)
+    folder = folders.find_language_model(model)
     checks.output_folder(output)
     from spirit_jax import audio as audio_lib
+    from spirit_jax import transcription
     from spirit_jax.spiritlm import SpiritLM
 
     lm = SpiritLM.from_pretrained(model)
@@ -75,7 +76,7 @@ def generate(
     )
     for piece in pieces:
         if piece.content_type == "text":
-            print(f"text: {piece.content}")
+            print(f"text: {transcription.drop_flag(folder, piece.content)}")
         else:
             path = checks.free_name(output, "speech", ".wav")
             audio_lib.write_wav(path, piece.content)
