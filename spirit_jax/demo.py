@@ -239,7 +239,8 @@ def draw(path: str | Path, sounds: list[Sound]) -> None:
     )
     for axis, sound in zip(axes[:, 0], sounds, strict=True):
         wave = sound.wave[: PICTURE_SECONDS * SAMPLE_RATE]
-        axis.specgram(wave + 1e-6, NFFT=512, noverlap=384, Fs=SAMPLE_RATE, vmin=-130, vmax=-30)
+        noise = 1e-6 * np.random.default_rng(0).standard_normal(len(wave))  # silence has no dB
+        axis.specgram(wave + noise, NFFT=512, noverlap=384, Fs=SAMPLE_RATE, vmin=-130, vmax=-30)
         axis.set(ylabel="Hz", ylim=(0, 6000))
         axis.set_title(sound.title, fontsize=9, loc="left")
         f0_t, voiced_t = f0.pyin_f0(wave)

@@ -212,6 +212,7 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path):
         assert status == 1 and "or --start alone" in err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):
     text = "Turn on 42 xylophones at 3:30, please! (#5)"
     status, out, _ = run("demo", "--text", text, "--output", tmp_path / "demo")
