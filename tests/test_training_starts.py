@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,17 @@ from spirit_jax import InputError, SpiritLM, checkpoint, config
 from spirit_jax.data.pipeline import Stream
 from spirit_jax.models import llama
 from spirit_jax.text import load_text_tokenizer
-from spirit_jax.training.configs import MeshConfig
+from spirit_jax.training import lora
+from spirit_jax.training.configs import LoraConfig, MeshConfig
 from spirit_jax.training.export import export
 from spirit_jax.training.lm import RunConfig
-from spirit_jax.training.lora import LoraConfig
 from spirit_jax.training.step import Objective, StepConfig
 from spirit_jax.vocab import Vocab
 
 LORA = LoraConfig(rank=2, alpha=8.0)
+needs_qwix = pytest.mark.skipif(
+    metadata.version("qwix") < "0.1.8", reason="LoRA needs qwix 0.1.8, whose flax is newer"
+)
 
 
 def read_params(folder):
@@ -61,6 +65,7 @@ def test_a_run_without_a_checkpoint_cannot_be_exported(make_config, tmp_path):
     assert not list(tmp_path.glob("model*"))
 
 
+@needs_qwix
 def test_lora_begins_as_the_model_was_and_learns_its_products_and_new_rows(make_config, tmp_path):
     plain = run(make_config("plain"), stop_after=1)
     settings = make_config("lora", lora=LORA)
@@ -87,6 +92,7 @@ def test_lora_begins_as_the_model_was_and_learns_its_products_and_new_rows(make_
             np.testing.assert_array_equal(new, old)
 
 
+@needs_qwix
 def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
     settings = make_config("lora", lora=LORA)
     run(settings, stop_after=5)
@@ -113,6 +119,7 @@ def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
 
 
 @pytest.mark.slow
+@needs_qwix
 def test_lora_stopped_equals_unstopped(make_config):
     whole = run(make_config("whole", lora=LORA))
     run(make_config("stopped", lora=LORA), stop_after=4)
@@ -121,6 +128,7 @@ def test_lora_stopped_equals_unstopped(make_config):
 
 
 @pytest.mark.slow
+@needs_qwix
 def test_lora_on_a_mesh_is_the_same(make_config):
     whole = run(make_config("whole", lora=LORA))
     mesh = MeshConfig(fsdp=4, tensor=2)
@@ -224,3 +232,9 @@ def test_settings_that_cannot_be_are_named(make_config):
     with pytest.raises(InputError, match="no layer 'w'"):
         LoraConfig(rank=1, layers=("w",))
     assert RunConfig(run_dir="a", model="b").steps == 100
+
+
+def test_a_qwix_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(lora.metadata, "version", lambda name: "0.1.2")
+    with pytest.raises(InputError, match="LoRA needs qwix 0.1.8, and 0.1.2 is installed"):
+        lora.add_to(llama.Llama(llama.LlamaConfig()), LORA)

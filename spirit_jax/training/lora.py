@@ -5,6 +5,7 @@ rows of new tokens (markers and units) in the embedding and the head are learnt 
 is nothing in them to adapt.
 """
 
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -13,18 +14,31 @@ import optax
 import qwix
 from flax import linen as nn
 
+from spirit_jax.errors import InputError
 from spirit_jax.models import llama
 from spirit_jax.training.configs import LoraConfig
 from spirit_jax.training.step import partition
 from spirit_jax.vocab import Vocab
 
+QWIX = 0, 1, 8  # older ones cannot adapt products of arrays of three axes
 A, B = "_lora_a", "_lora_b"  # what qwix adds to a matrix's name
 
 
 def add_to(model: llama.Llama, config: LoraConfig) -> llama.Llama:
-    """The model with the products beside its matrices; as it is for rank 0."""
+    """The model with the products beside its matrices; as it is for rank 0.
+
+    Raises:
+      InputError: the installed qwix is too old.
+    """
     if not config.rank:
         return model
+    installed = metadata.version("qwix")
+    if tuple(int(part) for part in installed.split(".")[:3]) < QWIX:
+        needed = ".".join(map(str, QWIX))
+        raise InputError(
+            f"LoRA needs qwix {needed}, and {installed} is installed: "
+            f"pip install --no-deps qwix=={needed}."
+        )
     provider = qwix.LoraProvider(
         module_path=f".*/({'|'.join(config.layers)})", rank=config.rank, alpha=config.alpha
     )
