@@ -111,7 +111,6 @@ class DataConfig:
 
     def __post_init__(self):
         limits.check_numbers(self, seed=limits.SEED)
-        limits.check_numbers(self, seed=limits.SEED)
         if min(self.seq_len - 1, self.batch_rows, self.shards, self.packing_bins) < 1:
             raise InputError("seq_len must be 2 or more; batch_rows, shards, packing_bins 1.")
         if self.batch_rows % self.shards and self.shards % self.batch_rows:
@@ -138,7 +137,6 @@ class SpeechDataConfig:
     seed: int = 0
 
     def __post_init__(self):
-        limits.check_numbers(self, seed=limits.SEED)
         limits.check_numbers(self, seed=limits.SEED)
         if self.batch_rows < 1:
             raise InputError("batch_rows must be at least 1.")

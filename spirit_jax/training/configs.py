@@ -202,7 +202,6 @@ class KMeansConfig:
 
     def __post_init__(self):
         limits.check_numbers(self, seed=limits.SEED)
-        limits.check_numbers(self, seed=limits.SEED)
         if self.start not in STARTS:
             raise InputError(f"kmeans.start is '{self.start}', expected {' or '.join(STARTS)}.")
         if min(self.frames, self.iterations) < 1:
@@ -232,7 +231,6 @@ class RecipeConfig(LoopConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        limits.check_numbers(self, seed=limits.SEED)
         limits.check_numbers(self, seed=limits.SEED)
         if min(self.max_recordings, self.eval_recordings) < 0:
             raise InputError("max_recordings and eval_recordings must be 0 or more.")

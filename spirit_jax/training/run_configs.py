@@ -55,7 +55,6 @@ class LmRunConfig(LoopConfig):
     def __post_init__(self):
         super().__post_init__()
         limits.check_numbers(self, seed=limits.SEED)
-        limits.check_numbers(self, seed=limits.SEED)
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise InputError(
                 f"compute_dtype is '{self.compute_dtype}', expected float32 or bfloat16."
