@@ -102,6 +102,16 @@ def test_speech_in_loud_noise_is_not_nothing(recordings):
         assert not is_still(0.003 * wave)
 
 
+def test_each_score_alone_can_refuse_a_transcript():
+    how = TranscriptionConfig("{speech}", min_log_prob=-0.4, read_aloud="{text}", min_read_aloud=-3)
+    scores = {(-0.3, -2.0): True, (-0.5, -2.0): False, (-0.3, -4.0): False, (-0.4, -3.0): True}
+    for (log_prob, read_aloud), understood in scores.items():
+        transcript = transcription.Transcript("a word", log_prob, read_aloud, None)
+        assert transcription.judge(how, transcript).understood is understood
+    uncalibrated = TranscriptionConfig("{speech}", read_aloud="{text}")
+    assert transcription.judge(uncalibrated, transcript).understood is None
+
+
 def test_sounds_without_words_are_not_understood(lm):
     t = np.arange(32_000) / 16_000
     noise = np.random.default_rng(0).standard_normal(32_000)
