@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from spirit_jax import checkpoint, f0, units
 from spirit_jax.errors import InputError
-from spirit_jax.evaluation.units import edit_distance
+from spirit_jax.evaluation import answers
 from spirit_jax.models import hifigan
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.units import Units
@@ -75,12 +75,8 @@ def word_error_rate(sounds: Sequence[Sound], heard: Sequence[Sequence[str]]) -> 
       sounds: with their texts.
       heard: the words that were recognised in each.
     """
-    said = [sound.text.split() for sound in sounds]
-    errors = (
-        edit_distance(np.array(one), np.array(found, object))
-        for one, found in zip(said, heard, strict=True)
-    )
-    return 100 * sum(errors) / sum(map(len, said))
+    said = [sound.text for sound in sounds]
+    return answers.error_rates(said, [" ".join(words) for words in heard], "en")["wer"]
 
 
 def recogniser(grammar: Path) -> Callable[[Sound], list[str]]:

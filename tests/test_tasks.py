@@ -53,6 +53,40 @@ def test_error_rates_are_edits_in_a_hundred():
         answers.error_rates(["..."], ["a"])
 
 
+@pytest.mark.parametrize(
+    ("wanted", "given", "words", "wrong"),
+    [
+        ("it's mine", "it\u2019s mine", 3, 0),
+        ("it\u2019s mine", "It is mine.", 3, 0),
+        ("Wait... what?!", "wait what", 2, 0),
+        ("I have 42 apples", "i have forty-two apples", 4, 0),
+        ("मैं घर जाता हूँ", "मैं घर जाती हूँ", 4, 1),
+        ("कि", "की", 1, 1),
+        ("நான் வீட்டிற்கு போகிறேன்", "நான் வீட்டுக்கு போகிறேன்", 3, 1),
+        ("สวัสดีครับ", "สวัสดีครับ", 7, 0),
+        ("สวัสดีครับ", "สวัสดีค่ะ", 7, 3),
+        ("今天天气很好", "今天天气不好", 6, 1),
+        ("مرحبا بك", "مرحبا بكم", 2, 1),
+        ("Straße", "STRASSE", 1, 0),
+        ("\u0130stanbul'da", "istanbul\u2019da", 2, 0),
+        ("où est-il ?", "ou est il", 3, 1),
+        ("cafe\u0301 noir", "caf\u00e9 noir", 2, 0),
+        ("می\u200cروم", "میروم", 1, 0),
+    ],
+)
+def test_words_of_all_languages_are_compared_by_what_tells_them_apart(wanted, given, words, wrong):
+    rates = answers.error_rates([wanted], [given])
+    assert rates["wer"] == pytest.approx(100 * wrong / words)
+    assert (rates["cer"] == 0) == (wrong == 0)
+    assert answers.accuracy([wanted], [given]) == (0 if wrong else 100)
+
+
+def test_the_language_can_be_said_and_an_empty_answer_is_all_wrong():
+    assert answers.error_rates(["il est six"], ["il est 6"], "fr")["wer"] == pytest.approx(100 / 3)
+    assert answers.error_rates(["a b", ""], ["", "c"], "de")["wer"] == pytest.approx(150)
+    assert answers.accuracy(["?", "um"], ["!", "um"]) == 50
+
+
 def test_a_prompt_has_shots_of_others_and_then_the_question(lm, manifest, tmp_path):
     form = {"shot": "[Speech]{speech}[Text]A:{label} ", "ask": "[Text]{text}[Text]A:"}
     _, rows = ask(lm, tmp_path, manifest=manifest, examples=manifest, shots=2, **form)

@@ -1,45 +1,109 @@
 """How far answers are from what was wanted: words, characters, labels."""
 
+import functools
 import re
 import subprocess
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from spirit_jax.errors import InputError
-from spirit_jax.evaluation.units import edit_distance
+
+# Written without spaces between words: there each character counts as a word, as Whisper's
+# evaluation has it.
+UNSPACED = ("bo", "ja", "km", "lo", "my", "th", "yue", "zh")
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\u00b4", "'"))
+_UNSPACED_NAMES = ("CJK", "HIRAGANA", "KATAKANA", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN")
 
 
-def plain(text: str) -> str:
-    """Lower case, without punctuation but apostrophes, and single spaces."""
-    return " ".join(re.sub(r"[^\w\s']|_", " ", text.lower()).split())
+def normalise(texts: Sequence[str], language: str = "", like: Sequence[str] = ()) -> list[str]:
+    """Texts as error rates compare them: by the normaliser of Whisper's evaluation.
+
+    English: numbers are digits, contractions are written out, spellings are American, fillers are
+    left out. Other languages: lower case without punctuation; marks such as vowel signs stay.
+    Source: arXiv 2212.04356, appendix C; the package whisper-normalizer.
+
+    Args:
+      texts: of any kind.
+      language: a code such as "en" or "hi". By default the references tell: English where all
+        their letters are ASCII, and each character is a word where most are of a script that is
+        written without spaces.
+      like: the references, where they are not the texts themselves.
+    """
+    change = _normaliser(language or _guess_language(like or texts))
+    return [change(text) for text in texts]
 
 
-def error_rates(wanted: Sequence[str], given: Sequence[str]) -> dict[str, float]:
-    """Edits in 100 words, "wer", and in 100 characters, "cer", of `plain` texts.
+def error_rates(
+    wanted: Sequence[str], given: Sequence[str], language: str = ""
+) -> dict[str, float]:
+    """Edits in 100 words, "wer", and in 100 characters, "cer", of normalised texts, by jiwer.
+
+    Args:
+      wanted: the references.
+      given: as many hypotheses.
+      language: see `normalise`.
 
     Raises:
       InputError: there is not a word in what is wanted.
     """
-    wanted, given = [plain(text) for text in wanted], [plain(text) for text in given]
-    if not any(wanted):
+    import jiwer
+
+    references = normalise(wanted, language)
+    hypotheses = normalise(given, language, like=wanted)
+    if not any(references):
         raise InputError("There are no words to compare with.")
-    return {
-        "wer": _edits([text.split() for text in wanted], [text.split() for text in given]),
-        "cer": _edits([list(text) for text in wanted], [list(text) for text in given]),
-    }
+    wer = jiwer.wer(references, hypotheses)
+    if (language or _guess_language(wanted)) in UNSPACED:
+        references, hypotheses = (
+            [text.replace(" ", "") for text in texts] for texts in (references, hypotheses)
+        )
+    return {"wer": 100.0 * wer, "cer": 100.0 * jiwer.cer(references, hypotheses)}
 
 
-def accuracy(wanted: Sequence[str], given: Sequence[str]) -> float:
-    """Percent of answers that are what was wanted, as `plain` texts."""
-    right = [plain(one) == plain(other) for one, other in zip(wanted, given, strict=True)]
+def accuracy(wanted: Sequence[str], given: Sequence[str], language: str = "") -> float:
+    """Percent of answers that are what was wanted, as normalised texts.
+
+    A text of which nothing is left, such as "?", is compared as it is.
+    """
+    wanted_keys = normalise(wanted, language)
+    given_keys = normalise(given, language, like=wanted)
+    right = [
+        one == other if one or other else first.strip() == second.strip()
+        for one, other, first, second in zip(wanted_keys, given_keys, wanted, given, strict=True)
+    ]
     return 100.0 * float(np.mean(right))
 
 
-def _edits(wanted: Sequence[list[str]], given: Sequence[list[str]]) -> float:
-    pairs = zip(wanted, given, strict=True)
-    edits = sum(edit_distance(np.array(a, object), np.array(b, object)) for a, b in pairs)
-    return 100.0 * edits / sum(map(len, wanted))
+def _guess_language(texts: Sequence[str]) -> str:
+    letters = [letter for letter in "".join(texts) if letter.isalpha()]
+    if all(letter.isascii() for letter in letters):
+        return "en"
+    unspaced = sum(unicodedata.name(letter, "").startswith(_UNSPACED_NAMES) for letter in letters)
+    return UNSPACED[0] if 2 * unspaced > len(letters) else "other"
+
+
+@functools.cache
+def _normaliser(language: str) -> Callable[[str], str]:
+    from whisper_normalizer.basic import BasicTextNormalizer
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    if language == "en":
+        normalizer = EnglishTextNormalizer()
+    else:
+        split = language in UNSPACED
+        normalizer = BasicTextNormalizer(preserve_marks=True, split_letters=split)
+
+    def change(text: str) -> str:
+        text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
+        text = "".join(each for each in text if unicodedata.category(each) != "Cf")  # unseen
+        if language != "en":  # "SS" is "ß" in capitals, and "i" is the Turkish "İ" in small letters
+            text = text.replace("\u0130", "i").casefold()
+        words = normalizer(text).split()
+        return " ".join(word for word in words if any(map(str.isalnum, word)))  # "..." leaves "."
+
+    return change
 
 
 def ask_judge(command: Sequence[str], lines: Sequence[str]) -> list[str]:

@@ -29,6 +29,7 @@ class TaskConfig:
       voice: that speaks answers of speech; the default one if "".
       judge: see `answers.ask_judge`; needed to compare speech. Texts are compared as they are
         without one.
+      language: of the words that are compared, such as "en" or "hi"; see `answers.normalise`.
       generation: how answers are made.
     """
 
@@ -45,6 +46,7 @@ class TaskConfig:
     speakers: tuple[str, ...] = ()
     voice: str = ""
     judge: tuple[str, ...] = ()
+    language: str = ""
     generation: GenerationConfig = GenerationConfig()
 
     def __post_init__(self):

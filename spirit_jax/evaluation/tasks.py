@@ -84,9 +84,10 @@ def run_task(
         row |= {"given": answer, "prompt": prompt}
     wanted = [row["wanted"] for row in rows]
     if task.compare == "words":
-        return answers.error_rates(wanted, given), rows
+        return answers.error_rates(wanted, given, task.language), rows
     commonest = max(map(wanted.count, wanted)) / len(wanted)
-    return {"accuracy": answers.accuracy(wanted, given), "commonest": 100 * commonest}, rows
+    accuracy = answers.accuracy(wanted, given, task.language)
+    return {"accuracy": accuracy, "commonest": 100 * commonest}, rows
 
 
 class Hearing:

@@ -6,6 +6,7 @@ Letters: t frames of a recording, n frames of all recordings.
 from collections.abc import Sequence
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from spirit_jax.units import dedup
 
@@ -19,19 +20,7 @@ def unit_edit_distance(clean_t: np.ndarray, changed_t: np.ndarray) -> float:
     clean, changed = (units_t[dedup(units_t)] for units_t in (clean_t, changed_t))
     if not len(clean):
         return 100.0 if len(changed) else 0.0
-    return 100.0 * edit_distance(clean, changed) / len(clean)
-
-
-def edit_distance(source: np.ndarray, target: np.ndarray) -> int:
-    """The least number of insertions, deletions and substitutions (Levenshtein)."""
-    places = np.arange(len(target) + 1)
-    costs = places  # of making the first so many of `target` from nothing
-    for value in source:
-        kept_or_substituted = costs[:-1] + (np.asarray(target) != value)
-        ways = np.append(costs[:1] + 1, np.minimum(kept_or_substituted, costs[1:] + 1))
-        # An insertion costs 1 more than the place before: the least over all places before.
-        costs = np.minimum.accumulate(ways - places) + places
-    return int(costs[-1])
+    return 100.0 * Levenshtein.distance(clean.tolist(), changed.tolist()) / len(clean)
 
 
 def phone_probe(
