@@ -122,7 +122,7 @@ def _find_wav(data, start: int) -> Piece:
             if codec in _MPEG_CODECS:
                 return Piece(start, end, mpeg=(body, body + size))
             return Piece(start, end)
-    return Piece(start, len(data))
+    return Piece(start, len(data), has_sound=False)
 
 
 def _end_of_chunks(data, start: int, position: int, order: str) -> int:
@@ -137,10 +137,10 @@ def _end_of_chunks(data, start: int, position: int, order: str) -> int:
 
 def _find_iff(data, start: int) -> Piece:
     """AIFF, AIFF-C, and 8SVX of the Amiga."""
-    frame, frames_at = 1, None
+    frame, frames, frames_at = 1, None, None
     for name, body, size in _chunks(data, start + 12, len(data), ">"):
         if name == b"COMM" and body + 18 <= len(data):
-            channels, _, bits = struct.unpack(">HIH", data[body : body + 8])
+            channels, frames, bits = struct.unpack(">HIH", data[body : body + 8])
             frame, frames_at = max(1, channels * ((bits + 7) // 8)), body + 2
         elif name in (b"SSND", b"BODY"):
             there = len(data) - body
@@ -156,7 +156,7 @@ def _find_iff(data, start: int) -> Piece:
                 return Piece(start, len(data), tuple(repairs))
             check_size(there // frame * frame, size // frame * frame)
             return Piece(start, _end_of_chunks(data, start, body + size + size % 2, ">"))
-    return Piece(start, len(data))
+    return Piece(start, len(data), has_sound=frames == 0)
 
 
 def _find_w64(data, start: int) -> Piece:
@@ -172,7 +172,7 @@ def _find_w64(data, start: int) -> Piece:
             check_size(len(data) - position - 24, size - 24)
             return Piece(start, end)
         position += max(24, size + -size % 8)
-    return Piece(start, len(data))
+    return Piece(start, len(data), has_sound=False)
 
 
 def _find_au(data, start: int) -> Piece:
@@ -189,7 +189,7 @@ def _find_au(data, start: int) -> Piece:
 
 
 def _find_caf(data, start: int) -> Piece:
-    position = start + 8
+    position, has_sound = start + 8, False
     while position + 12 <= len(data):
         name, size = struct.unpack(">4sq", data[position : position + 12])
         position += 12
@@ -198,10 +198,11 @@ def _find_caf(data, start: int) -> Piece:
             return Piece(start, len(data), ((position - 8, sizes),))
         if name == b"data":
             check_size(len(data) - position, size)
+            has_sound = True
         position += size
         if data[position : position + 4] == b"caff":
-            return Piece(start, position)
-    return Piece(start, len(data))
+            return Piece(start, position, has_sound=has_sound)
+    return Piece(start, len(data), has_sound=has_sound)
 
 
 def _find_flac(data, start: int) -> Piece:

@@ -4,7 +4,6 @@ import io
 import os
 from pathlib import Path
 
-import av
 import numpy as np
 import soundfile
 
@@ -56,7 +55,7 @@ def decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
         pieces = _decode_pieces(data)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    except (soundfile.LibsndfileError, av.FFmpegError, MemoryError) as error:
+    except (soundfile.LibsndfileError, MemoryError) as error:
         reason = "is not audio that can be read (or is cut short)."
         raise unreadable(name, error, reason) from error
     kinds = {(rate, samples_tc.shape[1]) for samples_tc, rate in pieces}
@@ -90,6 +89,8 @@ def _decode_pieces(data: bytes) -> list[tuple[np.ndarray, int]]:
             decoded += [_decode_mpeg(sound, each) for each in mpeg_audio.find_streams(sound)]
         else:
             decoded.append(_decode_piece(_cut_out(body, piece), container))
+            if not piece.has_sound and not len(decoded[-1][0]):
+                raise InputError("is cut short: the part with the sound is not there.")
     return decoded
 
 
@@ -122,6 +123,8 @@ def _decode_piece(data: bytes, container: str) -> tuple[np.ndarray, int]:
 def _decode_mpeg(data: bytes, stream: mpeg_audio.Stream) -> tuple[np.ndarray, int]:
     """Samples of a stream from libsndfile where it finds as many as were counted."""
     rate = stream.header.rate
+    if len(stream.frames) == 1:  # of which libsndfile prints a warning
+        return mpeg_audio.decode(data, stream), rate
     try:
         samples_tc, found_rate = _read_soundfile(
             _EMPTY_ID3 + data[stream.start : stream.frames[-1][1]]
@@ -172,9 +175,23 @@ def _read_all(file: soundfile.SoundFile, strict: bool = True) -> tuple[np.ndarra
 
 def _read_ffmpeg(data: bytes, container: str) -> tuple[np.ndarray, int]:
     """(float64 samples, rate) of the first sound stream of a file."""
+    import av  # takes a third of a second
+
+    try:
+        return _demux(data, container)
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = "is not audio that can be read (or is cut short)."
+        raise InputError(find_lack(error) or reason) from error
+
+
+def _demux(data: bytes, container: str) -> tuple[np.ndarray, int]:
+    import av
+
     blocks = []
     to_float64 = av.AudioResampler(format="dblp")
-    with av.open(io.BytesIO(data), format=container) as file:
+    with av.open(_Memory(data), format=container, metadata_errors="replace") as file:
         if not file.streams.audio:
             raise InputError("has no sound in it.")
         stream = file.streams.audio[0]

@@ -14,12 +14,14 @@ class Piece:
       start, end: its bytes in the file.
       repairs: (place in the file, bytes) of sizes that its writer never filled in.
       mpeg: where MPEG audio is in it, (start, end); None where there is none.
+      has_sound: whether the part with the sound is there. It may be empty.
     """
 
     start: int
     end: int
     repairs: tuple[tuple[int, bytes], ...] = ()
     mpeg: tuple[int, int] | None = None
+    has_sound: bool = True
 
 
 def check_size(present: int, promised: int) -> None:

@@ -11,7 +11,6 @@ import re
 import struct
 from collections.abc import Iterator
 
-import av
 import numpy as np
 
 from spirit_jax.errors import InputError
@@ -157,6 +156,8 @@ def decode(data, stream: Stream) -> np.ndarray:
     """The samples of a stream, float64 (t, channels); a frame that is damaged is silent."""
     if stream.free:
         raise InputError("is MP3 in free format, which cannot be read; convert it to WAV.")
+    import av  # takes a third of a second
+
     codec = av.CodecContext.create(f"mp{stream.header.layer}float", "r")
     shape = stream.header.samples, stream.header.channels
     pieces = []
