@@ -17,7 +17,7 @@ from typing import Any
 from spirit_jax.errors import InputError
 
 UNFINISHED = ".unfinished"  # ends the name of what is being written
-MAX_DIGITS = 18  # of a whole number in JSON; longer ones do not fit 64 bits
+MAX_DIGITS = 19  # of a whole number in JSON; longer ones do not fit 64 bits
 MAX_CONFIG_DIGITS = 40  # tokenizer configs of transformers hold int(1e30) for "no limit"
 
 # What a system or a library says when the machine lacks something, and the file is innocent.

@@ -113,3 +113,11 @@ def test_lines_that_must_be_objects_are_or_are_named(tmp_path):
         path.write_bytes(data)
         with pytest.raises(InputError, match=f"a.jsonl: {named}"):
             files.read_json_objects(path)
+
+
+def test_whole_numbers_of_64_bits_are_read(tmp_path):
+    times = [2**63 - 1, -(2**63), 1_795_724_561_729_515_775]  # the last is a time in nanoseconds
+    files.write_json(tmp_path / "a.json", times)
+    assert files.read_json(tmp_path / "a.json") == times
+    with pytest.raises(InputError, match="20 digits"):
+        files.parse_json("1" * 20)
