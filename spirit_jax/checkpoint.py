@@ -120,6 +120,24 @@ def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:
     return config_lib.read(config_cls, folder / "config.json"), params
 
 
+def fingerprint(folder: str | Path) -> str:
+    """16 hex digits that stand for the content of a model folder.
+
+    Of arrays with checksums the lists are read, of others the files.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+    folder = Path(folder)
+    listed = {path.parent for path in folder.rglob(f"params/{checksums.LIST}")}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    kept = [
+        path for path in paths if path.name == checksums.LIST or listed.isdisjoint(path.parents)
+    ]
+    names = [path.relative_to(folder).as_posix() for path in kept]
+    return checksums.of_value(list(zip(names, checksums.of_files(kept), strict=True)))[:16]
+
+
 def halve(array: np.ndarray) -> np.ndarray:
     """float32 as float16, other types as they are; raises `InputError` for what is too large."""
     if array.dtype != np.float32:

@@ -47,6 +47,7 @@ class SpiritLM:
     """A language model of text and speech; `from_pretrained` makes one.
 
     Attributes:
+      folder: that it was loaded from.
       vocab: the id layout.
       text_tokenizer: prompt strings to ids and back.
     """
@@ -105,7 +106,7 @@ class SpiritLM:
                 f"{speech_tokenizer.config.kind}."
             )
         self.vocab, self.text_tokenizer = vocab, text_tokenizer
-        self._folder, self._speech_tokenizer = folder, speech_tokenizer
+        self.folder, self._speech_tokenizer = folder, speech_tokenizer
         self._model, self._params, self._mesh = model, params, mesh
         self._tokens = set(vocab.token_strings())
         self._warned_of_length = False
@@ -115,7 +116,7 @@ class SpiritLM:
         """Speech to units and back; raises `InputError` for a model folder without one."""
         if self._speech_tokenizer is None:
             raise InputError(
-                f"{self._folder}: has no speech tokenizer; copy the folder '{SPEECH_FOLDER}' of a "
+                f"{self.folder}: has no speech tokenizer; copy the folder '{SPEECH_FOLDER}' of a "
                 "converted release into it."
             )
         return self._speech_tokenizer

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from rich.console import Console
 from tones import write_tones
 
-from spirit_jax import GenerationConfig, InputError, SpiritLM, markup
+from spirit_jax import GenerationConfig, InputError, SpiritLM, checkpoint, markup
 from spirit_jax.data.manifest import Item
 from spirit_jax.evaluation import answers, pairs, run, tasks
 
@@ -249,3 +251,33 @@ def test_texts_of_pairs_are_text_whatever_they_spell(lm, tmp_path):
     for context, ending in scored:
         assert [p.string for p in markup.parse(context + ending) if p.is_token] == ["[Text]"]
     assert len(scored) == 2
+
+
+def test_results_of_different_evaluations_are_never_mixed(lm, manifest, tmp_path):
+    form = {"manifest": manifest, "ask": "[Text]{text}[Text]A:", "limit": 2}
+    first = ask(lm, tmp_path, **form)
+    (tmp_path / "figures.json").unlink()  # as after a kill
+    assert ask(lm, tmp_path, **form) == first
+    with pytest.raises(InputError, match="has results with tasks"):
+        ask(lm, tmp_path, **form | {"limit": 1})
+    changed = Path(manifest).with_name("changed.jsonl")
+    changed.write_text(Path(manifest).read_text())
+    ask(lm, tmp_path / "other", **form | {"manifest": str(changed)})
+    changed.write_text(Path(manifest).read_text().replace("tone", "bell"))
+    with pytest.raises(InputError, match="has results with content of .*changed.jsonl"):
+        ask(lm, tmp_path / "other", **form | {"manifest": str(changed)})
+    (tmp_path / "made_of.json").unlink()
+    with pytest.raises(InputError, match="results of an unknown model"):
+        ask(lm, tmp_path, **form)
+
+
+def test_a_model_is_known_by_its_content(base_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(base_folder, copy)
+    before = checkpoint.fingerprint(base_folder)
+    assert checkpoint.fingerprint(copy) == before
+    params = checkpoint.load_params(copy / "llama" / "params")
+    params["embed"]["embedding"][0, 0] += 1
+    shutil.rmtree(copy / "llama" / "params")
+    checkpoint.save_params(copy / "llama" / "params", params)
+    assert checkpoint.fingerprint(copy) != before

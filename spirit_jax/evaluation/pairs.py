@@ -4,7 +4,6 @@ As in the paper's StoryCloze, WUGGY and BLIMP tasks (arXiv 2402.05755, section 4
 speech, and across: the context in one modality, the endings in the other.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from spirit_jax import markup
+from spirit_jax import files, markup
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import PairsConfig
 from spirit_jax.spiritlm import SpiritLM
@@ -53,16 +52,11 @@ def likelier(scores_n2: np.ndarray) -> float:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
     rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in files.read_json_lines(path):
+        if isinstance(row, InputError):
+            raise row
         try:
-            row = json.loads(line)
             for side in ("right", "wrong", *(["context"] if "context" in row else [])):
                 if row[side].get("audio"):
                     row[side]["audio"] = path.parent / row[side]["audio"]
