@@ -253,22 +253,23 @@ def test_texts_of_pairs_are_text_whatever_they_spell(lm, tmp_path):
     assert len(scored) == 2
 
 
-def test_results_of_different_evaluations_are_never_mixed(lm, manifest, tmp_path):
-    form = {"manifest": manifest, "ask": "[Text]{text}[Text]A:", "limit": 2}
-    first = ask(lm, tmp_path, **form)
-    (tmp_path / "figures.json").unlink()  # as after a kill
-    assert ask(lm, tmp_path, **form) == first
-    with pytest.raises(InputError, match="has results with tasks"):
-        ask(lm, tmp_path, **form | {"limit": 1})
-    changed = Path(manifest).with_name("changed.jsonl")
-    changed.write_text(Path(manifest).read_text())
-    ask(lm, tmp_path / "other", **form | {"manifest": str(changed)})
-    changed.write_text(Path(manifest).read_text().replace("tone", "bell"))
-    with pytest.raises(InputError, match="has results with content of .*changed.jsonl"):
-        ask(lm, tmp_path / "other", **form | {"manifest": str(changed)})
-    (tmp_path / "made_of.json").unlink()
-    with pytest.raises(InputError, match="results of an unknown model"):
-        ask(lm, tmp_path, **form)
+def test_results_of_different_evaluations_are_never_mixed(lm, manifest, tmp_path, capsys):
+    form = {"manifest": str(tmp_path / "copy.jsonl"), "ask": "[Text]{text}[Text]A:", "limit": 2}
+    shutil.copytree(Path(manifest).parent, tmp_path, dirs_exist_ok=True)
+    text = Path(manifest).read_text()
+    Path(form["manifest"]).write_text(text)
+    first = ask(lm, tmp_path / "out", **form)
+    (tmp_path / "out" / "figures.json").unlink()  # as after a kill
+    assert ask(lm, tmp_path / "out", **form) == first
+    assert not capsys.readouterr().err
+    kept = (tmp_path / "out" / "task.jsonl").read_text()
+    Path(form["manifest"]).write_text(text.replace("tone number", "bell number"))
+    assert ask(lm, tmp_path / "out", **form) != first
+    assert "content of" in capsys.readouterr().err
+    ask(lm, tmp_path / "out", **form | {"limit": 1})
+    assert "(tasks differ)" in capsys.readouterr().err
+    assert (tmp_path / "out" / "earlier-1" / "task.jsonl").read_text() == kept
+    assert (tmp_path / "out" / "earlier-2" / "figures.json").is_file()
 
 
 def test_a_model_is_known_by_its_content(base_folder, tmp_path):

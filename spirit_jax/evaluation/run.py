@@ -1,7 +1,9 @@
 """A model through a list of tasks: figures, and every answer to look at."""
 
 import dataclasses
+import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ from rich.table import Table
 
 from spirit_jax import checkpoint, checksums, files
 from spirit_jax import config as config_lib
-from spirit_jax.data.prepare import source_checksum
+from spirit_jax.data.manifest import source_checksum
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import EvalConfig
 from spirit_jax.evaluation.pairs import run_pairs
 from spirit_jax.evaluation.tasks import Hearing, TaskConfig, run_task
 from spirit_jax.spiritlm import SpiritLM
 
+FIGURES = "figures.json"
 NOTE = "made_of.json"  # what the results in a folder come from
 
 
@@ -25,8 +28,8 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Runs all tasks and pairs; figures are written after each.
 
-    A folder with results of the same evaluation is written again, one with others is refused: its
-    results are never mixed.
+    Results of the same evaluation in the folder are written again. Those of another model, config
+    or manifest are moved to a folder `earlier-N` in it: results are never mixed.
 
     Args:
       lm: the model.
@@ -39,7 +42,7 @@ def evaluate(
 
     Raises:
       InputError: nothing to run, names that are no folder's or there twice, a manifest, item or
-        judge that cannot be used, or `output` has results of another model, config or manifest.
+        judge that cannot be used.
     """
     config.check_names()
     output = Path(output)
@@ -54,7 +57,7 @@ def evaluate(
         figures[one.name] = found | {"items": len(rows)}
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         files.write_text(output / f"{one.name}.jsonl", lines)
-        config_lib.write(figures, output / "figures.json")
+        config_lib.write(figures, output / FIGURES)
     return figures
 
 
@@ -77,23 +80,33 @@ def _describe(lm: SpiritLM, config: EvalConfig) -> dict[str, Any]:
 
 
 def _begin(output: Path, made_of: dict[str, Any]) -> None:
-    """Notes what a folder of results is made of; `InputError` for one made of something else."""
+    """Notes what a folder of results is made of; results of something else are set aside first."""
     note = output / NOTE
-    if not note.is_file():
-        if (output / "figures.json").exists():
-            raise InputError(f"{output}: has results of an unknown model; take another folder.")
+    try:
+        before = checksums.read_json(note) if note.is_file() else {}
+        if before != made_of and (note.is_file() or (output / FIGURES).is_file()):
+            _set_aside(output, before, made_of)
         checksums.write_json(note, made_of)
-        return
-    before = checksums.read_json(note)
-    for name in sorted(before.keys() | made_of.keys()):
-        old, new = before.get(name), made_of.get(name)
-        if old != new:
-            raise InputError(
-                f"{output}: has results with {name} {_shorten(old)}, and now it is "
-                f"{_shorten(new)}; take another folder, or remove this one."
-            )
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
 
 
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 200 else f"{text[:200]}..."
+def _set_aside(output: Path, before: dict[str, Any], made_of: dict[str, Any]) -> None:
+    """Moves results to a folder of their own, and says so."""
+    names = {one["name"] for one in (*before.get("tasks", ()), *before.get("pairs", ()))}
+    if (output / FIGURES).is_file():
+        names |= {name for name in files.read_json(output / FIGURES) if Path(name).name == name}
+    number = next(n for n in itertools.count(1) if not (output / f"earlier-{n}").exists())
+    earlier = output / f"earlier-{number}"
+    earlier.mkdir()
+    for file in [*sorted(names), *(f"{name}.jsonl" for name in names), FIGURES, NOTE]:
+        if (output / file).exists():
+            (output / file).rename(earlier / file)
+    differ = sorted(
+        name for name in before.keys() | made_of.keys() if before.get(name) != made_of.get(name)
+    )
+    print(
+        f"notice: the results in {output} are of another evaluation ({', '.join(differ)} differ); "
+        f"they are in {earlier} now.",
+        file=sys.stderr,
+    )

@@ -1,0 +1,151 @@
+"""Kills a command at random moments and runs it again: python tests/kill_runs.py NAME FOLDER KILLS
+
+What a command needs is imported once, and every try is a fork of this process: JAX has no backend
+here yet, so a child may start one. Prints a JSON object: for every kill "same", where the results
+are bitwise those of a run that was not killed, or the sentence with which the command refused.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from spirit_jax import checkpoint, checksums
+from spirit_jax.errors import InputError
+
+
+def prepare(inputs: Path, output: Path) -> None:
+    from spirit_jax.data.configs import PrepareConfig
+    from spirit_jax.data.prepare import prepare
+    from spirit_jax.speech_tokenizer import SpeechTokenizer
+
+    tokenizer = SpeechTokenizer.from_pretrained(inputs / "model")
+    config = PrepareConfig(shard_items=2, window=2)
+    prepare(str(inputs / "manifest.jsonl"), output / "corpus", tokenizer, config)
+
+
+def align(inputs: Path, output: Path) -> None:
+    from spirit_jax.data.align_corpus import align_corpus
+
+    if not (output / "aligned.jsonl").exists():  # it is not written over
+        source, grids = inputs / "texts.jsonl", inputs / "grids"
+        align_corpus(source, output / "aligned.jsonl", None, textgrid=grids, batch_size=1)
+
+
+def evaluate(inputs: Path, output: Path) -> None:
+    from rich.console import Console
+
+    from spirit_jax.evaluation import run, tasks
+    from spirit_jax.generation.sampling import GenerationConfig
+    from spirit_jax.spiritlm import SpiritLM
+
+    lm = SpiritLM.from_pretrained(inputs / "model")
+    task = tasks.TaskConfig(
+        "task",
+        str(inputs / "texts.jsonl"),
+        "[Text]{text}[Text]A:",
+        generation=GenerationConfig(8),
+        limit=3,
+    )
+    again = tasks.TaskConfig(**vars(task) | {"name": "again"})
+    run.evaluate(lm, run.EvalConfig((task, again)), output / "eval", Console(quiet=True))
+
+
+def export(inputs: Path, output: Path) -> None:
+    from training_runs import make_run
+
+    from spirit_jax.training.export import export
+
+    config = make_run(inputs / "run", inputs / "model", inputs / "corpus")
+    if not (output / "model").exists():  # it is not written over
+        export(config, output / "model")
+
+
+def convert(inputs: Path, output: Path) -> None:
+    from convert.llama import main
+
+    if not (output / "model").exists():  # it is not written over
+        sys.argv = ["x", "--checkpoint", str(inputs / "hf"), "--output", str(output / "model")]
+        main()
+
+
+COMMANDS = {"prepare": prepare, "align": align, "eval": evaluate, "export": export}
+COMMANDS["convert"] = convert
+
+
+def in_child(command: Callable[[Path, Path], None], inputs: Path, output: Path) -> int:
+    """Starts a fork that runs the command; its error, if there is one, is in OUTPUT/../error."""
+    child = os.fork()
+    if child:
+        return child
+    log = os.open(output.parent / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        command(inputs, output)
+        os._exit(0)
+    except InputError as error:
+        (output.parent / "error").write_text(str(error))
+        os._exit(1)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(2)
+
+
+def run(command: Callable[[Path, Path], None], inputs: Path, output: Path) -> str:
+    """Runs a command to its end: "" or the sentence with which it refuses."""
+    _, status = os.waitpid(in_child(command, inputs, output), 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == 1:
+        return (output.parent / "error").read_text()
+    assert code == 0, (output.parent / "log").read_text()[-3000:]
+    return ""
+
+
+def content(folder: Path) -> dict[str, str]:
+    """The checksum of every file; of arrays, whose files have random names, of their values."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "params":
+            found[str(path.relative_to(folder))] = checkpoint.hash_params(
+                checkpoint.load_params(path)
+            )
+        elif path.is_file() and not any(part == "params" for part in path.parts):
+            found[str(path.relative_to(folder))] = checksums.of_file(path)
+    return found
+
+
+def main() -> None:
+    name, inputs, kills = sys.argv[1], Path(sys.argv[2]).absolute(), int(sys.argv[3])
+    command, work = COMMANDS[name], inputs / f"kills-{name}"
+    for place in ("compiled", "whole"):  # the first run compiles, the second is timed
+        (work / place / "out").mkdir(parents=True)
+        started = time.monotonic()
+        assert not run(command, inputs, work / place / "out")
+        seconds = time.monotonic() - started
+    refused, killed, rng = [], 0, random.Random(0)
+    for number in range(kills):
+        output = work / str(number) / "out"
+        output.mkdir(parents=True)
+        child = in_child(command, inputs, output)
+        time.sleep(rng.uniform(0, seconds))
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        refused.append(run(command, inputs, output))
+    # Only now, since reading arrays may start a backend, after which there can be no forks.
+    whole = content(work / "whole" / "out")
+    results = [
+        sentence or ("same" if content(work / str(number) / "out") == whole else "different")
+        for number, sentence in enumerate(refused)
+    ]
+    print(json.dumps({"killed": killed, "seconds": seconds, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
