@@ -177,7 +177,10 @@ def _freeze(value: Any, source: str, item_cls: type | None = None) -> Any:
 
 
 def _check_values(name: str, value: Any, hint: Any) -> None:
-    """OmegaConf does not look at the values of a `dict[str, T]`."""
+    """What OmegaConf lets pass: "NaN" for a number, and any value in a `dict[str, T]`."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise InputError(f"{name} is {number}; a finite number was expected.")
     if typing.get_origin(hint) is dict:
         wanted = typing.get_args(hint)[1]
         for key, item in value.items():

@@ -114,7 +114,7 @@ def test_references_and_half_characters_are_refused(text):
         config.from_dict(Outer, {"name": text})
 
 
-@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 10**30])
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), "NaN", "-inf", 10**30])
 def test_numbers_without_a_limit_are_refused(rate):
     with pytest.raises(InputError, match="rate is"):
         config.from_dict(Outer, {"name": "a", "rate": rate})
