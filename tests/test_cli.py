@@ -15,7 +15,7 @@ import soundfile
 import typer
 
 import spirit_jax
-from spirit_jax import SpeechTokenizer, cli, f0, files, folders
+from spirit_jax import SpeechTokenizer, cli, config, f0, files, folders
 from spirit_jax.audio import load_audio
 from spirit_jax.cli import checks
 from spirit_jax.errors import InputWarning
@@ -176,7 +176,7 @@ def test_what_a_model_lacks_is_one_error_for_all_files(run, expressive_folder, r
     folder = tmp_path / "model"
     shutil.copytree(expressive_folder, folder)
     about = folder / "speech_tokenizer" / "speech_tokenizer.json"
-    about.write_text(about.read_text().replace('"pyin"', '"fcpe"'))
+    config.write(config.read_mapping(about) | {"f0_method": "fcpe"}, about)
     status, _, err = run("encode", folder, recording, recording)
     assert status == 1 and err.startswith("error: ") and "has no F0 network" in err
     assert len(err.splitlines()) == 1
