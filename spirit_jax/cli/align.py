@@ -11,13 +11,26 @@ from spirit_jax.cli import checks
 from spirit_jax.cli.options import count_items
 from spirit_jax.errors import InputError
 
+FIRST_STEP = (
+    "English needs no more than --aligner pocketsphinx; a CTC network is finer, and for other "
+    "languages: download facebook/wav2vec2-base-960h (English), facebook/mms-1b-all (1,162 "
+    "languages) or any other Wav2Vec2ForCTC of Hugging Face, then python -m convert.ctc --hf "
+    "HF_DIR --output ALIGNER, and --model ALIGNER."
+)
+
 
 def align(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="JSONL manifest with id, audio and text")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="JSONL manifest with id, audio and text, or a folder of recordings"),
+    ],
     output: Annotated[Path, typer.Argument(help="The manifest to write, with words")],
     model: Annotated[
         Path | None, typer.Option(help="CTC aligner, as python -m convert.ctc writes")
+    ] = None,
+    aligner: Annotated[
+        str | None, typer.Option(help="Instead: pocketsphinx, for English ('.[corpora]')")
     ] = None,
     textgrid: Annotated[
         Path | None, typer.Option(help="Instead: folder of MFA's ID.TextGrid files")
@@ -33,27 +46,45 @@ def align(
 ) -> None:
     """Find when each word of a corpus is spoken, or take it from another tool's files.
 
+    A folder has a text beside each recording: a.wav and a.txt.
     Items that cannot be aligned are listed, with reasons, in OUTPUT.rejects.jsonl. A run that was
     stopped goes on where it was.
     """
-    ways = {"--model": model, "--textgrid": textgrid, "--whisperx": whisperx}
-    if sum(way is not None for way in ways.values()) != 1:
-        raise InputError(f"Word times come from one of {', '.join(ways)}; give one of them.")
+    ways = {
+        "--model": model,
+        "--aligner": aligner,
+        "--textgrid": textgrid,
+        "--whisperx": whisperx,
+    }
+    given = sum(way is not None for way in ways.values())
+    if given == 0:
+        raise InputError(f"Word times come from one of {', '.join(ways)}; give one. {FIRST_STEP}")
+    if given > 1:
+        raise InputError(f"Word times come from one of {', '.join(ways)}; give only one.")
+    if aligner not in (None, "pocketsphinx"):
+        raise InputError(f"--aligner {aligner}: is not known; expected pocketsphinx. {FIRST_STEP}")
     checks.existing(source)
     checks.new_file(output)
     if model is not None:
         folders.find_model(model)
-    else:
+    elif aligner is None:
         checks.existing(textgrid or whisperx)
         idle = "min_score", "batch_size"
         checks.refuse_idle(context, idle, "Word times of other tools are taken as they are")
     if textgrid is None:
         checks.refuse_idle(context, ("tier",), "There are no TextGrids")
     from spirit_jax.data import progress
-    from spirit_jax.data.align import Aligner
     from spirit_jax.data.align_corpus import align_corpus
 
-    aligner = Aligner.from_pretrained(model) if model is not None else None
+    computing = None
+    if aligner is not None:
+        from spirit_jax.data.pocketsphinx_aligner import PocketsphinxAligner
+
+        computing = PocketsphinxAligner()
+    elif model is not None:
+        from spirit_jax.data.align import Aligner
+
+        computing = Aligner.from_pretrained(model)
     with progress.counting("aligning", count_items(str(source), 1)) as done:
         counted = 0
 
@@ -65,7 +96,7 @@ def align(
         told = align_corpus(
             source,
             output,
-            aligner,
+            computing,
             textgrid=textgrid,
             whisperx=whisperx,
             tier=tier,

@@ -56,8 +56,8 @@ class AlignReport:
       rejected: items that could not be used.
       repaired: words that had no times in a file, or impossible ones; see `timing.fit_words`.
       unknown: labels of files that say that an unknown word is spoken; they are not in the words.
-      stars: words that the aligner could not spell.
-      letters: the characters that are the reason, with the number of words they are in.
+      stars: words that the aligner does not know or cannot spell.
+      letters: the characters, or words, that are the reason, with the number of words.
     """
 
     aligned: int = 0
@@ -84,8 +84,8 @@ class AlignReport:
             letters = ", ".join(f"{c} ({n})" for c, n in self.letters.most_common(LETTERS))
             letters += ", ..." if len(self.letters) > LETTERS else ""
             notes.append(
-                f"{self.stars} words have characters that the aligner does not know and got the "
-                f"time that others leave: {letters}."
+                f"{self.stars} words are not known to the aligner, or have characters that are "
+                f"not, and got the time that others leave: {letters}."
             )
         return notes
 
