@@ -267,7 +267,7 @@ class SpiritLM:
     @functools.cached_property
     def transcription_config(self) -> transcription.TranscriptionConfig:
         """How it transcribes; raises `InputError` for a model folder that does not say."""
-        return transcription.read_config(self._folder)
+        return transcription.read_config(self.folder)
 
     def logits(self, prompt: str) -> np.ndarray:
         """What is expected after every token of a prompt: float32 (tokens, padded vocabulary).
@@ -342,7 +342,7 @@ class SpiritLM:
         for part in markup.parse(prompt):
             if part.is_token and part.string not in self._tokens:
                 raise InputError(
-                    f"{part.string} is no unit of this model ({self._folder}). If it is text, give "
+                    f"{part.string} is no unit of this model ({self.folder}). If it is text, give "
                     "it as a text input."
                 )
         trained = self._model.config.trained_positions
