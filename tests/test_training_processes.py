@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from marks import slow
-from training_runs import run, write_config
+from training_runs import losses_of, run, write_config
 
 from spirit_jax.cli.processes import LOST, read_environment
 from spirit_jax.errors import InputError
@@ -49,13 +49,6 @@ def finish(processes):
         assert process.returncode == 0, error[-2000:]
 
 
-def read_losses(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    metrics = [json.loads(line) for line in lines]
-    assert [line["step"] for line in metrics] == list(range(1, len(metrics) + 1))
-    return [line["loss"] for line in metrics]
-
-
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, slow({"data": 2, "fsdp": 2, "tensor": 2})])
 def test_two_processes_give_the_losses_of_one(make_config, tmp_path, mesh):
     config = make_config("pair", MeshConfig(**{"fsdp": 1} | mesh), steps=6)
@@ -63,7 +56,7 @@ def test_two_processes_give_the_losses_of_one(make_config, tmp_path, mesh):
     overrides = [f"mesh.{name}={size}" for name, size in mesh.items()]
     finish(start_pair(path, "steps=6", *overrides))
     one = run(make_config("one", MeshConfig(**{"fsdp": 1} | mesh), steps=6), devices=8)
-    np.testing.assert_allclose(read_losses(tmp_path / "pair"), one, rtol=1e-5)
+    np.testing.assert_allclose(losses_of(tmp_path / "pair"), one, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -84,7 +77,7 @@ def test_one_of_two_is_killed_and_both_start_again(make_config, tmp_path):
     before = [json.loads(line) for line in metrics.read_text().splitlines()]
     steps = before[-1]["step"] + 3
     finish(start_pair(path, f"steps={steps}", "mesh.fsdp=8"))
-    losses = read_losses(tmp_path / "pair")
+    losses = losses_of(tmp_path / "pair")
     assert len(losses) == steps
     one = run(make_config("one", MeshConfig(fsdp=8), steps=steps), devices=8)
     np.testing.assert_allclose(losses, one, rtol=1e-5)
@@ -153,3 +146,19 @@ def test_a_wrong_environment_is_named(name, value, message):
     }
     with pytest.raises(InputError, match=re.escape(message)):
         read_environment(environment | {name: value})
+
+
+@pytest.mark.slow
+def test_two_processes_pass_over_the_same_damaged_checkpoint(make_config, tmp_path):
+    """Only what one of them reads is damaged, and both load the one before."""
+    config = make_config("pair", MeshConfig(fsdp=8), steps=6)
+    path = write_config(tmp_path / "run.yaml", config)
+    finish(start_pair(path, "steps=4", "mesh.fsdp=8"))
+    folder = tmp_path / "pair" / "checkpoints"
+    data = max((folder / "4").rglob("ocdbt.process_1/d/*"), key=lambda file: file.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-1] + b"\x00")
+    (folder / "2" / "checksums" / "0.json").unlink()
+    finish(start_pair(path, "steps=6", "mesh.fsdp=8"))
+    assert (folder / "damaged" / "4").is_dir()
+    one = run(make_config("one", MeshConfig(fsdp=8), steps=6), devices=8)
+    np.testing.assert_allclose(losses_of(tmp_path / "pair"), one, rtol=1e-5)

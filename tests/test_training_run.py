@@ -78,8 +78,13 @@ def test_a_damaged_checkpoint_is_passed_over(make_config, tmp_path, capfd):
         path.write_bytes(path.read_bytes()[:100])
     assert damaged
     rest = run(make_config("hurt"))
-    assert f"checkpoint {newest.name} cannot be read" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert f"checkpoint {newest.name} of " in told and "cannot be read" in told
     assert rest == whole[-len(rest) :] and len(rest) > STEPS - int(newest.name)
+    # What was done again is saved again, and is what an export takes.
+    assert (folder / newest.name).is_dir() and (folder / "damaged" / newest.name).is_dir()
+    config = make_config("hurt")
+    assert export.load_params(config, make_model(config), jax.devices()[:1])[0] == STEPS
 
 
 COMMAND = "from spirit_jax.cli import main; main()"
@@ -155,37 +160,8 @@ def test_a_full_disk_during_a_save_is_named_and_the_last_checkpoint_counts(make_
     stopped = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     errors = [line for line in stopped.stderr.splitlines() if line.startswith("error: ")]
     assert stopped.returncode == 1 and len(errors) == 1, stopped.stderr[-3000:]
-    assert "a checkpoint cannot be written" in errors[0]
+    assert "cannot be written" in errors[0] and "Traceback" not in stopped.stderr
     assert start(path, "steps=8").wait(120) == 0
     lines = (tmp_path / "full" / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
     assert [line["step"] for line in metrics] == list(range(1, 9))
-
-
-@pytest.mark.slow
-def test_a_hundred_kills_lose_no_more_than_the_steps_since_a_checkpoint(make_config, tmp_path):
-    """At random moments, also during a save: what was saved and told before stays."""
-    path = write_config(tmp_path / "run.yaml", make_config("killed"))
-    rng = np.random.default_rng(0)
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    folder = tmp_path / "killed" / "checkpoints"
-    saved = 0
-    for _ in range(100):
-        process = start(path, "steps=1000000", "checkpoint_every=1")
-        begun = time.monotonic()
-        while time.monotonic() - begun < 60:  # until it has trained, then a moment longer
-            whole = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if saved else [0]
-            if metrics.is_file() and (not saved or max(whole) > saved):
-                break
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.5))
-        process.kill()
-        process.wait()
-        now = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-        assert max(now, default=0) >= saved
-        saved = max(now, default=0)
-    assert start(path, f"steps={saved + 2}", "checkpoint_every=1").wait(120) == 0
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, saved + 3))
-    unstopped = run(make_config("whole", steps=saved + 2))
-    assert [line["loss"] for line in lines] == unstopped

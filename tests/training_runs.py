@@ -62,3 +62,11 @@ def write_config(path, config):
     }
     path.write_text(json.dumps(values))  # JSON is YAML
     return path
+
+
+def losses_of(run_dir):
+    """The losses of a run by its metrics, which have every step once."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert [line["step"] for line in metrics] == list(range(1, len(metrics) + 1))
+    return [line["loss"] for line in metrics]

@@ -1,14 +1,14 @@
 """`spirit-jax train`: every network, by a run config."""
 
 import collections
-import dataclasses
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spirit_jax import files, folders
+from spirit_jax import files, folders, synthetic
 from spirit_jax.cli import checks, processes
 from spirit_jax.cli.options import Distributed, PeerTimeout
 from spirit_jax.errors import InputError
@@ -26,25 +26,31 @@ def train(
     half: Annotated[
         bool, typer.Option("--half", help="With --export: a language model in float16")
     ] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume with settings that make it another run")
+    ] = False,
     distributed: Distributed = False,
     peer_timeout: PeerTimeout = processes.PEER_TIMEOUT,
 ) -> None:
-    """Train a network; a run that was stopped goes on.
+    """Train a network; a run that was stopped resumes from its newest checkpoint.
 
     The config's `recipe` says which: lm, the language model, on prepared corpora (the default), or
     a network of the speech tokenizer, on recordings: units, quantizer, pitch, style or vocoder.
 
     Prints a line of metrics now and then; all are in RUN_DIR/metrics.jsonl, and for TensorBoard in
-    RUN_DIR/tensorboard. SIGTERM saves a checkpoint and ends the run. Of several processes every one
-    runs this same command, with --distributed or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID set.
+    RUN_DIR/tensorboard. SIGTERM and Ctrl-C save a checkpoint and end the run. A run that is
+    resumed with another seed, corpus or network is refused, unless --allow-changes is given.
+
+    Of several processes every one runs this same command, with --distributed or
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
     """
     settings = read_run_config(run, overrides or [])
     name = settings.recipe
     if half and (export is None or name != "lm"):
         raise InputError("--half is for --export of a language model; pack has one of its own.")
-    _check_paths(settings)
-    if export is not None:
+    if export is None:
+        _check_paths(settings)
+    else:
         files.refuse_existing(export)
         checks.output_folder(export.absolute().parent)
     processes.join(distributed, peer_timeout)
@@ -53,63 +59,40 @@ def train(
 
     recipe = find_recipe(name)
     if name == "lm":
-        settings = _make_up(settings)
+        settings = synthetic.write(settings) if export is None else synthetic.resolve(settings)
     if export is not None:
         if name == "lm":
-            step = export_lib.export(settings, export, half)
+            step = export_lib.export(settings, export, half, allow_changes)
         else:
-            step = recipe.export(settings, export)
+            step = recipe.export(settings, export, allow_changes)
         print(f"{export}: the network after step {step}")
         return
     started, last = time.monotonic(), 0.0
     pace = Pace(settings.steps)
-    for metrics in recipe.train(settings):
+    metrics = {}
+    for metrics in recipe.train(settings, allow_changes=allow_changes):
         elapsed = time.monotonic() - started
         pace.add(metrics["step"], metrics["seconds"])
         told = elapsed - last >= 5 or metrics["step"] in (1, settings.steps)
         if told and hosts.is_first():
             last = elapsed
             print(_describe(metrics, pace), flush=True)
-
-
-def _make_up(settings):
-    """Makes what a run's config says is to be made, "made:KIND" and "made:COUNT", in its folder."""
-    from spirit_jax.data.toy import write_toy_corpus
-    from spirit_jax.random_model import write_random_model
-
-    folder = Path(settings.run_dir) / "made"
-
-    def corpora(sources, seed):
-        made = []
-        for source in sources:
-            kind, _, count = source.path.partition(":")
-            if kind == "made":
-                if not count.isdigit() or not int(count):
-                    raise InputError(f"'{source.path}' is no corpus to make; write made:200.")
-                path = folder / f"corpus-{seed}-{count}"
-                write_toy_corpus(path, int(count), seed)
-                source = dataclasses.replace(source, path=str(path))
-            made.append(source)
-        return tuple(made)
-
-    kind, _, name = settings.model.partition(":")
-    if kind == "made":
-        if not (folder / name).is_dir():
-            write_random_model(folder / name, name)
-        settings = dataclasses.replace(settings, model=str(folder / name))
-    data = dataclasses.replace(settings.data, sources=corpora(settings.data.sources, 0))
-    held_out = corpora(settings.eval_sources, 1)
-    return dataclasses.replace(settings, data=data, eval_sources=held_out)
+    if metrics.get("step") == settings.steps and hosts.is_first():
+        print(
+            f"{settings.run_dir}: all {settings.steps} steps are done and saved. Next, for a folder"
+        )
+        print(f"to use:  spirit-jax train --config {run}{_given(overrides)} --export OUTPUT")
 
 
 def _check_paths(settings) -> None:
     """Raises an `InputError` for a model, corpus or recording of a run that is not there."""
     checks.output_folder(Path(settings.run_dir))
     if settings.recipe == "lm":
-        if not settings.model.startswith("made:"):
+        synthetic.resolve(settings)
+        if not settings.model.startswith(synthetic.PREFIX):
             folders.find_language_model(settings.model)
         for source in (*settings.data.sources, *settings.eval_sources):
-            if not source.path.startswith("made:"):
+            if not source.path.startswith(synthetic.PREFIX):
                 checks.existing(Path(source.path))
         return
     if settings.start:
@@ -157,3 +140,8 @@ def _describe(metrics: dict, pace: Pace) -> str:
     if pace.left is not None:
         rate += f", {pace.left / 60:.1f} min left"
     return f"step {metrics['step']}/{pace.steps} {shown} ({rate})"
+
+
+def _given(overrides: list[str] | None) -> str:
+    """The overrides as they stand on a command line, after a space each."""
+    return "".join(f" {shlex.quote(override)}" for override in overrides or [])

@@ -11,31 +11,33 @@ import jax
 import numpy as np
 
 from spirit_jax import checkpoint, files, folders, speech_tokenizer, transcription
-from spirit_jax.errors import InputError
 from spirit_jax.models import llama
-from spirit_jax.training import lm, lora
-from spirit_jax.training.checkpoints import Checkpoints, abstract_state
+from spirit_jax.training import lm, lora, run_folder
+from spirit_jax.training.checkpoints import abstract_state
 from spirit_jax.training.step import merge
 
 
-def export(config: lm.RunConfig, output: str | Path, half: bool = False) -> int:
+def export(
+    config: lm.RunConfig, output: str | Path, half: bool = False, allow_changes: bool = False
+) -> int:
     """Writes a model folder, whole or not at all: the run's language model, the rest as it was.
 
     Args:
       config: of the run; `model` is where vocabulary, text and speech tokenizer are copied from.
       output: a folder that is not there yet.
       half: stores the language model in float16, at half the size.
+      allow_changes: the config may differ from what the run was trained with.
 
     Returns:
       The step of the checkpoint.
 
     Raises:
-      InputError: the run has no checkpoint, or `output` exists.
+      InputError: the run has no checkpoint, `output` exists, or the config is not that of the run.
     """
     output, source = Path(output), folders.find_language_model(config.model)
     files.refuse_existing(output)
     model = lm.make_model(config)
-    step, params = load_params(config, model)
+    step, params = load_params(config, model, allow_changes=allow_changes)
     with files.whole_folder(output) as folder:
         own = speech_tokenizer.FOLDER
         without = shutil.ignore_patterns("llama", own, transcription.CONFIG_NAME)
@@ -59,7 +61,10 @@ def _with_length(sizes: llama.LlamaConfig, config: lm.RunConfig) -> llama.LlamaC
 
 
 def load_params(
-    config: lm.RunConfig, model: llama.Llama, devices: list[jax.Device] | None = None
+    config: lm.RunConfig,
+    model: llama.Llama,
+    devices: list[jax.Device] | None = None,
+    allow_changes: bool = False,
 ) -> tuple[int, Any]:
     """(step, parameters of the plain model) of a run's newest whole checkpoint.
 
@@ -67,19 +72,16 @@ def load_params(
       config: of the run.
       model: what `lm.make_model` gives.
       devices: to place them on; all by default.
+      allow_changes: see `export`.
     """
     mesh = config.mesh.make(jax.devices() if devices is None else devices)
     optimizer = lm.make_optimizers(config, lm.read_vocab(config))
     shapes, places = lm.abstract_train_state(config, model, optimizer, mesh)
-    folder = Path(config.run_dir) / "checkpoints"
-    checkpoints = Checkpoints(folder, config.keep)
     wanted = abstract_state(shapes, places)
     without_moments = jax.tree.map(lambda _: ..., wanted.opt_state)  # these are not read
-    restored = checkpoints.restore(wanted.replace(opt_state=without_moments))
-    checkpoints.close()
-    if restored is None:
-        raise InputError(f"{folder}: has no checkpoint yet.")
-    state, _ = restored
+    wanted = wanted.replace(opt_state=without_moments)
+    now = lm.describe(config, with_data=False)
+    state = run_folder.read_newest(config, now, wanted, allow_changes).state
     params = merge(state.params, state.frozen)
     if config.lora.rank:
         params = lora.merge_products(params, config.lora)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,16 +10,17 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from spirit_jax import checksums, folders, sharding
 from spirit_jax import config as config_lib
-from spirit_jax import folders, sharding
+from spirit_jax.data import records
 from spirit_jax.data.pipeline import Stream
 from spirit_jax.data.samples import SourceConfig
 from spirit_jax.errors import InputError
 from spirit_jax.models import llama
 from spirit_jax.speech_tokenizer import read_unit_hashes
 from spirit_jax.text import load_text_tokenizer
-from spirit_jax.training import hosts, loop, lora
-from spirit_jax.training.checkpoints import Checkpoints, abstract_state
+from spirit_jax.training import loop, lora, record, run_folder
+from spirit_jax.training.checkpoints import abstract_state
 from spirit_jax.training.optimizer import make_optimizer, make_schedule
 from spirit_jax.training.run_configs import LmRunConfig as RunConfig
 from spirit_jax.training.step import (
@@ -33,22 +33,56 @@ from spirit_jax.training.step import (
 from spirit_jax.vocab import Vocab
 
 
-def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterator[dict[str, Any]]:
+def train(
+    config: RunConfig, devices: list[jax.Device] | None = None, allow_changes: bool = False
+) -> Iterator[dict[str, Any]]:
     """Runs to the last step, yielding each step's metrics as plain numbers.
 
-    They are also lines of `RUN/metrics.jsonl`. SIGTERM, or a notice of preemption, saves a
+    They are also lines of `RUN/metrics.jsonl`. SIGTERM, Ctrl-C or a notice of preemption saves a
     checkpoint and ends the run.
 
     Args:
       config: the run.
       devices: to use; all by default.
+      allow_changes: resume with settings that make it another run (see `record`).
 
     Raises:
-      InputError: a folder, corpus or checkpoint that cannot be used, or a mesh that does not fit.
+      InputError: a folder, corpus or checkpoint that cannot be used, a mesh that does not fit, or a
+        setting that changed since the run was stopped and must not.
     """
     mesh = config.mesh.make(jax.devices() if devices is None else devices)
-    with jax.set_mesh(mesh), hosts.watch_sigterm() as stop:
-        yield from loop.run(config, mesh, _prepare(config, mesh), stop)
+    with (
+        jax.set_mesh(mesh),
+        run_folder.open_run(config, lambda: describe(config), allow_changes) as opened,
+    ):
+        with opened.stop.droppable():
+            training = _prepare(config, mesh, opened)
+        yield from loop.run(opened, config, mesh, training)
+
+
+def describe(config: RunConfig, with_data: bool = True) -> dict[str, Any]:
+    """The record of a run (see `record`).
+
+    Args:
+      config: of the run.
+      with_data: fingerprints of the corpora too, which must be there then.
+
+    Raises:
+      InputError: the model folder or a corpus cannot be read.
+    """
+    model = folders.find_language_model(config.model)
+    contents = {
+        "model/vocab.json": checksums.of_value(config_lib.read_mapping(model / "vocab.json"))
+    }
+    for name in ("text_tokenizer", "speech_tokenizer", "llama"):
+        if (model / name).is_dir():
+            contents[f"model/{name}"] = record.fingerprint_folder(model / name)
+    if with_data:
+        corpora = {"data.sources": config.data.sources, "eval_sources": config.eval_sources}
+        for name, sources in corpora.items():
+            for number, source in enumerate(sources):
+                contents[f"{name}[{number}].path"] = records.fingerprint(source.path)
+    return record.describe(config, contents, make_model(config).config)
 
 
 def make_model(config: RunConfig) -> llama.Llama:
@@ -127,7 +161,9 @@ def token_flops(cfg: llama.LlamaConfig, seq_len: int) -> float:
     return 6 * n + 6 * cfg.num_layers * cfg.num_heads * cfg.head_dim * seq_len
 
 
-def _prepare(config: RunConfig, mesh: jax.sharding.Mesh) -> loop.Training:
+def _prepare(
+    config: RunConfig, mesh: jax.sharding.Mesh, opened: run_folder.RunFolder
+) -> loop.Training:
     """Opens the data, and makes or restores the state."""
     folder = folders.find_language_model(config.model)
     vocab = read_vocab(config)
@@ -138,18 +174,15 @@ def _prepare(config: RunConfig, mesh: jax.sharding.Mesh) -> loop.Training:
     model = make_model(config)
     if model.config.vocab_size != vocab.padded_size:
         raise InputError(
-            f"The model has {model.config.vocab_size} rows of embeddings, and {folder}/vocab.json "
-            f"says {vocab.padded_size}."
+            f"The model has {model.config.vocab_size} rows of embeddings, and "
+            f"{config.model}/vocab.json says {vocab.padded_size}."
         )
     optimizer = make_optimizers(config, vocab)
     shapes, places = abstract_train_state(config, model, optimizer, mesh)
-    checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", config.keep)
-    restored = checkpoints.restore(abstract_state(shapes, places))
-    if restored is None:
+    checkpoints = opened.open_checkpoints()
+    state = opened.resume(checkpoints, abstract_state(shapes, places), stream)
+    if state is None:
         state = _first_state(config, folder, model, optimizer, mesh, places)
-    else:
-        state, stream_state = restored
-        stream.set_state(stream_state)
     objective = Objective(model, vocab, config.step, _names(config.data.sources))
     tokens = config.data.batch_rows * config.data.seq_len
     evaluate = None

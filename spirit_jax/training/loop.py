@@ -14,10 +14,14 @@ from typing import Any
 import jax
 
 from spirit_jax import sharding
+from spirit_jax.errors import InputError
 from spirit_jax.training import hosts
 from spirit_jax.training.checkpoints import Checkpoints
 from spirit_jax.training.configs import LoopConfig
 from spirit_jax.training.metrics import Clock, MetricsLog, peak_flops
+from spirit_jax.training.run_folder import RunFolder, say
+
+EVALUATED = "seconds_evaluation"  # a metric of each step after which there was an evaluation
 
 
 @dataclasses.dataclass
@@ -48,27 +52,74 @@ class Training:
 
 
 def run(
-    config: LoopConfig, mesh: jax.sharding.Mesh, training: Training, stop: hosts.Stop
+    folder: RunFolder, config: LoopConfig, mesh: jax.sharding.Mesh, training: Training
 ) -> Iterator[dict[str, Any]]:
     """Runs to the last step, yielding each step's metrics as plain numbers.
 
     The metrics of a step are fetched after the next one was sent, and its batch is made while the
     devices compute, so that they do not wait. Everything here is under `jax.set_mesh`.
+
+    Args:
+      folder: of the run.
+      config: of the run, or of a part of it with fewer steps.
+      mesh: of devices.
+      training: what a recipe prepared.
     """
     first = int(training.state.step)
-    log = MetricsLog(Path(config.run_dir), first) if hosts.is_first() else None
+    if first >= folder.config.steps:
+        say(
+            f"{config.run_dir}: has done {first} steps already, and steps is "
+            f"{folder.config.steps}: nothing is left to do. Raise steps to train on, or write the "
+            "result with --export MODEL_DIR."
+        )
+    log = None
     try:
-        for metrics in _steps(config, mesh, training, stop, first):
+        log = MetricsLog(folder.path, first) if hosts.is_first() else None
+        _evaluate_again(config, training, folder, log, first)
+        for metrics in _steps(config, mesh, training, folder, first):
             if log is not None:
                 log.write(metrics)
             yield metrics
-    finally:
+    except BaseException:
+        # What ended the run is told, and not what followed from it.
+        with contextlib.suppress(InputError):
+            training.checkpoints.close()
+        raise
+    else:
         training.checkpoints.close()
+    finally:
         if log is not None:
             log.close()
 
 
-def _steps(config, mesh, training, stop, first) -> Iterator[dict[str, Any]]:
+def _evaluate_again(config, training, folder, log, first) -> None:
+    """Evaluates the first state if that was due, and a signal came before it."""
+    due = _is_due(config, training, first) and log is not None and bool(log.last)
+    if hosts.agree(due and log.last["step"] == first and EVALUATED not in log.last):
+        clock = Clock()
+        metrics = _evaluate(training, training.state, folder.stop)
+        if metrics is not None and log is not None:
+            clock.lap("evaluation")
+            metrics = {name: float(value) for name, value in metrics.items()}
+            log.amend(metrics | {EVALUATED: clock.take()[EVALUATED]})
+
+
+def _is_due(config, training, number: int) -> bool:
+    """Whether an evaluation is due after a step."""
+    due = number == config.steps or _every(config.eval_every, number)
+    return training.evaluate is not None and number > 0 and due
+
+
+def _evaluate(training: Training, state: Any, stop: hosts.Stop) -> dict[str, float] | None:
+    """The metrics of an evaluation, None if a signal ended it."""
+    try:
+        with stop.droppable():
+            return training.evaluate(state)
+    except hosts.Stopped:
+        return None
+
+
+def _steps(config, mesh, training, folder, first) -> Iterator[dict[str, Any]]:
     state, stream = training.state, training.stream
     training.state = None  # each step gives the last one's memory away
     devices = mesh.devices.size
@@ -100,21 +151,29 @@ def _steps(config, mesh, training, stop, first) -> Iterator[dict[str, Any]]:
                 yield finish(*pending)
             pending = number, dict(metrics)
             last = number == config.steps
-            ending = last or stop(number)
+            ending = folder.stop(number)
             due = config.checkpoint_minutes and _agreed_minutes(
                 number, (time.monotonic() - saved_at) / 60 >= config.checkpoint_minutes
             )
-            if training.evaluate and (last or _every(config.eval_every, number)):
-                pending[1].update(training.evaluate(state))
-                clock.lap("evaluation")
+            if _is_due(config, training, number) and not ending:
+                evaluated = _evaluate(training, state, folder.stop)
+                if evaluated is not None:
+                    pending[1].update(evaluated)
+                    clock.lap("evaluation")
+                ending = folder.stop.asked
+            stopped = ending and not last
+            ending = ending or last
             if ending or due or _every(config.checkpoint_every, number):
                 # A step that will not be done again has its metrics on disk.
                 yield finish(*pending)
                 pending = None
                 # The stream stands behind this step: the next batch is not yet asked for.
-                training.checkpoints.save(state, hosts.gather(stream.get_state()))
+                place = hosts.gather(stream.get_state())
+                training.checkpoints.save(state, {"stream": place, "record": folder.record})
                 saved_at = time.monotonic()
                 clock.lap("checkpoint")
+            if stopped:
+                say(f"{config.run_dir}: stopped after step {number}; the same command resumes.")
             if ending:
                 break
             coming = ahead.submit(next, stream)

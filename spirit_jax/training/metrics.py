@@ -1,13 +1,22 @@
 """Where a run's numbers go: `metrics.jsonl`, TensorBoard files, and how fast it was."""
 
+import contextlib
 import json
 import math
+import shutil
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from spirit_jax import files
+from spirit_jax.errors import InputError
 
 # Of bfloat16 matmuls a second, by the start of the device's name (published by the makers).
 PEAK_FLOPS = {
@@ -54,30 +63,115 @@ class MetricsLog:
     """Writes each step's metrics as a line of JSON and as TensorBoard scalars."""
 
     def __init__(self, run_dir: Path, first: int):
-        """Opens the files, without the steps after `first`, which will be done again."""
-        run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
-        unfinished = path.with_name(path.name + ".tmp")
-        unfinished.write_text("".join(line + "\n" for line in kept))
-        unfinished.replace(path)
-        self._lines = path.open("a")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first + 1)
+        """Opens the files, without the steps after `first`, which will be done again.
+
+        Lines that cannot be read are left out; unless it is the last alone, which a killed process
+        may have cut short, the file with them is kept beside the new one.
+
+        Raises:
+          InputError: the files cannot be written.
+        """
+        self._path = run_dir / "metrics.jsonl"
+        self._kept, damaged, last = [], [], 0
+        lines = files.read_json_lines(self._path) if self._path.exists() else ()
+        for number, line in lines:
+            last = number
+            if not _is_metrics(line):
+                damaged.append(number)
+            elif line["step"] <= first:
+                self._kept.append(line)
+        if damaged and damaged != [last]:
+            self._keep_damaged(len(damaged))
+        with _writing(self._path):
+            self._write_kept()
+            self._lines = self._path.open("ab", buffering=0)
+            self._board = _Board(run_dir / "tensorboard", first + 1)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The metrics of the last step that was done before; {} if there are none."""
+        return self._kept[-1] if self._kept else {}
+
+    def amend(self, metrics: dict[str, float]) -> None:
+        """Adds metrics to those of the last step that was done before."""
+        self._kept[-1] |= {name: _finite(value) for name, value in metrics.items()}
+        with _writing(self._path):
+            self._lines.close()
+            self._write_kept()
+            self._lines = self._path.open("ab", buffering=0)
+            self._board.add(metrics, self._kept[-1]["step"])
 
     def write(self, metrics: dict[str, Any]) -> None:
         """One step; what is not finite is null."""
-        plain = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._lines.write(json.dumps(plain) + "\n")
-        self._lines.flush()
-        for name, value in plain.items():
-            if value is not None and name != "step":
-                self._board.add_scalar(_board_name(name), value, metrics["step"])
+        plain = {name: _finite(value) for name, value in metrics.items()}
+        with _writing(self._path):
+            self._lines.write((json.dumps(plain) + "\n").encode())
+            self._board.add({n: v for n, v in plain.items() if n != "step"}, metrics["step"])
 
     def close(self) -> None:
         """Writes what is left."""
-        self._lines.close()
-        self._board.close()
+        with _writing(self._path):
+            self._lines.close()
+            self._board.close()
+
+    def _write_kept(self) -> None:
+        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in self._kept))
+
+    def _keep_damaged(self, count: int) -> None:
+        kept = self._path.with_name(f"metrics.damaged-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
+        with _writing(kept):
+            shutil.copyfile(self._path, kept)
+        print(
+            f"{self._path}: {count} lines cannot be read and are left out; the file with them is "
+            f"kept as {kept.name}.",
+            file=sys.stderr,
+        )
+
+
+class _Board:
+    """TensorBoard's file of events, written at once and without a thread, so that errors show."""
+
+    def __init__(self, folder: Path, first: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        # Steps from `first` on that an earlier file has are not shown.
+        start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
+        self._write(Event(wall_time=time.time(), step=first, session_log=start))
+
+    def add(self, metrics: dict[str, float | None], step: int) -> None:
+        """Adds scalars; None is left out."""
+        for name, value in metrics.items():
+            if value is not None and math.isfinite(value):
+                summary = scalar(_board_name(name), value)
+                self._write(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, event: Event) -> None:
+        self._writer.write_event(event)
+        self._writer.flush()
+
+
+def _is_metrics(line: Any) -> bool:
+    """Whether a JSON value is the metrics of a step: numbers or null by name."""
+    return (
+        isinstance(line, dict)
+        and type(line.get("step")) is int
+        and all(value is None or isinstance(value, int | float) for value in line.values())
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({files.describe(error)}).") from error
 
 
 def _board_name(name: str) -> str:

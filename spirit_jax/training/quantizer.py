@@ -55,18 +55,20 @@ class State:
     opt_state: Any
 
 
-def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterator[dict[str, Any]]:
+def train(
+    config: RunConfig, devices: list[jax.Device] | None = None, allow_changes: bool = False
+) -> Iterator[dict[str, Any]]:
     """Runs to the last step, yielding each step's metrics; see `recipe.train`."""
-    return recipe.train(config, make, devices)
+    return recipe.train(config, make, devices, allow_changes)
 
 
-def export(config: RunConfig, output: str | Path) -> int:
+def export(config: RunConfig, output: str | Path, allow_changes: bool = False) -> int:
     """Writes `hubert` and `quantizer` of the newest checkpoint to a folder; returns its step.
 
     Raises:
       InputError: there is no checkpoint, or `output` exists.
     """
-    state = recipe.newest_state(config, make(config))
+    state = recipe.newest_state(config, make(config), allow_changes=allow_changes)
     model, _, _ = _read_start(config)
     hubert.save(output, model, jax.tree.map(np.asarray, merge(state.params, state.frozen)))
     return int(state.step)

@@ -4,23 +4,24 @@ These networks are small beside a language model: parameters are whole on every 
 and batches are split over its `data` and `fsdp` axes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from spirit_jax import checkpoint, sharding
+from spirit_jax import folders, sharding
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import SpeechStream, draw_items, read_items
 from spirit_jax.errors import InputError
-from spirit_jax.training import hosts, loop
-from spirit_jax.training.checkpoints import Checkpoints, abstract_state
+from spirit_jax.training import hosts, loop, record, run_folder
+from spirit_jax.training.checkpoints import abstract_state
 from spirit_jax.training.configs import RecipeConfig
 
 
@@ -52,29 +53,67 @@ def train(
     config: RecipeConfig,
     make: Callable[[Any], Recipe],
     devices: list[jax.Device] | None = None,
-    stop: hosts.Stop | None = None,
+    allow_changes: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Runs a recipe to its last step, yielding each step's metrics; see `lm.train`.
+    """Runs a recipe to its last step, yielding each step's metrics; see `lm.train`."""
+    with open_run(config, allow_changes) as folder:
+        yield from train_in(folder, config, make, devices)
 
-    SIGTERM ends it, or `stop` if there is one.
-    """
+
+def open_run(
+    config: RecipeConfig, allow_changes: bool = False
+) -> AbstractContextManager[run_folder.RunFolder]:
+    """Opens the folder of a run to train in; see `run_folder.open_run`."""
+    return run_folder.open_run(config, lambda: describe(config), allow_changes)
+
+
+def train_in(
+    folder: run_folder.RunFolder,
+    config: RecipeConfig,
+    make: Callable[[Any], Recipe],
+    devices: list[jax.Device] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """As `train`, in a folder that is open; `config` may ask for fewer steps than the run's."""
     mesh = config.mesh.make(jax.devices() if devices is None else devices)
-    watch = nullcontext(stop) if stop else hosts.watch_sigterm()
-    with jax.set_mesh(mesh), watch as stop:
-        yield from loop.run(config, mesh, _prepare(config, make(config), mesh), stop)
+    with jax.set_mesh(mesh):
+        with folder.stop.droppable():
+            training = _prepare(config, make(config), mesh, folder)
+        yield from loop.run(folder, config, mesh, training)
 
 
-def _prepare(config: RecipeConfig, recipe: Recipe, mesh: jax.sharding.Mesh) -> loop.Training:
+def describe(config: RecipeConfig, with_data: bool = True) -> dict[str, Any]:
+    """The record of a run (see `record`).
+
+    Args:
+      config: of the run.
+      with_data: a fingerprint of the recordings too, which must be there then.
+
+    Raises:
+      InputError: a recording or a folder that the config names cannot be read.
+    """
+    contents = {}
+    if with_data:
+        for name in ("sources", "held_out"):
+            sources = getattr(config.data, name)
+            if sources:
+                contents[f"data.{name}"] = record.fingerprint_items(read_items(sources))
+    for name, value in record.flatten(config):
+        if isinstance(value, str) and value and name not in ("run_dir", "f0.folder", "recipe"):
+            with contextlib.suppress(InputError):  # not every text is the name of a folder
+                contents[name] = record.fingerprint_folder(folders.find_model(value))
+    return record.describe(config, contents)
+
+
+def _prepare(
+    config: RecipeConfig, recipe: Recipe, mesh: jax.sharding.Mesh, folder: run_folder.RunFolder
+) -> loop.Training:
     rows = sharding.local_rows(config.data.batch_rows, mesh)
     stream = recipe.make_stream(rows)
-    checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", config.keep)
-    restored = checkpoints.restore(_abstract(recipe, mesh))
+    checkpoints = folder.open_checkpoints()
+    state = folder.resume(checkpoints, _abstract(recipe, mesh), stream)
     everywhere = sharding.replicated(mesh)
-    if restored is None:
+    if state is None:
         state = jax.jit(recipe.init, out_shardings=everywhere)()
-    else:
-        state, stream_state = restored
-        stream.set_state(stream_state)
 
     def evaluate(state: Any) -> dict[str, float]:
         metrics = recipe.evaluate(state) if recipe.evaluate else {}
@@ -98,21 +137,19 @@ def _prepare(config: RecipeConfig, recipe: Recipe, mesh: jax.sharding.Mesh) -> l
 
 
 def newest_state(
-    config: RecipeConfig, recipe: Recipe, devices: list[jax.Device] | None = None
+    config: RecipeConfig,
+    recipe: Recipe,
+    devices: list[jax.Device] | None = None,
+    allow_changes: bool = False,
 ) -> Any:
-    """The state of a run's newest whole checkpoint.
+    """The state of a run's newest whole checkpoint; nothing is changed in the run's folder.
 
     Raises:
-      InputError: there is none.
+      InputError: there is none, or the config is not that of the run.
     """
     mesh = config.mesh.make(jax.devices() if devices is None else devices)
-    folder = Path(config.run_dir) / "checkpoints"
-    checkpoints = Checkpoints(folder, config.keep)
-    restored = checkpoints.restore(_abstract(recipe, mesh))
-    checkpoints.close()
-    if restored is None:
-        raise InputError(f"{folder}: has no checkpoint yet.")
-    return restored[0]
+    now = describe(config, with_data=False)
+    return run_folder.read_newest(config, now, _abstract(recipe, mesh), allow_changes).state
 
 
 def read_start(
@@ -127,7 +164,7 @@ def read_start(
     """
     if not config.start:
         return config.network, None
-    model, params = load(checkpoint.find_network(config.start, network))
+    model, params = load(folders.find_network(config.start, network))
     return model.config, params
 
 

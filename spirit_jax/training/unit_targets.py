@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spirit_jax import batching
+from spirit_jax import batching, files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.manifest import Item, fingerprint
 from spirit_jax.data.progress import watch
@@ -186,8 +185,10 @@ def keep(
         try:
             with np.load(path) as arrays:
                 kept = dict(arrays)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: cannot be read ({error}); remove it.") from error
+        except Exception as error:  # whatever a damaged file makes the libraries raise
+            raise files.unreadable(
+                path, error, "is damaged; remove it, and it is made again."
+            ) from error
         if str(kept.pop("digest", "")) != made_of_all:
             raise InputError(
                 f"{path}: was made of other recordings, texts, targets or settings, so its labels "

@@ -90,12 +90,14 @@ def _unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
 
 
-def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterator[dict[str, Any]]:
+def train(
+    config: RunConfig, devices: list[jax.Device] | None = None, allow_changes: bool = False
+) -> Iterator[dict[str, Any]]:
     """Runs to the last step, yielding each step's metrics; see `recipe.train`."""
-    return recipe.train(config, make, devices)
+    return recipe.train(config, make, devices, allow_changes)
 
 
-def export(config: RunConfig, output: str | Path) -> int:
+def export(config: RunConfig, output: str | Path, allow_changes: bool = False) -> int:
     """Writes `hubert` and `quantizer` of the newest checkpoint to a folder; returns its step.
 
     The quantizer is k-means, fitted here to the features of the corpus.
@@ -104,7 +106,7 @@ def export(config: RunConfig, output: str | Path) -> int:
       InputError: there is no checkpoint, or `output` exists.
     """
     files.refuse_existing(output)
-    state = recipe.newest_state(config, make(config))
+    state = recipe.newest_state(config, make(config), allow_changes=allow_changes)
     params = jax.tree.map(np.asarray, state.params["trunk"])
     trunk, params = unit_targets.cut(_network(config)[0], params, config.layer)
     items = recipe.training_items(config)

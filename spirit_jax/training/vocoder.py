@@ -31,7 +31,7 @@ from spirit_jax.models.discriminators import Discriminators
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
 from spirit_jax.models.mel import log_mel, stft_distance
 from spirit_jax.models.wav2vec2 import length_mask
-from spirit_jax.training import hosts, pace, recipe, vocoder_data, vocoder_report
+from spirit_jax.training import pace, recipe, vocoder_data, vocoder_report
 from spirit_jax.training.optimizer import make_optimizer, with_epoch_decay
 from spirit_jax.training.run_configs import VocoderRunConfig as RunConfig
 from spirit_jax.training.vocoder_data import Utterance
@@ -57,7 +57,9 @@ class State:
     discriminator_opt: Any
 
 
-def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterator[dict[str, Any]]:
+def train(
+    config: RunConfig, devices: list[jax.Device] | None = None, allow_changes: bool = False
+) -> Iterator[dict[str, Any]]:
     """Runs to the last step, yielding each step's metrics; see `recipe.train`.
 
     Units are computed first, outside of the mesh, and kept in RUN_DIR/units.jsonl. The steps before
@@ -65,19 +67,20 @@ def train(config: RunConfig, devices: list[jax.Device] | None = None) -> Iterato
     both, under a `jax.lax.cond`, has convs that are tens of times slower on a CPU.
     """
     network, _ = plan_network(config)
-    _read_utterances(config, network)
     last = alone = min(config.adversarial_from, config.steps)
-    with hosts.watch_sigterm() as stop:
+    with recipe.open_run(config, allow_changes) as folder:
+        with folder.stop.droppable():
+            _read_utterances(config, network)
         if alone:
             before = dataclasses.replace(config, steps=alone)
-            for metrics in recipe.train(before, lambda _: make(config, False), devices, stop):
+            for metrics in recipe.train_in(folder, before, lambda _: make(config, False), devices):
                 last = metrics["step"]
                 yield metrics
-        if last == alone < config.steps and not stop.asked:
-            yield from recipe.train(config, make, devices, stop)
+        if last == alone < config.steps and not folder.stop.asked:
+            yield from recipe.train_in(folder, config, make, devices)
 
 
-def export(config: RunConfig, output: str | Path) -> int:
+def export(config: RunConfig, output: str | Path, allow_changes: bool = False) -> int:
     """Writes the newest checkpoint as a network folder; returns its step.
 
     Its durations are made to add up to those of the recordings (`pace.settle`).
@@ -86,7 +89,7 @@ def export(config: RunConfig, output: str | Path) -> int:
       InputError: there is no checkpoint, `output` exists, or the recordings cannot be read.
     """
     files.refuse_existing(output)
-    state = recipe.newest_state(config, make(config))
+    state = recipe.newest_state(config, make(config), allow_changes=allow_changes)
     network, _ = plan_network(config)
     params = jax.tree.map(np.asarray, state.generator)
     training, _ = _read_utterances(config, network)

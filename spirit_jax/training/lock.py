@@ -1,0 +1,239 @@
+"""A lock on a run folder, so that two processes never train into the same one.
+
+It is a file, RUN/run.lock, that says who holds it; its time of change is renewed every few seconds.
+That works on a mounted bucket too, where the locks of the operating system reach no other host. A
+lock whose holder is gone is taken over: one of this host by its process number, one of another host
+when its time has not changed for a while, whatever the two clocks say.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from spirit_jax import files
+from spirit_jax.errors import InputError
+
+NAME = "run.lock"
+RENEW_SECONDS = 10.0  # between renewals
+SILENT_SECONDS = 60.0  # without one: the holder on another host is gone
+OLD_SECONDS = 900.0  # a lock as old as this is not watched first; clocks differ by less
+SETTLE_SECONDS = 0.2  # after taking a lock over, before looking whether another process did too
+
+_held: set[str] = set()  # tokens of the locks that this process holds
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """Who holds a lock.
+
+    Attributes:
+      token: drawn at random for this one holding.
+      host: name of the machine, its start and its space of process numbers, as far as known.
+      pid, started: the process, and when it started in the kernel's clock ("" if not known).
+      since: when the lock was taken, in local time, to be read.
+    """
+
+    token: str = ""
+    host: str = ""
+    pid: int = 0
+    started: str = ""
+    since: str = ""
+
+    @classmethod
+    def here(cls) -> "Owner":
+        """This process."""
+        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        return cls(uuid.uuid4().hex, _host(), os.getpid(), _started(os.getpid()), since)
+
+    @classmethod
+    def read(cls, path: Path) -> "Owner | None":
+        """The owner that a lock names; None without a lock, an empty one for a damaged one."""
+        try:
+            values = files.read_json(path)
+            known = {field.name: field.type for field in dataclasses.fields(cls)}
+            if not isinstance(values, dict) or set(values) != set(known):
+                return cls()
+            return cls(**values) if all(type(values[n]) is t for n, t in known.items()) else cls()
+        except InputError:
+            return cls() if path.exists() else None
+
+    def __str__(self):
+        return f"process {self.pid} on {self.host.split(' ')[0]}, since {self.since}"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is known that the process has ended; never known of another host's."""
+        if not self.token:
+            return True
+        if self.host != _host():
+            return False
+        if self.pid == os.getpid():
+            return self.token not in _held
+        started = _started(self.pid)
+        return not started or started != self.started
+
+
+class Lock:
+    """A lock that this process holds; see `hold`."""
+
+    def __init__(self, path: Path, owner: Owner):
+        self._path, self._owner = path, owner
+        _held.add(owner.token)
+        self._ended = threading.Event()
+        self._renewal = threading.Thread(target=self._renew, daemon=True)
+        self._renewal.start()
+
+    def check(self) -> None:
+        """Raises `InputError` if the folder is gone, or another process has taken it over."""
+        owner = Owner.read(self._path)
+        if owner is None and not self._path.parent.is_dir():
+            raise InputError(f"{self._path.parent}: was deleted or moved during the run.")
+        if owner is None or not owner.token:  # removed or damaged by someone
+            self._path.unlink(missing_ok=True)
+            _create(self._path, self._owner)
+        elif owner.token != self._owner.token:
+            raise InputError(f"{self._path.parent}: was taken over by {owner}; this run ends.")
+
+    def release(self) -> None:
+        """Removes the lock, if it is still this one."""
+        self._ended.set()
+        self._renewal.join()
+        _held.discard(self._owner.token)
+        owner = Owner.read(self._path)
+        if owner is not None and owner.token == self._owner.token:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
+            owner = Owner.read(self._path)
+            if owner is not None and owner.token == self._owner.token:
+                with contextlib.suppress(OSError):
+                    os.utime(self._path)
+
+
+@contextlib.contextmanager
+def hold(run_dir: str | Path) -> Iterator[Lock]:
+    """Holds the lock of a run folder, which is made if it is not there.
+
+    Raises:
+      InputError: another process holds it, or the folder cannot be written to.
+    """
+    run_dir = Path(run_dir)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"{run_dir}: is a file; run_dir must name a folder.")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = Lock(run_dir / NAME, _take(run_dir / NAME))
+    except OSError as error:
+        raise InputError(f"{run_dir}: cannot be written ({files.describe(error)}).") from error
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _take(path: Path) -> Owner:
+    """Makes the lock, in place of one whose holder is gone."""
+    mine, stale = Owner.here(), None
+    while not _create(path, mine):
+        owner = Owner.read(path)
+        if owner is None:
+            continue  # released just now
+        if not owner.token:  # another process may be writing it just now
+            time.sleep(SETTLE_SECONDS)
+            owner = Owner.read(path) or owner
+        if not owner.is_gone and not _is_silent(path, owner):
+            raise InputError(
+                f"{path.parent}: is in use by {owner}; stop that one first, or use another run_dir."
+            )
+        stale = owner
+        taken = path.with_name(f"{NAME}.{mine.token}")  # of several, one can rename it
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(taken)
+            taken.unlink()
+    if stale is not None:
+        time.sleep(SETTLE_SECONDS)
+        owner = Owner.read(path)
+        if owner is not None and owner.token != mine.token:
+            raise InputError(f"{path.parent}: is in use by {owner}; use another run_dir.")
+        about = f"of {stale}, which has ended," if stale.token else "that cannot be read"
+        print(f"{path.parent}: a lock {about} is taken over.", file=sys.stderr)
+    return mine
+
+
+def _create(path: Path, owner: Owner) -> bool:
+    """Writes the lock if there is none; False if there is one."""
+    data = json.dumps(dataclasses.asdict(owner)).encode()
+    try:
+        with open(path, "xb", buffering=0) as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _is_silent(path: Path, owner: Owner) -> bool:
+    """Whether the holder on another host does not renew its lock."""
+    if owner.host == _host():
+        return False
+    renewed = _changed(path)
+    if time.time() - renewed > OLD_SECONDS:
+        return True
+    print(
+        f"{path.parent}: is locked by {owner}; waiting up to {SILENT_SECONDS:.0f} s to see whether "
+        "that is still running.",
+        file=sys.stderr,
+    )
+    deadline = time.monotonic() + SILENT_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, SILENT_SECONDS / 10))
+        if _changed(path) != renewed:
+            return False
+    return True
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _host() -> str:
+    """What a process number is valid in: the host since its start, and the container in it."""
+    parts = [socket.gethostname() or "this-host"]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _started(pid: int) -> str:
+    """When a process of this host started; "" if there is none, or only its remains."""
+    try:
+        # The name, in parentheses, may have spaces; state and start are the 1st and 20th after it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return ""
+    try:  # a system without /proc
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except OSError:
+        pass
+    return "unknown"

@@ -1,0 +1,116 @@
+"""Damaged run folders: checkpoints, record, lock and metrics."""
+
+import json
+import shutil
+
+import pytest
+from tiny_checkpoints import ABSTRACT, is_as_saved, write_checkpoints
+
+from fuzz.mutate import attempt, mutate_bytes, seeds
+from spirit_jax import checksums
+from spirit_jax.training import lock, record, run_folder
+from spirit_jax.training.checkpoints import Checkpoints
+from spirit_jax.training.metrics import MetricsLog
+from spirit_jax.training.pitch import RunConfig
+
+LINES = [{"step": step, "loss": 0.5 * step, "seconds": 0.1} for step in range(1, 9)]
+OWNER = {"token": "x", "host": "far", "pid": 17, "started": "1", "since": "2026-01-02 03:04:05"}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz") / "run"
+    write_checkpoints(folder / "checkpoints")
+    return folder
+
+
+@seeds
+def test_damaged_checkpoints(seeds, run_dir):
+    """The newest is as it was saved or is not used; another is then used as it was saved."""
+    folder = run_dir / "checkpoints"
+    paths = sorted(path for path in (folder / "6").rglob("*") if path.is_file())
+    for seed in seeds:
+        path = paths[seed % len(paths)]
+        data = path.read_bytes()
+        path.write_bytes(mutate_bytes(data, seed))
+        restored = attempt(lambda: Checkpoints(folder).restore(ABSTRACT), seed)
+        assert restored is not None and is_as_saved(restored), seed
+        if path.parent.name != "checksums":  # a space more in JSON is no damage
+            assert restored.step == (6 if path.read_bytes() == data else 4), seed
+        path.write_bytes(data)
+
+
+@seeds
+def test_damaged_checkpoints_of_an_earlier_version(seeds, run_dir, tmp_path):
+    """Without checksums a flipped bit may stay, but nothing crashes."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(run_dir / "checkpoints", folder)
+    for step in "246":
+        shutil.rmtree(folder / step / "checksums")
+    paths = sorted(path for path in (folder / "6").rglob("*") if path.is_file())
+    for seed in seeds:
+        path = paths[seed % len(paths)]
+        data = path.read_bytes()
+        path.write_bytes(mutate_bytes(data, seed))
+        attempt(lambda: Checkpoints(folder).restore(ABSTRACT), seed)
+        path.write_bytes(data)
+
+
+@seeds
+def test_damaged_records(seeds, tmp_path):
+    """A record is as it was written, or is not used."""
+    config = RunConfig(run_dir=str(tmp_path), recipe="pitch")
+    path = tmp_path / run_folder.RECORD
+    other = record.describe(RunConfig(run_dir=str(tmp_path), recipe="pitch", seed=1), {})
+    checksums.write_json(path, other)
+    data, now = path.read_bytes(), record.describe(config, {})
+
+    def resume():
+        run_folder.refuse({}, now, RunConfig, str(tmp_path), False)
+        return "not used"
+
+    for seed in seeds:
+        path.write_bytes(mutate_bytes(data, seed))
+        result = attempt(resume, seed)
+        assert result == "not used" or json.loads(path.read_bytes()) == json.loads(data), seed
+
+
+@seeds
+def test_damaged_locks(seeds, tmp_path, monkeypatch):
+    """A lock is taken over or refused; afterwards none is left."""
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.0)
+    path = tmp_path / lock.NAME
+
+    def take():
+        with lock.hold(tmp_path) as held:
+            held.check()
+        return not path.exists()
+
+    for seed in seeds:
+        path.write_bytes(mutate_bytes(json.dumps(OWNER).encode(), seed))
+        assert attempt(take, seed), seed
+
+
+@seeds
+def test_damaged_metrics(seeds, tmp_path):
+    """Whole lines stay, and what is written is metrics again."""
+    path = tmp_path / "metrics.jsonl"
+    data = "".join(json.dumps(line) + "\n" for line in LINES).encode()
+    for seed in seeds:
+        path.write_bytes(mutate_bytes(data, seed))
+        whole = set(data.splitlines()) & set(path.read_bytes().split(b"\n"))
+
+        def reopen():
+            log = MetricsLog(tmp_path, 100)
+            log.write({"step": 101, "loss": float("inf")})
+            log.close()
+            return path.read_text().splitlines()
+
+        lines = attempt(reopen, seed)
+        assert json.loads(lines[-1]) == {"step": 101, "loss": None}
+        assert all(line.decode() in lines for line in whole), seed
+        assert all(isinstance(json.loads(line)["step"], int) for line in lines)
+        shutil.rmtree(tmp_path / "tensorboard")
+        for kept in tmp_path.glob("metrics.damaged-*"):
+            kept.unlink()

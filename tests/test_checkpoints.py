@@ -1,0 +1,136 @@
+"""Checkpoints: damaged ones are noticed and set aside, and saving continues."""
+
+import resource
+import shutil
+
+import pytest
+from tiny_checkpoints import ABSTRACT, is_as_saved, make_state, write_checkpoints
+
+from spirit_jax import InputError
+from spirit_jax.training.checkpoints import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "run" / "checkpoints"
+    write_checkpoints(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run" / "checkpoints")
+
+
+def damage(folder, name="state/manifest.ocdbt"):
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+
+
+def test_a_damaged_newest_is_set_aside_and_its_step_is_saved_again(folder, capfd):
+    damage(folder / "6")
+    checkpoints = Checkpoints(folder, keep=5)
+    restored = checkpoints.restore(ABSTRACT)
+    assert restored.step == 4 and is_as_saved(restored)
+    told = capfd.readouterr().err
+    assert "checkpoint 6" in told and "checkpoint 4 is used" in told
+    assert (folder / "damaged" / "6" / "state" / "manifest.ocdbt").is_file()
+    checkpoints.save(make_state(6), {"stream": {"step": 6}})
+    checkpoints.close()
+    assert Checkpoints(folder).restore(ABSTRACT).step == 6
+    damage(folder / "6")
+    Checkpoints(folder, keep=5).restore(ABSTRACT)
+    assert {path.name for path in (folder / "damaged").iterdir()} == {"6", "6-2"}
+
+
+def test_every_flipped_bit_is_noticed(folder):
+    """Whatever is changed in the newest checkpoint, it is not used."""
+    paths = [path for path in (folder / "6").rglob("*") if path.is_file()]
+    for path in paths:
+        data = path.read_bytes()
+        for place in {0, len(data) // 2, len(data) - 1}:
+            path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+            assert Checkpoints(folder).restore(ABSTRACT).step == 4, (path, place)
+        path.unlink()
+        if path.parent.name != "checksums":  # then it is as if it was of an earlier version
+            assert Checkpoints(folder).restore(ABSTRACT).step == 4, path
+        path.write_bytes(data)
+    assert Checkpoints(folder).restore(ABSTRACT).step == 6
+
+
+def test_a_damaged_older_one_does_not_stop_saving(folder):
+    (folder / "2" / "_CHECKPOINT_METADATA").write_text('{"metrics": 3}')
+    checkpoints = Checkpoints(folder, keep=5)
+    assert checkpoints.restore(ABSTRACT).step == 6
+    checkpoints.save(make_state(8), {"stream": {"step": 8}})
+    checkpoints.close()
+    assert Checkpoints(folder).steps() == [8, 6, 4]
+
+
+def test_if_none_can_be_read_nothing_is_moved(folder):
+    for step in "246":
+        damage(folder / step)
+    with pytest.raises(InputError, match="none of its 3 checkpoints can be read"):
+        Checkpoints(folder, keep=5).restore(ABSTRACT)
+    assert Checkpoints(folder).steps() == [6, 4, 2]
+
+
+def test_too_many_open_files_is_not_damage(folder):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open("/dev/null") as lowest_free:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free.fileno(), limits[1]))
+        try:
+            with pytest.raises(InputError, match="too many files are open"):
+                Checkpoints(folder, keep=5).restore(ABSTRACT)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert Checkpoints(folder).restore(ABSTRACT).step == 6
+
+
+def test_another_network_is_named_and_nothing_is_moved(folder):
+    other = ABSTRACT.replace(params=ABSTRACT.params | {"more": ABSTRACT.step})
+    with pytest.raises(InputError, match="'params/more' is absent in the checkpoint and int32"):
+        Checkpoints(folder, keep=5).restore(other)
+    assert Checkpoints(folder).steps() == [6, 4, 2]
+
+
+def test_one_without_checksums_is_read_as_of_an_earlier_version(folder):
+    shutil.rmtree(folder / "6" / "checksums")
+    assert Checkpoints(folder).restore(ABSTRACT).step == 6
+
+
+def test_reading_changes_nothing(folder):
+    damage(folder / "6")
+    (folder / "8.orbax-checkpoint-tmp").mkdir()
+    before = sorted(folder.rglob("*"))
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.restore(ABSTRACT).step == 4
+    checkpoints.close()
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_disk_that_fills_up_is_named_without_a_traceback(folder, capfd):
+    checkpoints = Checkpoints(folder, keep=5)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        with pytest.raises(InputError, match="cannot be written .*resumes from checkpoint 6"):
+            checkpoints.save(make_state(8), {"stream": {"step": 8}})
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Traceback" not in capfd.readouterr().err
+    assert not list(folder.glob("*orbax-checkpoint-tmp*")) and Checkpoints(folder).steps()[0] == 6
+    again = Checkpoints(folder, keep=5)
+    again.save(make_state(8), {"stream": {"step": 8}})
+    again.close()
+    assert Checkpoints(folder).restore(ABSTRACT).step == 8
+
+
+def test_a_folder_that_is_gone_is_not_said_to_have_checkpoints(folder):
+    checkpoints = Checkpoints(folder, keep=5)
+    assert checkpoints.restore(ABSTRACT).step == 6
+    shutil.rmtree(folder.parent)
+    folder.parent.write_text("in the way")
+    with pytest.raises(InputError, match="the run folder is gone"):
+        checkpoints.save(make_state(8), {"stream": {"step": 8}})

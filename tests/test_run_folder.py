@@ -1,0 +1,318 @@
+"""A run folder: what may change on resume, who may train in it, and how a run is stopped."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from training_runs import run
+
+from spirit_jax import InputError, cli, config, synthetic
+from spirit_jax.data.records import fingerprint
+from spirit_jax.data.samples import SourceConfig
+from spirit_jax.training import lm, lock, record, run_folder
+from spirit_jax.training.checkpoints import Checkpoints
+from spirit_jax.training.metrics import MetricsLog
+from spirit_jax.training.pitch import RunConfig as PitchConfig
+
+
+def changed(config, name, value):
+    """A config with the setting of a dotted name changed."""
+    head, _, rest = name.partition(".")
+    if rest:
+        value = changed(getattr(config, head), rest, value)
+    return dataclasses.replace(config, **{head: value})
+
+
+SETTINGS = [  # (name, other value, what is done about it)
+    ("steps", 9, "free"),
+    ("checkpoint_every", 5, "free"),
+    ("keep", 1, "free"),
+    ("mesh.fsdp", 4, "free"),
+    ("remat", "block", "free"),
+    ("attention", "xla", "free"),
+    ("optimizer.learning_rate", 0.02, "announced"),
+    ("optimizer.schedule", "cosine", "announced"),
+    ("optimizer.clip_norm", 2.0, "announced"),
+    ("step.z_loss", 0.1, "announced"),
+    ("eval_batches", 2, "announced"),
+    ("seed", 1, "refused"),
+    ("compute_dtype", "bfloat16", "refused"),
+    ("scan_layers", False, "refused"),
+    ("lora.rank", 2, "refused"),
+    ("random_init", True, "refused"),
+    ("data.seed", 1, "refused"),
+    ("data.seq_len", 64, "refused"),
+    ("data.batch_rows", 16, "refused"),
+    ("data.shards", 4, "refused"),
+    ("data.packing_bins", 3, "refused"),
+    ("data.cross_documents", True, "refused"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "kind"), SETTINGS, ids=[name for name, *_ in SETTINGS])
+def test_a_changed_setting_is_refused_or_said_by_name(make_config, name, value, kind):
+    before = make_config()
+    after = changed(before, name, value)
+    changes = record.compare(lm.describe(before), lm.describe(after), lm.RunConfig)
+    assert [change.name for change in getattr(changes, kind)] == [name]
+    assert sum(map(len, vars(changes).values())) == 1
+    told = str(getattr(changes, kind)[0])
+    assert json.dumps(value) in told and name in told
+
+
+def test_what_lies_behind_a_path_counts_and_not_the_path(make_config, corpus, tmp_path):
+    before = make_config()
+    old = lm.describe(before)
+    shutil.copytree(corpus, tmp_path / "copy")
+    shutil.copytree(before.model, tmp_path / "model")
+
+    def compare(**changes):
+        now = lm.describe(dataclasses.replace(before, **changes))
+        return record.compare(old, now, lm.RunConfig)
+
+    moved = dataclasses.replace(before.data, sources=(SourceConfig(str(tmp_path / "copy")),))
+    changes = compare(data=moved, model=str(tmp_path / "model"))
+    assert {change.name for change in changes.free} == {"model", "data.sources[0].path"}
+    assert not changes.announced + changes.refused
+
+    about = tmp_path / "model" / "llama" / "config.json"
+    config.write(config.read_mapping(about) | {"rope_theta": 5e5}, about)
+    with next((tmp_path / "model" / "text_tokenizer").iterdir()).open("a") as file:
+        file.write(" ")
+    names = {change.name for change in compare(model=str(tmp_path / "model")).refused}
+    assert {"sizes.rope_theta", "content of model/text_tokenizer"} <= names
+    more = dataclasses.replace(before.data, sources=before.data.sources * 2)
+    (one_more,) = compare(data=more).refused
+    assert (one_more.name, one_more.old, one_more.new) == ("data.sources[1]", None, str(corpus))
+
+
+def test_another_corpus_under_the_same_path_is_refused(make_config, corpus, tmp_path):
+    from spirit_jax.data.toy import write_toy_corpus
+
+    config = make_config()
+    data = dataclasses.replace(config.data, sources=(SourceConfig(str(tmp_path / "corpus")),))
+    config = dataclasses.replace(config, data=data)
+    shutil.copytree(corpus, tmp_path / "corpus")
+    before = lm.describe(config)
+    shutil.rmtree(tmp_path / "corpus")
+    write_toy_corpus(tmp_path / "corpus", 20)
+    assert fingerprint(tmp_path / "corpus") != fingerprint(corpus)
+    changes = record.compare(before, lm.describe(config), lm.RunConfig)
+    assert [change.name for change in changes.refused] == ["content of data.sources[0].path"]
+
+
+def test_settings_of_a_speech_network_are_compared(tmp_path):
+    before = PitchConfig(run_dir="a", recipe="pitch")
+    for name, value, kind in (
+        ("run_dir", "b", "free"),
+        ("f0.workers", 2, "free"),
+        ("epoch_decay", 0.9, "announced"),
+        ("network.num_codes", 5, "refused"),
+        ("segment_frames", 100, "refused"),
+    ):
+        try:
+            after = changed(before, name, value)
+        except TypeError:
+            continue
+        made_of = (record.describe(one, {}) for one in (before, after))
+        changes = record.compare(*made_of, PitchConfig)
+        assert [change.name for change in getattr(changes, kind)] == [name]
+
+
+def test_a_record_of_an_earlier_version_had_the_defaults(make_config):
+    now = lm.describe(make_config())
+    old = json.loads(json.dumps(now))
+    del old["settings"]["data.packing_bins"], old["settings"]["data.sources[0].flag"]
+    assert record.compare(old, now, lm.RunConfig) == record.Changes()
+    now["settings"]["data.packing_bins"] = 3
+    assert record.compare(old, now, lm.RunConfig).refused[0].old == 8
+
+
+def test_a_changed_run_is_refused_and_taken_on_demand(make_config, tmp_path, capfd):
+    """The stream starts again where its place means nothing; the loss is that of the new data."""
+    run(make_config("run"), stop_after=4)
+    assert record.is_record(json.loads((tmp_path / "run" / "run.json").read_text()))
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    data = dataclasses.replace(make_config().data, shards=4, packing_bins=3)
+    other = make_config("run", data=data, steps=5, keep=2)
+    with pytest.raises(InputError) as refused:
+        next(lm.train(other))
+    for part in ("data.shards was 8 and is 4", "data.packing_bins was 8 and is 3", "--allow"):
+        assert part in str(refused.value)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+    capfd.readouterr()
+    lines = list(lm.train(other, allow_changes=True))
+    assert lines[-1]["step"] == 5
+    told = capfd.readouterr().err
+    assert "its stream starts again" in told and "keep was 3 and is 2" in told
+    assert list(lm.train(other)) == []  # what was taken is recorded
+    assert "has done 5 steps already" in capfd.readouterr().err
+    lower = dataclasses.replace(other, steps=2)
+    assert list(lm.train(lower)) == []
+    assert "has done 5 steps already, and steps is 2" in capfd.readouterr().err
+    with pytest.raises(InputError, match="does not fit this network"):
+        next(lm.train(dataclasses.replace(other, scan_layers=False), allow_changes=True))
+
+
+def test_a_signal_saves_before_an_evaluation_which_is_made_up_for(make_config, tmp_path, capfd):
+    held_out = make_config().data.sources
+    config = make_config("run", checkpoint_every=0, eval_every=1, eval_sources=held_out)
+    config = dataclasses.replace(config, eval_batches=1)
+    lines = []
+    for line in lm.train(config):
+        lines.append(line)
+        signal.raise_signal(signal.SIGINT if len(lines) == 1 else signal.SIGWINCH)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    last = lines[-1]["step"]
+    assert last == 2 and "eval_loss" in lines[0] and "eval_loss" not in lines[1]
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [last]
+    assert "stopped after step 2" in capfd.readouterr().err
+    assert run(dataclasses.replace(config, steps=3))
+    log = MetricsLog(tmp_path / "run", 2)
+    log.close()
+    assert log.last["step"] == 2 and "eval_loss" in log.last
+
+
+def test_a_signal_before_the_first_step_ends_at_once(tmp_path, capsys):
+    config = PitchConfig(run_dir=str(tmp_path / "run"), recipe="pitch")
+    with run_folder.open_run(config, lambda: {}) as folder:
+        with folder.stop.droppable():
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(5)
+            pytest.fail("was not stopped")
+    assert "stopped before a step was done" in capsys.readouterr().err
+    assert not (tmp_path / "run" / lock.NAME).exists()
+
+
+HOLD = """
+import sys, time
+from spirit_jax.training import lock
+with lock.hold(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_and_a_dead_one_taken_over(tmp_path, capfd):
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match=f"in use by process {other.pid} on .*, since 2"):
+        with lock.hold(tmp_path / "run"):
+            pytest.fail("two hold it")
+    other.kill()  # not waited for yet: what remains of a process holds nothing
+    while (tmp_path / "run" / lock.NAME).exists() and other.poll() is None:
+        time.sleep(0.01)
+    with lock.hold(tmp_path / "run") as held:
+        with pytest.raises(InputError, match="in use by process"):
+            with lock.hold(tmp_path / "run"):
+                pytest.fail("one process holds it twice")
+        held.check()
+        assert f"process {other.pid}" in capfd.readouterr().err
+    assert not (tmp_path / "run" / lock.NAME).exists()
+    other.communicate()
+
+
+def test_a_lock_of_another_host_is_watched(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 0.5)
+    path = tmp_path / lock.NAME
+    about = {"token": "x", "host": "far", "pid": 1, "started": "1", "since": "yesterday"}
+    path.write_text(json.dumps(about))
+    keep = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import os, time\nfor _ in range(200): os.utime({str(path)!r}); time.sleep(.05)",
+        ]
+    )
+    try:
+        with pytest.raises(InputError, match="in use by process 1 on far, since yesterday"):
+            with lock.hold(tmp_path):
+                pytest.fail("two hold it")
+    finally:
+        keep.kill()
+        keep.wait()
+    with lock.hold(tmp_path) as held:
+        assert "is taken over" in capfd.readouterr().err
+        path.write_text(json.dumps(about))
+        with pytest.raises(InputError, match="was taken over by process 1 on far"):
+            held.check()
+        path.unlink()
+        held.check()  # a lock that someone removed is written again
+        shutil.rmtree(tmp_path)
+        with pytest.raises(InputError, match="was deleted or moved"):
+            held.check()
+
+
+def test_a_run_folder_that_is_a_file_is_named(make_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/run"):
+        with pytest.raises(InputError, match="file"):
+            next(lm.train(make_config(name)))
+
+
+def test_a_run_folder_that_is_deleted_ends_the_run(make_config, tmp_path):
+    with pytest.raises(InputError, match="was deleted or moved during the run"):
+        for _ in lm.train(make_config("run")):
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+def test_damaged_metrics_are_left_out_and_kept_aside(tmp_path, capsys):
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join([*lines[:2], '{"step": [3]}', "\x00{", *lines[3:]]) + "\n" + '{"st')
+    log = MetricsLog(tmp_path, 4)
+    log.write({"step": 5, "loss": float("nan")})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 4, 5]
+    assert "3 lines cannot be read" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("metrics.damaged-*.jsonl"))) == 1
+
+
+SMOKE = {"run_dir": "x", "model": "made:base", "data": {"sources": [{"path": "made:30"}]}}
+
+
+@pytest.mark.parametrize(
+    "model", ["made:../../x", "made:", "made:/tmp/x", "made:base/..", "made:x"]
+)
+def test_only_known_models_are_made(tmp_path, model):
+    settings = config.from_dict(lm.RunConfig, SMOKE | {"model": model, "run_dir": str(tmp_path)})
+    with pytest.raises(InputError, match="expected made:base or made:expressive"):
+        synthetic.write(settings)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["made:0", "made:²", "made:-1", "made:" + "9" * 5000, "made:../x"])
+def test_only_corpora_of_some_size_are_made(tmp_path, path):
+    values = SMOKE | {"data": {"sources": [{"path": path}]}, "run_dir": str(tmp_path)}
+    with pytest.raises(InputError, match="is not a corpus that can be made"):
+        synthetic.write(config.from_dict(lm.RunConfig, values))
+
+
+def test_what_a_kill_left_of_a_made_model_is_made_again(tmp_path):
+    (tmp_path / "made" / "base" / "text_tokenizer").mkdir(parents=True)
+    settings = config.from_dict(lm.RunConfig, SMOKE | {"run_dir": str(tmp_path)})
+    resolved = synthetic.write(settings)
+    assert lm.describe(resolved)["contents"].keys() >= {"model/llama", "data.sources[0].path"}
+    before = sorted((tmp_path / "made").rglob("*"))
+    assert synthetic.write(settings) == resolved == synthetic.resolve(settings)
+    assert sorted((tmp_path / "made").rglob("*")) == before
+
+
+def test_the_command_says_where_the_result_is(make_config, tmp_path, monkeypatch, capsys):
+    from training_runs import write_config
+
+    path = write_config(tmp_path / "run.yaml", make_config("run"))
+    monkeypatch.setattr(cli.options, "prepare_environment", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["spirit-jax", "train", "--config", str(path), "steps=2"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    told = capsys.readouterr().out
+    assert "all 2 steps are done and saved" in told
+    assert f"spirit-jax train --config {path} steps=2 --export OUTPUT" in told
