@@ -348,5 +348,5 @@ def test_what_does_not_fit_is_named(config):
     items = [Item("a", "a.wav", speaker="slt", style="sad"), Item("b", "b.wav", speaker="slt")]
     with pytest.raises(InputError, match="speakers slt in the styles wild.*: slt.*styles: sad"):
         vocoder_data.choose(items, ("slt",), ("wild",))
-    with pytest.raises(InputError, match="holds no speech tokenizer"):
+    with pytest.raises(InputError, match="nowhere: there is no such folder"):
         run(changed(config, "deaf", tokenizer="nowhere"))
