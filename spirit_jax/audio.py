@@ -68,6 +68,9 @@ def load_audio(audio: Audio, channel: int | None = None) -> np.ndarray:
         raise InputError(f"{name}: has a sampling rate of {rate}; expected Hz, such as 16000.")
     if not np.isfinite(samples_tc).all():
         raise InputError(f"{name}: has samples that are NaN or infinite.")
+    is_number = isinstance(channel, numbers.Integral) and not isinstance(channel, bool)
+    if channel is not None and not is_number:
+        raise InputError(f"A channel is a whole number from 0, not {channel!r}.")
     if channel is None:
         with np.errstate(over="ignore"):
             samples_t = samples_tc.mean(axis=1)

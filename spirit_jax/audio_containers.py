@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from spirit_jax import media_containers
+from spirit_jax.errors import InputError
 from spirit_jax.media_containers import Piece, check_size
 
 
@@ -41,6 +42,8 @@ def find_pieces(data, name: str) -> list[Piece]:
         start = pieces[-1].end
         while data[start : start + 1] == b"\0" and start < pieces[-1].end + 8:  # to a round place
             start += 1
+    if other := find_format(data[start : start + 32]):
+        raise InputError(f"holds several recordings, joined: {name}, then {other}; separate them.")
     return pieces
 
 
@@ -58,6 +61,11 @@ _MAGIC = {  # where something stands, what, and what the file begins with
     "avr": (0, b"2BIT", b""),
     "wve": (0, b"ALawSoundFile**\0", b""),
     "mpc2k": (0, b"\1\4", b""),
+    "pvf": (0, b"PVF1", b""),
+    "paf": (0, b" paf", b""),
+    "fap": (0, b"fap ", b""),
+    "mat5": (0, b"MATLAB 5.0 MAT-file", b""),
+    "xi": (0, b"Extended Instrument: ", b""),
     "matroska": (0, b"\x1aE\xdf\xa3", b""),
     "asf": (0, b"0&\xb2u\x8ef\xcf\x11", b""),
     "amr": (0, b"#!AMR", b""),
@@ -127,7 +135,7 @@ def _find_wav(data, start: int) -> Piece:
 
 def _end_of_chunks(data, start: int, position: int, order: str) -> int:
     """Where a file ends, and another may begin, behind the chunk with its sound."""
-    while position + 8 <= len(data) and data[position : position + 4] != data[start : start + 4]:
+    while position + 8 <= len(data) and not find_format(data[position : position + 32]):
         name, size = struct.unpack(order + "4sI", data[position : position + 8])
         if not all(32 <= letter < 127 for letter in name):
             return len(data)  # something that is no chunk
@@ -223,10 +231,17 @@ def _find_counted(place: int, order: str, width: int, body: int) -> Callable:
 
 
 def _find_avr(data, start: int) -> Piece:
-    if start + 128 <= len(data):
-        stereo, bits = struct.unpack(">HH", data[start + 12 : start + 16])
-        (frames,) = struct.unpack(">I", data[start + 26 : start + 30])
-        check_size(len(data) - start - 128, frames * (2 if stereo else 1) * (bits // 8))
+    check_size(len(data) - start, 128)  # its header
+    stereo, bits = struct.unpack(">HH", data[start + 12 : start + 16])
+    (frames,) = struct.unpack(">I", data[start + 26 : start + 30])
+    check_size(len(data) - start - 128, frames * (2 if stereo else 1) * (bits // 8))
+    return Piece(start, len(data))
+
+
+def _find_mpc2k(data, start: int) -> Piece:
+    check_size(len(data) - start, 42)  # its header
+    (frames,) = struct.unpack("<I", data[start + 30 : start + 34])
+    check_size(len(data) - start - 42, 2 * frames * (2 if data[start + 21] else 1))
     return Piece(start, len(data))
 
 
@@ -271,7 +286,7 @@ _FINDERS: dict[str, Callable[..., Piece]] = {
     "voc": _find_voc,
     "avr": _find_avr,
     "wve": _find_counted(18, ">I", 1, 32),
-    "mpc2k": _find_counted(30, "<I", 2, 42),
+    "mpc2k": _find_mpc2k,
     "mov": media_containers.find_mov,
     "matroska": media_containers.find_matroska,
     "asf": media_containers.find_asf,

@@ -4,6 +4,7 @@ Everything that is written and trusted later goes through `whole_file` or `whole
 and JSON file from outside through `read_text`, `read_json` or `read_json_lines`.
 """
 
+import codecs
 import contextlib
 import errno
 import functools
@@ -12,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from spirit_jax.errors import InputError
 
@@ -156,19 +157,17 @@ def read_json(path: str | Path) -> Any:
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value) of every line of a JSON lines file that is not blank.
 
-    Lines end with "\\n" or "\\r\\n" alone, so U+2028 and its kind may stand in strings. A line that
-    is no UTF-8 or no JSON comes as an `InputError` in place of its value: it is for the caller to
-    raise or to count.
+    Lines end with "\\n", "\\r\\n" or "\\r" alone, so U+2028 and its kind may stand in strings. A
+    line that is no UTF-8 or no JSON comes as an `InputError` in place of its value: it is for the
+    caller to raise or to count.
 
     Raises:
       InputError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                line = line.rstrip(b"\r\n")
+            for number, line in enumerate(_split_lines(file), 1):
+                line = line.removeprefix(codecs.BOM_UTF8)  # also where two files were joined
                 if not line.strip():
                     continue
                 try:
@@ -180,6 +179,12 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
                     yield number, InputError(f"{path}: line {number} {error}")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({describe(error)}).") from error
+
+
+def _split_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file without their ends; no JSON string has a bare carriage return in it."""
+    for line in file:
+        yield from line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r")
 
 
 def read_json_objects(path: str | Path) -> list[dict[str, Any]]:

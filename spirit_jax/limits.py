@@ -47,7 +47,10 @@ def check_numbers(config: Any, **limits: Limits) -> None:
     for name, (least, most) in limits.items():
         if fields[name].default is None and getattr(config, name) is None:
             continue
-        for value in _numbers(name, getattr(config, name)):
+        numbers = getattr(config, name)
+        if isinstance(numbers, tuple | list) and fields[name].type in (int, float, "int", "float"):
+            raise InputError(f"{name} is {str(numbers)[:40]}; expected one number.")
+        for value in _numbers(name, numbers):
             whole = isinstance(most, int)
             # bool is an int to Python.
             fits = type(value) is int or (not whole and isinstance(value, float))

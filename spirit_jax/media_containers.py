@@ -125,6 +125,8 @@ def find_asf(data, start: int) -> Piece:
         is_data = data[position : position + 4] == b"6&\xb2u"
         if size < 24 or (is_data and size <= 50):  # written live
             break
+        if position > start and data[position : position + 4] == data[start : start + 4]:
+            raise InputError("holds several recordings, joined; separate them.")
         check_size(len(data) - position, size)
         position += size
     return Piece(start, len(data))

@@ -128,6 +128,8 @@ def find_streams(data) -> list[Stream]:
     covered = 0
     for position, end, header, is_free in _frames(data):
         covered += end - position
+        if header is None:  # a tag, which is larger than the sound where it holds a picture
+            continue
         if end > len(data):  # the last frame is not whole
             if streams and streams[-1].promised and streams[-1].is_whole:
                 break
@@ -178,11 +180,15 @@ def _is_complete(stream: Stream) -> bool:
     return 0 < stream.promised < len(stream.frames)
 
 
-def _frames(data) -> Iterator[tuple[int, int, Header, bool]]:
-    """(start, end, header, is free format) of every frame; the last may end behind the file."""
+def _frames(data) -> Iterator[tuple[int, int, Header | None, bool]]:
+    """(start, end, header, is free format) of every frame; the last may end behind the file.
+
+    Tags come too, with None for a header.
+    """
     position, kind, free_size, in_step = 0, None, 0, False
     while 0 <= position <= len(data) - 4:
         if size := tag_size(data, position):
+            yield position, min(position + size, len(data)), None, False
             position += size
             continue
         header = _parse_header(data, position)

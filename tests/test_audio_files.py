@@ -13,6 +13,7 @@ import soundfile
 
 from spirit_jax import audio
 from spirit_jax.audio import load_audio
+from spirit_jax.audio_containers import find_format
 from spirit_jax.audio_decoding import decode
 from spirit_jax.errors import InputError
 
@@ -316,3 +317,48 @@ def test_seconds_are_counted(tmp_path, mp3):
 def test_suffixes_are_of_what_can_be_read():
     assert {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm"} <= set(audio.SUFFIXES)
     assert ".raw" not in audio.SUFFIXES and ".txt" not in audio.SUFFIXES
+
+
+def with_picture(mp3):
+    """An MP3 with an ID3 tag that is much larger than its sound, as one with a picture is."""
+    size = 4 * len(mp3)
+    digits = bytes(size >> shift & 127 for shift in (21, 14, 7, 0))
+    return b"ID3\3\0\0" + digits + bytes(size) + mp3
+
+
+def test_mp3_with_a_large_picture_is_counted_like_any_other(mp3):
+    once = len(load_audio(mp3))
+    assert len(load_audio(with_picture(mp3))) == once
+    assert len(load_audio(2 * with_picture(mp3))) == 2 * once
+    bare = with_picture(without_header_frame(mp3))
+    assert len(load_audio(bare)) == len(load_audio(without_header_frame(mp3)))
+    with pytest.raises(InputError, match="cut short"):
+        load_audio(with_picture(mp3)[: -len(mp3) // 2])
+
+
+@pytest.mark.parametrize("form", ["PVF", "PAF"])
+def test_samples_that_look_like_mpeg_frames_are_none(form):
+    frame = b"\xff\xfb\x10\xc4" + bytes(100)  # 32 kbit/s at 44.1 kHz, 104 bytes
+    samples = np.frombuffer(150 * frame, np.int8).astype(np.int16)
+    data = encode(form, "PCM_S8", samples << 8)
+    assert find_format(data)
+    assert len(load_audio(data)) == len(load_audio((samples, RATE)))
+
+
+@pytest.mark.parametrize(("form", "header"), [("AVR", 128), ("MPC2K", 42)])
+def test_headers_that_are_cut_short_are_no_empty_recording(form, header):
+    data = encode(form, "PCM_16", np.stack([NOISE, NOISE], 1))
+    for size in (header - 1, len(data) // 2, len(data) - 4):
+        with pytest.raises(InputError, match="cut short"):
+            load_audio(data[:size])
+
+
+def test_joined_files_of_two_forms_are_named():
+    with pytest.raises(InputError, match="wav, then flac; separate"):
+        load_audio(encode("WAV", "PCM_16") + encode("FLAC", "PCM_16"))
+
+
+@pytest.mark.parametrize("channel", ["0", 0.0, True])
+def test_channels_are_whole_numbers(channel):
+    with pytest.raises(InputError, match="channel"):
+        load_audio(encode("WAV", "PCM_16"), channel)

@@ -121,3 +121,9 @@ def test_whole_numbers_of_64_bits_are_read(tmp_path):
     assert files.read_json(tmp_path / "a.json") == times
     with pytest.raises(InputError, match="20 digits"):
         files.parse_json("1" * 20)
+
+
+def test_json_lines_may_end_as_on_old_macs_and_be_joined(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"id": 1}\r{"id": 2}\r\xef\xbb\xbf{"id": 3}\r\n\xef\xbb\xbf{"id": 4}')
+    assert [value for _, value in files.read_json_lines(path)] == [{"id": n} for n in (1, 2, 3, 4)]

@@ -10,6 +10,7 @@ from spirit_jax import config
 from spirit_jax.data.configs import DataConfig, SpeechDataConfig
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import EvalConfig
+from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.models.attention import RopeScaling
 from spirit_jax.models.ctc import CtcConfig
 from spirit_jax.models.discriminators import DiscriminatorConfig
@@ -123,3 +124,9 @@ def test_numbers_that_do_not_go_together_are_named(cls, values, says):
 def test_seeds_outside_32_bits_are_named(make, seed):
     with pytest.raises(InputError, match=f"seed is {seed}"):
         make(seed=seed)
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "temperature", "top_p", "seed"])
+def test_a_list_is_no_number(name):
+    with pytest.raises(InputError, match=f"{name} is .1.; expected one number"):
+        GenerationConfig(**{"do_sample": True, name: [1]})

@@ -282,3 +282,19 @@ def test_a_model_is_known_by_its_content(base_folder, tmp_path):
     shutil.rmtree(copy / "llama" / "params")
     checkpoint.save_params(copy / "llama" / "params", params)
     assert checkpoint.fingerprint(copy) != before
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [("abc", ["a", "b", "c"]), (["a"], ["a", "b"]), ([], []), ([None], ["a"]), ([3], [3])],
+)
+def test_answers_that_are_no_texts_of_the_references_are_named(wanted, given):
+    for compare in (answers.error_rates, answers.accuracy):
+        with pytest.raises(InputError, match="text|references"):
+            compare(wanted, given)
+
+
+def test_english_in_ligatures_full_width_or_with_primes_is_english():
+    wanted = ["\ufb01ve o\ufb03ces", "\uff21\uff22\uff23 twenty one", "don\u2032t", "it\u02bcs"]
+    given = ["5 offices", "abc 21", "don't", "it is"]
+    assert answers.error_rates(wanted, given)["wer"] == 0

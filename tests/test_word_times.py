@@ -250,7 +250,7 @@ def test_a_segment_without_times_leans_on_its_words(tmp_path):
         '{"segments": 3}',
         '{"segments": [{"text": "no words"}]}',
         '{"segments": [{"words": [{"start": 1}]}]}',
-        '{"segments": [{"words": [{"word": 3, "start": 1, "end": 2}]}]}',
+        '{"segments": [{"words": [{"word": null, "start": 1, "end": 2}]}]}',
         '{"segments": [{"words": [{"word": "a", "start": "x", "end": 2}]}]}',
         '{"segments": [{"words": [{"word": "a"}]}]}',
         '{"segments": [{"words": [{"word": "a"}], "start": 1, "end": 1}]}',
@@ -450,3 +450,20 @@ def test_files_are_found_by_path_and_by_name(tmp_path):
     assert found["2.5"] == found["b/2.5"] == tmp_path / "b/2.5.json"
     with pytest.raises(InputError, match="TextGrid"):
         find_files(tmp_path, ".TextGrid")
+
+
+def test_comments_of_a_textgrid_are_passed_over(tmp_path):
+    path = tmp_path / "a.TextGrid"
+    write_textgrid(path, [("hi! there", 0, 4), ("you", 4, 9)])
+    words = word_times.read_textgrid(path)
+    lines = path.read_text().splitlines()
+    path.write_text("".join(f'{line} ! line 3 "of" many\n' for line in lines))
+    assert word_times.read_textgrid(path) == words
+    assert len(words) == 3
+
+
+def test_a_word_that_is_a_number_without_quotes_is_a_word(tmp_path):
+    words = [{"word": "room", "start": 0, "end": 1}, {"word": 5, "start": 1, "end": 2}]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"segments": [{"start": 0, "end": 2, "words": words}]}))
+    assert word_times.read_whisperx(path) == (("room", 0, 1), ("5", 1, 2))

@@ -154,6 +154,8 @@ def _parse(fields: Mapping[str, Any], number: int, folder: Path) -> tuple[Item, 
             if not isinstance(known.get(field, ""), str):
                 raise InputError(f"'{field}' is {_quote(known[field])}, expected a str.")
         written = known.get("audio") or known.get("audio_filepath")
+        if written != (known.get("audio_filepath") or written):
+            raise InputError("has an 'audio' and another 'audio_filepath'.")
         piece = _read_piece(known)
         if not known.get("id") and known.get("audio_filepath"):  # NeMo's manifests have no ids
             name = _derive_id(known, written, folder)

@@ -142,8 +142,10 @@ def textgrid_entries(path: str | Path, tier: str = "words") -> list[Entry]:
 
 
 # Praat reads quoted strings, flags in <> and numbers that stand alone; all else is for the eye.
+# Behind an exclamation mark, the rest of a line is a comment.
 _TOKEN = re.compile(
-    r'"(?P<string>(?:[^"]|"")*)"'
+    r'(?<![^\s"])!(?P<comment>[^\n]*)'
+    r'|"(?P<string>(?:[^"]|"")*)"'
     r"|(?<!\S)<(?P<flag>\w+)>"
     r"|(?<!\S)(?P<number>[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?!\S)"
 )
@@ -162,7 +164,9 @@ class _Tokens:
     """The strings and numbers of a TextGrid, in order."""
 
     def __init__(self, text: str):
-        self._tokens: Iterator[str | float] = (self._value(m) for m in _TOKEN.finditer(text))
+        self._tokens: Iterator[str | float] = (
+            self._value(match) for match in _TOKEN.finditer(text) if match["comment"] is None
+        )
         self.next = next(self._tokens, None)
 
     @staticmethod
@@ -281,6 +285,8 @@ def _read_segment(segment: Mapping[str, Any]) -> list[Entry]:
 
 def _read_word(word: Mapping[str, Any]) -> tuple[str, Any, Any]:
     label = word["word"] if "word" in word else word["text"]  # "text": whisper-timestamped's
+    if as_seconds(label) is not None:  # a number that a program wrote without quotes
+        label = str(label)
     if not isinstance(label, str):
         raise TypeError(f"a word is {label!r}")
     return label, as_seconds(word.get("start")), as_seconds(word.get("end"))

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from spirit_jax import batching
 from spirit_jax.errors import InputError
 
 # Written without spaces between words: there each character counts as a word, as Whisper's
 # evaluation has it.
 UNSPACED = ("bo", "ja", "km", "lo", "my", "th", "yue", "zh")
-_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\u00b4", "'"))
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\u00b4\u2032", "'"))
 _UNSPACED_NAMES = ("CJK", "HIRAGANA", "KATAKANA", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN")
 
 
@@ -50,6 +51,7 @@ def error_rates(
     """
     import jiwer
 
+    _check_texts(wanted, given)
     references = normalise(wanted, language)
     hypotheses = normalise(given, language, like=wanted)
     if not any(references):
@@ -67,6 +69,7 @@ def accuracy(wanted: Sequence[str], given: Sequence[str], language: str = "") ->
 
     A text of which nothing is left, such as "?", is compared as it is.
     """
+    _check_texts(wanted, given)
     wanted_keys = normalise(wanted, language)
     given_keys = normalise(given, language, like=wanted)
     right = [
@@ -76,8 +79,22 @@ def accuracy(wanted: Sequence[str], given: Sequence[str], language: str = "") ->
     return 100.0 * float(np.mean(right))
 
 
+def _check_texts(wanted: Sequence[str], given: Sequence[str]) -> None:
+    """Raises `InputError` unless there are as many answers as references, and all are texts."""
+    for texts in (wanted, given):
+        if not all(isinstance(text, str) for text in batching.as_list(texts, "texts")):
+            raise InputError("What is compared must be texts.")
+    if not len(wanted) == len(given) > 0:
+        raise InputError(f"There are {len(wanted)} references for {len(given)} answers.")
+
+
+def _compose(text: str) -> str:
+    """A text with one form of each letter (no ligatures, no full width) and of the apostrophe."""
+    return unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES)
+
+
 def _guess_language(texts: Sequence[str]) -> str:
-    letters = [letter for letter in "".join(texts) if letter.isalpha()]
+    letters = [letter for letter in _compose("".join(texts)) if letter.isalpha()]
     if all(letter.isascii() for letter in letters):
         return "en"
     unspaced = sum(unicodedata.name(letter, "").startswith(_UNSPACED_NAMES) for letter in letters)
@@ -96,7 +113,7 @@ def _normaliser(language: str) -> Callable[[str], str]:
         normalizer = BasicTextNormalizer(preserve_marks=True, split_letters=split)
 
     def change(text: str) -> str:
-        text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
+        text = _compose(text)
         text = "".join(each for each in text if unicodedata.category(each) != "Cf")  # unseen
         if language != "en":  # "SS" is "ß" in capitals, and "i" is the Turkish "İ" in small letters
             text = text.replace("\u0130", "i").casefold()
