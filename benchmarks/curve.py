@@ -13,7 +13,9 @@ from spirit_jax.files import read_json_objects
 
 def main() -> None:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("picture", type=Path)
     parser.add_argument("metrics", nargs="+")

@@ -123,7 +123,9 @@ def make_peer(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool):
 
 def main() -> None:
     """Prints the ratio, peer over ours, and on a GPU the share of its peak."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--gpu", action="store_true")
     gpu = parser.parse_args().gpu
     torch.set_num_threads(THREADS)

@@ -163,7 +163,9 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--hf", required=True, help="Hugging Face folder to convert")
     parser.add_argument("--output", required=True, help="network folder to write")
     parser.add_argument("--language", help="of MMS, such as eng")

@@ -96,7 +96,9 @@ def export_model(model: str | Path, output: str | Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--model", required=True, help="model folder, or a packaged model's name")
     parser.add_argument("--output", required=True, help="Hugging Face folder to write")
     args = parser.parse_args()

@@ -118,7 +118,9 @@ def add_to_model(path: str | Path, model: str | Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--weights", help="fcpe_c_v001.pt; $SPIRIT_FCPE_PT by default")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--output", help="network folder to write")

@@ -313,7 +313,9 @@ def _quantizer_shapes(cfg: QuantizerConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="the release's HuBERT file (.pt)")
     source.add_argument("--hf", help="Hugging Face folder of a HubertModel")

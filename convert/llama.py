@@ -294,7 +294,9 @@ def _add_rows(array: np.ndarray, path: str, rows: int, seed: int) -> np.ndarray:
 def main() -> None:
     from convert import tokenizer
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--checkpoint", required=True, help="Hugging Face folder of a Llama")
     parser.add_argument(
         "--add-speech-tokens",

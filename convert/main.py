@@ -68,7 +68,9 @@ def convert_folder(doc: str, convert: Callable[[str, str], Any]) -> None:
       doc: the script's docstring; its first line is what `--help` says.
       convert: writes the network folder (source, output), and gives its config.
     """
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    module = sys.modules["__main__"].__spec__  # the script that is run
+    prog = f"python -m {module.name}" if module else None
+    parser = argparse.ArgumentParser(prog=prog, description=doc.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="folder to convert")
     parser.add_argument("--output", required=True, help="network folder to write")
     args = parser.parse_args()

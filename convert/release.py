@@ -90,7 +90,9 @@ def convert_speech_tokenizer(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "--checkpoints",
         default=os.environ.get("SPIRITLM_CHECKPOINTS_DIR"),

@@ -54,7 +54,9 @@ def first_difference(expected: object, got: object) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--model", required=True, help="converted model folder")
     parser.add_argument("--audio", required=True, help="the utterance 7143-88743-0029")
     args = parser.parse_args()

@@ -100,14 +100,15 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     checksums.check_file(path)
     text = files.read_text(path)
+    kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        if path.suffix == ".json":
+        if kind == "JSON":
             values = files.parse_json(text, files.MAX_CONFIG_DIGITS)
         else:
             values = _parse_yaml(text)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: is not valid {path.suffix[1:].upper()} ({reason}).") from error
+        raise InputError(f"{path}: is not valid {kind} ({reason}).") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of names to values.")
     return values

@@ -243,6 +243,9 @@ def learn_text_tokenizer(folder: str | Path, lines: Iterable[str], pieces: int) 
         raise
     except (RuntimeError, TypeError, ValueError) as error:
         reason = files.describe(error)
+        largest = re.search(r"value <= (\d+)", reason)  # the trainer names its source line too
+        if largest:
+            reason = f"the text suffices for at most {largest[1]}; give more text or fewer pieces"
         raise InputError(f"A tokenizer of {pieces} pieces cannot be learnt ({reason}).") from error
     with files.whole_file(Path(folder) / "tokenizer.model") as unfinished:
         unfinished.write_bytes(model.getvalue())

@@ -163,7 +163,7 @@ def test_rejects_have_reasons_and_the_rest_is_prepared(recordings, tokenizer, tm
 
 def test_a_source_of_which_nothing_can_be_used_is_an_error(tokenizer, tmp_path):
     write_lines(tmp_path / "bad.jsonl", [{"id": "a", "audio": "gone.wav"}])
-    with pytest.raises(InputError, match="none of 1 items can be used; the first, a"):
+    with pytest.raises(InputError, match="none of 1 items can be used; the first: a"):
         prepare(str(tmp_path / "bad.jsonl"), tmp_path / "corpus", tokenizer)
     for source, message in (
         (str(tmp_path / "no.jsonl"), "no such manifest"),

@@ -79,7 +79,7 @@ def main() -> None:
         if not message:  # no arguments at all: the help has been printed
             sys.exit(2)
         place = error.ctx.command_path if error.ctx else "spirit-jax"
-        _fail(f"{message}. See {place} --help.", 2)
+        _fail(f"{message}{'' if message.endswith('?') else '.'} See {place} --help.", 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     except BrokenPipeError:  # such as `| head`

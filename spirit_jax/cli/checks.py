@@ -32,8 +32,12 @@ def empty_folder(path: Path) -> Path:
     return path
 
 
-def new_file(path: Path, overwrite: bool = False) -> Path:
+def new_file(path: Path, overwrite: bool | None = None) -> Path:
     """The path of a file to write.
+
+    Args:
+      path: to check.
+      overwrite: whether --overwrite is given; None for a command without that option.
 
     Raises:
       InputError: it is a folder, lies below a file, or exists and `overwrite` is not set.
@@ -42,6 +46,8 @@ def new_file(path: Path, overwrite: bool = False) -> Path:
         raise InputError(f"{path}: is a folder; give the name of a file to write.")
     output_folder(path.absolute().parent)
     if path.exists() and not overwrite:
+        if overwrite is None:
+            raise InputError(f"{path}: exists already; remove it or choose another name.")
         raise InputError(f"{path}: exists already; choose another name, or give --overwrite.")
     return path
 

@@ -13,7 +13,9 @@ from spirit_jax.cli.options import ModelDir, Overwrite
 
 def evaluate(
     model: ModelDir,
-    run: Annotated[Path, typer.Option("--config", help="Tasks, YAML; see EvalConfig")],
+    run: Annotated[
+        Path, typer.Option("--config", help="Tasks, YAML; its fields are in docs/evaluation.md")
+    ],
     output: Annotated[Path, typer.Option(help="Folder for figures, answers and sounds")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as seed=1")

@@ -14,7 +14,9 @@ def new(
     output: Annotated[Path, typer.Argument(help="Model folder to write")],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(help="What its text vocabulary is learnt from: see prepare"),
+        typer.Argument(
+            help="Sources as prepare takes them; the text vocabulary is learnt from their texts"
+        ),
     ] = None,
     *,
     speech: Annotated[
@@ -25,7 +27,7 @@ def new(
         typer.Option(help="Model whose language model it starts from, by folder or name"),
     ] = None,
     pieces: Annotated[
-        int | None, typer.Option(help="Of the text vocabulary; 1000 if not given")
+        int | None, typer.Option(help="Size of the text vocabulary; 1000 if not given")
     ] = None,
 ) -> None:
     """Make a model folder, to train a language model of your own in.

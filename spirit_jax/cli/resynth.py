@@ -8,6 +8,7 @@ import typer
 from spirit_jax import folders
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir, Overwrite
+from spirit_jax.errors import InputError
 
 
 def resynth(
@@ -22,6 +23,8 @@ def resynth(
     folders.find_speech_tokenizer(model)
     checks.existing_file(source)
     checks.new_file(output, overwrite)
+    if output.suffix.lower() not in ("", ".wav"):
+        raise InputError(f"{output}: a WAV file is written; give a name that ends in .wav.")
     from spirit_jax import audio as audio_lib
     from spirit_jax.speech_tokenizer import SpeechTokenizer
 

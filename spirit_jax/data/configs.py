@@ -213,5 +213,6 @@ class PrepareConfig:
     window: int = 64
 
     def __post_init__(self):
-        if min(self.shard_items, self.threads, self.window) < 1 or self.max_seconds < 1:
-            raise InputError("shard_items, threads, window and max_seconds must be at least 1.")
+        for name, value in dataclasses.asdict(self).items():
+            if not value >= 1:  # NaN too
+                raise InputError(f"{name} is {value}; expected a number from 1.")

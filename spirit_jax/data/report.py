@@ -118,10 +118,9 @@ def write(output: Path, notes: Sequence[dict[str, Any]], part: int, parts: int) 
     files.write_json(output / f"report-{name}.json", summary)
     if not total.items and total.rejects:
         first = total.rejects[0]
-        raise InputError(
-            f"{output}: none of {len(lines)} items can be used; the first, {first['id']}: "
-            f"{first['reason']}"
-        )
+        has_line = first["reason"].lower().startswith(f"{first['id']}: ")  # an id such as "line 3"
+        named = first["reason"] if has_line else f"{first['id']}: {first['reason']}"
+        raise InputError(f"{output}: none of {len(lines)} items can be used; the first: {named}")
     return summary
 
 
