@@ -32,8 +32,7 @@ from rich.progress import track
 from rich.table import Table
 
 from corpora import grammar, speak, world
-from corpora.files import write_rows
-from spirit_jax import config, folders, transcription
+from spirit_jax import config, files, folders, transcription
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.answers import error_rates
@@ -65,7 +64,7 @@ class Case:
 
 
 def spoken(folder: Path) -> list[Case]:
-    """Sentences of the small world and of elsewhere, spoken anew where they are not there yet."""
+    """Sentences of the small world and of elsewhere, synthesised where they are not there yet."""
     tasks = []
     for part, count in (("valid", VALID), ("test", TEST)):
         tasks += world.share_out(part, grammar.sentences(part, count))
@@ -139,36 +138,38 @@ def steady() -> Iterator[Case]:
     yield Case("steady", "", np.zeros(SAMPLE_RATE, np.float32))
 
 
-def choose(cases: list[Case], found: list[Transcript], score: str, refused: str) -> float:
+def choose(cases: list[Case], transcripts: list[Transcript], score: str, refused: str) -> float:
     """The least value of a score that refuses `REFUSED` of a group."""
-    own = [
+    members = [
         getattr(transcript, score)
-        for case, transcript in zip(cases, found, strict=True)
+        for case, transcript in zip(cases, transcripts, strict=True)
         if case.group == refused and transcript.said
     ]
-    return round(float(np.quantile(own, REFUSED)), 3)
+    return round(float(np.quantile(members, REFUSED)), 3)
 
 
-def figures(cases: list[Case], found: list[Transcript]) -> dict[str, float]:
+def figures(cases: list[Case], transcripts: list[Transcript]) -> dict[str, float]:
     """Percent of each group that is understood, and the word errors of what is."""
-    told = {}
+    percent = {}
     for group in dict.fromkeys(case.group for case in cases):
-        own = [(c, t) for c, t in zip(cases, found, strict=True) if c.group == group]
-        kept = [(c, t) for c, t in own if t.understood]
-        told[f"{group}: understood"] = 100 * len(kept) / len(own)
+        members = [(c, t) for c, t in zip(cases, transcripts, strict=True) if c.group == group]
+        kept = [(c, t) for c, t in members if t.understood]
+        percent[f"{group}: understood"] = 100 * len(kept) / len(members)
         if group in ("steady", "sounds"):
-            told[f"{group}: nothing said"] = 100 * sum(not t.said for _, t in own) / len(own)
-        if own[0][0].text and not group.startswith("other"):
-            right = [t.text == c.text for c, t in own]
-            wrong = [t.understood for (_, t), good in zip(own, right, strict=True) if not good]
-            told[f"{group}: right"] = 100 * sum(right) / len(own)
-            good = [t.understood for (_, t), good in zip(own, right, strict=True) if good]
-            told[f"{group}: right ones understood"] = 100 * sum(good) / max(1, len(good))
-            told[f"{group}: wrong ones understood"] = 100 * sum(wrong) / max(1, len(wrong))
-            for name, pairs in (("all", own), ("what is understood", kept)):
+            percent[f"{group}: nothing said"] = (
+                100 * sum(not t.said for _, t in members) / len(members)
+            )
+        if members[0][0].text and not group.startswith("other"):
+            right = [t.text == c.text for c, t in members]
+            wrong = [t.understood for (_, t), good in zip(members, right, strict=True) if not good]
+            percent[f"{group}: right"] = 100 * sum(right) / len(members)
+            good = [t.understood for (_, t), good in zip(members, right, strict=True) if good]
+            percent[f"{group}: right ones understood"] = 100 * sum(good) / max(1, len(good))
+            percent[f"{group}: wrong ones understood"] = 100 * sum(wrong) / max(1, len(wrong))
+            for name, pairs in (("all", members), ("what is understood", kept)):
                 texts = [c.text for c, _ in pairs], [t.text for _, t in pairs]
-                told[f"{group}: word errors of {name}"] = error_rates(*texts)["wer"]
-    return {name: round(value, 1) for name, value in told.items()}
+                percent[f"{group}: word errors of {name}"] = error_rates(*texts)["wer"]
+    return {name: round(value, 1) for name, value in percent.items()}
 
 
 def calibrate(model: str, output: Path) -> TranscriptionConfig:
@@ -177,24 +178,24 @@ def calibrate(model: str, output: Path) -> TranscriptionConfig:
     cases += [*sounds("sounds-valid", 0), *sounds("sounds", 1)]
     lm = SpiritLM.from_pretrained(model)
     how = TranscriptionConfig(PROMPT, read_aloud=READ_ALOUD)
-    found: list[Transcript] = []
+    transcripts: list[Transcript] = []
     for first in track(range(0, len(cases), BATCH), disable=not sys.stderr.isatty()):
         batch = [case.audio for case in cases[first : first + BATCH]]
-        found += transcription.transcribe(lm, how, batch)
+        transcripts += transcription.transcribe(lm, how, batch)
     how = dataclasses.replace(
         how,
-        min_log_prob=choose(cases, found, "log_prob", "other-valid"),
-        min_read_aloud=choose(cases, found, "read_aloud", "sounds-valid"),
+        min_log_prob=choose(cases, transcripts, "log_prob", "other-valid"),
+        min_read_aloud=choose(cases, transcripts, "read_aloud", "sounds-valid"),
         command=f"python -m corpora.calibrate {Path(model).name}",
     )
-    found = [transcription.judge(how, one) for one in found]
-    how = dataclasses.replace(how, figures=figures(cases, found))
+    transcripts = [transcription.judge(how, transcript) for transcript in transcripts]
+    how = dataclasses.replace(how, figures=figures(cases, transcripts))
     folder = output / Path(model).name
     rows = [
         {"group": c.group, "said": c.text} | dataclasses.asdict(t)
-        for c, t in zip(cases, found, strict=True)
+        for c, t in zip(cases, transcripts, strict=True)
     ]
-    write_rows(folder / "transcripts.jsonl", rows)
+    files.write_json_lines(folder / "transcripts.jsonl", rows)
     config.write(how, folder / transcription.CONFIG_NAME)
     table = Table("recordings", "figure", "percent", box=None, pad_edge=False)
     for name, value in how.figures.items():

@@ -97,9 +97,9 @@ def check_file(path: str | Path) -> None:
     Raises:
       InputError: the file is not as it was listed.
     """
-    found = _find_entry(Path(path))
-    if found is not None:
-        folder, name, checksum = found
+    entry = _find_entry(Path(path))
+    if entry is not None:
+        folder, name, checksum = entry
         if of_file(path) != checksum:
             raise InputError(
                 f"{path}: is damaged or was edited (its checksum differs); copy it again, or "
@@ -109,9 +109,9 @@ def check_file(path: str | Path) -> None:
 
 def update_file(path: str | Path) -> None:
     """Lists a file as it is now, if it is listed; for those who write it again."""
-    found = _find_entry(Path(path))
-    if found is not None:
-        list_files(found[0], [found[1]])
+    entry = _find_entry(Path(path))
+    if entry is not None:
+        list_files(entry[0], [entry[1]])
 
 
 def _find_entry(path: Path) -> tuple[Path, str, str] | None:

@@ -172,9 +172,11 @@ def transcribe(
     waves = {i: load_audio(r) for i, r in enumerate(recordings) if not isinstance(r, Units)}
     spoken = [i for i, wave in waves.items() if not is_still(wave)]
     encoded = lm.speech_tokenizer.encode_batch([waves[i] for i in spoken])
-    found = {i: recording for i, recording in enumerate(recordings) if i not in waves}
-    found |= zip(spoken, encoded, strict=True)
-    strings = {i: lm.speech_tokenizer.to_string(own) for i, own in found.items() if len(own)}
+    units_by_index = {i: recording for i, recording in enumerate(recordings) if i not in waves}
+    units_by_index |= zip(spoken, encoded, strict=True)
+    strings = {
+        i: lm.speech_tokenizer.to_string(units) for i, units in units_by_index.items() if len(units)
+    }
 
     prompts = {
         i: fill(how.prompt, {"speech": string}.__getitem__, lm.text_tokenizer)

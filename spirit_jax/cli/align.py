@@ -48,7 +48,7 @@ def align(
 
     A folder has a text beside each recording: a.wav and a.txt.
     Items that cannot be aligned are listed, with reasons, in OUTPUT.rejects.jsonl. A run that was
-    stopped goes on where it was.
+    stopped resumes where it was.
     """
     ways = {
         "--model": model,
@@ -93,7 +93,7 @@ def align(
             done(total - counted)
             counted = total
 
-        told = align_corpus(
+        summary = align_corpus(
             source,
             output,
             computing,
@@ -104,8 +104,8 @@ def align(
             batch_size=batch_size,
             progress=tell,
         )
-    print(f"{output}: {told.aligned} items with word times, {told.rejected} rejected")
-    if told.rejected:
+    print(f"{output}: {summary.aligned} items with word times, {summary.rejected} rejected")
+    if summary.rejected:
         print(f"the reasons are in {output}.rejects.jsonl", file=sys.stderr)
-    for note in told.notes():
+    for note in summary.notes():
         print(f"warning: {note}", file=sys.stderr)

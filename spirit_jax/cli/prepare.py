@@ -46,7 +46,7 @@ def prepare(
 
     A manifest has a JSON object a line: id, audio (a path from the manifest's folder), text, words
     ([[word, start, end], ...] in seconds), speaker and document; id and one of audio and text are
-    needed. A run that was stopped goes on where it was. Items that cannot be used are listed, with
+    needed. A run that was stopped resumes where it was. Items that cannot be used are listed, with
     reasons, in OUTPUT/rejects-*.jsonl.
     """
     settings = PrepareConfig(shard_items, max_seconds, threads)
@@ -68,14 +68,16 @@ def prepare(
     if beam is not None:
         from spirit_jax.data import beam as beam_lib
 
-        told = beam_lib.run(source, output, model, settings, [option for option in beam if option])
+        summary = beam_lib.run(
+            source, output, model, settings, [option for option in beam if option]
+        )
     else:
-        told = _prepare(source, output, model, settings, part, parts)
+        summary = _prepare(source, output, model, settings, part, parts)
     if plot is not None:
-        report.plot(told, plot)
-    print(json.dumps(told) if as_json else report.describe(told))
-    if told["rejected"]:
-        print(f"{told['rejected']} items were rejected: see {output}/rejects-*", file=sys.stderr)
+        report.plot(summary, plot)
+    print(json.dumps(summary) if as_json else report.describe(summary))
+    if summary["rejected"]:
+        print(f"{summary['rejected']} items were rejected: see {output}/rejects-*", file=sys.stderr)
         if strict:
             raise typer.Exit(1)
 

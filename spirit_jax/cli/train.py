@@ -73,8 +73,8 @@ def train(
     for metrics in recipe.train(settings, allow_changes=allow_changes):
         elapsed = time.monotonic() - started
         pace.add(metrics["step"], metrics["seconds"])
-        told = elapsed - last >= 5 or metrics["step"] in (1, settings.steps)
-        if told and hosts.is_first():
+        is_due = elapsed - last >= 5 or metrics["step"] in (1, settings.steps)
+        if is_due and hosts.is_first():
             last = elapsed
             print(_describe(metrics, pace), flush=True)
     if metrics.get("step") == settings.steps and hosts.is_first():

@@ -82,11 +82,11 @@ class PocketsphinxAligner:
         if [entry for entry, _, _ in segments] != entries:
             return Aligned(problem="pocketsphinx does not find the text's words in the recording.")
         seconds = len(wave) / SAMPLE_RATE
-        found: Words = tuple(
+        timed: Words = tuple(
             (word, start / FRAME_RATE, min((end + 1) / FRAME_RATE, seconds))
             for word, (_, start, end) in zip(words, segments, strict=True)
         )
-        return Aligned(found, self._score, stars=stars, unknown=unknown)
+        return Aligned(timed, self._score, stars=stars, unknown=unknown)
 
     def _find(self, wave: np.ndarray, entries: Sequence[str]) -> list[tuple[str, int, int]]:
         """(entry of the dictionary, first frame, last frame) of what pocketsphinx finds."""
