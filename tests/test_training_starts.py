@@ -93,6 +93,16 @@ def test_lora_begins_as_the_model_was_and_learns_its_products_and_new_rows(make_
 
 
 @needs_qwix
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_products_do_not_change_the_dtype_that_is_computed_in(dtype):
+    cfg = llama.LlamaConfig(64, 16, 32, 2, 2, 2, 8)
+    model = lora.add_to(llama.Llama(cfg, dtype, scan_layers=True), LORA)
+    assert any(
+        "lora" in str(path) for path, _ in jax.tree.leaves_with_path(llama.abstract_params(model))
+    )
+
+
+@needs_qwix
 def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
     settings = make_config("lora", lora=LORA)
     run(settings, stop_after=5)

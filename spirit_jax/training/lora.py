@@ -24,6 +24,18 @@ QWIX = 0, 1, 8  # older ones cannot adapt products of arrays of three axes
 A, B = "_lora_a", "_lora_b"  # what qwix adds to a matrix's name
 
 
+class _Provider(qwix.LoraProvider):
+    """Returns what it is given: float32 products would make the layers that follow float32 too."""
+
+    def dot_general(
+        self, lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None, **options
+    ):
+        result = super().dot_general(
+            lhs, rhs, dimension_numbers, precision, preferred_element_type, **options
+        )
+        return result.astype(preferred_element_type or lhs.dtype)
+
+
 def add_to(model: llama.Llama, config: LoraConfig) -> llama.Llama:
     """The model with the products beside its matrices; as it is for rank 0.
 
@@ -39,7 +51,7 @@ def add_to(model: llama.Llama, config: LoraConfig) -> llama.Llama:
             f"LoRA needs qwix {needed}, and {installed} is installed: "
             f"pip install --no-deps qwix=={needed}."
         )
-    provider = qwix.LoraProvider(
+    provider = _Provider(
         module_path=f".*/({'|'.join(config.layers)})", rank=config.rank, alpha=config.alpha
     )
     return qwix.apply_lora_to_model(model, provider, methods=("features",))
