@@ -14,6 +14,7 @@ import soxr
 from spirit_jax.audio_decoding import SUFFIXES as SUFFIXES
 from spirit_jax.audio_decoding import decode
 from spirit_jax.errors import InputError
+from spirit_jax.files import describe, whole_file
 
 SAMPLE_RATE = 16_000
 MIN_SAMPLES = 1_280  # a shorter chunk (80 ms) has no units
@@ -122,15 +123,11 @@ def write_wav(path: str | Path, samples_t: np.ndarray) -> None:
     path = Path(path)
     if not path.name:
         raise InputError(f"'{path}': is no name for an audio file.")
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(unfinished, samples_t, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-        unfinished.replace(path)
-    except (OSError, soundfile.LibsndfileError) as error:
-        if unfinished.is_file():
-            unfinished.unlink()
-        raise InputError(f"{path}: cannot be written ({error}).") from error
+    with whole_file(path) as unfinished:
+        try:
+            soundfile.write(unfinished, samples_t, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+        except soundfile.LibsndfileError as error:
+            raise InputError(f"{path}: cannot be written ({describe(error)}).") from error
 
 
 def _load_piece(piece: AudioPiece, channel: int | None) -> np.ndarray:
