@@ -4,6 +4,7 @@ Nothing here knows a network; every network's config dataclass lives beside the 
 """
 
 import dataclasses
+import difflib
 import math
 import re
 import typing
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from spirit_jax import checksums, files
 from spirit_jax.errors import InputError
@@ -41,6 +42,8 @@ def from_dict(
         OmegaConf.set_readonly(schema, False)
         merged = OmegaConf.merge(schema, OmegaConf.create(dict(values)))
         return _freeze(OmegaConf.to_object(merged), source)
+    except ConfigKeyError as error:
+        raise InputError(f"{source}: {_describe_unknown(error)}") from error
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         key = getattr(error, "full_key", None)
@@ -52,6 +55,18 @@ def from_dict(
         # OmegaConf merges some values of a wrong type without complaint and then fails on them.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{source}: a value is of a wrong type ({reason}).") from error
+
+
+def _describe_unknown(error: ConfigKeyError) -> str:
+    """Names a key that a config does not have, and the nearest that it has, or all of them."""
+    cls = error.object_type
+    known = (
+        [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    )
+    near = difflib.get_close_matches(str(error.key), known, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known) or 'none'}."
+    place = f" (at '{error.full_key}')" if error.full_key not in (None, error.key) else ""
+    return f"there is no field '{error.key}'{place}; {hint}"
 
 
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

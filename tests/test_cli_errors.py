@@ -73,7 +73,7 @@ CASES = [
     (f"train --config {RUN} steps=[1", "'steps=[1': the value is not valid YAML"),
     (f"train --config {RUN} steps", "'steps' is no override"),
     (f"train --config {RUN} steps=1 steps=2", "'steps' is given twice"),
-    (f"train --config {RUN} recipe=quantizer", "'model' not in 'QuantizerRunConfig'"),
+    (f"train --config {RUN} recipe=quantizer", "there is no field 'model'"),
     (f"train --config {RUN} recipe=sound", "recipe is 'sound'"),
     (f"train --config {RUN} seed=-1", "seed is -1; expected a whole number from 0"),
     (f"train --config {RUN} data.seed=5000000000", "seed is 5000000000"),

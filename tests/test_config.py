@@ -41,7 +41,7 @@ def test_yaml_and_dotted_overrides(tmp_path):
     ("values", "words"),
     [
         ({"name": "a", "rat": 1}, ["'rat'", "'rate'"]),
-        ({"name": "a", "inner": {"with": 1}}, ["'with'", "inner"]),
+        ({"name": "a", "inner": {"with": 1}}, ["'with'", "inner", "'width'"]),
         ({"name": "a", "rate": "fast"}, ["fast", "rate"]),
         ({}, ["name"]),
     ],

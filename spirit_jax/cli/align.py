@@ -38,7 +38,7 @@ def align(
     whisperx: Annotated[
         Path | None, typer.Option(help="Instead: folder of WhisperX's ID.json files")
     ] = None,
-    tier: Annotated[str, typer.Option(help="Of the TextGrids")] = "words",
+    tier: Annotated[str, typer.Option(help="Tier of the TextGrids that has the words")] = "words",
     min_score: Annotated[
         float | None, typer.Option(help="Reject what aligns worse (0 is best)")
     ] = None,

@@ -32,8 +32,8 @@ def prepare(
     strict: Annotated[bool, typer.Option(help="Exit with status 1 if items were rejected")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
     max_seconds: Annotated[float, typer.Option(help="Split longer recordings at silences")] = 60.0,
-    shard_items: Annotated[int, typer.Option(help="Items of a shard, about")] = 512,
-    threads: Annotated[int, typer.Option(help="That read recordings")] = 4,
+    shard_items: Annotated[int, typer.Option(help="About how many items a shard holds")] = 512,
+    threads: Annotated[int, typer.Option(help="Threads that read recordings")] = 4,
     beam: Annotated[
         list[str] | None,
         typer.Option(help="Run as an Apache Beam pipeline; options such as --runner=DirectRunner"),

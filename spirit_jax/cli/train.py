@@ -16,7 +16,7 @@ from spirit_jax.training import find_recipe, read_run_config
 
 
 def train(
-    run: Annotated[Path, typer.Option("--config", help="Run config, YAML; see RunConfig")],
+    run: Annotated[Path, typer.Option("--config", help="Run config, YAML; see docs/training.md")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as steps=200")
     ] = None,
