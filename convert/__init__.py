@@ -3,5 +3,9 @@
 import importlib.util
 import sys
 
-if importlib.util.find_spec("torch") is None or importlib.util.find_spec("safetensors") is None:
-    sys.exit("error: conversion needs torch and safetensors: pip install -e '.[convert]'")
+_missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
+if _missing and sys.argv[0] == "-m":  # so it is while Python looks for the module of `python -m`
+    sys.exit(
+        f"error: {' and '.join(_missing)} cannot be imported: conversion needs the extra convert "
+        "(pip install -e '.[convert]')."
+    )
