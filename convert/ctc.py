@@ -15,8 +15,7 @@ import numpy as np
 
 from convert import table, torch_files
 from convert.main import run_main
-from convert.table import Rule
-from convert.torch_files import show
+from convert.table import Rule, show
 from convert.trunk import (
     FEATURE_DEFAULTS,
     hf_rules,

@@ -21,8 +21,7 @@ import torch
 
 from convert import table, torch_files
 from convert.main import natural, reading_config, run_main
-from convert.table import Rule
-from convert.torch_files import show
+from convert.table import Rule, show
 from convert.trunk import (
     FEATURE_DEFAULTS,
     HF_DEFAULTS,

@@ -17,8 +17,7 @@ import numpy as np
 
 from convert import table, torch_files
 from convert.main import natural, reading_config, run_main, show_progress
-from convert.table import Rule
-from convert.torch_files import show
+from convert.table import Rule, show
 from convert.trunk import refuse
 from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError

@@ -11,8 +11,7 @@ import numpy as np
 
 from convert import table, torch_files
 from convert.main import convert_folder, reading_config, run_main
-from convert.table import Rule
-from convert.torch_files import show
+from convert.table import Rule, show
 from convert.trunk import linear_rules, refuse
 from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError

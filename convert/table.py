@@ -6,6 +6,7 @@ given twice or of another shape is an error that names it.
 
 import dataclasses
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,14 @@ import numpy as np
 
 from spirit_jax.checkpoint import flatten, unflatten
 from spirit_jax.errors import InputError
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxstring, _repr.maxother = 2, 60, 60
+
+
+def show(value: Any) -> str:
+    """A value from a file for a message: short, however large or nested it is."""
+    return _repr.repr(value)
 
 
 def keep(array: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenizers
 
-from convert.torch_files import show
+from convert.table import show
 from spirit_jax import checkpoint, config, text_files
 from spirit_jax.errors import InputError
 from spirit_jax.text import load_sentencepiece, load_tokenizers

@@ -6,7 +6,6 @@ the one is read that `transformers` 5 would read.
 """
 
 import pickle
-import reprlib
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from convert.table import show
 from spirit_jax import config, files
 from spirit_jax.errors import InputError
 
@@ -30,14 +30,6 @@ WEIGHT_NAMES = (
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_REPEATED = 1 << 24  # values of a tensor that repeats what the file holds once
 HALF_COPIED = "is not a whole PyTorch checkpoint (half copied?)."
-
-_repr = reprlib.Repr()
-_repr.maxlevel, _repr.maxstring, _repr.maxother = 2, 60, 60
-
-
-def show(value: Any) -> str:
-    """A value from a file for a message: short, however large or nested it is."""
-    return _repr.repr(value)
 
 
 def load_pickle(path: str | Path) -> Any:

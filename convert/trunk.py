@@ -8,8 +8,7 @@ import numpy as np
 
 from convert import table, torch_files
 from convert.main import reading_config
-from convert.table import Rule
-from convert.torch_files import show
+from convert.table import Rule, show
 from spirit_jax import config, limits
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import TrunkConfig
