@@ -57,7 +57,7 @@ def _evaluate(folder: str, tasks: EvalConfig, output: Path) -> Figures:
         "files": {str(path.relative_to(place)): path.stat().st_mtime_ns for path in paths},
     }
     made_of = json.loads(json.dumps(made_of))
-    note = output / "made_of.json"  # written last
+    note = output / "table.json"  # written last; evaluate has a note of its own
     if not note.exists() or files.read_json(note) != made_of:
         evaluate(SpiritLM.from_pretrained(folder), tasks, output, Console(stderr=True))
         config.write(made_of, note)
