@@ -165,3 +165,21 @@ def test_a_full_disk_during_a_save_is_named_and_the_last_checkpoint_counts(make_
     lines = (tmp_path / "full" / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
     assert [line["step"] for line in metrics] == list(range(1, 9))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 2, 4, 8, 16])
+def test_ctrl_c_ends_the_command_whenever_it_comes(make_config, tmp_path, seconds):
+    """While modules are imported, while the first step is compiled, and between steps."""
+    path = write_config(tmp_path / "run.yaml", make_config("stopped"))
+    command = [sys.executable, "-c", COMMAND, "train", "--config", str(path), "steps=1000000"]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode in (0, 130, -signal.SIGINT) and "Traceback" not in error
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    if metrics.is_file() and metrics.read_text():  # what was done is saved
+        done = len(metrics.read_text().splitlines())
+        assert (tmp_path / "stopped" / "checkpoints" / str(done)).is_dir()

@@ -2,6 +2,7 @@
 
 import collections
 import shlex
+import signal
 import time
 from pathlib import Path
 from typing import Annotated
@@ -44,7 +45,27 @@ def train(
     Of several processes every one runs this same command, with --distributed or
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
     """
-    settings = read_run_config(run, overrides or [])
+    # Until the run is open, Ctrl-C ends the process at once: Python's own exception is lost where
+    # it comes within a callback of the garbage collector.
+    handler = signal.SIG_DFL if export is None else signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        _train(run, overrides or [], export, half, allow_changes, distributed, peer_timeout)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _train(
+    run: Path,
+    overrides: list[str],
+    export: Path | None,
+    half: bool,
+    allow_changes: bool,
+    distributed: bool,
+    peer_timeout: int,
+) -> None:
+    """Trains or exports; the arguments are those of `train`."""
+    settings = read_run_config(run, overrides)
     name = settings.recipe
     if half and (export is None or name != "lm"):
         raise InputError("--half is for --export of a language model; pack has one of its own.")
@@ -142,6 +163,6 @@ def _describe(metrics: dict, pace: Pace) -> str:
     return f"step {metrics['step']}/{pace.steps} {shown} ({rate})"
 
 
-def _given(overrides: list[str] | None) -> str:
+def _given(overrides: list[str]) -> str:
     """The overrides as they stand on a command line, after a space each."""
-    return "".join(f" {shlex.quote(override)}" for override in overrides or [])
+    return "".join(f" {shlex.quote(override)}" for override in overrides)

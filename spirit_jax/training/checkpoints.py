@@ -185,6 +185,8 @@ class Checkpoints:
             time.sleep(0.1)
         paths = [path for path in folder.rglob("*") if path.is_file()]
         names = [path.relative_to(folder).as_posix() for path in paths]
+        # Another process may be writing its own list just now.
+        names = [name for name in names if not name.startswith(f"{CHECKSUMS}/")]
         own = sorted(name for name in names if _writer(name) == process)
         found = dict(zip(own, checksums.of_files(folder / n for n in own), strict=True))
         checksums.write_json(folder / CHECKSUMS / f"{process}.json", {"files": found})
