@@ -248,7 +248,9 @@ def find_lack(error: BaseException | None) -> str:
     A library that cannot open one file more, or has no memory left, raises what it raises for a
     damaged file; a message must not blame the file then.
     """
-    while error is not None:
+    seen: set[int] = set()  # an error that threads raise again can be its own cause
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, MemoryError):
             return _LACKS[errno.ENOMEM]
         if isinstance(error, OSError) and error.errno in _LACKS:

@@ -127,3 +127,12 @@ def test_json_lines_may_end_as_on_old_macs_and_be_joined(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"id": 1}\r{"id": 2}\r\xef\xbb\xbf{"id": 3}\r\n\xef\xbb\xbf{"id": 4}')
     assert [value for _, value in files.read_json_lines(path)] == [{"id": n} for n in (1, 2, 3, 4)]
+
+
+def test_errors_that_are_each_others_cause_are_looked_through_once():
+    """As of an error that a background thread raised, and that is raised again while handled."""
+    first, second = ValueError("first"), ValueError("second")
+    first.__context__, second.__context__ = second, first
+    assert files.find_lack(first) == "" and files.describe(first) == "first"
+    second.__cause__ = OSError(errno.ENOSPC, "full")
+    assert files.find_lack(first) == "the disk is full"
