@@ -5,6 +5,7 @@ It knows no network. A recipe gives it the state, the compiled step and the stre
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from spirit_jax.training.configs import LoopConfig
 from spirit_jax.training.metrics import Clock, MetricsLog, peak_flops
 from spirit_jax.training.run_folder import RunFolder, say
 
+MAX_NOT_FINITE = 3  # steps in a row without a finite loss, where such steps change nothing
 EVALUATED = "seconds_evaluation"  # a metric of each step after which there was an evaluation
 
 
@@ -125,10 +127,11 @@ def _steps(config, mesh, training, folder, first) -> Iterator[dict[str, Any]]:
     devices = mesh.devices.size
     peak = peak_flops(mesh.devices.flat[0])
     clock, saved_at = Clock(), time.monotonic()
-    pending = None
+    pending, check_loss = None, _LossCheck(config.run_dir)
 
     def finish(number: int, metrics: dict[str, Any]) -> dict[str, Any]:
         plain = {name: float(value) for name, value in metrics.items()}
+        check_loss(number, plain)
         clock.lap("waiting")
         line = {"step": number} | plain | clock.take()
         line["tokens_per_second"] = training.batch_tokens / line["seconds"]
@@ -177,6 +180,23 @@ def _steps(config, mesh, training, folder, first) -> Iterator[dict[str, Any]]:
             if ending:
                 break
             coming = ahead.submit(next, stream)
+
+
+class _LossCheck:
+    """Ends a run whose loss is not finite, before such a step is saved."""
+
+    def __init__(self, run_dir: str):
+        self._run_dir, self._count = run_dir, 0
+
+    def __call__(self, number: int, metrics: dict[str, float]) -> None:
+        """Takes the metrics of a step; raises `InputError` where training makes no sense."""
+        self._count = 0 if math.isfinite(metrics["loss"]) else self._count + 1
+        # Where a step says what was skipped, it has changed nothing: another batch may be fine.
+        if self._count >= (MAX_NOT_FINITE if "skipped" in metrics else 1):
+            raise InputError(
+                f"{self._run_dir}: the loss of step {number} is {metrics['loss']}; check the data, "
+                "or lower the learning rate and resume from the newest checkpoint."
+            )
 
 
 def _every(steps: int, number: int) -> bool:

@@ -1,0 +1,40 @@
+"""The loop of every training."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from training_runs import run
+
+from spirit_jax import checkpoint
+from spirit_jax.errors import InputError
+from spirit_jax.training import loop
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run(value):
+    check = loop._LossCheck("runs/a")
+    check(1, {"loss": 3.0})
+    with pytest.raises(InputError, match=f"runs/a: the loss of step 2 is {value}"):
+        check(2, {"loss": value})
+
+
+def test_steps_that_changed_nothing_may_come_now_and_then():
+    check = loop._LossCheck("runs/a")
+    for loss in (float("nan"), float("nan"), 1.0, float("nan"), float("nan")):
+        check(1, {"loss": loss, "skipped": 0})
+    with pytest.raises(InputError, match="the loss of step 7"):
+        check(7, {"loss": float("nan"), "skipped": 0})
+
+
+def test_a_run_with_damaged_parameters_ends(make_config, tmp_path, expressive_folder):
+    """A model whose arrays are not numbers, whatever the reason."""
+    model = tmp_path / "model"
+    shutil.copytree(expressive_folder, model)
+    params = checkpoint.load_params(model / "llama" / "params")
+    params["final_norm"]["scale"] = np.full_like(params["final_norm"]["scale"], np.nan)
+    shutil.rmtree(model / "llama" / "params")
+    checkpoint.save_params(model / "llama" / "params", params)
+    with pytest.raises(InputError, match="the loss of step 3 is nan"):
+        run(dataclasses.replace(make_config("nan"), model=str(model)))
