@@ -387,7 +387,7 @@ def test_a_run_whose_recordings_changed_is_refused(config, whole, tmp_path):
     with pytest.raises(InputError, match="was made of other recordings"):
         next(training.train(other, jax.devices()[:1]))
     (tmp_path / "run" / "targets.npz").write_bytes(b"PK half of it")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is damaged"):
         next(training.train(other, jax.devices()[:1]))
 
 
