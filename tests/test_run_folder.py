@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from tiny_checkpoints import ABSTRACT, write_checkpoints
 from training_runs import run
 
 from spirit_jax import InputError, cli, config, synthetic
@@ -131,6 +132,25 @@ def test_a_record_of_an_earlier_version_had_the_defaults(make_config):
     assert record.compare(old, now, lm.RunConfig) == record.Changes()
     now["settings"]["data.packing_bins"] = 3
     assert record.compare(old, now, lm.RunConfig).refused[0].old == 8
+
+
+class Counter:
+    """A stream that is only a number of steps."""
+
+    def set_state(self, state):
+        self.state = state
+
+
+def test_a_run_of_an_earlier_version_resumes_with_a_notice(tmp_path, capsys):
+    write_checkpoints(tmp_path / "checkpoints")  # without a record
+    config, stream = PitchConfig(run_dir=str(tmp_path), recipe="pitch"), Counter()
+    with run_folder.open_run(config, lambda: record.describe(config, {})) as folder:
+        checkpoints = folder.open_checkpoints()
+        assert int(folder.resume(checkpoints, ABSTRACT, stream).step) == 6
+        checkpoints.close()
+    assert stream.state == {"step": 6}
+    assert "of an earlier version, which did not record" in capsys.readouterr().err
+    assert record.is_record(json.loads((tmp_path / "run.json").read_text()))
 
 
 def test_a_changed_run_is_refused_and_taken_on_demand(make_config, tmp_path, capfd):
