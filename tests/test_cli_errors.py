@@ -133,6 +133,20 @@ def test_importing_the_package_is_cheap():
     assert not (HEAVY | {"numpy"}) & set(done.stdout.split())
 
 
+def test_no_module_imports_another_framework():
+    code = """
+import importlib, pkgutil, sys, spirit_jax
+for module in pkgutil.walk_packages(spirit_jax.__path__, "spirit_jax."):
+    if module.name != "spirit_jax.data.beam":  # is imported for --beam alone
+        importlib.import_module(module.name)
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "spirit_jax.training.metrics" in done.stdout.split()
+    frameworks = {"torch", "transformers", "tensorflow", "tensorflow_datasets", "tensorboardX"}
+    assert not frameworks & set(done.stdout.split())
+
+
 def test_public_names_come_when_they_are_used():
     import spirit_jax
 

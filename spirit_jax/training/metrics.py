@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from spirit_jax import files
 from spirit_jax.errors import InputError
@@ -132,24 +129,29 @@ class _Board:
     """TensorBoard's file of events, written at once and without a thread, so that errors show."""
 
     def __init__(self, folder: Path, first: int):
+        # Imported here, because tensorboardX imports torch where that is installed: seconds.
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._new_event, self._new_scalar = event_pb2.Event, summary.scalar
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"))
         # Steps from `first` on that an earlier file has are not shown.
-        start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
-        self._write(Event(wall_time=time.time(), step=first, session_log=start))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.Value("START"))
+        self._write(step=first, session_log=start)
 
     def add(self, metrics: dict[str, float | None], step: int) -> None:
         """Adds scalars; None is left out."""
         for name, value in metrics.items():
             if value is not None and math.isfinite(value):
-                summary = scalar(_board_name(name), value)
-                self._write(Event(wall_time=time.time(), step=step, summary=summary))
+                self._write(step=step, summary=self._new_scalar(_board_name(name), value))
 
     def close(self) -> None:
+        """Closes the file."""
         self._writer.close()
 
-    def _write(self, event: Event) -> None:
-        self._writer.write_event(event)
+    def _write(self, **fields: Any) -> None:
+        self._writer.write_event(self._new_event(wall_time=time.time(), **fields))
         self._writer.flush()
 
 
