@@ -8,7 +8,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from spirit_jax import files
+from spirit_jax import files, lock
 from spirit_jax.data.configs import SourceConfig
 from spirit_jax.errors import InputError
 from spirit_jax.training.run_configs import LmRunConfig
@@ -49,8 +49,6 @@ def write(config: LmRunConfig) -> LmRunConfig:
 
 
 def _write(config: LmRunConfig) -> None:
-    from spirit_jax.training import lock
-
     with lock.hold(config.run_dir):
         _visit(config, lambda create, folder, *rest: create(folder, *rest))
 

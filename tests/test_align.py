@@ -253,6 +253,20 @@ def test_a_run_that_was_stopped_goes_on(aligner, corpus, tmp_path):
         align_corpus(source, output, aligner)
 
 
+def test_two_processes_do_not_align_to_one_output(aligner, corpus, tmp_path):
+    source, _ = corpus
+    output = tmp_path / "out/aligned.jsonl"
+
+    def second(done):
+        with pytest.raises(InputError, match="aligned.jsonl: is in use by process"):
+            align_corpus(source, output, aligner)
+        align_corpus(source, tmp_path / "out" / f"{done}.jsonl", aligner)  # another one is free
+
+    assert align_corpus(source, output, aligner, batch_size=4, progress=second).aligned == 4
+    assert read_lines(tmp_path / "out/4.jsonl") == read_lines(output)
+    assert not list(output.parent.glob("*.lock*"))
+
+
 def test_low_scores_are_rejected(aligner, corpus, tmp_path):
     source, _ = corpus
     lines = source.read_text().splitlines()

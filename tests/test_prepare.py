@@ -84,6 +84,20 @@ def test_parts_share_a_corpus_and_keep_documents_whole(recordings, tokenizer, tm
     assert together.index("r3") == together.index("r2") + 1
 
 
+def test_two_processes_prepare_different_parts_only(recordings, tokenizer, tmp_path):
+    source, output = str(recordings / "all.jsonl"), tmp_path / "corpus"
+    config = PrepareConfig(shard_items=1)
+
+    def second(items):
+        with pytest.raises(InputError, match="part 1 of .*corpus: is in use by process"):
+            prepare(source, output, tokenizer, config, 1, 2)
+        prepare(source, output, tokenizer, config, 2, 2)
+
+    prepare(source, output, tokenizer, config, 1, 2, second)
+    assert len(list(Corpus(output))) == 6
+    assert not list(output.glob("*.lock*"))
+
+
 def test_a_stopped_run_goes_on_where_it_was(recordings, tokenizer, tmp_path):
     source, output = str(recordings / "all.jsonl"), tmp_path / "corpus"
     config = PrepareConfig(shard_items=1)

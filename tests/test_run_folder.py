@@ -12,10 +12,10 @@ import pytest
 from tiny_checkpoints import ABSTRACT, write_checkpoints
 from training_runs import run
 
-from spirit_jax import InputError, cli, config, synthetic
+from spirit_jax import InputError, cli, config, lock, synthetic
 from spirit_jax.data.records import fingerprint
 from spirit_jax.data.samples import SourceConfig
-from spirit_jax.training import lm, lock, record, run_folder
+from spirit_jax.training import lm, record, run_folder
 from spirit_jax.training.checkpoints import Checkpoints
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.pitch import RunConfig as PitchConfig
@@ -211,7 +211,7 @@ def test_a_signal_before_the_first_step_ends_at_once(tmp_path, capsys):
 
 HOLD = """
 import sys, time
-from spirit_jax.training import lock
+from spirit_jax import lock
 with lock.hold(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

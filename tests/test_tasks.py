@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from tones import write_tones
 
-from spirit_jax import GenerationConfig, InputError, SpiritLM, checkpoint, markup
+from spirit_jax import GenerationConfig, InputError, SpiritLM, checkpoint, lock, markup
 from spirit_jax.data.manifest import Item
 from spirit_jax.evaluation import answers, pairs, run, tasks
 
@@ -165,15 +165,19 @@ def test_what_is_said_is_kept_and_judged_by_another_program(lm, manifest, tmp_pa
         ({"ask": "[Text]", "speakers": ("nobody",)}, "nobody"),
         ({"ask": "[Text]", "output": "speech", "judge": ("x",), "end": "a"}, "end is for"),
         ({"ask": "[Text]", "voice": "rms"}, "voice for"),
+        ({"ask": "[Text]", "judge": ("no-such-judge",)}, "cannot be started"),
+        ({"ask": "{speech}", "manifest": "gone"}, "gone.wav: there is no such file"),
     ],
 )
 def test_what_a_task_lacks_is_said(lm, tmp_path, fields, says):
     (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "b"}\n')
     (tmp_path / "out.jsonl").write_text('{"id": "/b", "text": "b"}\n')
+    (tmp_path / "gone.jsonl").write_text('{"id": "a", "text": "b", "audio": "gone.wav"}\n')
     name = fields.get("manifest", "items")
     fields = {key: value for key, value in fields.items() if key != "manifest"}
     with pytest.raises(InputError, match=says):
-        ask(lm, tmp_path, manifest=str(tmp_path / f"{name}.jsonl"), **fields)
+        ask(lm, tmp_path / "results", manifest=str(tmp_path / f"{name}.jsonl"), **fields)
+    assert not (tmp_path / "results").exists()
 
 
 def test_pairs_go_to_the_ending_that_the_model_finds_likelier(lm, manifest, tmp_path):
@@ -270,6 +274,26 @@ def test_results_of_different_evaluations_are_never_mixed(lm, manifest, tmp_path
     assert "(tasks differ)" in capsys.readouterr().err
     assert (tmp_path / "out" / "earlier-1" / "task.jsonl").read_text() == kept
     assert (tmp_path / "out" / "earlier-2" / "figures.json").is_file()
+
+
+def test_two_processes_do_not_evaluate_into_one_folder(lm, manifest, tmp_path):
+    form = {"manifest": manifest, "ask": "[Text]{text}", "limit": 1}
+    with lock.hold(tmp_path, run.LOCK):
+        with pytest.raises(InputError, match="is in use by process .*output folder"):
+            ask(lm, tmp_path, **form)
+    assert not list(tmp_path.iterdir())
+    ask(lm, tmp_path, **form)
+    assert not (tmp_path / run.LOCK).exists()
+
+
+def test_a_pair_that_cannot_be_used_leaves_nothing_behind(lm, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"id": 7, "right": {"text": "b"}, "wrong": {"text": ""}}'
+    )
+    settings = run.EvalConfig(pairs=(pairs.PairsConfig("p", str(tmp_path / "pairs.jsonl")),))
+    with pytest.raises(InputError, match="7: its wrong has no text"):
+        run.evaluate(lm, settings, tmp_path / "results", QUIET)
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_model_is_known_by_its_content(base_folder, tmp_path):

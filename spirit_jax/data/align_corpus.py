@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from spirit_jax import checksums, files
+from spirit_jax import checksums, files, lock
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import word_times
 from spirit_jax.data.align import Aligned
@@ -129,8 +129,8 @@ def align_corpus(
       progress: is called with the number of items that are done, a batch at a time.
 
     Raises:
-      InputError: `output` exists, the source cannot be read, no item could be used, or
-        OUTPUT.partial is of another source, another aligner or other settings.
+      InputError: `output` exists, another process writes it, the source cannot be read, no item
+        could be used, or OUTPUT.partial is of another source, another aligner or other settings.
     """
     source, output = Path(source), Path(output)
     _check_arguments(output, (aligner, textgrid, whisperx), batch_size)
@@ -144,21 +144,24 @@ def align_corpus(
         settings, load, find = _importing(by_id, kind, str(textgrid or whisperx), tier)
         rows = _watch_unused(rows, by_id, str(textgrid or whisperx))
     prepare = functools.partial(_prepare, output, load)
-    partial = output.with_name(output.name + ".partial")
-    try:
-        done = _resume(partial, source, settings)
-        with ThreadPoolExecutor(DECODERS) as pool, partial.open("a", encoding="utf-8") as file:
-            waiting = (pool.submit(prepare, row) for row in islice(rows, done, None))
-            jobs = _keep_ahead(waiting, batch_size)
-            while batch := list(islice(jobs, batch_size)):
-                find([job for job in batch if not job.problem])
-                file.writelines(_to_line(job) for job in batch)
-                file.flush()
-                done += len(batch)
-                progress(done)
-        return _split(partial, source, output)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
+    with lock.hold(output.parent, output.name + ".lock", output, "output") as held:
+        files.refuse_existing(output)  # another process may have ended meanwhile
+        partial = output.with_name(output.name + ".partial")
+        try:
+            done = _resume(partial, source, settings)
+            with ThreadPoolExecutor(DECODERS) as pool, partial.open("a", encoding="utf-8") as file:
+                waiting = (pool.submit(prepare, row) for row in islice(rows, done, None))
+                jobs = _keep_ahead(waiting, batch_size)
+                while batch := list(islice(jobs, batch_size)):
+                    find([job for job in batch if not job.problem])
+                    held.check()
+                    file.writelines(_to_line(job) for job in batch)
+                    file.flush()
+                    done += len(batch)
+                    progress(done)
+            return _split(partial, source, output)
+        except OSError as error:
+            raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
 
 
 def _check_arguments(output: Path, ways: Sequence[Any], batch_size: int) -> None:

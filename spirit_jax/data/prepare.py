@@ -6,6 +6,7 @@ the end the list of shards is written, without which a corpus counts as not fini
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spirit_jax import checksums, files
+from spirit_jax import checksums, files, lock
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import report
 from spirit_jax.data.configs import PrepareConfig
@@ -59,19 +60,27 @@ def prepare(
 
     Raises:
       InputError: a source that cannot be read, no item of it that can be used, a folder that was
-        started from something else, or a full disk.
+        started from something else, a part that another process prepares, or a full disk.
     """
     output = Path(output)
     try:
         waiting = portions(source, config, part, parts)
         first = list(itertools.islice(waiting, 1))  # a source that is none leaves nothing behind
-        made_of = begin(output, source, tokenizer, config, part, parts)
-        for portion in itertools.chain(first, waiting):
-            make_shard(portion, output, tokenizer, config)
-            progress(len(portion.items))
-        return finish(output, source, made_of, part)
+        with hold_part(output, part) as held:
+            made_of = begin(output, source, tokenizer, config, part, parts)
+            for portion in itertools.chain(first, waiting):
+                held.check()
+                make_shard(portion, output, tokenizer, config)
+                progress(len(portion.items))
+            return finish(output, source, made_of, part)
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
+
+
+def hold_part(output: Path, part: int) -> contextlib.AbstractContextManager[lock.Lock]:
+    """The lock on one part of a corpus; other processes may prepare other parts meanwhile."""
+    name = f"prepare-{part:05d}.lock"
+    return lock.hold(output, name, f"part {part} of {output}", "folder")
 
 
 def begin(

@@ -45,6 +45,12 @@ def run_pairs(
     return {"normalised": likelier(means), "raw": likelier(sums)}, told
 
 
+def check_pairs(lm: SpiritLM, pairs: PairsConfig, hear: Callable[[Any], str]) -> None:
+    """Raises an `InputError` for a pair that cannot be used; `hear` is `tasks.check_audio`."""
+    for row in _read(Path(pairs.manifest))[: pairs.limit or None]:
+        _strings(lm, pairs, row, hear)
+
+
 def likelier(scores_n2: np.ndarray) -> float:
     """Percent of rows whose first score is the larger; ties count half."""
     apart = scores_n2[:, 0] - scores_n2[:, 1]

@@ -10,16 +10,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from spirit_jax import checkpoint, checksums, files
+from spirit_jax import checkpoint, checksums, files, lock
 from spirit_jax import config as config_lib
 from spirit_jax.data.manifest import source_checksum
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import EvalConfig
-from spirit_jax.evaluation.pairs import run_pairs
-from spirit_jax.evaluation.tasks import Hearing, TaskConfig, run_task
+from spirit_jax.evaluation.pairs import check_pairs, run_pairs
+from spirit_jax.evaluation.tasks import Hearing, TaskConfig, check_audio, check_task, run_task
 from spirit_jax.spiritlm import SpiritLM
 
 FIGURES = "figures.json"
+LOCK = "eval.lock"
 NOTE = "made_of.json"  # what the results in a folder come from
 
 
@@ -27,6 +28,8 @@ def evaluate(
     lm: SpiritLM, config: EvalConfig, output: str | Path, console: Console
 ) -> dict[str, dict[str, float]]:
     """Runs all tasks and pairs; figures are written after each.
+
+    All inputs are checked before the folder is made.
 
     Results of the same evaluation in the folder are written again. Those of another model, config
     or manifest are moved to a folder `earlier-N` in it: results are never mixed.
@@ -42,21 +45,34 @@ def evaluate(
 
     Raises:
       InputError: nothing to run, names that are no folder's or there twice, a manifest, item or
-        judge that cannot be used.
+        judge that cannot be used, or a folder that another process evaluates into.
     """
     config.check_names()
     output = Path(output)
-    _begin(output, _describe(lm, config))
+    made_of = _describe(lm, config)
+    for part in config.tasks:
+        check_task(lm, part, output / part.name, config.seed)
+    for part in config.pairs:
+        check_pairs(lm, part, check_audio)
+    with lock.hold(output, LOCK, choice="output folder") as held:
+        _begin(output, made_of)
+        return _run(lm, config, output, held, console)
+
+
+def _run(
+    lm: SpiritLM, config: EvalConfig, output: Path, held: lock.Lock, console: Console
+) -> dict[str, dict[str, float]]:
     figures: dict[str, dict[str, float]] = {}
     hear = Hearing(lm)
-    for one in (*config.tasks, *config.pairs):
-        if isinstance(one, TaskConfig):
-            found, rows = run_task(lm, one, output / one.name, hear, config.seed, console)
+    for part in (*config.tasks, *config.pairs):
+        if isinstance(part, TaskConfig):
+            scores, rows = run_task(lm, part, output / part.name, hear, config.seed, console)
         else:
-            found, rows = run_pairs(lm, one, hear, console)
-        figures[one.name] = found | {"items": len(rows)}
+            scores, rows = run_pairs(lm, part, hear, console)
+        held.check()
+        figures[part.name] = scores | {"items": len(rows)}
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        files.write_text(output / f"{one.name}.jsonl", lines)
+        files.write_text(output / f"{part.name}.jsonl", lines)
         config_lib.write(figures, output / FIGURES)
     return figures
 

@@ -6,7 +6,8 @@ whether its words or a label are compared. docs/evaluation.md has them.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from spirit_jax import markup, transcription
-from spirit_jax.audio import SAMPLE_RATE, write_wav
+from spirit_jax.audio import SAMPLE_RATE, AudioPiece, write_wav
 from spirit_jax.data.manifest import Item, read_source
 from spirit_jax.data.speech import draw_items
 from spirit_jax.errors import InputError
@@ -50,26 +51,19 @@ def run_task(
       Figures by name, and a row for each item: what was wanted and what was given.
 
     Raises:
-      InputError: an item that lacks what the task needs.
+      InputError: a recording or judge that cannot be used. What `check_task` looks at is right.
     """
-    items = draw_items(_read(task.manifest, task), task.limit, seed)
+    items = _choose(task, seed)
     rows = [{"id": item.id, "wanted": _wanted(task, item)} for item in items]
     paths = [folder / f"{item.id}.wav" for item in items]
-    for item, path in zip(items, paths, strict=True):
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"The id '{item.id}' leaves {folder}.")
-    known = _read(task.examples, task) if task.shots else []
-    rng = np.random.default_rng(seed)
-    prompts = []
-    for item in track(items, f"{task.name}: prompts", console=console):
-        others = [one for one in known if one.id != item.id]
-        if len(others) < task.shots:
-            raise InputError(f"{task.examples}: has {len(others)} items, not {task.shots}.")
-        shots = [others[i] for i in rng.choice(len(others), task.shots, replace=False)]
-        prompts.append(
-            "".join(fill(task.shot, shot, hear, lm) for shot in shots)
-            + fill(task.ask, item, hear, lm)
+    prompts = list(
+        track(
+            _prompts(lm, task, items, hear, seed),
+            f"{task.name}: prompts",
+            total=len(items),
+            console=console,
         )
+    )
     given = _answer(lm, task, prompts, seed, console)
     if task.output == "speech":
         for row, path, wave in zip(rows, paths, given, strict=True):
@@ -88,6 +82,31 @@ def run_task(
     commonest = max(map(wanted.count, wanted)) / len(wanted)
     accuracy = answers.accuracy(wanted, given, task.language)
     return {"accuracy": accuracy, "commonest": 100 * commonest}, rows
+
+
+def check_task(lm: SpiritLM, task: TaskConfig, folder: Path, seed: int) -> None:
+    """Raises an `InputError` for an item that lacks what a task needs, before anything is encoded.
+
+    Args:
+      lm, task, folder, seed: as of `run_task`.
+    """
+    items = _choose(task, seed)
+    for item in items:
+        _wanted(task, item)
+        if not (folder / f"{item.id}.wav").resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"The id '{item.id}' leaves {folder}.")
+    for _ in _prompts(lm, task, items, check_audio, seed):
+        pass
+    if task.judge:
+        answers.check_judge(task.judge)
+
+
+def check_audio(audio: Any) -> str:
+    """In place of a `Hearing`: raises `InputError` if there is no such file, and gives no units."""
+    path = audio.path if isinstance(audio, AudioPiece) else audio
+    if isinstance(path, str | Path) and not os.path.isfile(path):
+        raise InputError(f"{path}: there is no such file.")
+    return ""
 
 
 class Hearing:
@@ -119,6 +138,26 @@ def fill(template: str, item: Item, hear: Callable[[Any], str], lm: SpiritLM) ->
         return hear(content) if name == "speech" else content
 
     return transcription.fill(template, content_of, lm.text_tokenizer)
+
+
+def _choose(task: TaskConfig, seed: int) -> list[Item]:
+    """The items that a task asks about."""
+    return draw_items(_read(task.manifest, task), task.limit, seed)
+
+
+def _prompts(
+    lm: SpiritLM, task: TaskConfig, items: Sequence[Item], hear: Callable[[Any], str], seed: int
+) -> Iterator[str]:
+    """The prompt of each item: some examples of others, and what is asked."""
+    known = _read(task.examples, task) if task.shots else []
+    rng = np.random.default_rng(seed)
+    for item in items:
+        others = [other for other in known if other.id != item.id]
+        if len(others) < task.shots:
+            raise InputError(f"{task.examples}: has {len(others)} items, not {task.shots}.")
+        shots = [others[i] for i in rng.choice(len(others), task.shots, replace=False)]
+        examples = "".join(fill(task.shot, shot, hear, lm) for shot in shots)
+        yield examples + fill(task.ask, item, hear, lm)
 
 
 def _read(source: str, task: TaskConfig) -> list[Item]:

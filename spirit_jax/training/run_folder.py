@@ -1,7 +1,7 @@
 """The folder of a run while a process trains in it: locked, recorded, and resumed from.
 
 RUN/run.json        what the run is made of (`record`)
-RUN/run.lock        which process trains in it (`lock`)
+RUN/run.lock        which process trains in it (`spirit_jax.lock`)
 RUN/checkpoints/    the state after some steps (`checkpoints`)
 RUN/metrics.jsonl   the metrics of each step (`metrics`)
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 from spirit_jax import checksums
 from spirit_jax.errors import InputError
+from spirit_jax.lock import Lock, hold
 from spirit_jax.training import hosts, record
 from spirit_jax.training.checkpoints import Checkpoints, Restored
 from spirit_jax.training.configs import LoopConfig
-from spirit_jax.training.lock import Lock, hold
 
 RECORD = "run.json"
 RESTARTS_STREAM = ("data.", "content of data.", "content of model/")  # begin names of changes

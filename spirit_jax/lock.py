@@ -1,9 +1,9 @@
-"""A lock on a run folder, so that two processes never train into the same one.
+"""Locks on outputs, so that two processes never write the same run, corpus or results.
 
-It is a file, RUN/run.lock, that says who holds it; its time of change is renewed every few seconds.
-That works on a mounted bucket too, where the locks of the operating system reach no other host. A
-lock whose holder is gone is taken over: one of this host by its process number, one of another host
-when its time has not changed for a while, whatever the two clocks say.
+A lock is a file that says who holds it; its time of change is renewed every few seconds. That works
+on a mounted bucket too, where the locks of the operating system reach no other host. A lock whose
+holder is gone is taken over: one of this host by its process number, one of another host when its
+time has not changed for a while, whatever the two clocks say.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pathlib import Path
 from spirit_jax import files
 from spirit_jax.errors import InputError
 
-NAME = "run.lock"
+NAME = "run.lock"  # of a run folder
 RENEW_SECONDS = 10.0  # between renewals
 SILENT_SECONDS = 60.0  # without one: the holder on another host is gone
 OLD_SECONDS = 900.0  # a lock as old as this is not watched first; clocks differ by less
@@ -121,27 +121,40 @@ class Lock:
 
 
 @contextlib.contextmanager
-def hold(run_dir: str | Path) -> Iterator[Lock]:
-    """Holds the lock of a run folder, which is made if it is not there.
+def hold(
+    folder: str | Path, name: str = NAME, what: str | Path = "", choice: str = "run_dir"
+) -> Iterator[Lock]:
+    """Holds a lock. Its folder is made if it is not there, and removed again if it stays empty.
+
+    Args:
+      folder: that the lock is in.
+      name: of the lock.
+      what: the lock is on, for messages; the folder if "".
+      choice: the setting or option that names the output, for messages.
 
     Raises:
       InputError: another process holds it, or the folder cannot be written to.
     """
-    run_dir = Path(run_dir)
-    if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"{run_dir}: is a file; run_dir must name a folder.")
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; {choice} must name a folder.")
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = Lock(run_dir / NAME, _take(run_dir / NAME))
+        folder.mkdir(parents=True, exist_ok=True)
+        owner = _take(folder / name, what or folder, choice)
     except OSError as error:
-        raise InputError(f"{run_dir}: cannot be written ({files.describe(error)}).") from error
+        raise InputError(f"{folder}: cannot be written ({files.describe(error)}).") from error
+    lock = Lock(folder / name, owner)
     try:
         yield lock
     finally:
         lock.release()
+        with contextlib.suppress(OSError):  # one that is not empty stays
+            for place in missing:
+                place.rmdir()
 
 
-def _take(path: Path) -> Owner:
+def _take(path: Path, what: str | Path, choice: str) -> Owner:
     """Makes the lock, in place of one whose holder is gone."""
     mine, stale = Owner.here(), None
     while not _create(path, mine):
@@ -151,12 +164,10 @@ def _take(path: Path) -> Owner:
         if not owner.token:  # another process may be writing it just now
             time.sleep(SETTLE_SECONDS)
             owner = Owner.read(path) or owner
-        if not owner.is_gone and not _is_silent(path, owner):
-            raise InputError(
-                f"{path.parent}: is in use by {owner}; stop that one first, or use another run_dir."
-            )
+        if not owner.is_gone and not _is_silent(path, owner, what):
+            raise _in_use(owner, what, choice)
         stale = owner
-        taken = path.with_name(f"{NAME}.{mine.token}")  # of several, one can rename it
+        taken = path.with_name(f"{path.name}.{mine.token}")  # of several, one can rename it
         with contextlib.suppress(FileNotFoundError):
             path.rename(taken)
             taken.unlink()
@@ -164,10 +175,16 @@ def _take(path: Path) -> Owner:
         time.sleep(SETTLE_SECONDS)
         owner = Owner.read(path)
         if owner is not None and owner.token != mine.token:
-            raise InputError(f"{path.parent}: is in use by {owner}; use another run_dir.")
+            raise _in_use(owner, what, choice)
         about = f"of {stale}, which has ended," if stale.token else "that cannot be read"
-        print(f"{path.parent}: a lock {about} is taken over.", file=sys.stderr)
+        print(f"{what}: a lock {about} is taken over.", file=sys.stderr)
     return mine
+
+
+def _in_use(owner: Owner, what: str | Path, choice: str) -> InputError:
+    return InputError(
+        f"{what}: is in use by {owner}; stop that one first, or use another {choice}."
+    )
 
 
 def _create(path: Path, owner: Owner) -> bool:
@@ -184,7 +201,7 @@ def _create(path: Path, owner: Owner) -> bool:
     return True
 
 
-def _is_silent(path: Path, owner: Owner) -> bool:
+def _is_silent(path: Path, owner: Owner, what: str | Path) -> bool:
     """Whether the holder on another host does not renew its lock."""
     if owner.host == _host():
         return False
@@ -192,7 +209,7 @@ def _is_silent(path: Path, owner: Owner) -> bool:
     if time.time() - renewed > OLD_SECONDS:
         return True
     print(
-        f"{path.parent}: is locked by {owner}; waiting up to {SILENT_SECONDS:.0f} s to see whether "
+        f"{what}: is locked by {owner}; waiting up to {SILENT_SECONDS:.0f} s to see whether "
         "that is still running.",
         file=sys.stderr,
     )
