@@ -18,7 +18,7 @@ from spirit_jax import array_checks, checksums, files
 from spirit_jax import config as config_lib
 from spirit_jax.errors import InputError
 from spirit_jax.files import refuse_existing
-from spirit_jax.folders import ASSETS, find_model, find_network  # noqa: F401  (callers use both)
+from spirit_jax.folders import ASSETS, SPEECH_TOKENIZER, find_model, find_network  # noqa: F401
 
 T = TypeVar("T")
 Params = Mapping[str, Any]
@@ -121,21 +121,46 @@ def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """16 hex digits that stand for the content of a model folder.
+    """A checksum of the content of a folder, such as a model's; 16 hex digits.
 
-    Of arrays with checksums the lists are read, of others the files.
+    Arrays with checksums are known by their lists, networks of a speech tokenizer by the hashes
+    that its config has, wherever they lie, and all else by its bytes. Hidden files do not count.
 
     Raises:
-      InputError: a file cannot be read.
+      InputError: a file cannot be read, or a network is not there.
     """
     folder = Path(folder)
-    listed = {path.parent for path in folder.rglob(f"params/{checksums.LIST}")}
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    kept = [
-        path for path in paths if path.name == checksums.LIST or listed.isdisjoint(path.parents)
+    tokenizers = [path.parent for path in folder.rglob(f"{SPEECH_TOKENIZER}.json")]
+    apart = {*tokenizers, *(path.parent for path in folder.rglob(f"params/{checksums.LIST}"))}
+    entries: list[tuple[str, Any]] = [
+        (_name(tokenizer, folder), _networks(tokenizer)) for tokenizer in tokenizers
     ]
-    names = [path.relative_to(folder).as_posix() for path in kept]
-    return checksums.of_value(list(zip(names, checksums.of_files(kept), strict=True)))[:16]
+    paths = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not path.name.startswith(".")
+        and set(tokenizers).isdisjoint(path.parents)
+        and (path.name == checksums.LIST or apart.isdisjoint(path.parents))
+    ]
+    entries += zip((_name(path, folder) for path in paths), checksums.of_files(paths), strict=True)
+    return checksums.of_value(sorted(entries, key=lambda entry: entry[0]))[:16]
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _networks(tokenizer: Path) -> dict[str, Any]:
+    """What a speech tokenizer's config says, but where its networks lie, and their configs."""
+    about = files.read_json(tokenizer / f"{SPEECH_TOKENIZER}.json")
+    if not isinstance(about, dict) or not isinstance(about.get("hashes", {}), dict):
+        raise InputError(
+            f"{tokenizer / SPEECH_TOKENIZER}.json: is no config of a speech tokenizer."
+        )
+    names = sorted(about.get("hashes", {}))
+    paths = [find_network(tokenizer, name) / "config.json" for name in names]
+    return about | {"shared": "", "configs": checksums.of_files(paths)}
 
 
 def halve(array: np.ndarray) -> np.ndarray:

@@ -163,7 +163,7 @@ def test_words_that_spell_markup_are_text(tokenizer):
 def test_the_prefix_gives_a_word_its_usual_piece(tokenizer):
     pieces = {" x": [5], "x": [6], "x x": [6, 5]}
     assert tokenizer.word_prefix == ""  # SentencePiece puts a space before every piece of text
-    assert SplitTokenizer(pieces.__getitem__, str, VOCAB).word_prefix == " "
+    assert SplitTokenizer(lambda text, _: pieces[text], str, VOCAB).word_prefix == " "
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,9 @@ def test_every_config_field_acts(params, logits):
     wide = dataclasses.replace(CONFIG, init_std=3.0)
     fresh = Llama(wide).init(jax.random.key(0), TOKENS, ONES, POSITIONS)["params"]
     assert relative(nn.unbox(fresh)["head"], params["head"]) > 1
-    # max_positions acts in generation: see test_generation.py.
-    tested = {*CHANGED_SHAPE, *CHANGED_OUTPUT, "init_std", "max_positions"}
+    # These act in generation: see test_generation.py and test_spiritlm.py.
+    elsewhere = {"max_positions", "trained_positions"}
+    tested = {*CHANGED_SHAPE, *CHANGED_OUTPUT, "init_std", *elsewhere}
     assert tested == {field.name for field in dataclasses.fields(LlamaConfig)}
     assert set(CHANGED_SCALING) == {field.name for field in dataclasses.fields(RopeScaling)}
 

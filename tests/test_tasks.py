@@ -308,6 +308,24 @@ def test_a_model_is_known_by_its_content(base_folder, tmp_path):
     assert checkpoint.fingerprint(copy) != before
 
 
+def test_a_speech_tokenizer_is_known_by_its_networks_wherever_they_lie(base_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(base_folder / "speech_tokenizer", copy / "speech_tokenizer")
+    before = checkpoint.fingerprint(copy)
+    (tmp_path / "networks").mkdir()
+    (copy / "speech_tokenizer" / "hubert").rename(tmp_path / "networks" / "hubert")
+    about = copy / "speech_tokenizer" / "speech_tokenizer.json"
+    values = json.loads(about.read_text())
+    about.write_text(json.dumps(values | {"shared": "../../networks"}))
+    assert checkpoint.fingerprint(copy) == before
+    config = tmp_path / "networks" / "hubert" / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert checkpoint.fingerprint(copy) != before
+    shutil.rmtree(tmp_path / "networks")
+    with pytest.raises(InputError, match="hubert"):
+        checkpoint.fingerprint(copy)
+
+
 @pytest.mark.parametrize(
     ("wanted", "given"),
     [("abc", ["a", "b", "c"]), (["a"], ["a", "b"]), ([], []), ([None], ["a"]), ([3], [3])],

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from spirit_jax import checksums, folders, sharding
+from spirit_jax import checkpoint, checksums, folders, sharding
 from spirit_jax import config as config_lib
 from spirit_jax.data import records
 from spirit_jax.data.pipeline import Stream
@@ -74,9 +74,11 @@ def describe(config: RunConfig, with_data: bool = True) -> dict[str, Any]:
     contents = {
         "model/vocab.json": checksums.of_value(config_lib.read_mapping(model / "vocab.json"))
     }
-    for name in ("text_tokenizer", "speech_tokenizer", "llama"):
+    if units := read_unit_hashes(model):  # of its networks, the vocoder does not act here
+        contents["model/speech_tokenizer"] = checksums.of_value(units)
+    for name in ("text_tokenizer", "llama"):
         if (model / name).is_dir():
-            contents[f"model/{name}"] = record.fingerprint_folder(model / name)
+            contents[f"model/{name}"] = checkpoint.fingerprint(model / name)
     if with_data:
         corpora = {"data.sources": config.data.sources, "eval_sources": config.eval_sources}
         for name, sources in corpora.items():

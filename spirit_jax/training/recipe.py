@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spirit_jax import folders, sharding
+from spirit_jax import checkpoint, folders, sharding
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import SpeechStream, draw_items, read_items
 from spirit_jax.errors import InputError
@@ -100,7 +100,7 @@ def describe(config: RecipeConfig, with_data: bool = True) -> dict[str, Any]:
     for name, value in record.flatten(config):
         if isinstance(value, str) and value and name not in ("run_dir", "f0.folder", "recipe"):
             with contextlib.suppress(InputError):  # not every text is the name of a folder
-                contents[name] = record.fingerprint_folder(folders.find_model(value))
+                contents[name] = checkpoint.fingerprint(folders.find_model(value))
     return record.describe(config, contents)
 
 

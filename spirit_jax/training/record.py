@@ -8,18 +8,18 @@ are refused by name unless the caller allows changes.
 import dataclasses
 import fnmatch
 import json
+import os
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from spirit_jax import checksums, files
 from spirit_jax.data.manifest import Item
 from spirit_jax.errors import InputError
 
-VERSION = 1
+VERSION = 2
 SAMPLE_BYTES = 64 << 10  # read at the start, middle and end of a large file for its fingerprint
 READERS = 16  # threads that read files for fingerprints
 SHOWN = 60  # characters of a value in a message
@@ -183,14 +183,6 @@ def _differences(
             yield Change(name, was, now)
 
 
-def fingerprint_folder(folder: str | Path) -> str:
-    """A checksum of the names and contents of a folder's files; see `sample_file`."""
-    folder = Path(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    return checksums.of_value(list(zip(names, _sample_files(paths), strict=True)))
-
-
 def fingerprint_items(items: Iterable[Item]) -> str:
     """A checksum of recordings and what is known of them, wherever they lie; see `sample_file`."""
     items = list(items)
@@ -201,7 +193,7 @@ def fingerprint_items(items: Iterable[Item]) -> str:
     return checksums.of_value([known, _sample_files([item.audio_name for item in items])])
 
 
-def sample_file(path: str | Path) -> str:
+def sample_file(path: str | os.PathLike) -> str:
     """A checksum of a file's size, start, middle and end; of all of a file up to 192 KiB.
 
     It tells one file from another, at once also for a large one; it does not find damage.
@@ -225,7 +217,7 @@ def sample_file(path: str | Path) -> str:
     return checksums.of_bytes(b"".join(parts))
 
 
-def _sample_files(paths: Sequence[str | Path]) -> list[str]:
+def _sample_files(paths: Sequence[str | os.PathLike]) -> list[str]:
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(sample_file, paths))
 
