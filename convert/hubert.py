@@ -66,7 +66,7 @@ def parse_conv_layers(expression: Any, where: str) -> tuple[tuple[int, int, int]
         raise problem
     try:
         layers = _evaluate(ast.parse(expression.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, TypeError, RecursionError) as error:
         raise problem from error
     if not isinstance(layers, list | tuple) or not 0 < len(layers) <= MAX_CONV_LAYERS:
         raise problem

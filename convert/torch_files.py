@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from convert.table import show
 from spirit_jax import config, files
@@ -52,10 +52,11 @@ def load_pickle(path: str | Path) -> Any:
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: holds something other than tensors and plain containers, which could run "
-            "code when it is read, or is damaged; it was not read."
-        ) from error
+        reason = (
+            "holds something other than tensors and plain containers, which could run code when "
+            "it is read, or is damaged; it was not read."
+        )
+        raise files.unreadable(path, error, reason) from error
     except Exception as error:  # a damaged file can raise whatever the unpickler's parts raise
         raise files.unreadable(path, error, HALF_COPIED) from error
 
@@ -158,7 +159,7 @@ class Tensors(Mapping[str, np.ndarray]):
             with _open_safetensors(path) as file:
                 try:
                     return to_numpy(file.get_tensor(name), where)
-                except (SafetensorError, RuntimeError, TypeError, AttributeError) as error:
+                except Exception as error:  # of a kind that neither library names
                     raise files.unreadable(path, error, f"{show(name)} cannot be read.") from error
         return to_numpy(load_pickle(path)[name], where)
 

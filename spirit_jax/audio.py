@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import numbers
 import os
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import soxr
 from spirit_jax.audio_decoding import SUFFIXES as SUFFIXES
 from spirit_jax.audio_decoding import decode
 from spirit_jax.errors import InputError
-from spirit_jax.files import describe, whole_file
+from spirit_jax.files import unreadable, whole_file
 
 SAMPLE_RATE = 16_000
 MIN_SAMPLES = 1_280  # a shorter chunk (80 ms) has no units
@@ -55,6 +56,14 @@ def load_audio(audio: Audio, channel: int | None = None) -> np.ndarray:
     Raises:
       InputError: no audio, none whole, NaN or infinite samples, or no such channel.
     """
+    try:
+        return _load(audio, channel)
+    except MemoryError as error:
+        name = audio if isinstance(audio, str | Path) else "the audio"
+        raise unreadable(name, error, "") from error
+
+
+def _load(audio: Audio, channel: int | None) -> np.ndarray:
     if isinstance(audio, AudioPiece):
         return _load_piece(audio, channel)
     if isinstance(audio, str | Path | bytes):
@@ -123,18 +132,17 @@ def write_wav(path: str | Path, samples_t: np.ndarray) -> None:
     path = Path(path)
     if not path.name:
         raise InputError(f"'{path}': is no name for an audio file.")
+    data = io.BytesIO()  # of a file that it cannot open or write, libsndfile does not say why
+    soundfile.write(data, samples_t, SAMPLE_RATE, subtype="PCM_16", format="WAV")
     with whole_file(path) as unfinished:
-        try:
-            soundfile.write(unfinished, samples_t, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-        except soundfile.LibsndfileError as error:
-            raise InputError(f"{path}: cannot be written ({describe(error)}).") from error
+        unfinished.write_bytes(data.getvalue())
 
 
 def _load_piece(piece: AudioPiece, channel: int | None) -> np.ndarray:
     try:
         about = os.stat(piece.path)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        raise InputError(f"{piece.path}: there is no such file.") from error
+        raise unreadable(piece.path, error, "there is no such file.") from error
     samples_t = _load_whole(str(piece.path), channel, about.st_size, about.st_mtime_ns)
     whole = len(samples_t) / SAMPLE_RATE
     start = piece.start

@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +49,13 @@ def decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
     """
     in_memory = isinstance(audio, bytes)
     name = "the bytes given" if in_memory else str(audio)
-    if not in_memory and not os.path.isfile(audio):  # Path.is_file fails on a name too long
-        raise InputError(f"{name}: there is no such file.")
-    data = audio if in_memory else read_bytes(audio)
+    data = audio if in_memory else _read_file(audio)
+    if not data:
+        raise InputError(f"{name}: is empty (0 bytes).")
     try:
         pieces = _decode_pieces(data)
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise unreadable(name, error, str(error)) from error
     except (soundfile.LibsndfileError, MemoryError) as error:
         reason = "is not audio that can be read (or is cut short)."
         raise unreadable(name, error, reason) from error
@@ -68,6 +69,16 @@ def decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
         )
     samples_tc = pieces[0][0] if len(pieces) == 1 else np.concatenate([each for each, _ in pieces])
     return name, samples_tc, pieces[0][1]
+
+
+def _read_file(path: str | Path) -> bytes:
+    try:
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        raise unreadable(path, error, "there is no such file.") from error
+    if not is_file:
+        raise InputError(f"{path}: there is no such file.")
+    return read_bytes(path)
 
 
 def _decode_pieces(data: bytes) -> list[tuple[np.ndarray, int]]:
@@ -182,8 +193,7 @@ def _read_ffmpeg(data: bytes, container: str) -> tuple[np.ndarray, int]:
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        reason = "is not audio that can be read (or is cut short)."
-        raise InputError(find_lack(error) or reason) from error
+        raise InputError("is not audio that can be read (or is cut short).") from error
 
 
 def _demux(data: bytes, container: str) -> tuple[np.ndarray, int]:

@@ -44,8 +44,8 @@ def of_file(path: str | Path, offset: int = 0, length: int | None = None) -> str
             while block := file.read(BLOCK if left is None else min(BLOCK, left)):
                 digest.update(block)
                 left = None if left is None else left - len(block)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({files.describe(error)}).") from error
+    except (OSError, ValueError, MemoryError) as error:
+        raise files.unreadable(path, error, f"cannot be read ({files.describe(error)}).") from error
     return digest.hexdigest()
 
 

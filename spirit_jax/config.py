@@ -53,8 +53,8 @@ def from_dict(
         raise InputError(text if text.startswith(f"{source}: ") else f"{source}: {text}") from error
     except Exception as error:
         # OmegaConf merges some values of a wrong type without complaint and then fails on them.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source}: a value is of a wrong type ({reason}).") from error
+        reason = f"a value is of a wrong type ({files.describe(error)})."
+        raise files.unreadable(source, error, reason) from error
 
 
 def _describe_unknown(error: ConfigKeyError) -> str:
@@ -93,11 +93,14 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         try:
             (value,) = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])).values()
         except Exception as error:  # PyYAML's, OmegaConf's, or of a value nested too deeply
-            raise InputError(f"'{item[:80]}': the value is not valid YAML.") from error
+            raise files.unreadable(
+                f"'{item[:80]}'", error, "the value is not valid YAML."
+            ) from error
         try:
             OmegaConf.update(changed, key, value, force_add=True)
         except Exception as error:
-            raise InputError(f"'{item[:80]}': the config has no place '{key}'.") from error
+            reason = f"the config has no place '{key}'."
+            raise files.unreadable(f"'{item[:80]}'", error, reason) from error
     return OmegaConf.to_container(changed)
 
 
@@ -122,8 +125,8 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         else:
             values = _parse_yaml(text)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: is not valid {kind} ({reason}).") from error
+        reason = f"is not valid {kind} ({files.describe(error)})."
+        raise files.unreadable(path, error, reason) from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of names to values.")
     return values

@@ -9,5 +9,12 @@ class InputError(ValueError):
     """
 
 
+class LackError(InputError):
+    """The machine has no memory, open files or disk space left; no input is to blame.
+
+    What skips an input that cannot be used must not skip it for this.
+    """
+
+
 class InputWarning(UserWarning):
     """An input can be used, but the result may not be what was meant."""

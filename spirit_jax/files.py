@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, LackError
 
 UNFINISHED = ".unfinished"  # ends the name of what is being written
 MAX_DIGITS = 19  # of a whole number in JSON; longer ones do not fit 64 bits
@@ -42,6 +42,7 @@ _PHRASES = {
     "out of memory": _LACKS[errno.ENOMEM],
     "cannot allocate memory": _LACKS[errno.ENOMEM],
     "bad_alloc": _LACKS[errno.ENOMEM],
+    "malloc () failed": _LACKS[errno.ENOMEM],  # libsndfile's words
 }
 
 
@@ -69,7 +70,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise InputError(f"{path}: cannot be written ({describe(error)}).") from error
     finally:
         with contextlib.suppress(OSError):
@@ -117,12 +118,13 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
         raise
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """The bytes of a file; raises `InputError` for one that cannot be read."""
+def read_bytes(path: str | Path, most: int = -1) -> bytes:
+    """The bytes of a file, or its first `most`; raises `InputError` if it cannot be read."""
     try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise InputError(f"{path}: cannot be read ({describe(error)}).") from error
+        with open(path, "rb") as file:
+            return file.read(most)
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL byte in the name
+        raise unreadable(path, error, f"cannot be read ({describe(error)}).") from error
 
 
 def read_text(path: str | Path) -> str:
@@ -177,8 +179,8 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
                     yield number, InputError(f"{path}: line {number} {reason}")
                 except _NotJson as error:
                     yield number, InputError(f"{path}: line {number} {error}")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({describe(error)}).") from error
+    except (OSError, ValueError, MemoryError) as error:
+        raise unreadable(path, error, f"cannot be read ({describe(error)}).") from error
 
 
 def _split_lines(file: BinaryIO) -> Iterator[bytes]:
@@ -272,10 +274,14 @@ def unreadable(path: str | Path, error: BaseException, reason: str) -> InputErro
       reason: what is wrong if the machine lacks nothing, such as "is not a whole shard".
 
     Returns:
-      `PATH: cannot be read (the machine's lack)` or `PATH: reason`.
+      `PATH: cannot be read (the machine's lack)`, a `LackError` unless permission is what lacks;
+      or `PATH: reason`.
     """
     lacking = find_lack(error)
-    return InputError(f"{path}: cannot be read ({lacking})." if lacking else f"{path}: {reason}")
+    if not lacking:
+        return InputError(f"{path}: {reason}")
+    kind = InputError if lacking == _LACKS[errno.EACCES] else LackError
+    return kind(f"{path}: cannot be read ({lacking}).")
 
 
 def _parse_int(max_digits: int, digits: str) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from spirit_jax import files
 from spirit_jax.errors import InputError
 
 # A decoder's own delay, and what LAME adds: an MP3 begins with that many samples of nothing.
@@ -166,7 +167,9 @@ def decode(data, stream: Stream) -> np.ndarray:
     for start, end in stream.frames:
         try:
             decoded = codec.decode(av.Packet(bytes(data[start:end])))
-        except av.FFmpegError:  # such as a frame whose beginning was in another one
+        except av.FFmpegError as error:  # such as a frame whose beginning was in another one
+            if files.find_lack(error):
+                raise files.unreadable("a frame", error, "is damaged.") from error
             decoded = []
         arrays = [frame.to_ndarray().T for frame in decoded]
         piece = arrays[0] if len(arrays) == 1 else np.zeros(shape)

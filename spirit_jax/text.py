@@ -241,7 +241,7 @@ def learn_text_tokenizer(folder: str | Path, lines: Iterable[str], pieces: int) 
         )
     except InputError:  # of a line
         raise
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, OSError, MemoryError) as error:
         reason = files.describe(error)
         largest = re.search(r"value <= (\d+)", reason)  # the trainer names its source line too
         if largest:
@@ -263,7 +263,7 @@ def load_sentencepiece(path: str | Path) -> sentencepiece.SentencePieceProcessor
     checksums.check_file(path)
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:
         raise files.unreadable(path, error, "is not a whole SentencePiece model.") from error
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spirit_jax import config as config_lib
-from spirit_jax import sharding
+from spirit_jax import files, sharding
 from spirit_jax.errors import InputError
 from spirit_jax.models import llama
 from spirit_jax.training import lm
@@ -52,10 +52,10 @@ def get_devices(topology: str) -> list[jax.Device]:
     try:
         return list(topologies.get_topology_desc(topology, platform="tpu").devices)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"The TPU's compiler knows no topology '{topology}' ({reason}); is jax[tpu] installed?"
-        ) from error
+        reason = (
+            f"The TPU's compiler does not know it ({files.describe(error)}); is jax[tpu] installed?"
+        )
+        raise files.unreadable(f"The topology '{topology}'", error, reason) from error
 
 
 def compile_step(config: lm.RunConfig, devices: list[jax.Device]) -> jax.stages.Compiled:
@@ -136,7 +136,7 @@ def plan(config: lm.RunConfig, topology: str, decode_rows: int = 0) -> dict:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return result | {"fits": False, "reason": str(error).splitlines()[0]}
-        raise InputError(f"The TPU's compiler: {str(error).splitlines()[0]}") from error
+        raise InputError(f"The TPU's compiler failed ({files.describe(error)}).") from error
     memory = compiled.memory_analysis()
     tokens = decode_rows or config.data.batch_rows * config.data.seq_len
     kernels = 0.0 if decode_rows else kernel_flops(config) * tokens / len(devices)

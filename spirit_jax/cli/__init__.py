@@ -25,6 +25,8 @@ from spirit_jax.cli import (
     train,
 )
 from spirit_jax.errors import InputError
+from spirit_jax.files import describe as describe_error
+from spirit_jax.files import find_lack
 
 USAGE_ERROR = typer.BadParameter.__base__  # click's, or that of the copy inside Typer
 
@@ -87,6 +89,9 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         processes.end_together(error)
+        if find_lack(error):
+            name = getattr(error, "filename", None) or "the machine"
+            _fail(f"{name}: {describe_error(error)}.", 1)
         raise
 
 

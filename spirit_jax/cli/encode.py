@@ -10,7 +10,7 @@ import typer
 from spirit_jax import folders
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, LackError
 
 
 def encode(
@@ -60,6 +60,8 @@ def _skips(use) -> bool:
     """Whether a file cannot be used; says why on standard error."""
     try:
         use()
+    except LackError:
+        raise
     except InputError as error:
         print(f"skipped: {error}", file=sys.stderr)
         return True

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 
+from spirit_jax import files
 from spirit_jax.errors import InputError
 
 PEER_TIMEOUT = 100  # seconds without a sign of life after which a process counts as lost
@@ -88,7 +89,7 @@ def join(distributed: bool, peer_timeout: int = PEER_TIMEOUT) -> None:
             initialization_timeout=3 * peer_timeout,
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = files.describe(error)
         where = given.get("coordinator_address", "the coordinator")
         raise InputError(f"The processes of the run did not meet at {where} ({reason}).") from error
 

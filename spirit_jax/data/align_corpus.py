@@ -26,7 +26,7 @@ from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import word_times
 from spirit_jax.data.align import Aligned
 from spirit_jax.data.manifest import PATHS, Item, Row, read_rows, source_checksum
-from spirit_jax.errors import InputError, InputWarning
+from spirit_jax.errors import InputError, InputWarning, LackError
 
 DECODERS = 4  # threads that read files ahead
 LETTERS = 10  # characters that a report names
@@ -231,6 +231,8 @@ def _prepare(output: Path, load: Callable[[Item], Any], row: Row) -> _Job:
         if item.audio is None:
             raise InputError("The line has no 'audio' that is a string.")
         job.loaded = load(item)
+    except LackError:
+        raise
     except InputError as error:
         job.problem = str(error)
     return job

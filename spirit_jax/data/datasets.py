@@ -2,16 +2,17 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from spirit_jax.data.items import Item
 from spirit_jax.errors import InputError, InputWarning
-from spirit_jax.files import describe
+from spirit_jax.files import describe, unreadable
 
+T = TypeVar("T")
 FIELDS = ("id", "text", "speaker_id")  # that items are made of, beside the audio
 
 
@@ -45,13 +46,24 @@ def read_dataset(source: str) -> Iterator[Item]:
     if others:
         warnings.warn(f"{source}: does not read {', '.join(others)}.", InputWarning, stacklevel=1)
     rate = features[audio[0]].sample_rate or 16_000
-    for number, record in enumerate(records):
+    for number, record in enumerate(_read_all(records, source)):
         samples = np.asarray(record[audio[0]])
         if np.issubdtype(samples.dtype, np.integer):
             samples = samples.astype(np.int16)  # the datasets keep 16 bits in wider integers
         texts = {field: _as_text(record.get(field)) for field in FIELDS}
         item_id = texts["id"] or f"{split}-{number}"
         yield Item(item_id, (samples, rate), texts["text"], speaker=texts["speaker_id"])
+
+
+def _read_all(records: Iterable[T], source: str) -> Iterator[T]:
+    """The records, and an `InputError` for whatever the library raises for one."""
+    try:
+        yield from records
+    except GeneratorExit:
+        raise
+    except Exception as error:
+        reason = f"a record cannot be read ({describe(error)})."
+        raise unreadable(source, error, reason) from error
 
 
 def _as_text(value: Any) -> str:

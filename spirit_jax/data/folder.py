@@ -12,7 +12,7 @@ from pathlib import Path
 from spirit_jax import files
 from spirit_jax.audio import SUFFIXES
 from spirit_jax.data.items import Item
-from spirit_jax.errors import InputError, InputWarning
+from spirit_jax.errors import InputError, InputWarning, LackError
 
 NAMED = 3  # files that a notice names
 
@@ -65,6 +65,8 @@ def read_text_item(path: Path, name: str) -> Item:
         if not path.is_file():
             return Item(name, problem=f"{path}: is not a file that can be read.")
         text = " ".join(files.read_text(path).split())
+    except LackError:
+        raise
     except InputError as error:
         return Item(name, problem=str(error))
     return Item(name, text=text, problem="" if text else f"{path}: is empty.")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from spirit_jax.audio import Audio, AudioPiece, load_audio
 from spirit_jax.data.timing import Words
-from spirit_jax.errors import InputError
-from spirit_jax.files import describe
+from spirit_jax.files import describe, unreadable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +69,7 @@ def fingerprint(item: Item) -> bytes:
     try:
         about = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        raise InputError(f"{path}: cannot be read ({describe(error)}).") from error
+        raise unreadable(path, error, f"cannot be read ({describe(error)}).") from error
     return f"{item.id}{item.audio_name} {about.st_size} {about.st_mtime_ns}".encode()
 
 

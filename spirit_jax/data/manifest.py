@@ -89,7 +89,11 @@ def source_checksum(source: str) -> str:
     listing = []
     for one in list_files(path)[0]:
         if one.suffix.lower() in (*SUFFIXES, ".txt") and one.is_file():
-            about = one.stat()
+            try:
+                about = one.stat()
+            except OSError as error:
+                reason = f"cannot be read ({files.describe(error)})."
+                raise files.unreadable(one, error, reason) from error
             name = one.relative_to(path).as_posix()
             listing.append((name, about.st_size, about.st_mtime_ns))
     return checksums.of_value(sorted(listing))
@@ -116,9 +120,8 @@ def _read(source: str) -> Iterator[Row]:
 def _read_manifest(path: Path) -> Iterator[Row]:
     unknown: collections.Counter = collections.Counter()
     labels = 0
-    with open(path, "rb") as file:
-        if file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-            raise InputError(f"{path}: is a JSON array, not a JSON object a line.")
+    if files.read_bytes(path, 4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        raise InputError(f"{path}: is a JSON array, not a JSON object a line.")
     for number, value in files.read_json_lines(path):
         if isinstance(value, dict):
             unknown.update(name for name in value if name not in FIELDS + WRITTEN)

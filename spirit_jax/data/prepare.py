@@ -23,7 +23,7 @@ from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.data.manifest import Item, fingerprint, read_source, source_checksum
 from spirit_jax.data.records import PREPARED, SUFFIX, Shard, Utterance, write_list, write_shard
 from spirit_jax.data.timing import Entry, fit_words
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, LackError
 from spirit_jax.speech_tokenizer import SpeechTokenizer, unit_hashes
 
 FRAME = SAMPLE_RATE // 50  # samples over which loudness is taken, to find silences
@@ -189,6 +189,8 @@ def _checksum(items: Sequence[Item]) -> str:
         about = vars(item) | {"audio": item.audio_name}
         try:
             recording = checksums.of_bytes(fingerprint(item)) if item.audio is not None else ""
+        except LackError:
+            raise
         except InputError as error:
             recording = str(error)
         digests.append(checksums.of_value([about, recording]))
@@ -206,6 +208,8 @@ def _encode(
     def read(item: Item) -> ReadItem | str:
         try:
             return _read(item, tokenizer, config)
+        except LackError:
+            raise
         except InputError as error:
             return str(error)
 

@@ -13,7 +13,7 @@ from spirit_jax import checksums, files
 from spirit_jax import units as units_lib
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.records import Utterance
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, LackError
 
 
 @dataclasses.dataclass
@@ -89,6 +89,8 @@ def read_note(path: str | Path) -> dict[str, Any]:
     """
     try:
         note = checksums.read_json(path)
+    except LackError:
+        raise
     except InputError as error:
         raise InputError(f"{error} Remove it and prepare again; its shard is made anew.") from error
     if not {"items", "shard", "counts"} <= note.keys():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from spirit_jax import batching
+from spirit_jax import batching, files
 from spirit_jax.errors import InputError
 
 # Written without spaces between words: there each character counts as a word, as Whisper's
@@ -152,8 +152,10 @@ def ask_judge(command: Sequence[str], lines: Sequence[str]) -> list[str]:
             text=True,
             check=True,
         )
-    except OSError as error:
-        raise InputError(f"The judge '{name}' cannot be started ({error.strerror}).") from error
+    except (OSError, MemoryError) as error:
+        raise InputError(
+            f"The judge '{name}' cannot be started ({files.describe(error)})."
+        ) from error
     except subprocess.CalledProcessError as error:
         raise InputError(f"The judge '{name}' failed (status {error.returncode}).") from error
     answers = done.stdout.splitlines()

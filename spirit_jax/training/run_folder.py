@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spirit_jax import checksums
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, LackError
 from spirit_jax.lock import Lock, hold
 from spirit_jax.training import hosts, record
 from spirit_jax.training.checkpoints import Checkpoints, Restored
@@ -178,6 +178,8 @@ def _record_of(metadata: dict[str, Any], run_dir: Path) -> dict[str, Any] | None
         return metadata["record"]
     try:
         known = checksums.read_json(run_dir / RECORD)
+    except LackError:
+        raise
     except InputError:
         return None
     return known if record.is_record(known) else None

@@ -6,8 +6,8 @@ v clusters.
 
 import dataclasses
 import hashlib
-import os
-import tempfile
+import io
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,16 +203,13 @@ def keep(
         "lengths": np.array([len(labels_t) for labels_t in made["labels"]]),
         "digest": np.array(made_of_all),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: every host of a run writes the same.
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.savez(file, **arrays)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    # Every host of a run writes the same, each to another name before.
+    mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with files.whole_file(mine) as unfinished:
+        unfinished.write_bytes(data.getvalue())
+    mine.replace(path)
     return made
 
 

@@ -1,0 +1,169 @@
+"""What the machine lacks is said as it is, and no file is blamed, whichever library fails."""
+
+import errno
+import io
+import subprocess
+
+import numpy as np
+import pytest
+import sentencepiece
+import soundfile
+import tokenizers
+from omegaconf import OmegaConf
+
+from spirit_jax import checkpoint, checksums, config, files, text
+from spirit_jax.audio import load_audio, write_wav
+from spirit_jax.audio_decoding import decode
+from spirit_jax.data import align_corpus, f0_cache, prepare, records, report
+from spirit_jax.data.configs import PrepareConfig
+from spirit_jax.data.items import Item
+from spirit_jax.data.manifest import Row, read_source
+from spirit_jax.data.toy import make_utterances
+from spirit_jax.data.word_times import read_textgrid, read_whisperx
+from spirit_jax.errors import InputError, LackError
+from spirit_jax.evaluation import answers
+from spirit_jax.evaluation.configs import EvalConfig
+from spirit_jax.training import unit_targets
+
+LACKS = {
+    "memory": (MemoryError(), "memory is used up"),
+    "numpy's memory": (np._core._exceptions._ArrayMemoryError((9,), np.dtype("f8")), "memory is"),
+    "open files": (OSError(errno.EMFILE, "Too many open files"), "too many files are open"),
+    "disk": (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+    "a library's words": (RuntimeError("x: Too many open files Error #24"), "too many files"),
+}
+BLAME = ("damaged", "truncated", "cut short", "not a", "is no ", "wrong type", "valid", "no such")
+
+
+def make_files(folder):
+    """Files of all kinds, none of which is to blame."""
+    samples = np.zeros(4_000)
+    for name, form in (("a.wav", "WAV"), ("a.flac", "FLAC"), ("a.mp3", "MP3")):
+        soundfile.write(folder / name, samples, 16_000, format=form)
+    (folder / "b.txt").write_text("hello there")
+    (folder / "m.jsonl").write_text('{"id": "a", "text": "hello"}\n')
+    (folder / "run.yaml").write_text("seed: 1\n")
+    np.savez(folder / "kept.npz", digest="x", lengths=[1], labels=[1])
+    records.write_shard(folder / "s.arrayrecord", make_utterances(2))
+
+
+READERS = {  # (the library's call, what reads by it)
+    "text": ("builtins.open", lambda d: files.read_text(d / "b.txt")),
+    "JSON lines": ("builtins.open", lambda d: list(files.read_json_lines(d / "m.jsonl"))),
+    "manifest": ("builtins.open", lambda d: list(read_source(str(d / "m.jsonl")))),
+    "text source": ("builtins.open", lambda d: list(read_source(str(d / "b.txt")))),
+    "TextGrid": ("builtins.open", lambda d: read_textgrid(d / "b.txt")),
+    "WhisperX": ("builtins.open", lambda d: read_whisperx(d / "m.jsonl")),
+    "checksum": ("builtins.open", lambda d: checksums.of_file(d / "b.txt")),
+    "config": ("builtins.open", lambda d: config.read(EvalConfig, d / "run.yaml")),
+    "YAML": (
+        "spirit_jax.config._parse_yaml",
+        lambda d: config.read(EvalConfig, d / "run.yaml"),
+    ),
+    "config values": (
+        (OmegaConf, "to_object"),
+        lambda d: config.from_dict(EvalConfig, {"seed": 1}),
+    ),
+    "override": ((OmegaConf, "from_dotlist"), lambda d: config.override({"a": 1}, ["a=2"])),
+    "override's place": ((OmegaConf, "update"), lambda d: config.override({"a": 1}, ["a=2"])),
+    "audio file": ("builtins.open", lambda d: load_audio(d / "a.wav")),
+    "WAV": ((soundfile.SoundFile, "read"), lambda d: load_audio(d / "a.wav")),
+    "FLAC": ((soundfile.SoundFile, "__init__"), lambda d: load_audio(d / "a.flac")),
+    "MP3": ((soundfile.SoundFile, "__init__"), lambda d: load_audio(d / "a.mp3")),
+    "resampling": ("soxr.resample", lambda d: load_audio((np.zeros(4_000), 8_000))),
+    "writing WAV": ("pathlib.Path.write_bytes", lambda d: write_wav(d / "new.wav", np.zeros(9))),
+    "SentencePiece": (
+        (sentencepiece.SentencePieceProcessor, "__init__"),
+        lambda d: text.load_sentencepiece(d / "b.txt"),
+    ),
+    "SentencePiece's trainer": (
+        (sentencepiece.SentencePieceTrainer, "train"),
+        lambda d: text.learn_text_tokenizer(d / "new", ["a"], 300),
+    ),
+    "tokenizers": ((tokenizers, "Tokenizer"), lambda d: text.load_tokenizers(d / "b.txt")),
+    "shard": (
+        (records.array_record_module, "ArrayRecordReader"),
+        lambda d: records._count_records(d / "s.arrayrecord"),
+    ),
+    "labels": ("numpy.load", lambda d: unit_targets.keep(d / "kept.npz", "", [], dict)),
+    "F0": ("numpy.load", lambda d: f0_cache._is_whole(d / "kept.npz")),
+    "arrays": ("orbax.checkpoint.v1.metadata", lambda d: checkpoint.read_shapes(d)),
+    "judge": ((subprocess, "run"), lambda d: answers.ask_judge(["x"], ["line"])),
+}
+
+
+def patch(monkeypatch, target, error):
+    """Makes a library's call raise `error`."""
+
+    class Failing:
+        def __init__(self, *_, **__):
+            raise error
+
+        from_file = __init__
+
+    def fail(*_, **__):
+        raise error
+
+    if isinstance(target, str):
+        monkeypatch.setattr(target, fail)
+    else:
+        is_class = isinstance(getattr(*target), type)
+        monkeypatch.setattr(*target, Failing if is_class else fail)
+
+
+def can_raise(reader, lack):
+    """Whether a call fails so: Python's own do not fail in words, nor what reads from memory."""
+    if reader in ("WAV", "FLAC", "MP3", "resampling"):
+        return "memory" in lack
+    python = ("builtins.open", "pathlib.Path.write_bytes", (subprocess, "run"))
+    return lack != "a library's words" or READERS[reader][0] not in python
+
+
+@pytest.mark.parametrize(
+    ("reader", "lack"),
+    [(reader, lack) for reader in READERS for lack in LACKS if can_raise(reader, lack)],
+)
+def test_no_file_is_blamed(reader, lack, tmp_path, monkeypatch):
+    make_files(tmp_path)
+    target, read = READERS[reader]
+    error, expected = LACKS[lack]
+    with monkeypatch.context() as patched, pytest.raises(InputError) as raised:
+        patch(patched, target, error)
+        read(tmp_path)
+    message = str(raised.value)
+    assert expected in message
+    assert not any(word in message for word in BLAME), message
+
+
+@pytest.mark.parametrize("lack", ["memory", "open files"])
+def test_no_item_is_skipped_for_it(lack, tmp_path, monkeypatch):
+    make_files(tmp_path)
+    patch(monkeypatch, "builtins.open", LACKS[lack][0])
+    item = Item("a", tmp_path / "a.wav")
+    row = Row(1, {"audio": "a.wav"}, item)
+    with pytest.raises(LackError):
+        align_corpus._prepare(tmp_path / "out.jsonl", lambda item: load_audio(item.audio), row)
+    with pytest.raises(LackError):
+        list(prepare._encode([item], object(), PrepareConfig(threads=1), report.Counts()))
+    with pytest.raises(LackError):
+        list(read_source(str(tmp_path / "b.txt")))
+
+
+def test_a_file_that_may_not_be_read_is_the_files_own_matter():
+    error = files.unreadable("a", PermissionError(errno.EACCES, "Permission denied"), "")
+    assert not isinstance(error, LackError) and "permission is denied" in str(error)
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path):
+    (tmp_path / "empty.wav").write_bytes(b"")
+    for audio in (tmp_path / "empty.wav", b""):
+        with pytest.raises(InputError, match="is empty"):
+            decode(audio)
+
+
+def test_waves_are_written_as_before(tmp_path):
+    samples = np.linspace(-1.2, 1.2, 999)
+    write_wav(tmp_path / "a.wav", samples)
+    expected = io.BytesIO()
+    soundfile.write(expected, samples, 16_000, subtype="PCM_16", format="WAV")
+    assert (tmp_path / "a.wav").read_bytes() == expected.getvalue()
