@@ -33,12 +33,14 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.compat
 def test_parts_come_back_as_one_tree(folder):
     assert equal(checkpoint.load_params(folder), PARAMS)
     shapes = checkpoint.flatten(checkpoint.read_shapes(folder))
     assert shapes["layers/1/kernel"] == jax.ShapeDtypeStruct((4, 8), ml_dtypes.bfloat16)
 
 
+@pytest.mark.compat
 def test_a_part_is_read_onto_its_shards(folder):
     from spirit_jax import sharding
 
@@ -54,6 +56,7 @@ def test_a_part_is_read_onto_its_shards(folder):
     assert [s.data.shape for s in loaded["embed"].addressable_shards] == [(1, 4)] * 8
 
 
+@pytest.mark.compat
 def test_a_fault_midway_leaves_nothing(tmp_path):
     def parts():
         yield {"a": np.zeros(3)}

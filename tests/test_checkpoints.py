@@ -27,6 +27,7 @@ def damage(folder, name="state/manifest.ocdbt"):
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
 
 
+@pytest.mark.compat
 def test_a_damaged_newest_is_set_aside_and_its_step_is_saved_again(folder, capfd):
     damage(folder / "6")
     checkpoints = Checkpoints(folder, keep=5)
@@ -87,6 +88,7 @@ def test_too_many_open_files_is_not_damage(folder):
     assert Checkpoints(folder).restore(ABSTRACT).step == 6
 
 
+@pytest.mark.compat
 def test_another_network_is_named_and_nothing_is_moved(folder):
     other = ABSTRACT.replace(params=ABSTRACT.params | {"more": ABSTRACT.step})
     with pytest.raises(InputError, match="'params/more' is absent in the checkpoint and int32"):

@@ -123,16 +123,19 @@ def test_an_error_is_one_sentence(results, number):
     assert len(lines) == 1 or lines[0].startswith("skipped: ")
 
 
+@pytest.mark.compat
 def test_errors_come_before_heavy_imports(results):
     assert not HEAVY & set(results[1])
 
 
+@pytest.mark.compat
 def test_importing_the_package_is_cheap():
     check = "import sys, spirit_jax; dir(spirit_jax); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert not (HEAVY | {"numpy"}) & set(done.stdout.split())
 
 
+@pytest.mark.compat
 def test_no_module_imports_another_framework():
     code = """
 import importlib, pkgutil, sys, spirit_jax

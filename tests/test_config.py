@@ -23,6 +23,7 @@ class Outer:
     spare: Inner | None = None
 
 
+@pytest.mark.compat
 def test_what_is_written_is_read(tmp_path):
     value = Outer("a", 0.25, Inner(7, ((3, 4), (5, 6))), spare=Inner(1))
     config.write(value, tmp_path / "sub" / "c.json")
@@ -31,6 +32,7 @@ def test_what_is_written_is_read(tmp_path):
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["c.json"]
 
 
+@pytest.mark.compat
 def test_yaml_and_dotted_overrides(tmp_path):
     (tmp_path / "c.yaml").write_text("name: b\ninner:\n  width: 4\n")
     value = config.read(Outer, tmp_path / "c.yaml", ["inner.width=9", "rate=1"])
@@ -73,6 +75,7 @@ class Items:
     items: tuple[Item, ...] = ()
 
 
+@pytest.mark.compat
 def test_a_list_of_mappings_becomes_a_tuple_of_dataclasses():
     made = config.from_dict(Items, {"items": [{"size": 3}, {}]})
     assert made == Items((Item(3), Item(1)))
@@ -114,6 +117,7 @@ def test_references_and_half_characters_are_refused(text):
         config.from_dict(Outer, {"name": text})
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), "NaN", "-inf", 10**30])
 def test_numbers_without_a_limit_are_refused(rate):
     with pytest.raises(InputError, match="rate is"):

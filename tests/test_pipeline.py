@@ -74,6 +74,7 @@ def test_documents_are_consecutive_utterances_of_one_name(corpus):
     assert [u.id for i in range(40) for u in documents[i]] == [f"u{k}" for k in range(60)]
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("name", ["interleaved", "text", "speech", "asr", "tts"])
 def test_formats(corpus, tokenizer, name):
     document = Documents(Corpus(corpus))[0]
@@ -174,6 +175,7 @@ def test_flags_and_changes_are_of_pairs(corpus):
             SourceConfig("a", format="asr", **changes)
 
 
+@pytest.mark.compat
 def test_rows_are_whole_samples_side_by_side(quick, corpus, tokenizer):
     config = data_config(corpus, seq_len=256)
     rows = list(itertools.islice(Stream(config, tokenizer, VOCAB), 5))
@@ -221,6 +223,7 @@ def test_hosts_share_the_rows_of_one(quick, corpus, tokenizer, rows):
         assert_same(joined, expected)
 
 
+@pytest.mark.compat
 def test_a_stream_goes_on_where_it_was_also_on_other_hosts(quick, corpus, tokenizer):
     config = data_config(corpus)
     stream = Stream(config, tokenizer, VOCAB)

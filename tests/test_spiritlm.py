@@ -61,6 +61,7 @@ def test_speech_may_be_audio_units_or_a_string(lm):
     assert prompts == {"[Speech]" + string}
 
 
+@pytest.mark.compat
 def test_a_score_is_the_log_probability_of_the_continuation_alone(lm):
     pairs = [
         ("[Text]Every field", " acts on time"),
@@ -92,6 +93,7 @@ def test_a_batch_continues_every_prompt_as_alone(lm, modality):
     assert all(allowed[token] for row in together for token in row)
 
 
+@pytest.mark.compat
 def test_text_and_speech_come_out_as_asked(lm):
     texts = lm.generate([SPEECH], "text", max_new_tokens=30, do_sample=True)
     assert texts and all(
