@@ -48,6 +48,7 @@ def recording(tmp_path):
     return path
 
 
+@pytest.mark.compat
 def test_encode_prints_a_line_a_file_and_skips_bad_ones(run, base_folder, recording, tmp_path):
     (tmp_path / "bad.wav").write_text("no audio")
     files = (recording, tmp_path / "bad.wav", tmp_path / "absent.wav")
@@ -79,6 +80,7 @@ def test_resynth_writes_a_wave_of_the_same_length(run, base_folder, recording, t
     np.testing.assert_allclose(wave, expected, atol=1 / 32_000)
 
 
+@pytest.mark.compat
 def test_generate_prints_text_and_writes_speech(run, base_folder, recording, tmp_path):
     status, out, _ = run(
         "generate", base_folder, "text:Hello", "--to", "text", "--greedy", "--max-new-tokens", "8"
@@ -143,6 +145,7 @@ def test_new_makes_a_folder_for_training(run, base_folder, tmp_path):
     assert "exists" in run(*made)[2]
 
 
+@pytest.mark.compat
 def test_every_command_helps(run):
     commands = "encode resynth generate prepare align new train eval pack demo".split()
     for args in ((), *((name,) for name in commands)):
@@ -212,6 +215,7 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path):
         assert status == 1 and "or --start alone" in err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow  # test_transcription has its parts, and .ci/run calls the command
 @pytest.mark.filterwarnings("error")
 def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):
     text = "Turn on 42 xylophones at 3:30, please! (#5)"

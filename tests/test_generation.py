@@ -40,7 +40,7 @@ GREEDY = GenerationConfig(max_new_tokens=12)
 @pytest.fixture(scope="module")
 def params():
     ones = jnp.ones((1, 4), jnp.int32)
-    return nn.unbox(MODEL.init(jax.random.key(1), ones, ones, ones)["params"])
+    return nn.unbox(jax.jit(MODEL.init)(jax.random.key(1), ones, ones, ones)["params"])
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,13 @@ def plain_greedy(params, prompt, allowed, eos, steps):
 APPLY = jax.jit(MODEL.apply)
 
 
+@pytest.mark.compat
 def test_greedy_equals_a_full_forward_for_every_token(params, prompts):
     expected = [plain_greedy(params, prompt, ALLOWED, EOS, 12) for prompt in prompts]
     assert run(params, prompts) == expected
 
 
+@pytest.mark.compat
 def test_batch_mates_do_not_matter(params, prompts):
     together = run(params, prompts)
     assert together == [run(params, [prompt])[0] for prompt in prompts]
@@ -86,6 +88,7 @@ def test_scanned_layers_generate_the_same(params, prompts):
     assert generate(scanned, stacked, prompts, ALLOWED, EOS, GREEDY) == run(params, prompts)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("shape", [(1, 4, 2), slow((1, 8, 1)), slow((1, 2, 4))])
 def test_sharded_generation_is_the_same(params, prompts, shape):
     mesh = sharding.make_mesh(*shape)
@@ -136,6 +139,7 @@ def test_a_repetition_penalty_stops_repeating(params):
     assert len(set(greedy)) < len(greedy)
 
 
+@pytest.mark.compat
 def test_top_k_and_top_p_keep_what_sorting_keeps():
     logits = np.random.default_rng(0).normal(size=(7, 300)).astype(np.float32) * 3
     probs = np.exp(logits.astype(np.float64))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from tiny_checkpoints import ABSTRACT, write_checkpoints
 from training_runs import run
@@ -19,6 +20,8 @@ from spirit_jax.training import lm, record, run_folder
 from spirit_jax.training.checkpoints import Checkpoints
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.pitch import RunConfig as PitchConfig
+
+ONE = jax.devices()[:1]  # a program that other tests compile too
 
 
 def changed(config, name, value):
@@ -161,22 +164,22 @@ def test_a_changed_run_is_refused_and_taken_on_demand(make_config, tmp_path, cap
     data = dataclasses.replace(make_config().data, shards=4, packing_bins=3)
     other = make_config("run", data=data, steps=5, keep=2)
     with pytest.raises(InputError) as refused:
-        next(lm.train(other))
+        next(lm.train(other, ONE))
     for part in ("data.shards was 8 and is 4", "data.packing_bins was 8 and is 3", "--allow"):
         assert part in str(refused.value)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
     capfd.readouterr()
-    lines = list(lm.train(other, allow_changes=True))
+    lines = list(lm.train(other, ONE, allow_changes=True))
     assert lines[-1]["step"] == 5
     told = capfd.readouterr().err
     assert "its stream starts again" in told and "keep was 3 and is 2" in told
-    assert list(lm.train(other)) == []  # what was taken is recorded
+    assert list(lm.train(other, ONE)) == []  # what was taken is recorded
     assert "has done 5 steps already" in capfd.readouterr().err
     lower = dataclasses.replace(other, steps=2)
-    assert list(lm.train(lower)) == []
+    assert list(lm.train(lower, ONE)) == []
     assert "has done 5 steps already, and steps is 2" in capfd.readouterr().err
     with pytest.raises(InputError, match="does not fit this network"):
-        next(lm.train(dataclasses.replace(other, scan_layers=False), allow_changes=True))
+        next(lm.train(dataclasses.replace(other, scan_layers=False), ONE, allow_changes=True))
 
 
 def test_a_signal_saves_before_an_evaluation_which_is_made_up_for(make_config, tmp_path, capfd):
@@ -184,7 +187,7 @@ def test_a_signal_saves_before_an_evaluation_which_is_made_up_for(make_config, t
     config = make_config("run", checkpoint_every=0, eval_every=1, eval_sources=held_out)
     config = dataclasses.replace(config, eval_batches=1)
     lines = []
-    for line in lm.train(config):
+    for line in lm.train(config, ONE):
         lines.append(line)
         signal.raise_signal(signal.SIGINT if len(lines) == 1 else signal.SIGWINCH)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -278,7 +281,7 @@ def test_a_run_folder_that_is_a_file_is_named(make_config, tmp_path):
 
 def test_a_run_folder_that_is_deleted_ends_the_run(make_config, tmp_path):
     with pytest.raises(InputError, match="was deleted or moved during the run"):
-        for _ in lm.train(make_config("run")):
+        for _ in lm.train(make_config("run"), ONE):
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 

@@ -75,6 +75,7 @@ def test_stopped_equals_unstopped_bitwise(config, whole):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one(config, whole):
     shared = run(changed(config, "shared", steps=6, eval_every=3), devices=2)
     for name in ("loss", "f0_rmse", "codes_used", "restarts"):

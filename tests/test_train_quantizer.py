@@ -128,6 +128,7 @@ def test_it_learns_and_says_how_far_units_move(whole, config):
         assert len(load_audio(report / f"{kind}.wav"))
 
 
+@pytest.mark.slow  # by default the pitch network stands for all
 def test_stopped_equals_unstopped_bitwise(config, whole):
     stopped = changed(config, "stopped", steps=16, checkpoint_every=6)
     run(stopped, stop_after=9)

@@ -47,7 +47,7 @@ def config(tmp_path_factory):
     return training.RunConfig(
         run_dir=str(folder / "whole"),
         steps=STEPS,
-        checkpoint_every=20,
+        checkpoint_every=50,
         data=SpeechDataConfig((manifest,), (manifest,), batch_rows=4),
         optimizer=OptimizerConfig(learning_rate=5e-3, weight_decay=0.0, warmup_steps=5),
         network=NETWORK,
@@ -93,6 +93,7 @@ def test_it_learns(whole, config):
     assert all((report / name).stat().st_size > 1000 for name in ("units.png", "units.wav"))
 
 
+@pytest.mark.slow  # by default the pitch network stands for all
 def test_stopped_equals_unstopped_bitwise(config, whole):
     stopped = changed(config, "stopped", steps=16, checkpoint_every=6)
     run(stopped, stop_after=9)
@@ -278,10 +279,10 @@ def leaf_at(tree, path):
 def test_pre_norm_networks_are_cut_before_their_last_norm():
     trunk = dataclasses.replace(NETWORK, norm_first=True)
     wave, lengths = jnp.ones((1, 4000)), jnp.array([4000])
-    params = Trunk(trunk).init(jax.random.key(0), wave, lengths)["params"]
+    params = jax.jit(Trunk(trunk).init)(jax.random.key(0), wave, lengths)["params"]
     inner, kept = unit_targets.cut(trunk, params, 1)
     assert not inner.final_norm and "norm" not in kept and "norm" in params
-    Trunk(inner).apply({"params": kept}, wave, lengths)
+    jax.jit(Trunk(inner).apply)({"params": kept}, wave, lengths)
     assert unit_targets.cut(trunk, params, 0) == (trunk, params)
     assert unit_targets.cut(trunk, params, 2) == (trunk, params)
 

@@ -89,6 +89,7 @@ def plain(params, batch):
     return loss_and_gradient(MODEL, params, batch, PLAIN)
 
 
+@pytest.mark.compat
 def test_the_loss_is_the_cross_entropy_of_each_token_from_those_before(params, batch, plain):
     apply = jax.jit(MODEL.apply)
     total = count = 0
@@ -115,8 +116,8 @@ def test_the_loss_is_the_cross_entropy_of_each_token_from_those_before(params, b
     ("model", "config"),
     [
         (MODEL, StepConfig(loss_chunk=7)),
-        (MODEL, StepConfig(loss_chunk=1000)),
-        (MODEL, StepConfig(loss_chunk=0, accumulate=2)),
+        pytest.param(MODEL, StepConfig(loss_chunk=1000), marks=pytest.mark.slow),
+        pytest.param(MODEL, StepConfig(loss_chunk=0, accumulate=2), marks=pytest.mark.slow),
         (MODEL, StepConfig(loss_chunk=16, accumulate=4)),
         (Llama(CONFIG, remat="block"), PLAIN),
     ],
@@ -139,6 +140,7 @@ def test_a_scan_changes_nothing(params, batch, plain, remat):
     assert_close(grads, stack(plain[1]))
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("shape", [(2, 2, 2), slow((8, 1, 1)), slow((1, 4, 2))])
 def test_a_mesh_changes_nothing(params, batch, plain, shape):
     mesh = sharding.make_mesh(*shape)
@@ -216,6 +218,7 @@ def test_a_step_out_of_line_changes_nothing(params, batch):
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, broken.opt_state)
 
 
+@pytest.mark.compat
 def test_schedules():
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_share=0.1)
     for name, middle, end in (("constant", 1, 1), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1)):

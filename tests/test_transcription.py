@@ -59,6 +59,7 @@ def test_the_score_is_the_mean_log_probability_of_the_tokens(lm, recordings):
     np.testing.assert_allclose(transcript.read_aloud, total / count, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sampling_does_not_change_what_a_log_probability_is(lm, recordings):
     prompt = f"[Speech]{lm.speech_tokenizer.encode_string(recordings[4])}[Text] T:"
     options = {"do_sample": True, "temperature": 3.0, "top_k": 5, "repetition_penalty": 1.5}
@@ -112,6 +113,7 @@ def test_each_score_alone_can_refuse_a_transcript():
     assert transcription.judge(uncalibrated, transcript).understood is None
 
 
+@pytest.mark.slow
 def test_sounds_without_words_are_not_understood(lm):
     t = np.arange(32_000) / 16_000
     noise = np.random.default_rng(0).standard_normal(32_000)

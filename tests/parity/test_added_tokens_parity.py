@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from marks import slow
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -81,7 +82,7 @@ def convert(folder, output):
     return vocab, load_text_tokenizer(output / "text_tokenizer", vocab)
 
 
-@pytest.mark.parametrize("prefix", [None, True, False])
+@pytest.mark.parametrize("prefix", [None, slow(True), False])
 @pytest.mark.parametrize("legacy", [True, False])
 def test_ids_are_those_of_transformers(pieces, tmp_path, legacy, prefix):
     settings = {"legacy": legacy} | ({} if prefix is None else {"add_prefix_space": prefix})

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -69,7 +70,9 @@ def write_file(path, state):
 FORMS = list(torch_files.WEIGHT_NAMES)
 
 
-@pytest.mark.parametrize("forms", [FORMS, FORMS[1:], FORMS[2:], FORMS[3:], FORMS[::-1], FORMS[::2]])
+@pytest.mark.parametrize(
+    "forms", [FORMS, FORMS[1:], slow(FORMS[2:]), FORMS[3:], slow(FORMS[::-1]), slow(FORMS[::2])]
+)
 def test_the_file_is_read_that_transformers_reads(forms, tmp_path):
     folder = tmp_path / "hf"
     write_config(folder)
@@ -178,7 +181,10 @@ def assert_same_logits(folder, output):
     assert np.abs(np.asarray(logits) - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+QUICK = "no theta", "scaling wins", "llama3 beside", "defaults"
+
+
+@pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in CONFIGS])
 def test_a_config_means_what_it_means_to_transformers(name, tmp_path):
     dropped, changes = CONFIGS[name]
     write_config(tmp_path / "hf", *dropped, **changes)
@@ -186,7 +192,9 @@ def test_a_config_means_what_it_means_to_transformers(name, tmp_path):
     assert_same_logits(tmp_path / "hf", tmp_path / "ours")
 
 
-@pytest.mark.parametrize("held", ["both, different", "both, equal", "embedding", "head", "base"])
+@pytest.mark.parametrize(
+    "held", ["both, different", slow("both, equal"), "embedding", slow("head"), slow("base")]
+)
 def test_a_tied_head_is_what_transformers_makes_of_it(held, tmp_path):
     write_config(tmp_path / "hf", tie_word_embeddings=True)
     state = {name: tensor.clone() for name, tensor in make_llama().state_dict().items()}

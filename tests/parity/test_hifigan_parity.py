@@ -93,9 +93,10 @@ def test_equals_pytorch(tmp_path, spelling):
     ours, samples = speak(ids, np.array([31, 31], np.int32))
     assert samples.tolist() == [620, 620]
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
-    log_frames, _ = model.apply(
-        {"params": params}, ids[..., 0], np.array([31, 31]), method="log_durations"
+    predict = jax.jit(
+        lambda codes, n: model.apply({"params": params}, codes, n, method="log_durations")
     )
+    log_frames, _ = predict(ids[..., 0], np.array([31, 31]))
     np.testing.assert_array_equal(hifigan.to_frames(np.asarray(log_frames)), durations)
     assert len(set(durations[0].tolist())) > 1
 
@@ -134,6 +135,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     refused("rates", "code_hop", code_hop_size=21)
 
 
+@pytest.mark.slow  # as does test_golden, from audio
 @pytest.mark.parametrize(
     "model_name, folder",
     [

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -52,7 +53,10 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+QUICK = "two_kv_heads_tied", "llama3_scaling", "wide_heads_biases"  # have all parts
+
+
+@pytest.fixture(scope="module", params=[name if name in QUICK else slow(name) for name in VARIANTS])
 def pair(request, tmp_path_factory):
     """(HF model, HF folder, our network folder) of one variant."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -65,7 +69,7 @@ def pair(request, tmp_path_factory):
     return model, folder / "hf", folder / "ours"
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", [False, slow(True)])
 def test_logits_of_long_prompts(pair, scan_layers):
     """600 tokens, since a wrong rotary angle hardly shows in a short prompt."""
     model, _, ours = pair

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from marks import slow
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -65,6 +66,7 @@ def expected(golden):
     return json.loads((golden / "expected.json").read_text()), arrays
 
 
+@pytest.mark.slow  # as does test_golden, without what lies between
 def test_units_are_those_of_the_release(release, recordings, expected):
     names, wave, lengths = recordings
     values, arrays = expected
@@ -92,6 +94,7 @@ def test_units_are_those_of_the_release(release, recordings, expected):
             assert " ".join(map(str, filled)) == released["audio"][name]["hubert"]
 
 
+@pytest.mark.slow  # as does test_golden, without what lies between
 def test_styles_are_those_of_the_release(release, recordings, expected):
     names, wave, lengths = recordings
     values, arrays = expected
@@ -146,7 +149,10 @@ def random_wave(samples=700):
     return np.random.default_rng(0).normal(0.1, 0.5, (2, samples)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+QUICK = "hubert_pre", "hubert_bare", "wav2vec2_post"  # have all parts
+
+
+@pytest.fixture(scope="module", params=[name if name in QUICK else slow(name) for name in VARIANTS])
 def hf(request, tmp_path_factory):
     """(the model, its folder) of one variant."""
     model = random_hf(*VARIANTS[request.param])
@@ -235,7 +241,9 @@ def last_layer_output(model, wave):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("settings", [{}, PRE_NORM | {"layer_norm_eps": 1e-5}], ids=["post", "pre"])
+@pytest.mark.parametrize(
+    "settings", [slow({}), PRE_NORM | {"layer_norm_eps": 1e-5}], ids=["post", "pre"]
+)
 def test_release_form_equals_hugging_face(settings, tmp_path):
     model = random_hf("Hubert", settings)
     torch.save(as_release(model), tmp_path / "hubert.pt")
