@@ -4,11 +4,14 @@ python -m benchmarks.curve RUN_DIR PICTURE.png METRIC [METRIC ...]
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from spirit_jax.files import read_json_objects
+from spirit_jax.errors import InputError
+from spirit_jax.files import read_json_objects, whole_file
 
 
 def main() -> None:
@@ -20,16 +23,35 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("metrics", nargs="+")
     args = parser.parse_args()
-    lines = read_json_objects(args.run_dir / "metrics.jsonl")
+    try:
+        draw(args.run_dir, args.picture, args.metrics)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def draw(run_dir: Path, picture: Path, metrics: Sequence[str]) -> None:
+    """Draws metrics of a run to a picture file.
+
+    Raises:
+      InputError: the run has no such metrics, or the picture cannot be written.
+    """
+    lines = read_json_objects(run_dir / "metrics.jsonl")
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for name in args.metrics:
+    for name in metrics:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if not points:
+            known = sorted({key for line in lines for key in line} - {"step"})
+            raise InputError(f"{run_dir}: has no metric {name}; it has {', '.join(known)}.")
         axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else None)
     axes.set(xlabel="step", ylabel="nats a token")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(args.picture, dpi=100)
+    if picture.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"{picture}: give a name that ends in .png, .svg or .pdf.")
+    with whole_file(picture) as unfinished:
+        figure.savefig(unfinished, dpi=100, format=picture.suffix[1:].lower())
 
 
 if __name__ == "__main__":

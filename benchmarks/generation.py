@@ -6,6 +6,7 @@ A 12-layer, 768-wide Llama with random weights in float32, 64 new tokens after a
 batches of 1 and 16. Both run on the CPU with two threads.
 """
 
+import argparse
 import json
 
 import jax
@@ -32,6 +33,12 @@ CONFIG = LlamaConfig(
 
 
 def main() -> None:
+    """The command; see the module."""
+    argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     torch.set_num_threads(THREADS)
     rng = np.random.default_rng(0)
     model = Llama(CONFIG)

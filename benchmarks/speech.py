@@ -7,6 +7,7 @@ config, eleven layers each. Vocoder: ours against a plain PyTorch HiFi-GAN, weig
 run in float32 on the CPU with two threads.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -94,6 +95,12 @@ def vocoder() -> dict[str, float]:
 
 
 def main() -> None:
+    """The command; see the module."""
+    argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     torch.set_num_threads(THREADS)
     for name, measure in (("hubert", hubert), ("vocoder", vocoder)):
         result = {key: round(value, 3) for key, value in measure().items()}

@@ -6,6 +6,7 @@ At most 300 units, the likeliest after a text, in batches of 1 and 16, on whatev
 median of seven, compilation aside.
 """
 
+import argparse
 import statistics
 import time
 
@@ -16,6 +17,12 @@ PROMPT = "[Text] the young queen lost a book[Speech]"
 
 
 def main() -> None:
+    """The command; see the module."""
+    argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     for name in ("spirit-tiny-base", "spirit-tiny-expressive"):
         lm = SpiritLM.from_pretrained(name)
         for batch in (1, 16):

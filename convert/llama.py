@@ -19,7 +19,7 @@ from convert import table, torch_files
 from convert.main import natural, reading_config, run_main, show_progress
 from convert.table import Rule, show
 from convert.trunk import refuse
-from spirit_jax import checkpoint, config, files
+from spirit_jax import checkpoint, config, files, limits
 from spirit_jax.errors import InputError
 from spirit_jax.models.attention import RopeScaling
 from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params, draw_rows
@@ -236,6 +236,7 @@ def convert_llama(
     Returns:
       The config of what was written.
     """
+    limits.check_seed(seed)
     where = str(folder)
     source, tensors = read_config(folder), torch_files.open_folder(folder)
     table.check_count(tensors, LAYER, source.num_layers, where, "layers")

@@ -208,7 +208,9 @@ def calibrate(model: str, output: Path) -> TranscriptionConfig:
 def main() -> None:
     """The command; see the module."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {__spec__.name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="folder, or name of a packaged model")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")

@@ -18,7 +18,9 @@ from spirit_jax.errors import InputError
 def main() -> None:
     """The command; see the module."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {__spec__.name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--grammar", type=Path, required=True, help="in JSGF")
     given = parser.parse_args()

@@ -23,7 +23,9 @@ SHARE = 4  # every so many recordings of the voice are learnt from; its three ma
 def main() -> None:
     """The command; see the module."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {__spec__.name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--corpus", type=Path, required=True, help="of corpora.world")
     parser.add_argument("--voice", choices=list(speak.FLITE), required=True)

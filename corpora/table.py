@@ -27,7 +27,9 @@ Figures = dict[str, dict[str, float]]
 def main() -> None:
     """The command; see the module."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {__spec__.name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("models", nargs="+", metavar="NAME=FOLDER[:RUN_DIR...]")
     parser.add_argument("--config", type=Path, required=True, help="tasks, as of spirit-jax eval")

@@ -199,7 +199,9 @@ def _read(path: Path) -> list[dict]:
 def main() -> None:
     """The command; see the module."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {__spec__.name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--corpus", type=Path, required=True, help="of corpora.world")
     try:

@@ -276,7 +276,9 @@ def _table(parts: dict[str, list[dict]]) -> Table:
 def main() -> None:
     """The command; see the module."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {__spec__.name}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--utterances", type=int, default=UTTERANCES, help="of training")

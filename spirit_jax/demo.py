@@ -1,6 +1,7 @@
 """The demo: the small models of the package hear, write, read aloud and go on."""
 
 import dataclasses
+import itertools
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +13,15 @@ from rich.console import Console
 matplotlib.use("Agg")  # a picture in a file needs no display
 from matplotlib import pyplot  # noqa: E402
 
-from spirit_jax import f0, files, folders, small_world, transcription, units  # noqa: E402
+from spirit_jax import (  # noqa: E402
+    f0,
+    files,
+    folders,
+    markup,
+    small_world,
+    transcription,
+    units,
+)
 from spirit_jax.audio import SAMPLE_RATE, load_audio, write_wav  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.spiritlm import SpiritLM  # noqa: E402
@@ -164,10 +173,10 @@ def hear(stage: Stage, lm: SpiritLM, wave: np.ndarray, name: str) -> None:
     if not transcript.understood:
         return
     with stage.console.status("writing"):
-        goes_on = complete(lm, f"[Text]{prefix}{words}")
+        goes_on = complete(lm, f"[Text]{prefix}{markup.escape(words)}")
     if goes_on:
         stage.tell("goes on", repr(goes_on))
-        prompt = f"[Text]{prefix}{SAME} {goes_on}[Speech]"
+        prompt = f"[Text]{prefix}{SAME} {markup.escape(goes_on)}[Speech]"
         stage.speak(lm, name, f"reads what it wrote: {goes_on}", prompt, VOICES[-1])
     elif small_world.intent_of(words):
         stage.tell("meant", meaning(lm, string, words))
@@ -219,7 +228,8 @@ def read_in_manners(stage: Stage, lm: SpiritLM, text: str) -> None:
 def complete(lm: SpiritLM, prompt: str) -> str:
     """The likeliest text after a prompt string, up to the first marker or unit."""
     (ids,) = lm.generate_ids([prompt], max_new_tokens=MOST_PIECES)
-    return lm.text_tokenizer.decode(ids).split("[")[0].strip()
+    text_ids = list(itertools.takewhile(lambda token: token < lm.vocab.text_size, ids))
+    return lm.text_tokenizer.decode(text_ids).strip()
 
 
 def draw(path: str | Path, sounds: list[Sound]) -> None:

@@ -76,6 +76,33 @@ def find_speech_tokenizer(name: str | Path) -> Path:
     return folder
 
 
+def find_aligner(name: str | Path) -> Path:
+    """The folder of a CTC network, which finds when words are spoken.
+
+    Raises:
+      InputError: there is no such folder, or it holds something else; says what.
+    """
+    folder = find_model(name)
+    about = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if not isinstance(about, dict):
+        about = {}
+    if (folder / "params").is_dir() and "labels" in about:
+        return folder
+    if (folder / "vocab.json").is_file() and not about:
+        kind = "is a Spirit LM"
+    elif (folder / f"{SPEECH_TOKENIZER}.json").is_file():
+        kind = "is a speech tokenizer"
+    elif (folder / "params").is_dir():
+        kind = "is another network"
+    elif "model_type" in about:
+        kind = f"looks like a {about['model_type']} of Hugging Face"
+    else:
+        kind = "has no network"
+    raise InputError(
+        f"{folder}: {kind}, no CTC aligner. Expected a folder that python -m convert.ctc writes."
+    )
+
+
 def find_network(folder: str | Path, name: str) -> Path:
     """The folder of a network.
 

@@ -7,6 +7,7 @@ any known network.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,16 @@ SEED = (0, (1 << 32) - 1)  # of random draws; JAX keeps 32 bits
 SAMPLE_RATE = (100, 1_000_000)  # Hz
 MAX_ITEMS = 1024  # of a list of numbers
 PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
+
+
+def check_seed(seed: Any) -> None:
+    """Raises an `InputError` unless a number can be the seed of random draws."""
+    least, most = SEED
+    is_whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not is_whole or not least <= seed <= most:
+        raise InputError(
+            f"seed is {str(seed)[:40]}; expected a whole number from {least} to {most}."
+        )
 
 
 def may_be_zero(limits: Limits) -> Limits:

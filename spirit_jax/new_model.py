@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spirit_jax import checkpoint, config, files, folders, speech_tokenizer, text_files
+from spirit_jax import checkpoint, config, files, folders, limits, speech_tokenizer, text_files
 from spirit_jax.data.manifest import read_source
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.models import llama
@@ -88,8 +88,9 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
       The vocabulary.
 
     Raises:
-      InputError: a folder is not whole, or its phonetic units are others.
+      InputError: a folder is not whole, its phonetic units are others, or `seed` is none.
     """
+    limits.check_seed(seed)
     found, start = folders.find_speech_tokenizer(speech), folders.find_language_model(start)
     with files.whole_folder(output) as folder:
         own = folder / speech_tokenizer.FOLDER

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spirit_jax import checkpoint, config, speech_tokenizer
+from spirit_jax import checkpoint, config, limits, speech_tokenizer
 from spirit_jax.checkpoint import Params
 from spirit_jax.models import hifigan, hubert, llama, pitch, style, wav2vec2
 from spirit_jax.text import learn_text_tokenizer
@@ -28,6 +28,7 @@ TEXT_PIECES = 400
 
 def write_random_model(folder: str | Path, kind: str = "expressive", seed: int = 0) -> None:
     """Writes a model folder of kind "base" or "expressive"; its F0 comes from `pyin`."""
+    limits.check_seed(seed)
     folder = Path(folder)
     own_words = sorted(Path(__file__).parent.glob("*.py"))
     lines = "\n".join(path.read_text(encoding="utf-8") for path in own_words).splitlines()

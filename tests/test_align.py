@@ -427,5 +427,5 @@ def test_one_way_is_chosen(aligner, tmp_path):
     for ways in ({}, {"textgrid": tmp_path, "whisperx": tmp_path}):
         with pytest.raises(InputError, match="one of"):
             align_corpus(tmp_path / "a.jsonl", tmp_path / "b.jsonl", **ways)
-    with pytest.raises(InputError, match="a.jsonl: there is no such manifest"):
+    with pytest.raises(InputError, match="a.jsonl: there is no such file or folder"):
         align_corpus(tmp_path / "a.jsonl", tmp_path / "b.jsonl", aligner)

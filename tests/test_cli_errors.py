@@ -25,7 +25,8 @@ print(json.dumps([results, sorted(sys.modules)]))
 """
 HEAVY = {"jax", "flax", "grain", "orbax", "matplotlib", "tensorboardX", "torch", "librosa.core"}
 MODEL = "spirit-tiny-base"
-RUN, BAD_RUN, TASKS = "run.yaml", "bad.yaml", "tasks.yaml"
+RUN, BAD_RUN, TASKS, ITEMS = "run.yaml", "bad.yaml", "tasks.yaml", "items.jsonl"
+WAV, TSV = "a.wav", "a.tsv"
 CASES = [
     ("frobnicate", "No such command"),
     ("enocde", "Did you mean 'encode'? See"),
@@ -42,7 +43,7 @@ CASES = [
     (f"generate {MODEL} hello", "'hello' is no input"),
     (f"generate {MODEL} speech:gone.wav", "gone.wav: there is no such file"),
     (f"generate {MODEL} text:a --to sound", "'sound' is no modality"),
-    (f"generate {MODEL} text:a --temperature 0", "temperature is 0"),
+    (f"generate {MODEL} text:a --temperature 0", "use --greedy"),
     (f"generate {MODEL} text:a --max-new-tokens 1.5", "--max-new-tokens"),
     (f"generate {MODEL} text:a --greedy --top-p 0.5", "--top-p would do nothing"),
     (f"generate {MODEL} text:a --to text --speaker 1", "--speaker would do nothing"),
@@ -54,17 +55,25 @@ CASES = [
     (f"prepare {RUN} out --threads 0", "threads is 0; expected a number from 1"),
     (f"prepare {RUN} out --shard 1/2 --beam --runner=X", "--shard and --beam"),
     (f"prepare {RUN} out --shard 1/2 --distributed", "--shard and --distributed"),
-    (f"prepare {RUN} out --model spirit-tiny-bse", "Did you mean spirit-tiny-base?"),
-    (f"prepare {RUN} {RUN}", "is a file; a folder was expected"),
-    (f"prepare {RUN} out --plot {RUN}", "exists already"),
+    (f"prepare {ITEMS} out --model spirit-tiny-bse", "Did you mean spirit-tiny-base?"),
+    (f"prepare {ITEMS} {RUN}", "is a file; a folder was expected"),
+    (f"prepare {RUN} out", "run.yaml: is no source. Expected a manifest (.jsonl, .json"),
+    (f"prepare {TSV} out", "a.tsv: is no source"),
+    (f"prepare {WAV} out", "a.wav: is a recording; give the folder"),
+    (f"prepare {ITEMS} out --overwrite", "--overwrite is for --plot. A corpus is not replaced"),
+    (f"prepare {ITEMS} out --plot {RUN}", "exists already"),
     (f"align {RUN} out.jsonl", "one of --model"),
-    (f"align {RUN} {RUN} --textgrid .", "exists already; remove it or choose another name"),
-    (f"align {RUN} out.jsonl --model nowhere", "nowhere: there is no such folder"),
-    (f"align {RUN} out.jsonl --whisperx . --tier words", "--tier would do nothing"),
+    (f"align {ITEMS} {RUN} --textgrid .", "exists already; remove it or choose another name"),
+    (f"align {ITEMS} out.jsonl --model nowhere", "nowhere: there is no such folder"),
+    (f"align {ITEMS} out.jsonl --model {MODEL}", "is a Spirit LM, no CTC aligner. Expected"),
+    (f"align {ITEMS} out.jsonl --model .", "has no network, no CTC aligner"),
+    (f"align {RUN} out.jsonl --textgrid .", "run.yaml: is no source"),
+    (f"align {ITEMS} out.jsonl --whisperx . --tier words", "--tier would do nothing"),
     (f"new out --speech {MODEL}", "or --start alone"),
     (f"new out gone.txt --speech {MODEL}", "gone.txt: there is no such file or folder"),
-    (f"new out {RUN} --speech nowhere", "nowhere: there is no such folder"),
+    (f"new out {ITEMS} --speech nowhere", "nowhere: there is no such folder"),
     (f"new {RUN} {RUN} --speech {MODEL}", "exists already"),
+    (f"new out {RUN} --speech {MODEL}", "run.yaml: is no source"),
     (f"new out {RUN} --speech {MODEL} --pieces 0", "--pieces is 0"),
     ("train --config gone.yaml", "gone.yaml: cannot be read"),
     (f"train --config {BAD_RUN}", "'stepz'"),
@@ -101,6 +110,10 @@ def results(tmp_path_factory):
     (folder / RUN).write_text("{run_dir: run, model: nowhere, data: {sources: [{path: corpus}]}}")
     (folder / BAD_RUN).write_text("{run_dir: run, model: nowhere, stepz: 3}")
     (folder / TASKS).write_text("tasks: [{name: a, manifest: b.jsonl, ask: '[Text]{text}'}]")
+    (folder / ITEMS).write_text('{"id": "a", "text": "b"}')
+    for name in (WAV, TSV):
+        (folder / name).write_text("")
+    before = sorted(path.name for path in folder.iterdir())
     commands = json.dumps([command.split() for command, _ in CASES])
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COORDINATOR_ADDRESS"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
@@ -109,7 +122,7 @@ def results(tmp_path_factory):
         command, env=environment, cwd=folder, capture_output=True, text=True, check=True
     )
     outcomes, modules = json.loads(done.stdout)
-    assert sorted(path.name for path in folder.iterdir()) == sorted((RUN, BAD_RUN, TASKS))
+    assert sorted(path.name for path in folder.iterdir()) == before
     return outcomes, modules
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from spirit_jax import config
 from spirit_jax.data.configs import DataConfig, SpeechDataConfig
+from spirit_jax.data.toy import write_toy_corpus
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import EvalConfig
 from spirit_jax.generation.config import GenerationConfig
@@ -22,6 +23,8 @@ from spirit_jax.models.mel import MelConfig
 from spirit_jax.models.pitch import PitchConfig, StackConfig
 from spirit_jax.models.style import StyleConfig
 from spirit_jax.models.wav2vec2 import TrunkConfig
+from spirit_jax.new_model import extend_model
+from spirit_jax.random_model import write_random_model
 from spirit_jax.training.configs import KMeansConfig
 from spirit_jax.training.run_configs import LmRunConfig, UnitsRunConfig
 from spirit_jax.vocab import Vocab
@@ -130,3 +133,15 @@ def test_seeds_outside_32_bits_are_named(make, seed):
 def test_a_list_is_no_number(name):
     with pytest.raises(InputError, match=f"{name} is .1.; expected one number"):
         GenerationConfig(**{"do_sample": True, name: [1]})
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32, 1.0, True, "1", None])
+def test_every_seed_is_checked_before_anything_is_written(seed, base_folder, tmp_path):
+    for write in (
+        lambda: extend_model(tmp_path / "out", base_folder, base_folder, seed),
+        lambda: write_random_model(tmp_path / "out", "base", seed),
+        lambda: write_toy_corpus(tmp_path / "out", 1, seed),
+    ):
+        with pytest.raises(InputError, match="seed is .*expected a whole number from 0"):
+            write()
+    assert not list(tmp_path.iterdir())

@@ -218,9 +218,9 @@ def test_sources_that_are_no_manifest_are_named(tone, tmp_path):
     for name, named in (
         ("array.json", "is a JSON array, not a JSON object a line"),
         ("a.wav", "is a recording"),
-        ("gone.jsonl", "no such manifest"),
-        ("x\0y", "no such manifest"),
-        ("x" * 5000, "no such manifest"),
+        ("gone.jsonl", "no such file or folder"),
+        ("x\0y", "no such file or folder"),
+        ("x" * 5000, "no such file or folder"),
     ):
         with pytest.raises(InputError, match=named):
             list(read_source(str(tmp_path / name)))

@@ -180,7 +180,7 @@ def test_a_source_of_which_nothing_can_be_used_is_an_error(tokenizer, tmp_path):
     with pytest.raises(InputError, match="none of 1 items can be used; the first: a"):
         prepare(str(tmp_path / "bad.jsonl"), tmp_path / "corpus", tokenizer)
     for source, message in (
-        (str(tmp_path / "no.jsonl"), "no such manifest"),
+        (str(tmp_path / "no.jsonl"), "no such file or folder"),
         ("tfds:speech", "expected tfds:NAME"),
     ):
         with pytest.raises(InputError, match=message):

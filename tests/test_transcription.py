@@ -3,15 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from spirit_jax import InputError, SpiritLM, Units, demo, folders, transcription
+from spirit_jax import InputError, SpiritLM, Units, config, demo, folders, markup, transcription
 from spirit_jax.audio import load_audio
 from spirit_jax.transcription import TranscriptionConfig, is_still
+from spirit_jax.vocab import Vocab
 
 OTHER = Path(__file__).with_name("quarterly-report.flac")  # a sentence from elsewhere
 NAMES = "question", "request", "lively", "sad"
@@ -202,3 +204,13 @@ def test_a_meaning_that_contradicts_the_words_is_not_given(lm, recordings):
     assert demo.meaning(lm, string, words) == "'activate heat living room'"
     for other in ("turn off the heat in the living room", "turn on the heat", "it is hot"):
         assert demo.meaning(lm, string, other) == demo.UNCLEAR
+
+
+def test_brackets_in_what_the_demo_writes_are_text(base_folder):
+    tokenizer = SpiritLM.from_pretrained(base_folder).text_tokenizer
+    vocab = config.read(Vocab, base_folder / "vocab.json")
+    ids = tokenizer.encode(f"the list[0] of {markup.escape('[Hu5]')} is[Hu5][Hu6]")[1:]
+    answer = SimpleNamespace(
+        vocab=vocab, text_tokenizer=tokenizer, generate_ids=lambda *_, **__: [ids]
+    )
+    assert demo.complete(answer, "[Text]what") == "the list[0] of [Hu5] is"

@@ -9,6 +9,7 @@ import typer
 from spirit_jax import folders
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import count_items
+from spirit_jax.data.manifest import check_source
 from spirit_jax.errors import InputError
 
 FIRST_STEP = (
@@ -63,10 +64,10 @@ def align(
         raise InputError(f"Word times come from one of {', '.join(ways)}; give only one.")
     if aligner not in (None, "pocketsphinx"):
         raise InputError(f"--aligner {aligner}: is not known; expected pocketsphinx. {FIRST_STEP}")
-    checks.existing(source)
+    check_source(str(source))
     checks.new_file(output)
     if model is not None:
-        folders.find_model(model)
+        folders.find_aligner(model)
     elif aligner is None:
         checks.existing(textgrid or whisperx)
         idle = "min_score", "batch_size"

@@ -7,6 +7,7 @@ import typer
 
 from spirit_jax import files, folders
 from spirit_jax.cli import checks
+from spirit_jax.data.manifest import check_source
 from spirit_jax.errors import InputError
 
 
@@ -48,8 +49,7 @@ def new(
     if start is not None:
         folders.find_language_model(start)
     for text in texts or ():
-        if not text.startswith("tfds:"):
-            checks.existing(Path(text))
+        check_source(text)
     from spirit_jax import new_model
 
     if texts:

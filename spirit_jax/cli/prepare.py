@@ -10,8 +10,9 @@ import typer
 
 from spirit_jax import folders
 from spirit_jax.cli import checks, processes
-from spirit_jax.cli.options import Distributed, Overwrite, PeerTimeout, count_items
+from spirit_jax.cli.options import Distributed, PeerTimeout, count_items
 from spirit_jax.data.configs import PrepareConfig
+from spirit_jax.data.manifest import check_source
 from spirit_jax.errors import InputError
 
 
@@ -40,7 +41,9 @@ def prepare(
     ] = None,
     distributed: Distributed = False,
     peer_timeout: PeerTimeout = processes.PEER_TIMEOUT,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file of --plot if it exists")
+    ] = False,
 ) -> None:
     """Turn recordings and text into a corpus to train on: units, text and word times.
 
@@ -55,13 +58,17 @@ def prepare(
         raise InputError("--shard and --distributed: each process takes the part of its number.")
     if shard and beam is not None:
         raise InputError("--shard and --beam: a Beam pipeline shares the items out itself.")
-    if not source.startswith("tfds:"):
-        checks.existing(Path(source))
+    check_source(source)
     if model is not None:
         folders.find_speech_tokenizer(model)
     checks.output_folder(output)
     if plot is not None:
         checks.new_file(plot, overwrite)
+    elif overwrite:
+        raise InputError(
+            f"--overwrite is for --plot. A corpus is not replaced: remove {output}, or choose "
+            "another folder."
+        )
     processes.join(distributed, peer_timeout)
     from spirit_jax.data import report
 

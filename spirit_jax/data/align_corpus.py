@@ -306,7 +306,7 @@ def _resume(partial: Path, source: Path, settings: Mapping[str, Any]) -> int:
     """
     made_of = {"source": str(source), "content of the source": source_checksum(str(source))}
     if not made_of["content of the source"]:
-        raise InputError(f"{source}: cannot be read (there is no such manifest or folder).")
+        raise InputError(f"{source}: cannot be read (there is no such file or folder).")
     made_of |= settings
     if not partial.is_file():
         files.write_text(partial, json.dumps(made_of) + "\n")

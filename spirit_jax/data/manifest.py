@@ -23,6 +23,7 @@ __all__ = ["FIELDS", "Item", "Row", "fingerprint", "read_rows", "read_source", "
 
 NAMES = ("speaker", "document", "style", "label")
 PATHS = ("audio", "audio_filepath")  # the second is NeMo's name
+SUFFIXES_OF_MANIFESTS = (".jsonl", ".json", ".ndjson")
 FIELDS = ("id", *PATHS, "offset", "duration", "text", "words", *NAMES)
 WRITTEN = ("score",)  # what `spirit-jax align` adds for people to read
 
@@ -49,12 +50,12 @@ def read_source(source: str) -> Iterator[Item]:
     manifest, files of a folder) is named in an `InputWarning` at the end.
 
     Args:
-      source: a JSONL manifest, a folder of recordings (each with its text beside it in a .txt, if
-        there is one) or of texts, a .txt file, or "tfds:NAME[/CONFIG]:SPLIT" (or, for
-        NAME, the folder of a dataset that is on disk).
+      source: a JSONL manifest (.jsonl, .json or .ndjson), a folder of recordings (each with its
+        text beside it in a .txt, if there is one) or of texts, a .txt file, or
+        "tfds:NAME[/CONFIG]:SPLIT" (or, for NAME, the folder of a dataset that is on disk).
 
     Raises:
-      InputError: there is no such source, or it has no items.
+      InputError: there is no such source, it is a file of another kind, or it has no items.
     """
     return (row.item for row in read_rows(source))
 
@@ -70,6 +71,23 @@ def read_rows(source: str) -> Iterator[Row]:
         yield dataclasses.replace(row, item=item)
     if not seen:
         raise InputError(f"{source}: has no items.")
+
+
+def check_source(source: str) -> None:
+    """Raises an `InputError` if there is no such source, or it is a file of an unknown kind."""
+    path = Path(source)
+    if source.startswith("tfds:") or os.path.isdir(path):
+        return
+    if not os.path.isfile(path):
+        raise InputError(f"{source}: there is no such file or folder.")
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        raise InputError(f"{source}: is a recording; give the folder it is in, or a manifest.")
+    if suffix not in (".txt", *SUFFIXES_OF_MANIFESTS):
+        raise InputError(
+            f"{source}: is no source. Expected a manifest ({', '.join(SUFFIXES_OF_MANIFESTS)}), a "
+            "text (.txt), a folder of recordings or texts, or tfds:NAME:SPLIT."
+        )
 
 
 def source_checksum(source: str) -> str:
@@ -100,17 +118,14 @@ def source_checksum(source: str) -> str:
 
 
 def _read(source: str) -> Iterator[Row]:
+    check_source(source)
     path = Path(source)
     if source.startswith("tfds:"):
         items = read_dataset(source)
     elif os.path.isdir(path):
         items = read_folder(path)
-    elif not os.path.isfile(path):
-        raise InputError(f"{source}: there is no such manifest or folder.")
     elif path.suffix.lower() == ".txt":
         items = iter([read_text_item(path, path.stem)])
-    elif path.suffix.lower() in SUFFIXES:
-        raise InputError(f"{source}: is a recording; give the folder it is in, or a manifest.")
     else:
         yield from _read_manifest(path)
         return

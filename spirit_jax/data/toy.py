@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spirit_jax import files
+from spirit_jax import files, limits
 from spirit_jax.data.records import SUFFIX, Shard, Utterance, write_list, write_shard
 from spirit_jax.units import HUBERT_RATE, PITCH_RATE, STYLE_RATE, Units
 from spirit_jax.vocab import HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS
@@ -22,6 +22,7 @@ MOST_FRAMES = 2  # that a unit lasts
 
 def make_utterances(count: int, seed: int = 0) -> Iterator[Utterance]:
     """`count` utterances with all three streams of units and word times."""
+    limits.check_seed(seed)
     rng = np.random.default_rng(seed)
     for number in range(count):
         parts = (rng.choice(WHO), rng.choice(DOES), rng.choice(WHO), rng.choice(WHERE))

@@ -42,6 +42,11 @@ class GenerationConfig:
             value = getattr(self, field.name)
             if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
                 object.__setattr__(self, field.name, value.item())
+        if self.temperature == 0:
+            raise InputError(
+                "temperature is 0, and logits cannot be divided by it. For the likeliest token "
+                "each time use --greedy, or do_sample=False in Python."
+            )
         limits.check_numbers(
             self,
             max_new_tokens=(1, 2**31 - 1),
