@@ -4,10 +4,11 @@ Libraries read a file that was cut short as a shorter recording, and of joined f
 each container's own sizes are compared with what is there, before anything is decoded.
 """
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 
-from spirit_jax import media_containers
+from spirit_jax import flac_frames, media_containers, mpeg_audio
 from spirit_jax.errors import InputError
 from spirit_jax.media_containers import Piece, check_size
 
@@ -39,14 +40,38 @@ def find_pieces(data, name: str) -> list[Piece]:
     pieces, start = [], 0
     while start < len(data) and (start == 0 or find_format(data[start : start + 32]) == name):
         pieces.append(find_piece(data, start))
-        start = pieces[-1].end
-        while data[start : start + 1] == b"\0" and start < pieces[-1].end + 8:  # to a round place
-            start += 1
-    if other := find_format(data[start : start + 32]):
-        raise InputError(f"holds several recordings, joined: {name}, then {other}; separate them.")
+        start = skip_padding(data, pieces[-1].end)
+    check_rest(data, start, name)
     return pieces
 
 
+def skip_padding(data, position: int) -> int:
+    """The place behind the zeros and tags (ID3, APE, Lyrics3) at a place of a file."""
+    while position < len(data):
+        size = _ZEROS.match(data, position).end() - position
+        size = size or mpeg_audio.tag_size(data, position)
+        if not size:
+            break
+        position += size
+    return min(position, len(data))
+
+
+def check_rest(data, position: int, name: str) -> None:
+    """Raises an `InputError` if anything is behind the recordings of a container `name`."""
+    if position >= len(data):
+        return
+    other = find_format(data[position : position + 32])
+    if not other and mpeg_audio.find_streams(data[position:]):
+        other = "mp3"
+    if other:
+        raise InputError(f"holds several recordings, joined: {name}, then {other}; separate them.")
+    raise InputError(
+        f"has {len(data) - position} bytes behind its sound that are no part of it (is the size in "
+        "its header right?); convert it, or cut them off."
+    )
+
+
+_ONE_BY_ONE = b"\1\0\0\0" * 2  # the size of the first array of MAT4, the sampling rate
 _MAGIC = {  # where something stands, what, and what the file begins with
     "wav": (8, b"WAVE", (b"RIFF", b"RIFX", b"RF64", b"BW64")),
     "aiff": (8, b"AIF", b"FORM"),
@@ -64,12 +89,16 @@ _MAGIC = {  # where something stands, what, and what the file begins with
     "pvf": (0, b"PVF1", b""),
     "paf": (0, b" paf", b""),
     "fap": (0, b"fap ", b""),
+    "mat4": (0, (bytes(4) + _ONE_BY_ONE, b"\0\0\3\xe8" + _ONE_BY_ONE[::-1]), b""),
     "mat5": (0, b"MATLAB 5.0 MAT-file", b""),
     "xi": (0, b"Extended Instrument: ", b""),
+    "ircam": (0, (b"\x64\xa3", *(bytes([0, n, 0xA3, 0x64]) for n in range(1, 5))), b""),
+    "sds": (0, b"\xf0\x7e", b""),
     "matroska": (0, b"\x1aE\xdf\xa3", b""),
     "asf": (0, b"0&\xb2u\x8ef\xcf\x11", b""),
     "amr": (0, b"#!AMR", b""),
 }
+_ZEROS = re.compile(b"\0*")
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")
 # Programs that write into a pipe put the largest size there, rounded down in some way.
 _UNKNOWN_SIZES = (range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
@@ -126,7 +155,7 @@ def _find_wav(data, start: int) -> Piece:
                 mpeg = (body, len(data)) if codec in _MPEG_CODECS else None
                 return Piece(start, len(data), ((body - 4, sizes),), mpeg)
             check_size(there // frame * frame, size // frame * frame)
-            end = _end_of_chunks(data, start, body + size + size % 2, order)
+            end = _end_of_chunks(data, start, body + size, order)
             if codec in _MPEG_CODECS:
                 return Piece(start, end, mpeg=(body, body + size))
             return Piece(start, end)
@@ -135,12 +164,25 @@ def _find_wav(data, start: int) -> Piece:
 
 def _end_of_chunks(data, start: int, position: int, order: str) -> int:
     """Where a file ends, and another may begin, behind the chunk with its sound."""
-    while position + 8 <= len(data) and not find_format(data[position : position + 32]):
-        name, size = struct.unpack(order + "4sI", data[position : position + 8])
-        if not all(32 <= letter < 127 for letter in name):
-            return len(data)  # something that is no chunk
-        position += 8 + size + size % 2
+    (size,) = struct.unpack(order + "I", data[start + 4 : start + 8])
+    whole = start + 8 + size if size != 0xFFFFFFFF else position
+    while position < len(data):
+        place = position + (position - start) % 2  # some programs leave out the byte between
+        if not _is_chunk(data, place, whole, order):
+            place = position
+        if not _is_chunk(data, place, whole, order) or find_format(data[place : place + 32]):
+            break
+        position = place + 8 + struct.unpack(order + "I", data[place + 4 : place + 8])[0]
     return min(position, len(data))
+
+
+def _is_chunk(data, position: int, whole: int, order: str) -> bool:
+    """Whether a chunk is there that is whole, or is within the file by the file's own size."""
+    if position + 8 > len(data):
+        return False
+    name, size = struct.unpack(order + "4sI", data[position : position + 8])
+    is_name = all(32 <= letter < 127 for letter in name)
+    return is_name and (position < whole or position + 8 + size <= len(data))
 
 
 def _find_iff(data, start: int) -> Piece:
@@ -163,7 +205,7 @@ def _find_iff(data, start: int) -> Piece:
                     repairs.append((frames_at, struct.pack(">I", filled // frame)))
                 return Piece(start, len(data), tuple(repairs))
             check_size(there // frame * frame, size // frame * frame)
-            return Piece(start, _end_of_chunks(data, start, body + size + size % 2, ">"))
+            return Piece(start, _end_of_chunks(data, start, body + size, ">"))
     return Piece(start, len(data), has_sound=frames == 0)
 
 
@@ -178,7 +220,8 @@ def _find_w64(data, start: int) -> Piece:
                 sizes = struct.pack("<Q", len(data) - position)
                 return Piece(start, len(data), ((position + 16, sizes),))
             check_size(len(data) - position - 24, size - 24)
-            return Piece(start, end)
+            (whole,) = struct.unpack("<Q", data[start + 16 : start + 24])
+            return Piece(start, max(end, start + whole) if start + whole <= len(data) else end)
         position += max(24, size + -size % 8)
     return Piece(start, len(data), has_sound=False)
 
@@ -200,6 +243,10 @@ def _find_caf(data, start: int) -> Piece:
     position, has_sound = start + 8, False
     while position + 12 <= len(data):
         name, size = struct.unpack(">4sq", data[position : position + 12])
+        is_name = all(32 <= letter < 127 for letter in name)
+        is_other = has_sound and find_format(data[position : position + 32])
+        if not is_name or is_other or (has_sound and size > len(data) - position - 12):
+            return Piece(start, position, has_sound=has_sound)
         position += 12
         if size < 0:  # "to the end of the file", which no library takes
             sizes = struct.pack(">q", len(data) - position)
@@ -208,14 +255,29 @@ def _find_caf(data, start: int) -> Piece:
             check_size(len(data) - position, size)
             has_sound = True
         position += size
-        if data[position : position + 4] == b"caff":
-            return Piece(start, position, has_sound=has_sound)
-    return Piece(start, len(data), has_sound=has_sound)
+    return Piece(start, min(position, len(data)), has_sound=has_sound)
 
 
 def _find_flac(data, start: int) -> Piece:
     following = data.find(_FLAC_START, start + 4)
-    return Piece(start, following if following > 0 else len(data))
+    end = following if following > 0 else len(data)
+    ends = flac_frames.find_ends(data, start, end)
+    return Piece(start, next((e for e in ends if skip_padding(data, e) >= end), ends[0]))
+
+
+def _find_mat4(data, start: int) -> Piece:
+    """MATLAB 4: arrays, each behind its type, its two sizes, and the length of its name."""
+    position = start
+    while position + 20 <= len(data):
+        order = "<" if data[position + 3] == 0 else ">"
+        kind, rows, columns, _, name = struct.unpack(order + "5I", data[position : position + 20])
+        width = {0: 8, 1: 4, 2: 4, 3: 2, 4: 2, 5: 1}.get(kind // 10 % 10, 1)
+        if kind >= 2000 or not 0 < name < 64:
+            break
+        position += 20 + name
+        check_size(len(data) - position, rows * columns * width)
+        position += rows * columns * width
+    return Piece(start, position)
 
 
 def _find_counted(place: int, order: str, width: int, body: int) -> Callable:
@@ -224,8 +286,10 @@ def _find_counted(place: int, order: str, width: int, body: int) -> Callable:
     def find(data, start: int) -> Piece:
         header = data[start + place : start + place + struct.calcsize(order)]
         if len(header) == struct.calcsize(order):
-            check_size(len(data) - start - body, width * struct.unpack(order, header)[0])
-        return Piece(start, len(data))
+            size = width * struct.unpack(order, header)[0]
+            check_size(len(data) - start - body, size)
+            return Piece(start, start + body + size)
+        raise InputError("is cut short: its header is not whole.")
 
     return find
 
@@ -234,15 +298,17 @@ def _find_avr(data, start: int) -> Piece:
     check_size(len(data) - start, 128)  # its header
     stereo, bits = struct.unpack(">HH", data[start + 12 : start + 16])
     (frames,) = struct.unpack(">I", data[start + 26 : start + 30])
-    check_size(len(data) - start - 128, frames * (2 if stereo else 1) * (bits // 8))
-    return Piece(start, len(data))
+    size = frames * (2 if stereo else 1) * (bits // 8)
+    check_size(len(data) - start - 128, size)
+    return Piece(start, start + 128 + size)
 
 
 def _find_mpc2k(data, start: int) -> Piece:
     check_size(len(data) - start, 42)  # its header
     (frames,) = struct.unpack("<I", data[start + 30 : start + 34])
-    check_size(len(data) - start - 42, 2 * frames * (2 if data[start + 21] else 1))
-    return Piece(start, len(data))
+    size = 2 * frames * (2 if data[start + 21] else 1)
+    check_size(len(data) - start - 42, size)
+    return Piece(start, start + 42 + size)
 
 
 def _find_nist(data, start: int) -> Piece:
@@ -262,15 +328,18 @@ def _find_nist(data, start: int) -> Piece:
 
 
 def _find_voc(data, start: int) -> Piece:
-    """Creative Voice: blocks with sizes of 3 bytes; the first with sound counts."""
+    """Creative Voice: blocks with sizes of 3 bytes, until a zero; libsndfile reads one of sound."""
     position = start + int.from_bytes(data[start + 20 : start + 22], "little")
-    while position + 4 < len(data) and data[position]:
+    blocks = 0
+    while position + 4 < len(data) and 0 < data[position] < 10:
         size = int.from_bytes(data[position + 1 : position + 4], "little")
-        if data[position] in (1, 9):  # sound
+        if data[position] in (1, 2, 9):  # sound
             check_size(len(data) - position - 4, size)
-            break
+            blocks += 1
         position += 4 + size
-    return Piece(start, len(data))
+    if blocks > 1:
+        raise InputError("has its sound in several blocks, which cannot be read; convert it.")
+    return Piece(start, min(position + (data[position : position + 1] == b"\0"), len(data)))
 
 
 _FINDERS: dict[str, Callable[..., Piece]] = {
@@ -287,6 +356,7 @@ _FINDERS: dict[str, Callable[..., Piece]] = {
     "avr": _find_avr,
     "wve": _find_counted(18, ">I", 1, 32),
     "mpc2k": _find_mpc2k,
+    "mat4": _find_mat4,
     "mov": media_containers.find_mov,
     "matroska": media_containers.find_matroska,
     "asf": media_containers.find_asf,

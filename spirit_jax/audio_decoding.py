@@ -17,9 +17,12 @@ from spirit_jax.files import find_lack, read_bytes, unreadable
 FFMPEG_ONLY = ("mov", "matroska", "asf", "aac", "amr")
 # Containers of libsndfile that hold codecs which only FFmpeg knows.
 FFMPEG_TOO = ("wav", "aiff", "caf", "w64", "au", "ogg")
+# Their headers do not say how long the sound is, so that one which was cut short would not show.
+_UNSUPPORTED = ("RAW", "PAF", "PVF", "IRCAM", "SD2", "XI", "MAT5")
+_HTK = b"\0\2\0\0"  # at byte 8: samples of two bytes, and that they are samples
 SUFFIXES = tuple(
     sorted(
-        {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
+        {f".{name.lower()}" for name in soundfile.available_formats() if name not in _UNSUPPORTED}
         | set(".aac .aif .aifc .amr .asf .m4a .m4b .mka .mkv .mov .mp2 .mp4 .oga .opus".split())
         | set(".snd .sph .wma .webm .3gp .bwf .spx".split())
     )
@@ -87,11 +90,16 @@ def _decode_pieces(data: bytes) -> list[tuple[np.ndarray, int]]:
     while data[start : start + 3] == b"ID3" and (size := mpeg_audio.tag_size(data, start)):
         start += size
     container = audio_containers.find_format(data[start : start + 32])
+    if data[8:12] == _HTK and len(data) == 12 + 2 * int.from_bytes(data[:4], "big"):
+        return [_decode_piece(data, "htk")]
     if not container:
         streams = mpeg_audio.find_streams(data)
         if streams:
+            end = audio_containers.skip_padding(data, streams[-1].frames[-1][1])
+            audio_containers.check_rest(data, end, "mp3")
             return [_decode_mpeg(data, stream) for stream in streams]
-        return [_read_soundfile(data)]
+        # Of anything else libsndfile reads what it takes for MPEG frames.
+        raise InputError("is not audio that can be read (or is cut short).")
     body = data[start:] if start else data
     decoded = []
     for piece in audio_containers.find_pieces(body, container):
@@ -126,6 +134,7 @@ def _decode_piece(data: bytes, container: str) -> tuple[np.ndarray, int]:
             raise
         return _read_ffmpeg(data, container)
     with file:
+        _check_format(file)
         if file.frames == _UNKNOWN_FRAMES:  # FLAC from a pipe
             return _read_ffmpeg(data, container)
         return _read_all(file)
@@ -162,6 +171,14 @@ class _Memory(io.BytesIO):
             return super().seek(offset, whence)
         except (ValueError, OverflowError):
             return self.tell()
+
+
+def _check_format(file: soundfile.SoundFile) -> None:
+    if file.format in _UNSUPPORTED:
+        raise InputError(
+            f"is a file of the format {file.format}, whose length cannot be checked; convert it, "
+            "such as to .flac."
+        )
 
 
 def _read_soundfile(data: bytes) -> tuple[np.ndarray, int]:

@@ -78,7 +78,7 @@ def find_mov(data, start: int) -> Piece:
         raise InputError("is cut short: its index (the box 'moov') is not there.")
     if names.count(b"moov") > 1:
         raise InputError("holds several recordings, joined; separate them.")
-    return Piece(start, len(data))
+    return Piece(start, min(position, len(data)))
 
 
 _EBML, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
@@ -100,7 +100,7 @@ def find_matroska(data, start: int) -> Piece:
         position = body if name in (_SEGMENT, _CLUSTER) or size is None else body + size
     if headers > 1:
         raise InputError("holds several recordings, joined; separate them.")
-    return Piece(start, len(data))
+    return Piece(start, min(position, len(data)))
 
 
 def _read_vint(data, position: int, keep_marker: bool = False) -> tuple[int | None, int]:
@@ -144,7 +144,7 @@ def find_adts(data, start: int) -> Piece:
         size = int.from_bytes(data[position + 3 : position + 6], "big") >> 5 & 0x1FFF
         check_size(len(data) - position, size)
         position += max(7, size)
-    return Piece(start, len(data))
+    return Piece(start, position)
 
 
 _AMR_BYTES = {
