@@ -107,11 +107,12 @@ def run(
     paths = {name: _asset(name) for name in RECORDINGS} if speech is None else {"": speech}
     waves = {name: load_audio(path) for name, path in paths.items()}
     stage = Stage(output, console)
+    with console.status("loading spirit-tiny-base"):
+        lm = SpiritLM.from_pretrained("spirit-tiny-base")
+    check_length(lm, text)
     for name in (*RECORDINGS, *MANNERS):
         with files.whole_file(output / _asset(name).name) as copy:
             shutil.copyfile(_asset(name), copy)
-    with console.status("loading spirit-tiny-base"):
-        lm = SpiritLM.from_pretrained("spirit-tiny-base")
     for number, (name, wave) in enumerate(waves.items(), start=1):
         if speech is None:
             stage.tell_source(name)
@@ -149,6 +150,14 @@ def name_unread(text: str, unread: list[str], console: Console) -> None:
     known = (folders.ASSETS / "spirit-tiny-base" / "words.txt").read_text().split()
     if unknown := list(dict.fromkeys(word for word in text.split() if word not in known)):
         console.print(f"The models have never met {', '.join(unknown)}: expect nonsense there.")
+
+
+def check_length(lm: SpiritLM, text: str) -> None:
+    """Raises an `InputError` for a text that leaves no room for the speech that reads it aloud."""
+    tokens = len(lm.text_tokenizer.encode(f"[Text]{SAME} {text}[Speech]"))
+    most = lm.max_tokens - MOST_UNITS
+    if tokens > most:
+        raise InputError(f"The text has {tokens} tokens; at most {most} can be read. Shorten it.")
 
 
 def hear(stage: Stage, lm: SpiritLM, wave: np.ndarray, name: str) -> None:

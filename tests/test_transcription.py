@@ -214,3 +214,9 @@ def test_brackets_in_what_the_demo_writes_are_text(base_folder):
         vocab=vocab, text_tokenizer=tokenizer, generate_ids=lambda *_, **__: [ids]
     )
     assert demo.complete(answer, "[Text]what") == "the list[0] of [Hu5] is"
+
+
+def test_a_text_that_is_too_long_for_the_demo_leaves_nothing_behind(tmp_path):
+    with pytest.raises(InputError, match="The text has .* tokens; at most .* can be read"):
+        demo.run(tmp_path / "out", None, "turn on the lights " * 600, Console())
+    assert not (tmp_path / "out").exists()
