@@ -141,6 +141,10 @@ def read_text(path: str | Path) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: {_not_text(data, error)}") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        reason = f"has a zero byte in line {line}, as no text has; save it as UTF-8"
+        raise InputError(f"{path}: {reason} (is it UTF-16 or UTF-32, or not a text?).")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -217,11 +221,12 @@ def parse_json(text: str, max_digits: int = MAX_DIGITS) -> Any:
       max_digits: that a whole number may have.
 
     Raises:
-      InputError: no JSON, JSON that is nested too deeply, a whole number of more digits, or a
-        string with half a surrogate pair, which no text file can hold.
+      InputError: no JSON, an object with a name twice, JSON that is nested too deeply, a whole
+        number of more digits, or a string with half a surrogate pair, which no text file can hold.
     """
     try:
-        value = json.loads(text, parse_int=functools.partial(_parse_int, max_digits))
+        parse_int = functools.partial(_parse_int, max_digits)
+        value = json.loads(text, parse_int=parse_int, object_pairs_hook=_make_object)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
@@ -282,6 +287,16 @@ def unreadable(path: str | Path, error: BaseException, reason: str) -> InputErro
         return InputError(f"{path}: {reason}")
     kind = InputError if lacking == _LACKS[errno.EACCES] else LackError
     return kind(f"{path}: cannot be read ({lacking}).")
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; Python's reader would keep the last of several values of a name."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice[:80]!r} is there twice in one object")
+    return values
 
 
 def _parse_int(max_digits: int, digits: str) -> int:

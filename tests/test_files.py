@@ -136,3 +136,15 @@ def test_errors_that_are_each_others_cause_are_looked_through_once():
     assert files.find_lack(first) == "" and files.describe(first) == "first"
     second.__cause__ = OSError(errno.ENOSPC, "full")
     assert files.find_lack(first) == "the disk is full"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
+def test_text_with_zero_bytes_is_refused(encoding, tmp_path):
+    (tmp_path / "a.txt").write_bytes("hello".encode(encoding))
+    with pytest.raises(InputError, match="zero byte in line 1"):
+        files.read_text(tmp_path / "a.txt")
+
+
+def test_a_name_that_is_there_twice_in_an_object_is_refused():
+    with pytest.raises(InputError, match="'text' is there twice"):
+        files.parse_json('{"text": "x", "id": 1, "text": "y"}')

@@ -467,3 +467,19 @@ def test_a_word_that_is_a_number_without_quotes_is_a_word(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"segments": [{"start": 0, "end": 2, "words": words}]}))
     assert word_times.read_whisperx(path) == (("room", 0, 1), ("5", 1, 2))
+
+
+def test_tiers_that_are_not_there_are_missed(tmp_path):
+    path = tmp_path / "a.TextGrid"
+    head, sep, tail = SHORT.partition("<exists>\n")
+    count = int(tail.split("\n")[0])
+    path.write_text(head + sep + tail.replace(str(count), str(count + 2), 1))
+    with pytest.raises(InputError, match=f"{count} of {count + 2} tiers"):
+        read_textgrid(path)
+
+
+def test_a_segment_of_nothing_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"segments": [{"start": 0, "end": 1}]}')
+    with pytest.raises(InputError, match="neither words nor text"):
+        read_whisperx(path)

@@ -196,10 +196,11 @@ def _parse_textgrid(path: str | Path) -> list[_Tier]:
         if not tokens.take(str).startswith("ooTextFile") or tokens.take(str) != "TextGrid":
             raise ValueError("it has another header")
         tokens.take(float), tokens.take(float)
-        if tokens.take(str) == "exists":
-            tokens.take(float)
+        count = tokens.take(float) if tokens.take(str) == "exists" else 0
         while tokens.next is not None:
             tiers.append(_take_tier(tokens))
+        if len(tiers) < count:
+            raise ValueError(f"it has {len(tiers)} of {count:g} tiers")
     except (ValueError, OverflowError) as error:
         raise InputError(f"{path}: is not a whole TextGrid in text form ({error}).") from error
     return tiers
@@ -267,6 +268,8 @@ def whisperx_entries(path: str | Path) -> list[Entry]:
 
 
 def _read_segment(segment: Mapping[str, Any]) -> list[Entry]:
+    if segment.get("words") is None and segment.get("text") is None:
+        raise ValueError("a segment has neither words nor text")
     low, high = as_seconds(segment.get("start")), as_seconds(segment.get("end"))
     if low is None or high is None or low >= high:
         low = high = None
