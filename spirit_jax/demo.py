@@ -199,7 +199,11 @@ def meaning(lm: SpiritLM, string: str, words: str) -> str:
       string: the unit string of the recording.
       words: of its transcript.
     """
-    meant = complete(lm, f"[Speech]{string}[Text]{lm.text_tokenizer.word_prefix}{MEANING}")
+    prompt = f"[Speech]{string}[Text]{lm.text_tokenizer.word_prefix}{MEANING}"
+    # As long as a transcript's prompt: in as many rows, the programs of the transcript serve.
+    rows = [prompt] * transcription.ROWS
+    ids, *_ = lm.generate_ids(rows, max_new_tokens=lm.transcription_config.max_new_tokens)
+    meant = first_text(lm, ids)
     return repr(meant) if meant == small_world.intent_of(words) else UNCLEAR
 
 
@@ -236,9 +240,15 @@ def read_in_manners(stage: Stage, lm: SpiritLM, text: str) -> None:
 
 def complete(lm: SpiritLM, prompt: str) -> str:
     """The likeliest text after a prompt string, up to the first marker or unit."""
-    (ids,) = lm.generate_ids([prompt], max_new_tokens=MOST_PIECES)
-    text_ids = list(itertools.takewhile(lambda token: token < lm.vocab.text_size, ids))
-    return lm.text_tokenizer.decode(text_ids).strip()
+    # With room for as much as speech takes, so that the programs that speak serve here too.
+    (ids,) = lm.generate_ids([prompt], max_new_tokens=MOST_UNITS)
+    return first_text(lm, ids)
+
+
+def first_text(lm: SpiritLM, ids: list[int]) -> str:
+    """The text at the start of generated ids, up to the first marker or unit."""
+    text_ids = itertools.takewhile(lambda token: token < lm.vocab.text_size, ids[:MOST_PIECES])
+    return lm.text_tokenizer.decode(list(text_ids)).strip()
 
 
 def draw(path: str | Path, sounds: list[Sound]) -> None:

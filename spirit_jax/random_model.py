@@ -85,6 +85,8 @@ def _speech_networks(kind: str) -> dict[str, tuple]:
         speakers=("ex01", "ex02", "ex03", "ex04"),
         embedding_dim=8,
         initial_channels=64,
+        resblock_kernels=(3,),  # one, to be compiled quickly
+        resblock_dilations=((1, 3),),
         duration_hidden=8,
     )
     networks = {

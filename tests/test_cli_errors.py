@@ -148,7 +148,6 @@ def test_importing_the_package_is_cheap():
     assert not (HEAVY | {"numpy"}) & set(done.stdout.split())
 
 
-@pytest.mark.compat
 def test_no_module_imports_another_framework():
     code = """
 import importlib, pkgutil, sys, spirit_jax

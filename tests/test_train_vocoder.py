@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import soundfile
 import speech_runs
-from marks import slow
 from tones import write_tones
 
 from spirit_jax import checkpoint, speech_tokenizer
@@ -132,7 +131,8 @@ def test_discriminators_take_part_from_their_step_on_and_learn(whole):
     np.testing.assert_allclose(last["loss"], weighted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stop_after", [slow(6), ALONE + 2])
+@pytest.mark.slow  # by default the pitch network stands for all
+@pytest.mark.parametrize("stop_after", [6, ALONE + 2])
 def test_stopped_equals_unstopped_bitwise(config, whole, stop_after):
     stopped = changed(config, f"stopped{stop_after}")
     run(stopped, stop_after=stop_after)

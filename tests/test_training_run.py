@@ -22,6 +22,7 @@ from spirit_jax.training.configs import MeshConfig
 from spirit_jax.training.lm import RunConfig, make_model, train
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("devices", [slow(1), 8])
 def test_stopped_equals_unstopped_bitwise(make_config, tmp_path, devices):
     whole = run(make_config("whole"), devices)
@@ -48,9 +49,8 @@ def load_params(config, devices):
 
 def test_meshes_change_nothing_and_may_change_at_a_stop(make_config, tmp_path):
     whole = run(make_config("one"))
-    sharded = run(make_config("eight", MeshConfig(fsdp=4, tensor=2)), devices=8)
-    np.testing.assert_allclose(sharded, whole, rtol=1e-5)
-    run(make_config("moved", MeshConfig(fsdp=4, tensor=2)), devices=8, stop_after=3)
+    first = run(make_config("moved"), devices=8, stop_after=3)  # all fsdp
+    np.testing.assert_allclose(first, whole[:3], rtol=1e-5)
     shutil.copytree(tmp_path / "moved", tmp_path / "moved-to-one")
     for name, mesh, devices in (
         ("moved", MeshConfig(data=2, tensor=4), 8),
@@ -87,12 +87,15 @@ def test_a_damaged_checkpoint_is_passed_over(make_config, tmp_path, capfd):
     assert export.load_params(config, make_model(config), jax.devices()[:1])[0] == STEPS
 
 
+ONE_DEVICE = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0"
+}  # of a process, and quickly compiled
 COMMAND = "from spirit_jax.cli import main; main()"
 
 
 def start(path, *overrides):
     command = [sys.executable, "-c", COMMAND, "train", "--config", str(path), *overrides]
-    environment = os.environ | {"XLA_FLAGS": ""}
+    environment = os.environ | ONE_DEVICE
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -156,7 +159,7 @@ def test_a_full_disk_during_a_save_is_named_and_the_last_checkpoint_counts(make_
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); " + COMMAND
     )
     command = [sys.executable, "-c", limited, "train", "--config", str(path), "steps=8"]
-    environment = os.environ | {"XLA_FLAGS": ""}
+    environment = os.environ | ONE_DEVICE
     stopped = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     errors = [line for line in stopped.stderr.splitlines() if line.startswith("error: ")]
     assert stopped.returncode == 1 and len(errors) == 1, stopped.stderr[-3000:]
@@ -173,7 +176,7 @@ def test_ctrl_c_ends_the_command_whenever_it_comes(make_config, tmp_path, second
     """While modules are imported, while the first step is compiled, and between steps."""
     path = write_config(tmp_path / "run.yaml", make_config("stopped"))
     command = [sys.executable, "-c", COMMAND, "train", "--config", str(path), "steps=1000000"]
-    environment = os.environ | {"XLA_FLAGS": ""}
+    environment = os.environ | ONE_DEVICE
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
