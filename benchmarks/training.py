@@ -19,10 +19,12 @@ from flax import linen as nn
 
 from benchmarks.paired import paired_ratio
 from spirit_jax.models.llama import Llama, LlamaConfig
-from spirit_jax.training import lm
+from spirit_jax.training.configs import StepConfig
+from spirit_jax.training.lm.loss import Objective
+from spirit_jax.training.lm.recipe import token_flops
 from spirit_jax.training.metrics import peak_flops
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from spirit_jax.training.step import Objective, StepConfig, TrainState, train_step
+from spirit_jax.training.step import TrainState, train_step
 from spirit_jax.vocab import Vocab
 
 PAIRS, THREADS, STEPS = 5, 2, 1000
@@ -57,7 +59,8 @@ def make_ours(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool):
         attention="cudnn" if gpu else "auto",
     )
     settings = OptimizerConfig()
-    optimizer, schedule = make_optimizer(settings, STEPS), make_schedule(settings, STEPS)
+    schedule = make_schedule(settings, STEPS)
+    optimizer = make_optimizer(settings, schedule)
     objective = Objective(model, vocab, StepConfig(loss_chunk=1024))
 
     @jax.jit
@@ -67,7 +70,7 @@ def make_ours(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool):
         return TrainState.create(params, optimizer)
 
     def step(state, batch):
-        return train_step(objective, optimizer, schedule, state, batch)
+        return train_step(objective.step_gradients, optimizer, schedule, state, batch)
 
     compiled = jax.jit(step, donate_argnums=0)
     state = create()
@@ -138,7 +141,7 @@ def main() -> None:
         "times_as_fast_as_torch": round(told["ratio"], 2),
     }
     if peak := peak_flops(jax.devices()[0]):
-        flops = lm.token_flops(cfg, shape[1]) * tokens.size
+        flops = token_flops(cfg, shape[1]) * tokens.size
         result["mfu"] = round(flops / told["ours_seconds"] / peak, 3)
     print(json.dumps(result))
 

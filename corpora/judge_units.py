@@ -17,7 +17,7 @@ from spirit_jax.evaluation.units import labels_at_frames, phone_probe, unit_edit
 from spirit_jax.models import hubert
 from spirit_jax.models.wav2vec2 import TrunkConfig
 from spirit_jax.speech_tokenizer import SpeechTokenizer
-from spirit_jax.training import unit_targets
+from spirit_jax.training.hubert import targets as unit_targets
 from spirit_jax.training.kmeans import KMeansConfig
 
 NOISE_DB = 10.0

@@ -11,7 +11,7 @@ from pathlib import Path
 from spirit_jax import files, lock
 from spirit_jax.data.configs import SourceConfig
 from spirit_jax.errors import InputError
-from spirit_jax.training.run_configs import LmRunConfig
+from spirit_jax.training.lm.config import LmRunConfig
 
 PREFIX = "made:"
 KINDS = ("base", "expressive")
@@ -42,9 +42,9 @@ def write(config: LmRunConfig) -> LmRunConfig:
     """
     resolved = resolve(config)
     if resolved != config:
-        from spirit_jax.training import hosts
+        from spirit_jax.training import distributed
 
-        hosts.from_first(lambda: _write(config))
+        distributed.from_first(lambda: _write(config))
     return resolved
 
 

@@ -59,10 +59,11 @@ def export(inputs: Path, output: Path) -> None:
     from training_runs import make_run
 
     from spirit_jax.training.export import export
+    from spirit_jax.training.lm.recipe import LmRecipe
 
     config = make_run(inputs / "run", inputs / "model", inputs / "corpus")
     if not (output / "model").exists():  # it is not written over
-        export(config, output / "model")
+        export(LmRecipe(config), output / "model")
 
 
 def convert(inputs: Path, output: Path) -> None:

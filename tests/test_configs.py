@@ -7,8 +7,8 @@ import pytest
 
 from spirit_jax import config
 from spirit_jax.evaluation.run import EvalConfig
-from spirit_jax.training import find_recipe
-from spirit_jax.training.lm import RunConfig
+from spirit_jax.training import find_recipe, read_run_config
+from spirit_jax.training.lm.config import LmRunConfig
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -17,7 +17,7 @@ TINY = sorted(path for path in (FOLDER / "tiny").glob("*.yaml") if path.stem != 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_is_a_run(path):
-    run = config.read(RunConfig, path)
+    run = config.read(LmRunConfig, path)
     assert path.stem in run.run_dir
     assert run.data.sources and all(source.path for source in run.data.sources)
     header = path.read_text().partition("run_dir:")[0]
@@ -31,8 +31,8 @@ def test_a_config_is_a_run(path):
 
 @pytest.mark.parametrize("path", TINY, ids=lambda path: path.stem)
 def test_a_config_of_the_small_world_is_a_run_of_its_recipe(path):
-    recipe = find_recipe(str(config.read_mapping(path).get("recipe", "lm")))
-    run = config.read(recipe.RunConfig, path)
+    run = read_run_config(path)
+    assert find_recipe(run.recipe).__name__.lower().startswith(run.recipe)
     assert run.run_dir.startswith("runs/tiny/") and run.data.sources
     command = f"train --config configs/tiny/{path.name}"
     assert command in path.read_text()

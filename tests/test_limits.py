@@ -26,7 +26,8 @@ from spirit_jax.models.wav2vec2 import TrunkConfig
 from spirit_jax.new_model import extend_model
 from spirit_jax.random_model import write_random_model
 from spirit_jax.training.configs import KMeansConfig
-from spirit_jax.training.run_configs import LmRunConfig, UnitsRunConfig
+from spirit_jax.training.hubert.config import HubertRunConfig
+from spirit_jax.training.lm.config import LmRunConfig
 from spirit_jax.vocab import Vocab
 
 CONFIGS = [
@@ -120,7 +121,7 @@ def test_numbers_that_do_not_go_together_are_named(cls, values, says):
         KMeansConfig,
         EvalConfig,
         functools.partial(LmRunConfig, run_dir="run", model="spirit-tiny-base"),
-        functools.partial(UnitsRunConfig, run_dir="run"),
+        functools.partial(HubertRunConfig, run_dir="run"),
     ],
     ids=str,
 )

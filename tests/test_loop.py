@@ -23,9 +23,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(value):
 def test_steps_that_changed_nothing_may_come_now_and_then():
     check = loop._LossCheck("runs/a")
     for loss in (float("nan"), float("nan"), 1.0, float("nan"), float("nan")):
-        check(1, {"loss": loss, "skipped": 0})
+        check(1, {"loss": loss})
     with pytest.raises(InputError, match="the loss of step 7"):
-        check(7, {"loss": float("nan"), "skipped": 0})
+        check(7, {"loss": float("nan")})
 
 
 def test_a_run_with_damaged_parameters_ends(make_config, tmp_path, expressive_folder):

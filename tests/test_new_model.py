@@ -16,8 +16,10 @@ from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.new_model import extend_model, write_new_model
 from spirit_jax.speech_tokenizer import SpeechTokenizerConfig
 from spirit_jax.text import learn_text_tokenizer, load_sentencepiece, load_text_tokenizer
-from spirit_jax.training import lm as lm_lib
+from spirit_jax.training import loop
 from spirit_jax.training.export import export
+from spirit_jax.training.lm.config import LmRunConfig
+from spirit_jax.training.lm.recipe import LmRecipe
 from spirit_jax.vocab import Vocab
 
 LINES = ["the lamp in the hall is warm", "turn on the lamp", "the hall is dark", "a warm hall"]
@@ -79,7 +81,7 @@ def test_a_language_model_is_trained_in_it_and_exported_in_half(tmp_path, texts,
     prepare(texts, tmp_path / "corpus", None)
     sizes = LlamaConfig(vocab.padded_size, 16, 32, 1, 2, 2, 8, max_positions=64)
     source = SourceConfig(str(tmp_path / "corpus"), format="text")
-    run = lm_lib.RunConfig(
+    run = LmRunConfig(
         run_dir=str(tmp_path / "run"),
         model=str(tmp_path / "new"),
         random_init=True,
@@ -87,14 +89,14 @@ def test_a_language_model_is_trained_in_it_and_exported_in_half(tmp_path, texts,
         steps=2,
         data=DataConfig((source,), seq_len=32, batch_rows=2, shards=2),
     )
-    assert len(list(lm_lib.train(run, jax.devices()[:1]))) == 2
+    assert len(list(loop.train(LmRecipe(run), jax.devices()[:1]))) == 2
     own = tmp_path / "new" / "speech_tokenizer"  # from now on it shares a network
     (tmp_path / "set").mkdir()
     (own / "hubert").rename(tmp_path / "set" / "hubert")
     about = config.read(SpeechTokenizerConfig, own / "speech_tokenizer.json")
     config.write(dataclasses.replace(about, shared="../../set"), own / "speech_tokenizer.json")
-    export(run, tmp_path / "whole")
-    export(run, tmp_path / "half", half=True)
+    export(LmRecipe(run), tmp_path / "whole")
+    export(LmRecipe(run, half=True), tmp_path / "half")
     whole, half = (
         checkpoint.flatten(checkpoint.load_params(tmp_path / name / "llama" / "params"))
         for name in ("whole", "half")

@@ -16,12 +16,22 @@ from training_runs import run
 from spirit_jax import InputError, cli, config, lock, synthetic
 from spirit_jax.data.records import fingerprint
 from spirit_jax.data.samples import SourceConfig
-from spirit_jax.training import lm, record, run_folder
+from spirit_jax.training import loop, record, run_folder
 from spirit_jax.training.checkpoints import Checkpoints
+from spirit_jax.training.lm.config import LmRunConfig
+from spirit_jax.training.lm.recipe import LmRecipe
 from spirit_jax.training.metrics import MetricsLog
-from spirit_jax.training.pitch import RunConfig as PitchConfig
+from spirit_jax.training.pitch.config import PitchRunConfig as PitchConfig
 
-ONE = jax.devices()[:1]  # a program that other tests compile too
+
+def describe(config):
+    """The record of a run of the language model."""
+    return LmRecipe(config).describe()
+
+
+def train(config, **options):
+    """The lines of a run of the language model, as they come."""
+    return loop.train(LmRecipe(config), jax.devices()[:1], **options)
 
 
 def changed(config, name, value):
@@ -62,7 +72,7 @@ SETTINGS = [  # (name, other value, what is done about it)
 def test_a_changed_setting_is_refused_or_said_by_name(make_config, name, value, kind):
     before = make_config()
     after = changed(before, name, value)
-    changes = record.compare(lm.describe(before), lm.describe(after), lm.RunConfig)
+    changes = record.compare(describe(before), describe(after), LmRunConfig)
     assert [change.name for change in getattr(changes, kind)] == [name]
     assert sum(map(len, vars(changes).values())) == 1
     told = str(getattr(changes, kind)[0])
@@ -71,13 +81,13 @@ def test_a_changed_setting_is_refused_or_said_by_name(make_config, name, value, 
 
 def test_what_lies_behind_a_path_counts_and_not_the_path(make_config, corpus, tmp_path):
     before = make_config()
-    old = lm.describe(before)
+    old = describe(before)
     shutil.copytree(corpus, tmp_path / "copy")
     shutil.copytree(before.model, tmp_path / "model")
 
     def compare(**changes):
-        now = lm.describe(dataclasses.replace(before, **changes))
-        return record.compare(old, now, lm.RunConfig)
+        now = describe(dataclasses.replace(before, **changes))
+        return record.compare(old, now, LmRunConfig)
 
     moved = dataclasses.replace(before.data, sources=(SourceConfig(str(tmp_path / "copy")),))
     changes = compare(data=moved, model=str(tmp_path / "model"))
@@ -102,11 +112,11 @@ def test_another_corpus_under_the_same_path_is_refused(make_config, corpus, tmp_
     data = dataclasses.replace(config.data, sources=(SourceConfig(str(tmp_path / "corpus")),))
     config = dataclasses.replace(config, data=data)
     shutil.copytree(corpus, tmp_path / "corpus")
-    before = lm.describe(config)
+    before = describe(config)
     shutil.rmtree(tmp_path / "corpus")
     write_toy_corpus(tmp_path / "corpus", 20)
     assert fingerprint(tmp_path / "corpus") != fingerprint(corpus)
-    changes = record.compare(before, lm.describe(config), lm.RunConfig)
+    changes = record.compare(before, describe(config), LmRunConfig)
     assert [change.name for change in changes.refused] == ["content of data.sources[0].path"]
 
 
@@ -129,12 +139,12 @@ def test_settings_of_a_speech_network_are_compared(tmp_path):
 
 
 def test_a_record_of_an_earlier_version_had_the_defaults(make_config):
-    now = lm.describe(make_config())
+    now = describe(make_config())
     old = json.loads(json.dumps(now))
     del old["settings"]["data.packing_bins"], old["settings"]["data.sources[0].flag"]
-    assert record.compare(old, now, lm.RunConfig) == record.Changes()
+    assert record.compare(old, now, LmRunConfig) == record.Changes()
     now["settings"]["data.packing_bins"] = 3
-    assert record.compare(old, now, lm.RunConfig).refused[0].old == 8
+    assert record.compare(old, now, LmRunConfig).refused[0].old == 8
 
 
 class Counter:
@@ -164,22 +174,22 @@ def test_a_changed_run_is_refused_and_taken_on_demand(make_config, tmp_path, cap
     data = dataclasses.replace(make_config().data, shards=4, packing_bins=3)
     other = make_config("run", data=data, steps=5, keep=2)
     with pytest.raises(InputError) as refused:
-        next(lm.train(other, ONE))
+        next(train(other))
     for part in ("data.shards was 8 and is 4", "data.packing_bins was 8 and is 3", "--allow"):
         assert part in str(refused.value)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
     capfd.readouterr()
-    lines = list(lm.train(other, ONE, allow_changes=True))
+    lines = list(train(other, allow_changes=True))
     assert lines[-1]["step"] == 5
     told = capfd.readouterr().err
     assert "its stream starts again" in told and "keep was 3 and is 2" in told
-    assert list(lm.train(other, ONE)) == []  # what was taken is recorded
+    assert list(train(other)) == []  # what was taken is recorded
     assert "has done 5 steps already" in capfd.readouterr().err
     lower = dataclasses.replace(other, steps=2)
-    assert list(lm.train(lower, ONE)) == []
+    assert list(train(lower)) == []
     assert "has done 5 steps already, and steps is 2" in capfd.readouterr().err
     with pytest.raises(InputError, match="does not fit this network"):
-        next(lm.train(dataclasses.replace(other, scan_layers=False), ONE, allow_changes=True))
+        next(train(dataclasses.replace(other, scan_layers=False), allow_changes=True))
 
 
 def test_a_signal_saves_before_an_evaluation_which_is_made_up_for(make_config, tmp_path, capfd):
@@ -187,7 +197,7 @@ def test_a_signal_saves_before_an_evaluation_which_is_made_up_for(make_config, t
     config = make_config("run", checkpoint_every=0, eval_every=1, eval_sources=held_out)
     config = dataclasses.replace(config, eval_batches=1)
     lines = []
-    for line in lm.train(config, ONE):
+    for line in train(config):
         lines.append(line)
         signal.raise_signal(signal.SIGINT if len(lines) == 1 else signal.SIGWINCH)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -276,12 +286,12 @@ def test_a_run_folder_that_is_a_file_is_named(make_config, tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("file", "file/run"):
         with pytest.raises(InputError, match="file"):
-            next(lm.train(make_config(name)))
+            next(train(make_config(name)))
 
 
 def test_a_run_folder_that_is_deleted_ends_the_run(make_config, tmp_path):
     with pytest.raises(InputError, match="was deleted or moved during the run"):
-        for _ in lm.train(make_config("run"), ONE):
+        for _ in train(make_config("run")):
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 
@@ -304,7 +314,7 @@ SMOKE = {"run_dir": "x", "model": "made:base", "data": {"sources": [{"path": "ma
     "model", ["made:../../x", "made:", "made:/tmp/x", "made:base/..", "made:x"]
 )
 def test_only_known_models_are_made(tmp_path, model):
-    settings = config.from_dict(lm.RunConfig, SMOKE | {"model": model, "run_dir": str(tmp_path)})
+    settings = config.from_dict(LmRunConfig, SMOKE | {"model": model, "run_dir": str(tmp_path)})
     with pytest.raises(InputError, match="expected made:base or made:expressive"):
         synthetic.write(settings)
     assert not list(tmp_path.iterdir())
@@ -314,14 +324,14 @@ def test_only_known_models_are_made(tmp_path, model):
 def test_only_corpora_of_some_size_are_made(tmp_path, path):
     values = SMOKE | {"data": {"sources": [{"path": path}]}, "run_dir": str(tmp_path)}
     with pytest.raises(InputError, match="is not a corpus that can be made"):
-        synthetic.write(config.from_dict(lm.RunConfig, values))
+        synthetic.write(config.from_dict(LmRunConfig, values))
 
 
 def test_what_a_kill_left_of_a_made_model_is_made_again(tmp_path):
     (tmp_path / "made" / "base" / "text_tokenizer").mkdir(parents=True)
-    settings = config.from_dict(lm.RunConfig, SMOKE | {"run_dir": str(tmp_path)})
+    settings = config.from_dict(LmRunConfig, SMOKE | {"run_dir": str(tmp_path)})
     resolved = synthetic.write(settings)
-    assert lm.describe(resolved)["contents"].keys() >= {"model/llama", "data.sources[0].path"}
+    assert describe(resolved)["contents"].keys() >= {"model/llama", "data.sources[0].path"}
     before = sorted((tmp_path / "made").rglob("*"))
     assert synthetic.write(settings) == resolved == synthetic.resolve(settings)
     assert sorted((tmp_path / "made").rglob("*")) == before

@@ -17,12 +17,14 @@ from spirit_jax.data.speech import SpeechDataConfig, draw_items, read_items
 from spirit_jax.errors import InputError
 from spirit_jax.models import pitch
 from spirit_jax.models.pitch import PitchConfig, StackConfig
-from spirit_jax.training import pitch as training
-from spirit_jax.training import recipe
-from spirit_jax.training.ema import EmaConfig
+from spirit_jax.training.configs import EmaConfig
+from spirit_jax.training.export import export
 from spirit_jax.training.optimizer import OptimizerConfig
+from spirit_jax.training.pitch import recipe as training
+from spirit_jax.training.pitch.config import PitchRunConfig
+from spirit_jax.training.pitch.recipe import PitchRecipe
 
-run = functools.partial(speech_runs.run, training.train)
+run = functools.partial(speech_runs.run, PitchRecipe)
 
 STEPS = 200
 STACK = StackConfig(width=16, hidden=16, depth=1)
@@ -33,7 +35,7 @@ NETWORK = PitchConfig(downs=((4, 8, 2),), encoder=STACK, decoder=STACK, num_code
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pitch")
     manifest = write_tones(folder, 6)
-    return training.RunConfig(
+    return PitchRunConfig(
         run_dir=str(folder / "whole"),
         steps=STEPS,
         checkpoint_every=50,
@@ -50,11 +52,11 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(config):
     """The lines of a run from start to end."""
-    return list(training.train(config, jax.devices()[:1]))
+    return run(config)
 
 
 def load_state(config):
-    return recipe.newest_state(config, training.make(config), jax.devices()[:1])
+    return speech_runs.load_state(PitchRecipe, config)
 
 
 def test_it_learns_f0_and_voicing_with_all_codes(whole):
@@ -86,7 +88,7 @@ def test_two_devices_equal_one(config, whole):
 def test_an_exported_network_gives_what_the_run_had_and_can_be_gone_on_with(
     config, whole, tmp_path
 ):
-    assert training.export(config, tmp_path / "network") == STEPS
+    assert export(PitchRecipe(config), tmp_path / "network") == STEPS
     model, params = pitch.load(tmp_path / "network")
     assert model.config == NETWORK
     features = training.read_features(read_items(config.data.held_out), config, NETWORK)
@@ -109,7 +111,7 @@ def test_an_exported_network_gives_what_the_run_had_and_can_be_gone_on_with(
     (line,) = run(changed(config, "again", steps=1, data=data, **start))
     assert line["restarts"] == 0 and line["reconstruction"] < 2 * whole[-1]["reconstruction"]
     with pytest.raises(InputError, match="exists already"):
-        training.export(config, tmp_path / "network")
+        export(PitchRecipe(config), tmp_path / "network")
 
 
 def test_the_report_can_be_seen_and_heard(config, whole):
@@ -151,7 +153,7 @@ def test_the_loss_is_that_of_the_paper_at_a_scale_of_one(config):
     latent, quantized = (rng.standard_normal((1, 2, 16)).astype(np.float32) for _ in range(2))
     mask, code_mask = np.ones((1, 8), bool), np.ones((1, 2), bool)
     codes = np.array([[0, 3]], np.int32)
-    found = training.Found(given, made, mask, latent, quantized, codes, code_mask)
+    found = training.PitchOutput(given, made, mask, latent, quantized, codes, code_mask)
     expected = 2 * np.square(given - made).mean() + 0.02 * np.square(latent - quantized).mean()
     one = training.measure(found, dataclasses.replace(config, scale=1.0), 8)
     np.testing.assert_allclose(one["loss"], expected, rtol=1e-6)
@@ -184,7 +186,7 @@ def test_the_learning_rate_decays_by_epochs(config, whole):
 )
 def test_wrong_settings_are_named(config, change, message):
     with pytest.raises(InputError, match=message):
-        training.make(dataclasses.replace(config, **change))
+        PitchRecipe(dataclasses.replace(config, **change))
 
 
 def test_only_so_many_recordings_are_used(config, monkeypatch):
@@ -193,7 +195,7 @@ def test_only_so_many_recordings_are_used(config, monkeypatch):
         training, "read_features", lambda items, *_: asked.append(len(items)) or [np.zeros((9, 2))]
     )
     for limit, expected in ((0, 6), (4, 4)):
-        training.make(dataclasses.replace(config, max_recordings=limit)).make_stream([0])
+        PitchRecipe(dataclasses.replace(config, max_recordings=limit)).make_stream([0])
         assert asked.pop() == expected
 
 

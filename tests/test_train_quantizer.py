@@ -24,13 +24,16 @@ from spirit_jax.evaluation import units as evaluation
 from spirit_jax.models import hubert
 from spirit_jax.models.hubert import HubertConfig, QuantizerConfig
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
-from spirit_jax.training import quantizer as training
-from spirit_jax.training import unit_targets
+from spirit_jax.training.export import export
+from spirit_jax.training.hubert import targets as unit_targets
+from spirit_jax.training.hubert.targets import Recording
 from spirit_jax.training.kmeans import KMeansConfig
 from spirit_jax.training.optimizer import OptimizerConfig
-from spirit_jax.training.unit_targets import Recording
+from spirit_jax.training.quantizer import recipe as training
+from spirit_jax.training.quantizer.config import QuantizerRunConfig
+from spirit_jax.training.quantizer.recipe import QuantizerRecipe
 
-run = functools.partial(speech_runs.run, training.train)
+run = functools.partial(speech_runs.run, QuantizerRecipe)
 
 STEPS = 120
 CLUSTERS = 5
@@ -81,7 +84,7 @@ def config(tmp_path_factory):
     params = jax.tree.map(np.asarray, params)
     checkpoint.save_network(folder / "start" / "hubert", HubertConfig(NETWORK), params)
     checkpoint.save_network(folder / "start" / "quantizer", kmeans, {"centroids": centroids})
-    return training.RunConfig(
+    return QuantizerRunConfig(
         run_dir=str(folder / "whole"),
         start=str(folder / "start"),
         steps=STEPS,
@@ -99,13 +102,13 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(config):
     """The lines of a run from start to end."""
-    return list(training.train(config, jax.devices()[:1]))
+    return run(config)
 
 
 @pytest.fixture(scope="module")
 def exported(config, whole):
     folder = Path(config.run_dir) / "exported"
-    assert training.export(config, folder) == STEPS
+    assert export(QuantizerRecipe(config), folder) == STEPS
     return folder
 
 
@@ -156,16 +159,16 @@ def test_the_exported_networks_make_units_and_only_the_top_has_moved(config, exp
     units, frames = model.apply({"params": params}, audio[None], jnp.array([len(audio)]))
     assert frames.tolist() == [24] and 0 <= units.min() and units.max() <= CLUSTERS
     with pytest.raises(InputError, match="exists already"):
-        training.export(config, exported)
+        export(QuantizerRecipe(config), exported)
 
 
 def test_a_trained_quantizer_is_gone_on_with(config, exported):
     further = changed(config, "further", start=str(exported), train_encoder_layers=0)
-    state = training.make(further).init()
+    trained, frozen = QuantizerRecipe(further).init()
     _, params = hubert.load(exported / "hubert", exported / "quantizer")
-    merged = training.merge(state.params, state.frozen)
+    merged = training.merge(trained, frozen)
     jax.tree.map(np.testing.assert_array_equal, merged, params)
-    assert state.params["layers"] == {}
+    assert trained["layers"] == {}
 
 
 def test_ctc_is_that_of_a_plain_programme():
@@ -329,7 +332,7 @@ def test_wrong_settings_are_named(config):
     with pytest.raises(InputError, match="start is empty"):
         dataclasses.replace(config, start="")
     with pytest.raises(InputError, match="has 2"):
-        training.make(dataclasses.replace(config, train_encoder_layers=3))
+        QuantizerRecipe(dataclasses.replace(config, train_encoder_layers=3))
     for changes, message in (
         ({"stretch": 1.5}, "probabilities"),
         ({"noise_db": (15.0, 5.0)}, "noise_db"),

@@ -13,7 +13,7 @@ from speech_runs import changed
 from tones import write_tones
 
 from spirit_jax.audio import load_audio
-from spirit_jax.data import f0_cache, style_features
+from spirit_jax.data import f0_cache
 from spirit_jax.data.f0_cache import F0Config
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import SpeechDataConfig, read_items
@@ -21,11 +21,15 @@ from spirit_jax.errors import InputError
 from spirit_jax.models import style
 from spirit_jax.models.style import StyleConfig
 from spirit_jax.models.wav2vec2 import TrunkConfig
-from spirit_jax.training import recipe, style_labels
-from spirit_jax.training import style as training
+from spirit_jax.training.export import export
 from spirit_jax.training.optimizer import OptimizerConfig
+from spirit_jax.training.style import features as style_features
+from spirit_jax.training.style import labels as style_labels
+from spirit_jax.training.style import recipe as training
+from spirit_jax.training.style.config import StyleRunConfig
+from spirit_jax.training.style.recipe import StyleRecipe
 
-run = functools.partial(speech_runs.run, training.train)
+run = functools.partial(speech_runs.run, StyleRecipe)
 
 STEPS, STYLES = 40, 4
 NETWORK = StyleConfig(
@@ -48,7 +52,7 @@ NETWORK = StyleConfig(
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("style")
     manifest = write_tones(folder, 10)
-    return training.RunConfig(
+    return StyleRunConfig(
         run_dir=str(folder / "whole"),
         steps=STEPS,
         checkpoint_every=10,
@@ -64,7 +68,7 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(config):
     """The lines of a run from start to end."""
-    return list(training.train(config, jax.devices()[:1]))
+    return run(config)
 
 
 def test_it_learns_who_speaks(whole):
@@ -81,9 +85,7 @@ def test_stopped_equals_unstopped_bitwise(config, whole):
     rest = run(stopped)
     assert [line["step"] for line in rest] == list(range(11, STEPS + 1))
     assert [line["loss"] for line in rest] == [line["loss"] for line in whole[10:]]
-    states = [
-        recipe.newest_state(one, training.make(one), jax.devices()[:1]) for one in (config, stopped)
-    ]
+    states = [speech_runs.load_state(StyleRecipe, run) for run in (config, stopped)]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -98,7 +100,7 @@ def test_two_devices_equal_one(config, whole):
 
 
 def test_an_exported_network_gives_the_units_and_can_be_gone_on_with(config, whole, tmp_path):
-    assert training.export(config, tmp_path / "network") == STEPS
+    assert export(StyleRecipe(config), tmp_path / "network") == STEPS
     model, params = style.load(tmp_path / "network")
     assert model.config == NETWORK
     apply, right, total = jax.jit(model.apply), 0, 0

@@ -24,11 +24,17 @@ from spirit_jax.models.discriminators import DiscriminatorConfig
 from spirit_jax.models.hifigan import HifiGanConfig
 from spirit_jax.models.mel import MelConfig
 from spirit_jax.speech_tokenizer import SpeechTokenizer
-from spirit_jax.training import recipe, vocoder, vocoder_data
+from spirit_jax.training import loop
+from spirit_jax.training.export import export
 from spirit_jax.training.optimizer import OptimizerConfig
+from spirit_jax.training.step import TrainState
+from spirit_jax.training.vocoder import data as vocoder_data
+from spirit_jax.training.vocoder import recipe as vocoder
+from spirit_jax.training.vocoder.config import VocoderRunConfig
+from spirit_jax.training.vocoder.recipe import VocoderRecipe
 from spirit_jax.units import Units
 
-run = functools.partial(speech_runs.run, vocoder.train)
+run = functools.partial(speech_runs.run, VocoderRecipe)
 
 STEPS, ALONE = 24, 16  # in all, and those without discriminators
 NETWORK = HifiGanConfig(
@@ -50,7 +56,7 @@ NETWORK = HifiGanConfig(
 def config(tmp_path_factory, base_folder):
     folder = tmp_path_factory.mktemp("vocoder")
     manifest = write_tones(folder, 6)
-    return vocoder.RunConfig(
+    return VocoderRunConfig(
         run_dir=str(folder / "whole"),
         steps=STEPS,
         checkpoint_every=4,
@@ -96,7 +102,7 @@ def changed(config, name, **changes):
 
 
 def load_state(config):
-    return recipe.newest_state(config, vocoder.make(config), jax.devices()[:1])
+    return speech_runs.load_state(VocoderRecipe, config)
 
 
 def losses(lines):
@@ -123,7 +129,7 @@ def test_discriminators_take_part_from_their_step_on_and_learn(whole):
     # two judges that know nothing yet score around 0
     assert 1.6 < first["loss_discriminator"] < 2.4 and abs(first["score_real"]) < 0.2
     assert last["loss_discriminator"] < first["loss_discriminator"]
-    apart = [line["score_real"] - line["score_made"] for line in (first, last)]
+    apart = [line["score_real"] - line["score_generated"] for line in (first, last)]
     assert apart[1] > apart[0]
     weighted = 45 * last["loss_mel"] + last["loss_stft"] + last["loss_duration"]
     weighted += last["loss_f0"] + 2 * last["loss_envelope"]
@@ -145,7 +151,7 @@ def test_stopped_equals_unstopped_bitwise(config, whole, stop_after):
 def test_sigterm_in_the_last_step_without_discriminators_ends_the_run(config):
     stopped = changed(config, "last", adversarial_from=2, steps=3)
     steps = []
-    for metrics in vocoder.train(stopped, jax.devices()[:1]):
+    for metrics in loop.train(VocoderRecipe(stopped), jax.devices()[:1]):
         steps.append(metrics["step"])
         if metrics["step"] == 2:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -169,7 +175,7 @@ def test_report_and_exported_network(config, whole, base_folder, tmp_path):
         assert (report / f"{name}.png").stat().st_size > 1000
         real, made, paced = (
             soundfile.read(report / f"{name}_{what}.wav")[0]
-            for what in ("real", "made", "made_with_predicted_durations")
+            for what in ("real", "generated", "generated_with_predicted_durations")
         )
         assert len(real) == len(made) and len(paced) % 640 == 0 < np.abs(made).max()
         np.testing.assert_allclose(np.abs(real).max(), vocoder_data.PEAK, atol=0.01)
@@ -177,13 +183,13 @@ def test_report_and_exported_network(config, whole, base_folder, tmp_path):
     folder = tmp_path / "speech_tokenizer"
     shutil.copytree(base_folder / "speech_tokenizer", folder)
     shutil.rmtree(folder / "hifigan")
-    assert vocoder.export(config, folder / "hifigan") == STEPS
+    assert export(VocoderRecipe(config), folder / "hifigan") == STEPS
     speech_tokenizer.seal(folder, "base", f0_method="pyin")
     tokenizer = SpeechTokenizer.from_pretrained(folder)
     audio = read_items(config.data.sources)[0].audio
     voices = [tokenizer.decode(tokenizer.encode(audio), name) for name in ("low", "high")]
     assert len(voices[0]) == len(voices[1]) and np.abs(voices[0] - voices[1]).max() > 1e-4
-    generator = load_state(config).generator
+    generator = load_state(config).params["generator"]
     stored = checkpoint.load_params(folder / "hifigan" / "params")
     moved = stored["duration"]["out"].pop("bias"), generator["duration"]["out"].pop("bias")
     assert abs(moved[0] - moved[1]) > 1e-3
@@ -192,12 +198,12 @@ def test_report_and_exported_network(config, whole, base_folder, tmp_path):
     spoken = [tokenizer.decode(tokenizer.to_string(one)) for one in heard]
     assert sum(map(len, spoken)) == pytest.approx(640 * sum(map(len, heard)), rel=0.02)
     with pytest.raises(InputError, match="exists already"):
-        vocoder.export(config, folder / "hifigan")
+        export(VocoderRecipe(config), folder / "hifigan")
 
 
 def test_a_new_voice_joins_a_trained_network(config, whole, tmp_path):
     network = tmp_path / "network"
-    vocoder.export(config, network)
+    export(VocoderRecipe(config), network)
     before, params = hifigan.load(network)
     tuned = changed(config, "tuned", start=str(network), speakers=("low", "new"))
     planned, grown = vocoder.plan_network(tuned)
@@ -260,7 +266,7 @@ def test_a_row_is_a_segment_at_frames_and_a_stretch_of_whole_runs(tmp_path):
     codes_t = np.repeat(np.arange(8), [1, 2, 3, 4, 1, 2, 3, 4]).astype(np.int32)
     ids_tc = np.stack([codes_t, np.arange(20)], -1).astype(np.int32)  # the second says where
     f0_tk = np.arange(80, dtype=np.float32).reshape(20, 4) + 100
-    one = vocoder_data.Utterance("a", "s", tmp_path / "a.wav", ids_tc, f0_tk)
+    one = vocoder_data.SpokenUnits("a", "s", tmp_path / "a.wav", ids_tc, f0_tk)
     loud_s = load_audio(tmp_path / "a.wav") / 0.5 * vocoder_data.PEAK
     starts, firsts = set(), set()
     for seed in range(100):
@@ -326,10 +332,10 @@ def test_a_recording_that_was_replaced_is_heard_anew_and_copies_once(config, tmp
 @pytest.mark.slow
 def test_without_a_duration_predictor_the_report_has_no_predicted_durations(config, tmp_path):
     network = dataclasses.replace(NETWORK, duration_hidden=0)
-    made = vocoder.make(changed(config, "untimed", network=network))
-    made.report(made.init(), tmp_path)
+    recipe = VocoderRecipe(changed(config, "untimed", network=network))
+    recipe.report(TrainState.create(recipe.init()[0], recipe.optimizer), tmp_path)
     whats = sorted(path.name for path in tmp_path.glob("low*"))
-    assert whats == ["low.png", "low_made.wav", "low_real.wav"]
+    assert whats == ["low.png", "low_generated.wav", "low_real.wav"]
 
 
 def test_what_does_not_fit_is_named(config):

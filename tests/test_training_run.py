@@ -17,9 +17,10 @@ from training_runs import STEPS, run, write_config
 from spirit_jax import InputError, cli
 from spirit_jax.data.pipeline import DataConfig
 from spirit_jax.data.samples import SourceConfig
-from spirit_jax.training import export
 from spirit_jax.training.configs import MeshConfig
-from spirit_jax.training.lm import RunConfig, make_model, train
+from spirit_jax.training.export import newest_state
+from spirit_jax.training.lm.config import LmRunConfig
+from spirit_jax.training.lm.recipe import LmRecipe, plain_params
 
 
 @pytest.mark.compat
@@ -41,10 +42,9 @@ def test_stopped_equals_unstopped_bitwise(make_config, tmp_path, devices):
 
 
 def load_params(config, devices):
-    model = make_model(config)
-    step, params = export.load_params(config, model, jax.devices()[:devices])
-    assert step == STEPS
-    return params
+    state = newest_state(LmRecipe(config), jax.devices()[:devices])
+    assert state.step == STEPS
+    return plain_params(state, config)
 
 
 def test_meshes_change_nothing_and_may_change_at_a_stop(make_config, tmp_path):
@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_passed_over(make_config, tmp_path, capfd):
     # What was done again is saved again, and is what an export takes.
     assert (folder / newest.name).is_dir() and (folder / "damaged" / newest.name).is_dir()
     config = make_config("hurt")
-    assert export.load_params(config, make_model(config), jax.devices()[:1])[0] == STEPS
+    assert newest_state(LmRecipe(config), jax.devices()[:1]).step == STEPS
 
 
 ONE_DEVICE = {
@@ -147,7 +147,7 @@ def test_a_model_without_its_corpus_is_named(make_config, tmp_path):
     data = DataConfig((SourceConfig(str(tmp_path / "gone")),), 48, 8, 8)
     fields = vars(config) | {"data": data}
     with pytest.raises(InputError, match="holds no prepared corpus"):
-        next(train(RunConfig(**fields), jax.devices()[:1]))
+        run(LmRunConfig(**fields))
 
 
 @pytest.mark.slow

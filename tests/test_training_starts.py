@@ -16,11 +16,12 @@ from spirit_jax import InputError, SpiritLM, checkpoint, config
 from spirit_jax.data.pipeline import Stream
 from spirit_jax.models import llama
 from spirit_jax.text import load_text_tokenizer
-from spirit_jax.training import lora
-from spirit_jax.training.configs import LoraConfig, MeshConfig
+from spirit_jax.training.configs import LoraConfig, MeshConfig, StepConfig
 from spirit_jax.training.export import export
-from spirit_jax.training.lm import RunConfig
-from spirit_jax.training.step import Objective, StepConfig
+from spirit_jax.training.lm import lora
+from spirit_jax.training.lm.config import LmRunConfig
+from spirit_jax.training.lm.loss import Objective
+from spirit_jax.training.lm.recipe import LmRecipe
 from spirit_jax.vocab import Vocab
 
 LORA = LoraConfig(rank=2, alpha=8.0)
@@ -42,7 +43,7 @@ def module_tmp(tmp_path_factory):
 def test_an_exported_run_generates_and_goes_on_as_a_start(make_config, tmp_path, scan):
     settings = make_config(scan_layers=scan)
     losses = run(settings)
-    assert export(settings, tmp_path / "model") == STEPS
+    assert export(LmRecipe(settings), tmp_path / "model") == STEPS
     prompt = [("text", "the object")]
     pieces = SpiritLM.from_pretrained(tmp_path / "model").generate(
         prompt, output_modality="text", max_new_tokens=3
@@ -56,12 +57,12 @@ def test_an_exported_run_generates_and_goes_on_as_a_start(make_config, tmp_path,
     )
     assert run(again, stop_after=1)[0] < losses[0]
     with pytest.raises(InputError, match="exists already"):
-        export(settings, tmp_path / "model")
+        export(LmRecipe(settings), tmp_path / "model")
 
 
 def test_a_run_without_a_checkpoint_cannot_be_exported(make_config, tmp_path):
     with pytest.raises(InputError, match="has no checkpoint yet"):
-        export(make_config("none"), tmp_path / "model")
+        export(LmRecipe(make_config("none")), tmp_path / "model")
     assert not list(tmp_path.glob("model*"))
 
 
@@ -72,7 +73,7 @@ def test_lora_begins_as_the_model_was_and_learns_its_products_and_new_rows(make_
     losses = run(settings)
     np.testing.assert_allclose(losses[0], plain[0], rtol=1e-6)
     assert losses[-1] < losses[0]
-    export(settings, tmp_path / "merged")
+    export(LmRecipe(settings), tmp_path / "merged")
     source = tmp_path.__class__(settings.model)
     vocab = config.read(Vocab, source / "vocab.json")
     before, after = read_params(source), read_params(tmp_path / "merged")
@@ -107,7 +108,7 @@ def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
     settings = make_config("lora", lora=LORA)
     run(settings, stop_after=5)
     rest = run(settings)  # from the newest checkpoint
-    export(settings, tmp_path / "merged")
+    export(LmRecipe(settings), tmp_path / "merged")
     merged = dataclasses.replace(
         settings, run_dir=str(tmp_path / "more"), model=str(tmp_path / "merged"), lora=LoraConfig()
     )
@@ -238,10 +239,10 @@ def test_settings_that_cannot_be_are_named(make_config):
         with pytest.raises(InputError, match=message):
             make_config(**changes)
     with pytest.raises(InputError, match="mount the bucket"):
-        RunConfig(run_dir="gs://bucket/run", model="m")
+        LmRunConfig(run_dir="gs://bucket/run", model="m")
     with pytest.raises(InputError, match="no layer 'w'"):
         LoraConfig(rank=1, layers=("w",))
-    assert RunConfig(run_dir="a", model="b").steps == 100
+    assert LmRunConfig(run_dir="a", model="b").steps == 100
 
 
 def test_a_qwix_that_is_too_old_is_named(monkeypatch):

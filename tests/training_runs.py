@@ -8,8 +8,10 @@ from test_interleave import make_utterance
 from spirit_jax.data.pipeline import DataConfig
 from spirit_jax.data.records import Shard, write_list, write_shard
 from spirit_jax.data.samples import SourceConfig
+from spirit_jax.training import loop
 from spirit_jax.training.configs import MeshConfig
-from spirit_jax.training.lm import RunConfig, train
+from spirit_jax.training.lm.config import LmRunConfig
+from spirit_jax.training.lm.recipe import LmRecipe
 from spirit_jax.training.optimizer import OptimizerConfig
 
 STEPS = 7
@@ -32,12 +34,12 @@ def make_run(run_dir, model, corpus, mesh=ALL_FSDP, **changes):
         "data": DataConfig((SourceConfig(str(corpus)),), seq_len=48, batch_rows=8, shards=8),
         "optimizer": OptimizerConfig(learning_rate=1e-2),
     }
-    return RunConfig(run_dir=str(run_dir), model=str(model), mesh=mesh, **settings | changes)
+    return LmRunConfig(run_dir=str(run_dir), model=str(model), mesh=mesh, **settings | changes)
 
 
 def run(config, devices=1, stop_after=None):
     """Losses of a run; `stop_after` that many the run is dropped."""
-    steps = train(config, jax.devices()[:devices])
+    steps = loop.train(LmRecipe(config), jax.devices()[:devices])
     losses = []
     for metrics in steps:
         losses.append(metrics["loss"])

@@ -28,8 +28,8 @@ from spirit_jax import config as config_lib
 from spirit_jax import files, sharding
 from spirit_jax.errors import InputError
 from spirit_jax.models import llama
-from spirit_jax.training import lm
-from spirit_jax.training.step import Objective
+from spirit_jax.training.lm.config import LmRunConfig
+from spirit_jax.training.lm.recipe import LmRecipe, make_model, token_flops
 from spirit_jax.vocab import HUBERT_UNITS, Vocab
 from tpu.estimate import CHIPS, GIB, estimate
 
@@ -58,15 +58,14 @@ def get_devices(topology: str) -> list[jax.Device]:
         raise files.unreadable(f"The topology '{topology}'", error, reason) from error
 
 
-def compile_step(config: lm.RunConfig, devices: list[jax.Device]) -> jax.stages.Compiled:
+def compile_step(config: LmRunConfig, devices: list[jax.Device]) -> jax.stages.Compiled:
     """The compiled training step of a run on `devices`."""
     mesh = config.mesh.make(devices)
-    model = lm.make_model(config)
-    rows = model.config.vocab_size  # how many of them are text pieces changes no program
+    rows = make_model(config).config.vocab_size  # how many are text pieces changes no program
     vocab = Vocab(text_size=rows - 2 - HUBERT_UNITS, padded_size=rows)
-    optimizer = lm.make_optimizers(config, vocab)
-    objective = Objective(model, vocab, config.step)
-    shapes, places = lm.abstract_train_state(config, model, optimizer, mesh)
+    recipe = LmRecipe(config, vocab=vocab)
+    state = recipe.abstract_state(mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
     shape = (config.data.batch_rows, config.data.seq_len)
     with jax.set_mesh(mesh):
         place = sharding.batch_sharding(shape, mesh)
@@ -77,17 +76,16 @@ def compile_step(config: lm.RunConfig, devices: list[jax.Device]) -> jax.stages.
             )
             for name in names
         }
-        step = lm.jit_step(config, objective, optimizer, places)
-        return step.lower(_placed(shapes, places), batch).compile()
+        return recipe.jit_step(recipe.gradients, places).lower(state, batch).compile()
 
 
 def compile_decode(
-    config: lm.RunConfig, devices: list[jax.Device], rows: int
+    config: LmRunConfig, devices: list[jax.Device], rows: int
 ) -> jax.stages.Compiled:
     """The compiled step that makes a token for each of `rows`, with a cache of `seq_len` tokens."""
     mesh = config.mesh.make(devices)
     dtype = jnp.dtype(config.compute_dtype)
-    model = llama.Llama(lm.make_model(config).config, dtype, dtype, scan_layers=config.scan_layers)
+    model = llama.Llama(make_model(config).config, dtype, dtype, scan_layers=config.scan_layers)
     boxed = llama.abstract_params(model, boxed=True)
     params = _placed(llama.abstract_params(model), sharding.param_shardings(boxed, mesh))
     slots = config.data.seq_len
@@ -118,7 +116,7 @@ def compile_decode(
         return compiled.lower(params, cache, ids_b, ids_b).compile()
 
 
-def plan(config: lm.RunConfig, topology: str, decode_rows: int = 0) -> dict:
+def plan(config: LmRunConfig, topology: str, decode_rows: int = 0) -> dict:
     """What the compiler says of a run, as plain values.
 
     `fits` is False where its memory does not do; then there is no more than the reason. With
@@ -140,7 +138,7 @@ def plan(config: lm.RunConfig, topology: str, decode_rows: int = 0) -> dict:
     memory = compiled.memory_analysis()
     tokens = decode_rows or config.data.batch_rows * config.data.seq_len
     kernels = 0.0 if decode_rows else kernel_flops(config) * tokens / len(devices)
-    cfg = lm.make_model(config).config
+    cfg = make_model(config).config
     told = estimate(compiled.as_text(), chip, kernels, cfg.num_layers)
     result |= {
         "fits": memory.peak_memory_in_bytes <= chip.hbm_bytes,
@@ -159,22 +157,22 @@ def plan(config: lm.RunConfig, topology: str, decode_rows: int = 0) -> dict:
         "compile_seconds": time.monotonic() - started,
     }
     if not decode_rows:
-        flops = lm.token_flops(cfg, config.data.seq_len) * tokens / len(devices)
+        flops = token_flops(cfg, config.data.seq_len) * tokens / len(devices)
         result["mfu"] = flops / told.seconds / chip.peak_flops
     return result
 
 
-def kernel_flops(config: lm.RunConfig) -> float:
+def kernel_flops(config: LmRunConfig) -> float:
     """What the attention kernels compute for a token of training; 0 where there are none."""
     if config.attention != "splash":
         return 0.0
-    cfg = lm.make_model(config).config
+    cfg = make_model(config).config
     # Two products of 2 x width x S / 2; the two kernels backward have seven of the same size.
     forward = 2 * cfg.num_heads * cfg.head_dim * config.data.seq_len * cfg.num_layers
     return forward * (1 + 3.5 + (config.remat == "block"))
 
 
-def search(config: lm.RunConfig, topology: str) -> Iterator[tuple[dict, dict]]:
+def search(config: LmRunConfig, topology: str) -> Iterator[tuple[dict, dict]]:
     """(settings, plan) of batches, remat policies and meshes, one after another."""
     count = len(get_devices(topology))
     seen_too_much: set[tuple] = set()
@@ -213,7 +211,7 @@ def main() -> None:
             raise InputError(
                 "The TPU's compiler is not installed: pip install -e '.[tpu]'. It needs no TPU."
             )
-        config = config_lib.read(lm.RunConfig, args.config, args.overrides)
+        config = config_lib.read(LmRunConfig, args.config, args.overrides)
         topology = args.topology or config.topology
         if not topology:
             raise InputError(f"{args.config}: names no topology; give --topology v5e:16x16.")

@@ -36,7 +36,7 @@ def train(
     """Train a network; a run that was stopped resumes from its newest checkpoint.
 
     The config's `recipe` says which: lm, the language model, on prepared corpora (the default), or
-    a network of the speech tokenizer, on recordings: units, quantizer, pitch, style or vocoder.
+    a network of the speech tokenizer, on recordings: hubert, quantizer, pitch, style or vocoder.
 
     Prints a line of metrics now and then; all are in RUN_DIR/metrics.jsonl, and for TensorBoard in
     RUN_DIR/tensorboard. SIGTERM and Ctrl-C save a checkpoint and end the run. A run that is
@@ -75,30 +75,28 @@ def _train(
         files.refuse_existing(export)
         checks.output_folder(export.absolute().parent)
     processes.join(distributed, peer_timeout)
-    from spirit_jax.training import export as export_lib
-    from spirit_jax.training import hosts
+    from spirit_jax.training import loop
+    from spirit_jax.training.distributed import is_first
+    from spirit_jax.training.export import export as write_export
 
-    recipe = find_recipe(name)
     if name == "lm":
         settings = synthetic.write(settings) if export is None else synthetic.resolve(settings)
+    recipe = find_recipe(name)(settings, **{"half": True} if half else {})
     if export is not None:
-        if name == "lm":
-            step = export_lib.export(settings, export, half, allow_changes)
-        else:
-            step = recipe.export(settings, export, allow_changes)
+        step = write_export(recipe, export, allow_changes)
         print(f"{export}: the network after step {step}")
         return
     started, last = time.monotonic(), 0.0
     pace = Pace(settings.steps)
     metrics = {}
-    for metrics in recipe.train(settings, allow_changes=allow_changes):
+    for metrics in loop.train(recipe, allow_changes=allow_changes):
         elapsed = time.monotonic() - started
         pace.add(metrics["step"], metrics["seconds"])
         is_due = elapsed - last >= 5 or metrics["step"] in (1, settings.steps)
-        if is_due and hosts.is_first():
+        if is_due and is_first():
             last = elapsed
             print(_describe(metrics, pace), flush=True)
-    if metrics.get("step") == settings.steps and hosts.is_first():
+    if metrics.get("step") == settings.steps and is_first():
         print(
             f"{settings.run_dir}: all {settings.steps} steps are done and saved. Next, for a folder"
         )

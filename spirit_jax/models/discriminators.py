@@ -1,4 +1,4 @@
-"""The discriminators of HiFi-GAN (arXiv 2010.05646): is a wave recorded, or made by a vocoder?
+"""The discriminators of HiFi-GAN (arXiv 2010.05646): is a wave recorded or generated?
 
 Letters: b batch, s samples, p period, t time, c channels in, d channels out, k kernel width.
 
@@ -60,7 +60,7 @@ class NormedConv(nn.Module):
         return y_bptd + bias_d
 
 
-class Judge(nn.Module):
+class Discriminator(nn.Module):
     """A stack of convs, and one that gives the scores; returns these and all that was before."""
 
     channels: tuple[int, ...]
@@ -80,46 +80,47 @@ class Judge(nn.Module):
 
 
 class Discriminators(nn.Module):
-    """All of them, each judging the whole wave at many places."""
+    """All discriminators; each scores a wave at many places."""
 
     config: DiscriminatorConfig
 
     @nn.compact
     def __call__(self, wave_bs: jax.Array) -> tuple[list[jax.Array], list[Features]]:
-        """Judges waves.
+        """Scores waves.
 
         Args:
           wave_bs: float32 (b, s), samples in -1..1.
 
         Returns:
-          scores: of each discriminator (b, rows, t, 1), 1 for a recording and 0 for a made wave.
-          features: of each, what its layers gave, to be compared.
+          scores: of each discriminator (b, rows, t, 1), 1 for a recorded wave and 0 for a
+            generated one.
+          features: of each, the outputs of its layers, for feature matching.
         """
         cfg = self.config
-        judged = []
+        outputs = []
         for period in cfg.periods:
             layers = len(cfg.period_channels)
-            judge = Judge(
+            discriminator = Discriminator(
                 cfg.period_channels,
                 (cfg.period_kernel,) * layers,
                 (cfg.period_stride,) * (layers - 1) + (1,),
                 (1,) * layers,
                 name=f"period{period}",
             )
-            judged.append(judge(fold(wave_bs, period)))
+            outputs.append(discriminator(fold(wave_bs, period)))
         x_bptc = wave_bs[:, None, :, None]
         for i in range(cfg.scales):
             if i:
                 x_bptc = halve(x_bptc)
-            judge = Judge(
+            discriminator = Discriminator(
                 cfg.scale_channels,
                 cfg.scale_kernels,
                 cfg.scale_strides,
                 cfg.scale_groups,
                 name=f"scale{i}",
             )
-            judged.append(judge(x_bptc))
-        return [scores for scores, _ in judged], [features for _, features in judged]
+            outputs.append(discriminator(x_bptc))
+        return [scores for scores, _ in outputs], [features for _, features in outputs]
 
 
 def fold(wave_bs: jax.Array, period: int) -> jax.Array:
@@ -135,23 +136,23 @@ def halve(x_bptc: jax.Array) -> jax.Array:
     return nn.avg_pool(x_bptc, (1, POOL), (1, POOL_STRIDE), padding)
 
 
-def judge_loss(real: list[jax.Array], made: list[jax.Array]) -> jax.Array:
-    """Least squares (arXiv 1611.04076): recordings are to score 1, made waves 0."""
+def discriminator_loss(real: list[jax.Array], generated: list[jax.Array]) -> jax.Array:
+    """Least squares (arXiv 1611.04076): recordings are to score 1, generated waves 0."""
     return sum(
-        jnp.mean(jnp.square(r - 1)) + jnp.mean(jnp.square(m))
-        for r, m in zip(real, made, strict=True)
+        jnp.mean(jnp.square(r - 1)) + jnp.mean(jnp.square(g))
+        for r, g in zip(real, generated, strict=True)
     )
 
 
-def adversarial_loss(made: list[jax.Array]) -> jax.Array:
-    """Made waves are to score as recordings do."""
-    return sum(jnp.mean(jnp.square(m - 1)) for m in made)
+def adversarial_loss(generated: list[jax.Array]) -> jax.Array:
+    """Least squares: generated waves are to score as recordings do."""
+    return sum(jnp.mean(jnp.square(scores - 1)) for scores in generated)
 
 
-def feature_loss(real: list[Features], made: list[Features]) -> jax.Array:
+def feature_loss(real: list[Features], generated: list[Features]) -> jax.Array:
     """Feature matching: the mean L1 of every layer of every discriminator, summed."""
     return sum(
-        jnp.mean(jnp.abs(jax.lax.stop_gradient(r) - m))
-        for reals, mades in zip(real, made, strict=True)
-        for r, m in zip(reals, mades, strict=True)
+        jnp.mean(jnp.abs(jax.lax.stop_gradient(real_layer) - generated_layer))
+        for features in zip(real, generated, strict=True)
+        for real_layer, generated_layer in zip(*features, strict=True)
     )

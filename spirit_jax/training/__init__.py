@@ -1,33 +1,50 @@
-"""Trainings, by the name that a run config's `recipe` gives. Importing this is cheap."""
+"""Trainings, by the name that a run config's `recipe` gives. Importing this is cheap.
+
+A training is a folder here: `config.py` with its run config, `recipe.py` with a subclass of
+`recipe.Recipe`, and what that needs. See docs/add-a-network.md.
+"""
 
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from spirit_jax.errors import InputError
 
 if TYPE_CHECKING:
     from spirit_jax.training.configs import LoopConfig
+    from spirit_jax.training.recipe import Recipe
 
-RECIPES = ("lm", "units", "quantizer", "pitch", "style", "vocoder")
+RECIPES = {  # by folder: the class in its recipe.py, and its run config in config.py
+    "lm": ("LmRecipe", "LmRunConfig"),
+    "hubert": ("HubertRecipe", "HubertRunConfig"),
+    "quantizer": ("QuantizerRecipe", "QuantizerRunConfig"),
+    "pitch": ("PitchRecipe", "PitchRunConfig"),
+    "style": ("StyleRecipe", "StyleRunConfig"),
+    "vocoder": ("VocoderRecipe", "VocoderRunConfig"),
+}
 
 
-def find_recipe(name: str) -> ModuleType:
-    """The module of a training: it has `RunConfig`, `train` and `export`.
+def find_recipe(name: str) -> "type[Recipe]":
+    """The class of a training.
 
     Raises:
       InputError: there is none of that name.
     """
-    _check_name(name)
-    return importlib.import_module(f"spirit_jax.training.{name}")
+    return _find(name, "recipe", 0)
+
+
+def find_config(name: str) -> "type[LoopConfig]":
+    """The class of a training's run config; imports neither JAX nor the recipe.
+
+    Raises:
+      InputError: there is no training of that name.
+    """
+    return _find(name, "config", 1)
 
 
 def read_run_config(path: str | Path, overrides: Sequence[str] = ()) -> "LoopConfig":
     """The config of a run, of the recipe that the file or an override names.
-
-    Imports neither JAX nor the recipe.
 
     Args:
       path: a JSON or YAML file.
@@ -37,14 +54,14 @@ def read_run_config(path: str | Path, overrides: Sequence[str] = ()) -> "LoopCon
       InputError: the file or an override cannot be used, or the recipe has no such setting.
     """
     from spirit_jax import config
-    from spirit_jax.training import run_configs
 
     values = config.override(config.read_mapping(path), overrides)
-    name = values.get("recipe", "lm")
-    _check_name(name)
-    return config.from_dict(run_configs.BY_RECIPE[name], values, source=str(path))
+    return config.from_dict(find_config(values.get("recipe", "lm")), values, source=str(path))
 
 
-def _check_name(name: object) -> None:
+def _find(name: object, module: str, place: int) -> type:
     if name not in RECIPES:
         raise InputError(f"recipe is '{name}', expected one of {', '.join(RECIPES)}.")
+    return getattr(
+        importlib.import_module(f"spirit_jax.training.{name}.{module}"), RECIPES[name][place]
+    )

@@ -25,7 +25,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from spirit_jax import checksums, files
 from spirit_jax.errors import InputError
-from spirit_jax.training import hosts
+from spirit_jax.training import distributed
 
 DAMAGED = "damaged"
 CHECKSUMS = "checksums"
@@ -102,7 +102,7 @@ class Checkpoints:
             self._wait()
             if self._check is not None:
                 self._check()
-            if hosts.from_first(lambda: step in self.steps()):
+            if distributed.from_first(lambda: step in self.steps()):
                 return
             if self._checkpointer is None:
                 self._checkpointer = self._open()
@@ -131,7 +131,7 @@ class Checkpoints:
           InputError: there are checkpoints, and none can be read; or memory, disk or permission is
             lacking.
         """
-        steps = hosts.from_first(self.steps)
+        steps = distributed.from_first(self.steps)
         reasons: dict[int, str] = {}
         for step in steps:
             try:
@@ -162,7 +162,7 @@ class Checkpoints:
 
     def _open(self) -> ocp.training.Checkpointer:
         self._folder.mkdir(parents=True, exist_ok=True)
-        hosts.from_first(self._set_aside_unreadable)
+        distributed.from_first(self._set_aside_unreadable)
         return ocp.training.Checkpointer(
             str(self._folder),
             preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
@@ -205,7 +205,7 @@ class Checkpoints:
             _check_shapes(folder, metadata.get("arrays"), describe_arrays(abstract))
             return {"metadata": metadata}
 
-        outcome = hosts.from_first(read_metadata)
+        outcome = distributed.from_first(read_metadata)
         if "damaged" in outcome:
             raise _Damaged(outcome["damaged"])
         state = self._together(lambda: _load(folder, abstract))
@@ -220,7 +220,7 @@ class Checkpoints:
             result = read()
         except Exception as error:  # whatever a damaged file makes a library raise
             lack, reason = files.find_lack(error), files.describe(error)
-        worst = hosts.largest(2 if lack else bool(reason))
+        worst = distributed.largest(2 if lack else bool(reason))
         if worst == 2:
             lack = lack or "another process lacks memory, files or permission"
             raise InputError(f"{self._folder}: cannot be read ({lack}).")
@@ -243,7 +243,7 @@ class Checkpoints:
                 )
 
         if reasons:
-            hosts.from_first(pass_over)
+            distributed.from_first(pass_over)
 
     def _set_aside_unreadable(self) -> None:
         """Sets aside older checkpoints that Orbax, which reads the metadata of all, fails on."""
@@ -290,7 +290,7 @@ class Checkpoints:
 
     def _drop_unfinished(self) -> None:
         """Gives back the room that a failed save took."""
-        if hosts.is_first():
+        if distributed.is_first():
             for path in self._folder.glob(f"*{UNFINISHED}*"):
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -1,11 +1,13 @@
-"""The loop of every training: batches in, metrics and checkpoints out, stopped and gone on with.
+"""The loop of every training: batches in, metrics and checkpoints out.
 
-It knows no network. A recipe gives it the state, the compiled step and the stream.
+It knows no network: a `Recipe` gives the first state, the loss and the stream of batches.
 """
 
 import contextlib
 import dataclasses
+import functools
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,74 +18,114 @@ import jax
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
-from spirit_jax.training import hosts
+from spirit_jax.training import distributed, run_folder
 from spirit_jax.training.checkpoints import Checkpoints
 from spirit_jax.training.configs import LoopConfig
 from spirit_jax.training.metrics import Clock, MetricsLog, peak_flops
+from spirit_jax.training.recipe import Recipe
 from spirit_jax.training.run_folder import RunFolder, say
+from spirit_jax.training.step import Metrics, TrainState
 
-MAX_NOT_FINITE = 3  # steps in a row without a finite loss, where such steps change nothing
+MAX_NOT_FINITE = 3  # steps in a row without a finite loss
 EVALUATED = "seconds_evaluation"  # a metric of each step after which there was an evaluation
 
 
 @dataclasses.dataclass
 class Training:
-    """What a recipe gives to the loop.
+    """A recipe that is ready to run on a mesh.
 
     Attributes:
-      state: with a `step`, on the mesh; given away to the loop.
-      step: compiled, (state, batch) to (state, metrics), donating the state.
-      stream: an endless iterator of dicts of arrays, this process's rows, with `get_state`.
-      checkpoints: where the state goes.
-      batch_rows: rows of a batch, over all processes.
-      rows: those of this process.
-      batch_tokens: what a batch counts as for the rate (tokens, samples, ...).
-      flops: floating-point operations of a step over all devices; 0 if not known.
-      evaluate: of a state, metrics by name.
+      recipe: what is trained.
+      state: on the mesh; given away to the loop.
+      step: of a step's number, its compiled function: (state, batch) to (state, metrics).
+      stream: an endless iterator of dicts of arrays, this process's rows.
+      checkpoints: where the state is saved.
+      rows: of a batch, those of this process.
     """
 
-    state: Any
-    step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+    recipe: Recipe
+    state: TrainState | None
+    step: Callable[[int], Callable[[TrainState, Any], tuple[TrainState, Metrics]]]
     stream: Any
     checkpoints: Checkpoints
-    batch_rows: int
     rows: list[int]
-    batch_tokens: int
-    flops: float = 0.0
-    evaluate: Callable[[Any], dict[str, float]] | None = None
 
 
-def run(
-    folder: RunFolder, config: LoopConfig, mesh: jax.sharding.Mesh, training: Training
+def train(
+    recipe: Recipe, devices: list[jax.Device] | None = None, allow_changes: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Trains to the last step, yielding each step's metrics; a stopped run is resumed.
+
+    They are also lines of `RUN/metrics.jsonl`. SIGTERM, Ctrl-C or a notice of preemption saves a
+    checkpoint and ends the run.
+
+    Args:
+      recipe: what is trained.
+      devices: to use; all by default.
+      allow_changes: resume with settings that make it another run (see `record`).
+
+    Raises:
+      InputError: a folder, corpus, recording or checkpoint that cannot be used, a mesh that does
+        not fit, or a setting that changed since the run was stopped and must not.
+    """
+    config = recipe.config
+    mesh = config.mesh.make(jax.devices() if devices is None else devices)
+    with run_folder.open_run(config, recipe.describe, allow_changes) as folder:
+        with folder.stop.droppable():
+            recipe.prepare()  # outside of the mesh: its programs run on this process's devices
+        with jax.set_mesh(mesh):
+            with folder.stop.droppable():
+                training = _start(recipe, mesh, folder)
+            yield from _run(folder, mesh, training)
+
+
+def _start(recipe: Recipe, mesh: jax.sharding.Mesh, folder: RunFolder) -> Training:
+    """Opens the data, and creates or restores the state."""
+    rows = sharding.local_rows(recipe.config.data.batch_rows, mesh)
+    stream = recipe.make_stream(rows)
+    checkpoints = folder.open_checkpoints()
+    abstract = recipe.abstract_state(mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state = folder.resume(checkpoints, abstract, stream)
+    if state is None:
+        state = recipe.first_state(mesh, places)
+
+    @functools.cache
+    def compiled(gradients):
+        return recipe.jit_step(gradients, places)
+
+    def step(number: int):
+        return compiled(recipe.gradients_of_step(number))
+
+    return Training(recipe, state, step, stream, checkpoints, rows)
+
+
+def _run(
+    folder: RunFolder, mesh: jax.sharding.Mesh, training: Training
 ) -> Iterator[dict[str, Any]]:
     """Runs to the last step, yielding each step's metrics as plain numbers.
 
-    The metrics of a step are fetched after the next one was sent, and its batch is made while the
-    devices compute, so that they do not wait. Everything here is under `jax.set_mesh`.
-
-    Args:
-      folder: of the run.
-      config: of the run, or of a part of it with fewer steps.
-      mesh: of devices.
-      training: what a recipe prepared.
+    The metrics of a step are fetched after the next one was sent, and its batch is computed while
+    the devices are busy, so that they do not wait. Everything here is under `jax.set_mesh`.
     """
+    config = folder.config
     first = int(training.state.step)
-    if first >= folder.config.steps:
+    if first >= config.steps:
         say(
             f"{config.run_dir}: has done {first} steps already, and steps is "
-            f"{folder.config.steps}: nothing is left to do. Raise steps to train on, or write the "
+            f"{config.steps}: nothing is left to do. Raise steps to train on, or write the "
             "result with --export MODEL_DIR."
         )
     log = None
     try:
-        log = MetricsLog(folder.path, first) if hosts.is_first() else None
-        _evaluate_again(config, training, folder, log, first)
-        for metrics in _steps(config, mesh, training, folder, first):
+        log = MetricsLog(folder.path, first) if distributed.is_first() else None
+        _evaluate_again(folder, mesh, training, log, first)
+        for metrics in _steps(folder, mesh, training, first):
             if log is not None:
                 log.write(metrics)
             yield metrics
     except BaseException:
-        # What ended the run is told, and not what followed from it.
+        # The error that ended the run is reported, and not what followed from it.
         with contextlib.suppress(InputError):
             training.checkpoints.close()
         raise
@@ -94,34 +136,50 @@ def run(
             log.close()
 
 
-def _evaluate_again(config, training, folder, log, first) -> None:
+def _evaluate_again(folder, mesh, training, log, first) -> None:
     """Evaluates the first state if that was due, and a signal came before it."""
-    due = _is_due(config, training, first) and log is not None and bool(log.last)
-    if hosts.agree(due and log.last["step"] == first and EVALUATED not in log.last):
+    due = _is_due(training.recipe, first) and log is not None and bool(log.last)
+    if distributed.agree(due and log.last["step"] == first and EVALUATED not in log.last):
         clock = Clock()
-        metrics = _evaluate(training, training.state, folder.stop)
+        metrics = _evaluate(training.recipe, training.state, mesh, folder.stop)
         if metrics is not None and log is not None:
             clock.lap("evaluation")
             metrics = {name: float(value) for name, value in metrics.items()}
             log.amend(metrics | {EVALUATED: clock.take()[EVALUATED]})
 
 
-def _is_due(config, training, number: int) -> bool:
+def _is_due(recipe: Recipe, number: int) -> bool:
     """Whether an evaluation is due after a step."""
-    due = number == config.steps or _every(config.eval_every, number)
-    return training.evaluate is not None and number > 0 and due
+    due = number == recipe.config.steps or _every(recipe.config.eval_every, number)
+    return recipe.has_evaluation and number > 0 and due
 
 
-def _evaluate(training: Training, state: Any, stop: hosts.Stop) -> dict[str, float] | None:
-    """The metrics of an evaluation, None if a signal ended it."""
+def _evaluate(
+    recipe: Recipe, state: TrainState, mesh: jax.sharding.Mesh, stop: distributed.Stop
+) -> dict[str, float] | None:
+    """The metrics of an evaluation, whose report is written too; None if a signal ended it."""
     try:
         with stop.droppable():
-            return training.evaluate(state)
-    except hosts.Stopped:
+            metrics = recipe.evaluate(state, mesh)
+            _write_report(recipe, state)
+            return {f"eval_{name}": value for name, value in metrics.items()}
+    except distributed.Stopped:
         return None
 
 
-def _steps(config, mesh, training, folder, first) -> Iterator[dict[str, Any]]:
+def _write_report(recipe: Recipe, state: TrainState) -> None:
+    """Writes a recipe's report, if it has one; that of the first process is kept."""
+    if type(recipe).report is Recipe.report:
+        return
+    with tempfile.TemporaryDirectory() as unused:
+        folder = Path(recipe.config.run_dir) / "report"
+        folder = folder if distributed.is_first() else Path(unused)
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe.report(state, folder)
+
+
+def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
+    config, recipe = folder.config, training.recipe
     state, stream = training.state, training.stream
     training.state = None  # each step gives the last one's memory away
     devices = mesh.devices.size
@@ -134,21 +192,21 @@ def _steps(config, mesh, training, folder, first) -> Iterator[dict[str, Any]]:
         check_loss(number, plain)
         clock.lap("waiting")
         line = {"step": number} | plain | clock.take()
-        line["tokens_per_second"] = training.batch_tokens / line["seconds"]
-        if training.flops and peak:
-            line["mfu"] = training.flops / line["seconds"] / peak / devices
+        line["tokens_per_second"] = recipe.batch_tokens / line["seconds"]
+        if recipe.flops and peak:
+            line["mfu"] = recipe.flops / line["seconds"] / peak / devices
         return line
 
     with _profiler(config) as profile, ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(next, stream) if first < config.steps else None
         for number in range(first + 1, config.steps + 1):
             batch = {
-                name: sharding.place_rows(array, training.rows, training.batch_rows, mesh)
+                name: sharding.place_rows(array, training.rows, config.data.batch_rows, mesh)
                 for name, array in coming.result().items()
             }
             clock.lap("input")
             profile(number)
-            state, metrics = training.step(state, batch)
+            state, metrics = training.step(number)(state, batch)
             clock.lap("step")
             if pending is not None:
                 yield finish(*pending)
@@ -158,8 +216,8 @@ def _steps(config, mesh, training, folder, first) -> Iterator[dict[str, Any]]:
             due = config.checkpoint_minutes and _agreed_minutes(
                 number, (time.monotonic() - saved_at) / 60 >= config.checkpoint_minutes
             )
-            if _is_due(config, training, number) and not ending:
-                evaluated = _evaluate(training, state, folder.stop)
+            if _is_due(recipe, number) and not ending:
+                evaluated = _evaluate(recipe, state, mesh, folder.stop)
                 if evaluated is not None:
                     pending[1].update(evaluated)
                     clock.lap("evaluation")
@@ -171,7 +229,7 @@ def _steps(config, mesh, training, folder, first) -> Iterator[dict[str, Any]]:
                 yield finish(*pending)
                 pending = None
                 # The stream stands behind this step: the next batch is not yet asked for.
-                place = hosts.gather(stream.get_state())
+                place = distributed.gather(stream.get_state())
                 training.checkpoints.save(state, {"stream": place, "record": folder.record})
                 saved_at = time.monotonic()
                 clock.lap("checkpoint")
@@ -191,8 +249,8 @@ class _LossCheck:
     def __call__(self, number: int, metrics: dict[str, float]) -> None:
         """Takes the metrics of a step; raises `InputError` where training makes no sense."""
         self._count = 0 if math.isfinite(metrics["loss"]) else self._count + 1
-        # Where a step says what was skipped, it has changed nothing: another batch may be fine.
-        if self._count >= (MAX_NOT_FINITE if "skipped" in metrics else 1):
+        # Such a step has changed nothing (see `train_step`): the next batch may be fine.
+        if self._count >= MAX_NOT_FINITE:
             raise InputError(
                 f"{self._run_dir}: the loss of step {number} is {metrics['loss']}; check the data, "
                 "or lower the learning rate and resume from the newest checkpoint."
@@ -207,7 +265,7 @@ def _agreed_minutes(number: int, due: bool) -> bool:
     """Whether a checkpoint is due, by the first process's clock, every ten steps."""
     if jax.process_count() == 1:
         return due
-    return number % 10 == 0 and hosts.agree(due)
+    return number % 10 == 0 and distributed.agree(due)
 
 
 @contextlib.contextmanager

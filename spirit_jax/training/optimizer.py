@@ -1,4 +1,4 @@
-"""AdamW with warm-up, a schedule and clipping."""
+"""AdamW with warm-up, a learning rate schedule and clipping."""
 
 from collections.abc import Callable
 
@@ -25,18 +25,45 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser for a run of `steps`; clipping is in it."""
+def decay_by_epoch(
+    schedule: optax.Schedule, decay: float, epoch_steps: Callable[[], int]
+) -> optax.Schedule:
+    """A schedule that is multiplied by `decay` after every epoch as well.
+
+    Args:
+      schedule: learning rate by step.
+      decay: above 0 and at most 1.
+      epoch_steps: gives the steps of an epoch; called when the first update is traced, since the
+        recordings need not be there before.
+    """
+
+    def decayed(step: jax.Array) -> jax.Array:
+        return schedule(step) * optax.exponential_decay(1, epoch_steps(), decay, staircase=True)(
+            step
+        )
+
+    return decayed
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) after clipping by the global norm.
+
+    Args:
+      config: decay rates of moments, weight decay (vectors have none), and the largest norm.
+      schedule: learning rate by step.
+    """
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
 
     def decays(params):
-        # A stacked vector has a second axis, so the name tells, not the shape.
+        # A stacked vector has a second axis, so the name says what is a vector, not the shape.
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: path[-1].key not in VECTORS, params
         )
 
     adamw = optax.adamw(
-        make_schedule(config, steps),
+        schedule,
         b1=config.beta1,
         b2=config.beta2,
         eps=config.eps,
@@ -44,22 +71,3 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         mask=decays,
     )
     return optax.chain(*clip, adamw)
-
-
-def with_epoch_decay(
-    optimizer: optax.GradientTransformation, decay: float, epoch_steps: Callable[[], int]
-) -> optax.GradientTransformation:
-    """The same with updates multiplied by `decay` after every epoch.
-
-    The update of AdamW is in proportion to its learning rate, so that is what decays.
-
-    Args:
-      optimizer: whose updates.
-      decay: above 0 and at most 1.
-      epoch_steps: how many steps an epoch has; asked when the first update is traced.
-    """
-
-    def share(step: jax.Array) -> jax.Array:
-        return decay ** (step // epoch_steps())
-
-    return optax.chain(optimizer, optax.scale_by_schedule(share))

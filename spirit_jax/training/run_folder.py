@@ -16,7 +16,7 @@ from typing import Any
 from spirit_jax import checksums
 from spirit_jax.errors import InputError, LackError
 from spirit_jax.lock import Lock, hold
-from spirit_jax.training import hosts, record
+from spirit_jax.training import distributed, record
 from spirit_jax.training.checkpoints import Checkpoints, Restored
 from spirit_jax.training.configs import LoopConfig
 
@@ -38,7 +38,7 @@ class RunFolder:
     """
 
     config: LoopConfig
-    stop: hosts.Stop
+    stop: distributed.Stop
     record: dict[str, Any]
     allow_changes: bool = False
     lock: Lock | None = None
@@ -71,7 +71,7 @@ class RunFolder:
         if restored is not None:
             self.changes = _changes(restored, self.record, type(self.config), self.path)
             _set_stream(stream, restored, self.changes.refused)
-        if hosts.is_first() and first_time:
+        if distributed.is_first() and first_time:
             if restored is not None:
                 _announce(self.config.run_dir, restored, self.changes)
             checksums.write_json(self.path / RECORD, self.record)
@@ -97,7 +97,7 @@ def open_run(
       InputError: another process trains in the folder, or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(hosts.watch_signals())
+        stop = stack.enter_context(distributed.watch_signals())
         held: list[Lock] = []
 
         def begin() -> dict[str, Any]:
@@ -106,9 +106,9 @@ def open_run(
 
         try:
             with stop.droppable():
-                made_of = hosts.from_first(begin)
+                made_of = distributed.from_first(begin)
             yield RunFolder(config, stop, made_of, allow_changes, held[0] if held else None)
-        except hosts.Stopped:
+        except distributed.Stopped:
             say(f"{config.run_dir}: stopped before a step was done; the same command starts again.")
 
 
@@ -141,7 +141,7 @@ def read_newest(
 
 def say(message: str) -> None:
     """Tells the user something, once a run: on standard error of the first process."""
-    if hosts.is_first():
+    if distributed.is_first():
         print(message, file=sys.stderr, flush=True)
 
 

@@ -9,7 +9,8 @@ import pytest
 from fuzz.mutate import STRINGS, VALUES, attempt, mutate_bytes, mutate_json, mutate_text, seeds
 from spirit_jax import config
 from spirit_jax.evaluation.configs import EvalConfig
-from spirit_jax.training import read_run_config, run_configs
+from spirit_jax.training import read_run_config
+from spirit_jax.training.lm.config import LmRunConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 RUN = {
@@ -35,7 +36,7 @@ def agrees(value, result) -> bool:
 
 @seeds
 @pytest.mark.parametrize(
-    ("cls", "valid"), [(run_configs.LmRunConfig, RUN), (EvalConfig, EVAL)], ids=["lm", "eval"]
+    ("cls", "valid"), [(LmRunConfig, RUN), (EvalConfig, EVAL)], ids=["lm", "eval"]
 )
 def test_damaged_values_are_kept_or_refused(cls, valid, seeds):
     for seed in seeds:
@@ -64,7 +65,7 @@ def test_damaged_overrides_act_or_are_refused(seeds):
             (*STRINGS, *map(str, VALUES), "[1", "{a", "2", "1e3", "&a *a", "!!int x")
         )
         item = mutate_text(f"{key}={value}", seed)
-        attempt(lambda: config.from_dict(run_configs.LmRunConfig, RUN, [item]), seed)  # noqa: B023
+        attempt(lambda: config.from_dict(LmRunConfig, RUN, [item]), seed)  # noqa: B023
 
 
 def _encode(text: str) -> bytes:

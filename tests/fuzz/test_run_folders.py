@@ -11,7 +11,7 @@ from spirit_jax import checksums, lock
 from spirit_jax.training import record, run_folder
 from spirit_jax.training.checkpoints import Checkpoints
 from spirit_jax.training.metrics import MetricsLog
-from spirit_jax.training.pitch import RunConfig
+from spirit_jax.training.pitch.config import PitchRunConfig as RunConfig
 
 LINES = [{"step": step, "loss": 0.5 * step, "seconds": 0.1} for step in range(1, 9)]
 OWNER = {"token": "x", "host": "far", "pid": 17, "started": "1", "since": "2026-01-02 03:04:05"}

@@ -1,0 +1,1 @@
+"""The training of HuBERT and of k-means units on it."""

@@ -1,0 +1,63 @@
+"""The run config of the language model's training. Importing this is cheap: no JAX."""
+
+import dataclasses
+
+from spirit_jax import limits
+from spirit_jax.data.configs import DataConfig, SourceConfig
+from spirit_jax.errors import InputError
+from spirit_jax.models.configs import LlamaConfig
+from spirit_jax.training.configs import LoopConfig, LoraConfig, OptimizerConfig, StepConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LmRunConfig(LoopConfig):
+    """A training run of the language model; what `LoopConfig` has, and this.
+
+    Attributes:
+      model: the model folder to start from; its vocabulary and tokenizer are used.
+      random_init: start from random parameters, with the vocabulary and tokenizer of `model`.
+      sizes: of a model that starts from random parameters; those of `model` by default.
+      compute_dtype: "float32" or "bfloat16"; master weights are float32.
+      scan_layers, remat, attention: see `Llama`.
+      compiler_options: of XLA, for the training step, by name.
+      topology: of the TPU slice that this is for, such as "v5e:16x16"; for `tpu/plan.py`.
+      seed: of random parameters.
+      eval_sources: held-out corpora, for evaluation (see `eval_every`).
+      eval_batches: how many batches of each an evaluation takes, the same every time.
+    """
+
+    model: str
+    random_init: bool = False
+    sizes: LlamaConfig | None = None
+    compute_dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+    attention: str = "auto"
+    compiler_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    topology: str = ""
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    eval_sources: tuple[SourceConfig, ...] = ()
+    eval_batches: int = 4
+    optimizer: OptimizerConfig = OptimizerConfig()
+    step: StepConfig = StepConfig()
+    lora: LoraConfig = LoraConfig()
+
+    def __post_init__(self):
+        super().__post_init__()
+        limits.check_numbers(self, seed=limits.SEED)
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise InputError(
+                f"compute_dtype is '{self.compute_dtype}', expected float32 or bfloat16."
+            )
+        if self.sizes is not None and not self.random_init:
+            raise InputError("sizes are those of a random start: set random_init too.")
+        if self.random_init and self.lora.rank:
+            raise InputError("lora adapts a model that is there: it cannot go with random_init.")
+        if self.data.batch_rows % self.step.accumulate:
+            raise InputError(
+                f"batch_rows is {self.data.batch_rows}, which {self.step.accumulate} parts "
+                "(step.accumulate) do not divide."
+            )
+        if self.eval_batches < 1:
+            raise InputError("eval_batches must be at least 1.")

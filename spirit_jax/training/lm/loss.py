@@ -1,0 +1,250 @@
+"""The loss of a language model, in chunks that never hold all logits at once.
+
+Letters: b batch, t time, n tokens (rows and positions together), c tokens of a chunk, d model
+width, v vocabulary.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from spirit_jax import sharding
+from spirit_jax.models.llama import Llama
+from spirit_jax.training.configs import StepConfig
+from spirit_jax.training.step import Gradients, TrainState, merge
+from spirit_jax.vocab import Vocab
+
+
+@struct.dataclass
+class LossSums:
+    """Sums over predicted tokens, to be added over chunks, micro-batches and hosts.
+
+    Attributes:
+      loss: of cross entropies in nats, and the z-loss.
+      count: of weights.
+      parts: (s, 2, 3) sums of cross entropy, hits and weights, by source of the data and by
+        modality: text tokens (with markers), then units.
+    """
+
+    loss: jax.Array
+    count: jax.Array
+    parts: jax.Array
+
+    @classmethod
+    def zeros(cls, sources: int) -> "LossSums":
+        """Nothing summed yet."""
+        return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros((sources, 2, 3)))
+
+
+@struct.dataclass
+class Targets:
+    """What is to be predicted, an array of (b, t) or of (n,) each.
+
+    Attributes:
+      tokens: int32, the tokens.
+      weights: float32, 0 where there is none.
+      sources: int32, the number of the source that each is from.
+    """
+
+    tokens: jax.Array
+    weights: jax.Array
+    sources: jax.Array
+
+
+def next_tokens(batch: dict[str, jax.Array]) -> Targets:
+    """The token after each, where it is of the same segment."""
+
+    def shift(array_bt):
+        return jnp.pad(array_bt[:, 1:], ((0, 0), (0, 1)))
+
+    segments_bt = batch["segments"]
+    same_bt = shift(segments_bt) == segments_bt
+    weights_bt = jnp.where(same_bt, shift(batch["weights"]), 0)
+    return Targets(shift(batch["tokens"]), weights_bt, shift(batch["sources"]))
+
+
+def token_losses(
+    x_nd: jax.Array,
+    head_dv: jax.Array,
+    targets: Targets,
+    vocab: Vocab,
+    sources: int = 1,
+    z_loss: float = 0.0,
+) -> LossSums:
+    """Sums over tokens, all logits at once; padding rows of the vocabulary count as impossible.
+
+    Args:
+      x_nd: features of the last layer, of any float dtype.
+      head_dv: the head, of the same.
+      targets: (n,) each.
+      vocab: says which rows exist and which tokens are units.
+      sources: how many the data has.
+      z_loss: times the squared log of the softmax's denominator, added to the loss.
+    """
+    targets_n, weights_n = targets.tokens, targets.weights
+    logits_nv = jnp.einsum("nd,dv->nv", x_nd, head_dv, preferred_element_type=jnp.float32)
+    exists_v = jnp.arange(logits_nv.shape[-1]) < vocab.size
+    logits_nv = jnp.where(exists_v, logits_nv, -jnp.inf)
+    normaliser_n = jax.nn.logsumexp(logits_nv, axis=-1)
+    target_n = jnp.take_along_axis(logits_nv, targets_n[:, None], axis=-1)[:, 0]
+    entropy_n = normaliser_n - target_n
+    hits_n = (jnp.argmax(logits_nv, axis=-1) == targets_n).astype(jnp.float32)
+    loss_n = entropy_n + z_loss * jnp.square(normaliser_n)
+
+    measured_n3 = jnp.stack([entropy_n, hits_n, jnp.ones_like(hits_n)], axis=-1)
+
+    def sums(chosen_n):
+        return jnp.where(chosen_n, weights_n, 0) @ measured_n3
+
+    is_unit_n = targets_n >= vocab.first_unit
+    of_source_sn = targets.sources == jnp.arange(sources)[:, None]
+    parts = [[sums(own_n & ~is_unit_n), sums(own_n & is_unit_n)] for own_n in of_source_sn]
+    return LossSums(weights_n @ loss_n, weights_n.sum(), jnp.array(parts))
+
+
+def chunked_losses(
+    x_nd: jax.Array,
+    head_dv: jax.Array,
+    targets: Targets,
+    vocab: Vocab,
+    sources: int,
+    z_loss: float,
+    chunk: int,
+) -> LossSums:
+    """`token_losses` of `chunk` tokens at a time.
+
+    Where a gradient is wanted, each chunk's is taken while its logits are there, so that they are
+    computed once; it is of the sum `loss` alone, and the backward pass only scales it.
+    """
+    rest = -len(x_nd) % chunk
+
+    def in_chunks(array):
+        padded = jnp.pad(array, ((0, rest),) + ((0, 0),) * (array.ndim - 1))
+        return padded.reshape(-1, chunk, *array.shape[1:])
+
+    def sums_of(x_cd, head_dv, targets):
+        sums = token_losses(x_cd, head_dv, targets, vocab, sources, z_loss)
+        return sums.loss, sums
+
+    @jax.custom_vjp
+    def losses(x_ncd, head_dv, targets):
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, sums_of(part[0], head_dv, part[1])[1]), None
+
+        return jax.lax.scan(add, LossSums.zeros(sources), (x_ncd, targets))[0]
+
+    def forward(x_ncd, head_dv, targets):
+        def add(carry, part):
+            (dx_cd, dhead_dv), sums = jax.grad(sums_of, argnums=(0, 1), has_aux=True)(
+                part[0], head_dv, part[1]
+            )
+            return jax.tree.map(jnp.add, carry, (sums, dhead_dv)), dx_cd
+
+        zeros = (LossSums.zeros(sources), jnp.zeros_like(head_dv))
+        (sums, dhead_dv), dx_ncd = jax.lax.scan(add, zeros, (x_ncd, targets))
+        return sums, (dx_ncd, dhead_dv)
+
+    def backward(gradients, wanted):
+        scale = wanted.loss
+        return *((scale * array).astype(array.dtype) for array in gradients), None
+
+    losses.defvjp(forward, backward)
+    return losses(in_chunks(x_nd), head_dv, jax.tree.map(in_chunks, targets))
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Next-token cross-entropy of a model on packed batches, with its gradient and metrics.
+
+    Attributes:
+      model: with `dtype` of the computation; parameters are cast to it where they are used.
+      vocab: of the model.
+      config: of the step.
+      sources: names of the data's sources, for metrics.
+    """
+
+    model: Llama
+    vocab: Vocab
+    config: StepConfig = StepConfig()
+    sources: tuple[str, ...] = ("data",)
+
+    def losses(self, params: Any, batch: dict[str, jax.Array]) -> LossSums:
+        """Loss sums of a batch.
+
+        Args:
+          params: of the model, all of them.
+          batch: arrays (b, t), as `data.pipeline.Stream` gives them.
+        """
+        x_btd, _ = self.model.apply(
+            {"params": params},
+            batch["tokens"],
+            batch["segments"],
+            batch["positions"],
+            method="features",
+        )
+        tied = self.model.config.tie_embeddings
+        head_dv = params["embed"]["embedding"].T if tied else params["head"]
+
+        def sums_of(x_btd, targets, head_dv):
+            x_nd = x_btd.reshape(-1, x_btd.shape[-1])
+            targets = jax.tree.map(jnp.ravel, targets)
+            z_loss, chunk = self.config.z_loss, self.config.loss_chunk
+            inputs = (x_nd, head_dv, targets, self.vocab, len(self.sources), z_loss)
+            return chunked_losses(*inputs, chunk) if chunk else token_losses(*inputs)
+
+        rows = (x_btd, next_tokens(batch))
+        return sharding.sum_over_rows(sums_of, rows, head_dv.astype(x_btd.dtype))
+
+    def gradients(
+        self, params: Any, batch: dict[str, jax.Array], frozen: Any = None
+    ) -> tuple[Any, LossSums]:
+        """The gradient of the mean loss over a batch's predicted tokens, and the sums.
+
+        Parts of an accumulated batch are weighed by the tokens that they predict, so that the
+        result is that of the whole batch.
+
+        Args:
+          params: those to train.
+          batch: arrays (b, t); b is a multiple of `config.accumulate`.
+          frozen: the other parameters, None where `params` has an array; None for none.
+        """
+        count = jnp.maximum(next_tokens(batch).weights.sum(), 1)
+
+        def loss_of(params, part):
+            sums = self.losses(merge(params, frozen), part)
+            return sums.loss / count, sums
+
+        gradient_of = jax.grad(loss_of, has_aux=True)
+        if self.config.accumulate == 1:
+            return gradient_of(params, batch)
+
+        def split(array):
+            parts = array.reshape(-1, self.config.accumulate, *array.shape[1:]).swapaxes(0, 1)
+            return sharding.constrain(parts, None, "batch", *(None,) * (array.ndim - 1))
+
+        def add(carry, part):
+            return jax.tree.map(jnp.add, carry, gradient_of(params, part)), None
+
+        zeros = (jax.tree.map(jnp.zeros_like, params), LossSums.zeros(len(self.sources)))
+        return jax.lax.scan(add, zeros, jax.tree.map(split, batch))[0]
+
+    def step_gradients(self, state: TrainState, batch: dict[str, jax.Array]) -> Gradients:
+        """What `train_step` asks for; the state's `extra` is what is frozen."""
+        of_params, sums = self.gradients(state.params, batch, state.extra)
+        return Gradients(of_params, self.metrics(sums), state.extra)
+
+    def metrics(self, sums: LossSums) -> dict[str, jax.Array]:
+        """Means of loss sums; what had no tokens is NaN."""
+        named = {"loss": sums.loss / sums.count, "tokens": sums.count}
+        parts = dict(zip(("text", "speech"), sums.parts.sum(0), strict=True))
+        if len(self.sources) > 1:
+            for name, (text, speech) in zip(self.sources, sums.parts, strict=True):
+                parts |= {name: text + speech, f"{name}_text": text, f"{name}_speech": speech}
+        for name, (entropy, hits, count) in parts.items():
+            named |= {f"loss_{name}": entropy / count, f"accuracy_{name}": hits / count}
+        for name, part in zip(self.sources, sums.parts, strict=True):
+            named[f"share_{name}"] = part[:, 2].sum() / sums.count
+        return named

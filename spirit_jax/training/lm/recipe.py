@@ -1,0 +1,290 @@
+"""Trains the language model: next-token cross-entropy on packed sequences of text and units."""
+
+import dataclasses
+import functools
+import operator
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from spirit_jax import checkpoint, checksums, folders, sharding, speech_tokenizer, transcription
+from spirit_jax import config as config_lib
+from spirit_jax.data import records
+from spirit_jax.data.pipeline import DataConfig, Stream
+from spirit_jax.data.samples import SourceConfig
+from spirit_jax.data.speech import Row
+from spirit_jax.errors import InputError
+from spirit_jax.models import llama
+from spirit_jax.text import TextTokenizer, load_text_tokenizer
+from spirit_jax.training import record
+from spirit_jax.training.checkpoints import abstract_state
+from spirit_jax.training.lm import lora
+from spirit_jax.training.lm.config import LmRunConfig
+from spirit_jax.training.lm.loss import LossSums, Objective
+from spirit_jax.training.optimizer import make_optimizer
+from spirit_jax.training.recipe import Recipe
+from spirit_jax.training.step import Gradients, Metrics, TrainState, merge, partition
+from spirit_jax.vocab import Vocab
+
+
+class LmRecipe(Recipe[LmRunConfig]):
+    """The training of the language model; the state's `extra` is what LoRA leaves frozen.
+
+    Attributes:
+      half: the exported language model is stored in float16, at half the size.
+      vocab: of the model.
+      model: without parameters, with LoRA's if the run adapts it.
+    """
+
+    def __init__(self, config: LmRunConfig, half: bool = False, vocab: Vocab | None = None):
+        """Reads the model folder's vocabulary and sizes.
+
+        Args:
+          config: of the run.
+          half: see the class.
+          vocab: read from the config's model folder by default.
+
+        Raises:
+          InputError: the model folder cannot be used.
+        """
+        super().__init__(config)
+        self.half, self.model = half, make_model(config)
+        self.vocab = vocab or read_vocab(config)
+        if self.model.config.vocab_size != self.vocab.padded_size:
+            raise InputError(
+                f"The model has {self.model.config.vocab_size} rows of embeddings, and "
+                f"{config.model}/vocab.json says {self.vocab.padded_size}."
+            )
+        sources = _names(config.data.sources)
+        self.objective = Objective(self.model, self.vocab, config.step, sources)
+        self.skip_norm = config.step.skip_norm
+        self.compiler_options = config.compiler_options
+        self.flops = token_flops(self.model.config, config.data.seq_len) * self.batch_tokens
+        self.has_evaluation = bool(config.eval_sources)
+        self._held_out: tuple[Stream, dict[str, Any]] | None = None  # and its state at the start
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch."""
+        return self.config.data.batch_rows * self.config.data.seq_len
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Of the model to start from."""
+        return folders.find_language_model(self.config.model)
+
+    @functools.cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """Of the model's folder."""
+        return load_text_tokenizer(self.folder / "text_tokenizer", self.vocab)
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """With LoRA, of the rows of new tokens in the embedding and the head alone."""
+        optimizer = make_optimizer(self.config.optimizer, self.schedule)
+        if self.config.lora.rank:
+            optimizer = optax.chain(optimizer, lora.only_new_rows(self.vocab))
+        return optimizer
+
+    def init(self) -> tuple[Any, None]:
+        """Random parameters; for a start from a folder see `first_state`."""
+        ones = jnp.ones((1, 1), jnp.int32)
+        variables = self.model.init(jax.random.key(self.config.seed), ones, ones, ones)
+        return nn.unbox(variables["params"]), None
+
+    def first_state(self, mesh: jax.sharding.Mesh, places: TrainState) -> TrainState:
+        """The state before the first step; arrays of a folder go straight onto their shards."""
+        if self.config.random_init:
+            return super().first_state(mesh, places)
+        rank = self.config.lora.rank
+        dtype = jnp.dtype(self.config.compute_dtype) if rank else jnp.float32
+        scan_layers = self.config.scan_layers
+        _, params = llama.load(self.folder / "llama", mesh, dtype, scan_layers=scan_layers)
+        frozen = None
+        if rank:
+            params, frozen = lora.first_params(self.model, params, self.config.seed, places)
+        create = jax.jit(
+            lambda params: TrainState.create(params, self.optimizer),
+            out_shardings=places.replace(extra=None),
+            donate_argnums=0,
+        )
+        return create(params).replace(extra=frozen)
+
+    def abstract_state(self, mesh: jax.sharding.Mesh) -> TrainState:
+        """Shapes, dtypes and shardings of the state; moments lie where their parameters do."""
+        boxed = llama.abstract_params(self.model, boxed=True)
+        shapes, places = nn.unbox(boxed), sharding.param_shardings(boxed, mesh)
+        frozen = frozen_places = None
+        if self.config.lora.rank:
+            is_trained = lora.is_trained(shapes)
+            shapes, frozen = partition(shapes, is_trained)
+            places, frozen_places = partition(places, is_trained)
+            dtype = jnp.dtype(self.config.compute_dtype)
+            frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), frozen)
+        state = jax.eval_shape(lambda p, f: TrainState.create(p, self.optimizer, f), shapes, frozen)
+        everywhere = sharding.replicated(mesh)
+        opt_places = optax.tree_utils.tree_map_params(
+            self.optimizer,
+            lambda _, place: place,
+            state.opt_state,
+            places,
+            transform_non_params=lambda _: everywhere,
+        )
+        all_places = TrainState(everywhere, places, frozen_places, opt_places, everywhere)
+        return abstract_state(state, all_places)
+
+    def loss(self, params: Any, state: TrainState, batch: Row) -> tuple[Metrics, Any]:
+        """See `Recipe.loss`: next-token cross-entropy."""
+        sums = self.objective.losses(merge(params, state.extra), batch)
+        return self.objective.metrics(sums), state.extra
+
+    def gradients(self, state: TrainState, batch: Row) -> Gradients:
+        """Gradients of the mean loss over a batch's tokens, in parts if the step accumulates."""
+        return self.objective.step_gradients(state, batch)
+
+    def make_stream(self, rows: list[int]) -> Stream:
+        """See `Recipe.make_stream`."""
+        return self._stream(self.config.data, rows)
+
+    def _stream(self, data: DataConfig, rows: list[int]) -> Stream:
+        networks = speech_tokenizer.read_unit_hashes(self.folder)
+        return Stream(data, self.tokenizer, self.vocab, rows, networks)
+
+    @functools.cached_property
+    def _held_out_objective(self) -> Objective:
+        return dataclasses.replace(self.objective, sources=_names(self.config.eval_sources))
+
+    @functools.cached_property
+    def _held_out_sums(self) -> Any:
+        def sums(state: TrainState, batch: Row) -> LossSums:
+            return self._held_out_objective.losses(merge(state.params, state.extra), batch)
+
+        return jax.jit(sums)
+
+    def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> dict[str, float]:
+        """Metrics of the training on the same held-out batches every time."""
+        batch_rows = self.config.data.batch_rows
+        rows = sharding.local_rows(batch_rows, mesh)
+        if self._held_out is None:  # opening checks the corpus, which takes its time
+            data = dataclasses.replace(self.config.data, sources=self.config.eval_sources)
+            stream = self._stream(data, rows)
+            self._held_out = stream, stream.get_state()
+        stream, start = self._held_out
+        stream.set_state(start)
+        sums = []
+        for _ in range(self.config.eval_batches):
+            batch = {
+                name: sharding.place_rows(array, rows, batch_rows, mesh)
+                for name, array in next(stream).items()
+            }
+            sums.append(self._held_out_sums(state, batch))
+        total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), sums)
+        return self._held_out_objective.metrics(total)
+
+    def describe(self, with_data: bool = True) -> dict[str, Any]:
+        """See `Recipe.describe`."""
+        vocab = config_lib.read_mapping(self.folder / "vocab.json")
+        contents = {"model/vocab.json": checksums.of_value(vocab)}
+        # Of a speech tokenizer's networks, the vocoder plays no part here.
+        if units := speech_tokenizer.read_unit_hashes(self.folder):
+            contents["model/speech_tokenizer"] = checksums.of_value(units)
+        for name in ("text_tokenizer", "llama"):
+            if (self.folder / name).is_dir():
+                contents[f"model/{name}"] = checkpoint.fingerprint(self.folder / name)
+        if with_data:
+            data, held_out = self.config.data.sources, self.config.eval_sources
+            for name, sources in (("data.sources", data), ("eval_sources", held_out)):
+                for number, source in enumerate(sources):
+                    contents[f"{name}[{number}].path"] = records.fingerprint(source.path)
+        return record.describe(self.config, contents, self.model.config)
+
+    def write(self, state: TrainState, output: Path) -> None:
+        """Writes a model folder: the trained language model, and all else of the start's folder."""
+        name = speech_tokenizer.FOLDER
+        replaced = shutil.ignore_patterns("llama", name, transcription.CONFIG_NAME)
+        shutil.copytree(self.folder, output, ignore=replaced, dirs_exist_ok=True)
+        transcription.copy_config(self.folder, output)
+        if (self.folder / name).is_dir():
+            speech_tokenizer.copy_whole(self.folder / name, output / name)
+        parts = _by_layer(plain_params(state, self.config), self.model.config.num_layers)
+        if self.half:
+            parts = (jax.tree.map(checkpoint.halve, part) for part in parts)
+        sizes = _with_length(self.model.config, self.config)
+        checkpoint.save_network(output / "llama", sizes, parts)
+
+
+def make_model(config: LmRunConfig) -> llama.Llama:
+    """The model of a run, without parameters."""
+    sizes = config.sizes
+    if sizes is None:
+        path = folders.find_language_model(config.model) / "llama" / "config.json"
+        sizes = config_lib.read(llama.LlamaConfig, path)
+    model = llama.Llama(
+        sizes,
+        jnp.dtype(config.compute_dtype),
+        scan_layers=config.scan_layers,
+        remat=config.remat,
+        attention=config.attention,
+    )
+    return lora.add_to(model, config.lora)
+
+
+def read_vocab(config: LmRunConfig) -> Vocab:
+    """The vocabulary of the model that a run starts from."""
+    return config_lib.read(Vocab, folders.find_language_model(config.model) / "vocab.json")
+
+
+def token_flops(cfg: llama.LlamaConfig, seq_len: int) -> float:
+    """Floating-point operations of training on a token: 6 N + 6 L D S.
+
+    N counts the head and not the input embedding; attention counts as its causal half; what is
+    recomputed is not counted.
+    """
+    leaves = jax.tree.leaves(llama.abstract_params(llama.Llama(cfg)))
+    embedding = 0 if cfg.tie_embeddings else cfg.vocab_size * cfg.hidden_size
+    n = sum(leaf.size for leaf in leaves) - embedding
+    return 6 * n + 6 * cfg.num_layers * cfg.num_heads * cfg.head_dim * seq_len
+
+
+def plain_params(state: TrainState, config: LmRunConfig) -> Any:
+    """The parameters of the model without LoRA, its products added to their matrices."""
+    params = merge(state.params, state.extra)
+    return lora.merge_products(params, config.lora) if config.lora.rank else params
+
+
+def _names(sources: tuple[SourceConfig, ...]) -> tuple[str, ...]:
+    """Names of sources for metrics: as given, else their format, numbered where it is not alone.
+
+    "text" and "speech" alone are the metrics of all tokens of a modality.
+    """
+    names = [source.name or source.format for source in sources]
+    names = [f"{name}_alone" if name in ("text", "speech") else name for name in names]
+    return tuple(
+        name if names.count(name) == 1 else f"{name}{number}" for number, name in enumerate(names)
+    )
+
+
+def _with_length(sizes: llama.LlamaConfig, config: LmRunConfig) -> llama.LlamaConfig:
+    """The sizes, with the longest sequence of training; unknown if that of the start is."""
+    if not config.random_init and not sizes.trained_positions:
+        return sizes
+    start = 0 if config.random_init else sizes.trained_positions
+    return dataclasses.replace(sizes, trained_positions=max(start, config.data.seq_len))
+
+
+def _by_layer(params: Any, num_layers: int) -> Iterator[Any]:
+    """The parameters in parts on the host, a layer at a time, stacked layers taken apart."""
+    yield jax.tree.map(np.asarray, {name: params[name] for name in params if name != "layers"})
+    layers = params["layers"]
+    for number in range(num_layers):
+        layer = layers.get(str(number))
+        if layer is None:
+            layer = jax.tree.map(operator.itemgetter(number), layers)
+        yield {"layers": {str(number): jax.tree.map(np.asarray, layer)}}

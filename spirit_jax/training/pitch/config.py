@@ -1,0 +1,52 @@
+"""The run config of the pitch VQ-VAE's training. Importing this is cheap: no JAX."""
+
+import dataclasses
+
+from spirit_jax.data.configs import F0Config
+from spirit_jax.errors import InputError
+from spirit_jax.models.configs import PitchConfig
+from spirit_jax.training.configs import EmaConfig, OptimizerConfig, RecipeConfig
+
+MEANS = ("speaker", "utterance")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PitchRunConfig(RecipeConfig):
+    """A training of the pitch VQ-VAE.
+
+    Attributes:
+      network: sizes; with `start`, those of that folder are taken instead.
+      f0: how F0 is found.
+      ema: how the codebook moves.
+      segment_frames: of F0 that a row has, at 200 a second.
+      mean: what is subtracted from F0: the "speaker"'s over the corpus (the paper), or the
+        "utterance"'s, which is what `SpeechTokenizer` does. Recordings without a speaker: theirs.
+      scale: in Hz, an error of F0 that costs as much as a wrong voicing flag. The paper's loss is
+        that of 1, with which voicing is hardly learnt.
+      commitment: weight of the latents' distance to their codes; times 1 / scale ** 2, as F0's.
+      epoch_decay: of the learning rate, after every epoch.
+    """
+
+    recipe: str = "pitch"
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=2e-4, beta1=0.8, beta2=0.99, weight_decay=0.01, clip_norm=0.0
+    )
+    network: PitchConfig = PitchConfig()
+    f0: F0Config = F0Config()
+    ema: EmaConfig = EmaConfig()
+    segment_frames: int = 208
+    mean: str = "speaker"
+    scale: float = 40.0
+    commitment: float = 0.02
+    epoch_decay: float = 0.999
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mean not in MEANS:
+            raise InputError(f"mean is '{self.mean}', expected {' or '.join(MEANS)}.")
+        if self.segment_frames < 1:
+            raise InputError(f"segment_frames is {self.segment_frames}, expected at least 1.")
+        if self.scale <= 0 or self.commitment < 0 or not 0 < self.epoch_decay <= 1:
+            raise InputError(
+                "scale must be above 0, commitment 0 or more, epoch_decay above 0 and at most 1."
+            )

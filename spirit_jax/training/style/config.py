@@ -1,0 +1,40 @@
+"""The run config of the style encoder's training. Importing this is cheap: no JAX."""
+
+import dataclasses
+
+from spirit_jax.data.configs import F0Config
+from spirit_jax.errors import InputError
+from spirit_jax.models.configs import StyleConfig
+from spirit_jax.training.configs import OptimizerConfig, RecipeConfig
+
+LABELS = ("features", "manifest")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StyleRunConfig(RecipeConfig):
+    """A training of the style encoder.
+
+    Attributes:
+      network: sizes, and how many styles; with `start`, those of that folder are taken instead.
+      f0: how F0 is found, for features.
+      labels: "features", clusters of each second's features, or "manifest", a style for every
+        (speaker, style) that the manifests have.
+      segment_units: seconds of a recording that a row has.
+    """
+
+    recipe: str = "style"
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-4, schedule="linear", warmup_steps=100, beta2=0.98, weight_decay=0.01
+    )
+    network: StyleConfig = StyleConfig()
+    f0: F0Config = F0Config()
+    labels: str = "features"
+    segment_units: int = 4
+    eval_recordings: int = 128
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.labels not in LABELS:
+            raise InputError(f"labels is '{self.labels}', expected {' or '.join(LABELS)}.")
+        if self.segment_units < 1:
+            raise InputError(f"segment_units is {self.segment_units}, expected at least 1.")

@@ -1,0 +1,426 @@
+"""Trains the vocoder on recordings and the units that a speech tokenizer hears in them.
+
+Letters: b batch, t frames or runs, c channels of a frame, s samples, m mel bands.
+
+The recipe is that of HiFi-GAN (arXiv 2010.05646) with units for input and a duration predictor
+beside it (arXiv 2104.00355). Its additions: the discriminators may join late, a distance of spectra
+at several resolutions, and durations are learnt from whole runs of units rather than from segments,
+which cut the first and the last of theirs. A harmonic source (`models/source.py`) gets the F0 of
+the recording, while its predictor learns to tell that from units.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spirit_jax import checkpoint
+from spirit_jax.data.manifest import Item
+from spirit_jax.data.speech import Row, SpeechStream, draw_items, read_items
+from spirit_jax.errors import InputError
+from spirit_jax.models import hifigan, source
+from spirit_jax.models.discriminators import (
+    Discriminators,
+    adversarial_loss,
+    discriminator_loss,
+    feature_loss,
+)
+from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
+from spirit_jax.models.mel import log_mel, stft_distance
+from spirit_jax.models.wav2vec2 import length_mask
+from spirit_jax.training.optimizer import decay_by_epoch, make_optimizer, make_schedule
+from spirit_jax.training.recipe import SpeechRecipe
+from spirit_jax.training.step import Gradients, Metrics, TrainState
+from spirit_jax.training.vocoder import data, durations, report
+from spirit_jax.training.vocoder.config import VocoderRunConfig
+from spirit_jax.training.vocoder.data import SpokenUnits
+
+EVAL_FRAMES = 125  # of a held-out recording, 5 s
+
+
+class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
+    """The training of the vocoder: `params` has its parameters and those of the discriminators.
+
+    The steps before `adversarial_from` are computed by a program of their own: one program for
+    both, under a `jax.lax.cond`, has convs that are tens of times slower on a CPU.
+    """
+
+    def __init__(self, config: VocoderRunConfig):
+        super().__init__(config)
+        self.network, self.start = plan_network(config)
+        self.generator = HifiGan(self.network)
+        self.discriminators = Discriminators(config.discriminators)
+        self.hop = self.network.code_hop
+
+    @property
+    def batch_tokens(self) -> int:
+        """Units in a batch."""
+        return self.config.data.batch_rows * self.config.segment_units
+
+    def _read(self, sources: tuple[str, ...], limit: int) -> list[SpokenUnits]:
+        return data.read_spoken(
+            self._choose(sources, limit),
+            self.config.tokenizer,
+            Path(self.config.run_dir),
+            self.network,
+            self.config.f0,
+        )
+
+    def _choose(self, sources: tuple[str, ...], limit: int) -> list[Item]:
+        speakers, style = self.config.speakers, self.config.default_style
+        items = data.choose(read_items(sources), speakers, self.network.styles, style)
+        return draw_items(items, limit, self.config.data.seed)
+
+    @functools.cached_property
+    def recordings(self) -> list[SpokenUnits]:
+        """Those to train on, with their units."""
+        return self._read(self.config.data.sources, self.config.max_recordings)
+
+    @functools.cached_property
+    def held_out_recordings(self) -> list[SpokenUnits]:
+        """Those to evaluate on."""
+        held_out = self.config.data.held_out
+        return self._read(held_out, self.config.eval_recordings) if held_out else []
+
+    def prepare(self) -> None:
+        """Computes the units of all recordings, which RUN_DIR/units.jsonl keeps."""
+        _ = self.recordings, self.held_out_recordings
+
+    def _schedule(self, steps: int) -> optax.Schedule:
+        @functools.cache
+        def epoch_steps() -> int:
+            items = self._choose(self.config.data.sources, self.config.max_recordings)
+            return max(len(items) // self.config.data.batch_rows, 1)
+
+        schedule = make_schedule(self.config.optimizer, steps)
+        return decay_by_epoch(schedule, self.config.epoch_decay, epoch_steps)
+
+    @functools.cached_property
+    def schedule(self) -> optax.Schedule:
+        """Learning rate of the generator by step; it decays by epochs."""
+        return self._schedule(self.config.steps)
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Of generator and discriminators, each with moments and a clipping of its own."""
+        adversarial_steps = max(self.config.steps - self.config.adversarial_from, 1)
+        discriminator = self._schedule(adversarial_steps)
+        return optimize_parts(
+            {
+                "generator": make_optimizer(self.config.optimizer, self.schedule),
+                "discriminator": make_optimizer(self.config.optimizer, discriminator),
+            }
+        )
+
+    def init(self) -> tuple[Any, None]:
+        """See `Recipe.init`."""
+        first, second = jax.random.split(jax.random.key(self.config.seed))
+        generator = self.start
+        if generator is None:
+            ids_btc = jnp.zeros((1, 8, len(self.network.channels)), jnp.int32)
+            variables = self.generator.init(first, ids_btc, jnp.full(1, 8), method="everything")
+            generator = variables["params"]
+        wave_bs = jnp.zeros((1, self.config.segment_units * self.hop))
+        discriminator = self.discriminators.init(second, wave_bs)["params"]
+        return {"generator": generator, "discriminator": discriminator}, None
+
+    def gradients_of_step(self, number: int) -> Callable[[TrainState, Row], Gradients]:
+        """See `Recipe.gradients_of_step`."""
+        adversarial = number > self.config.adversarial_from
+        return self.adversarial_gradients if adversarial else self.gradients
+
+    def loss(self, params: Any, state: TrainState, batch: Row) -> tuple[Metrics, None]:
+        """See `Recipe.loss`: the losses without discriminators."""
+        return compare(self.generator, params["generator"], self.config, **batch)[1], None
+
+    def gradients(self, state: TrainState, batch: Row) -> Gradients:
+        """Gradients of `loss`; the discriminators stay as they are."""
+
+        def loss(generator):
+            metrics, _ = self.loss({"generator": generator}, state, batch)
+            return metrics["loss"], metrics
+
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params["generator"])
+        return Gradients({"generator": grads, "discriminator": None}, metrics)
+
+    def adversarial_gradients(self, state: TrainState, batch: Row) -> Gradients:
+        """Gradients of both sides at the same state, so that a wave is generated once for both."""
+
+        def discriminate(discriminator, wave_bs: jax.Array):
+            return self.discriminators.apply({"params": discriminator}, wave_bs)
+
+        def generator_loss(generator):
+            generated_bs, metrics = compare(self.generator, generator, self.config, **batch)
+            discriminator = state.params["discriminator"]
+            _, real_features = discriminate(discriminator, batch["wave_bs"])
+            scores, features = discriminate(discriminator, generated_bs)
+            metrics["loss_adversarial"] = adversarial_loss(scores)
+            metrics["loss_features"] = feature_loss(real_features, features)
+            metrics["loss"] += metrics["loss_adversarial"]
+            metrics["loss"] += self.config.feature_weight * metrics["loss_features"]
+            return metrics["loss"], (generated_bs, metrics)
+
+        grads, (generated_bs, metrics) = jax.grad(generator_loss, has_aux=True)(
+            state.params["generator"]
+        )
+
+        def loss_of_discriminators(discriminator):
+            real, _ = discriminate(discriminator, batch["wave_bs"])
+            generated, _ = discriminate(discriminator, generated_bs)
+            loss = discriminator_loss(real, generated)
+            return loss, {
+                "loss_discriminator": loss,
+                "score_real": jnp.stack([scores.mean() for scores in real]).mean(),
+                "score_generated": jnp.stack([scores.mean() for scores in generated]).mean(),
+            }
+
+        discriminator_grads, more = jax.grad(loss_of_discriminators, has_aux=True)(
+            state.params["discriminator"]
+        )
+        of_params = {"generator": grads, "discriminator": discriminator_grads}
+        return Gradients(of_params, metrics | more)
+
+    def make_stream(self, rows: list[int]) -> SpeechStream:
+        """See `Recipe.make_stream`."""
+        make = functools.partial(
+            data.make_row,
+            segment_units=self.config.segment_units,
+            duration_runs=self.config.duration_runs,
+            hop=self.hop,
+        )
+        return SpeechStream(self.recordings, make, self.config.data, rows)
+
+    @functools.cached_property
+    def held_out(self) -> Row:
+        """The beginnings of the held-out recordings as one batch."""
+        return data.whole_rows(self.held_out_recordings, EVAL_FRAMES, self.hop)
+
+    @functools.cached_property
+    def synthesis(self) -> "Synthesis":
+        """The vocoder's compiled functions."""
+        return Synthesis(self.generator)
+
+    def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> dict[str, float]:
+        """Distances of mel spectrograms and durations on held-out recordings."""
+        batch, generator = self.held_out, state.params["generator"]
+        generated_bs = self.synthesis.speak(generator, batch["ids_btc"], batch["lengths_b"])
+        samples_b = batch["lengths_b"] * self.hop
+        mel = report.mel_distance(generated_bs, batch["wave_bs"], samples_b, self.config.mel)
+        metrics = {"mel": mel}
+        if self.network.duration_hidden:
+            log_frames_bt = self.synthesis.log_durations(
+                generator, batch["codes_bt"], batch["counts_b"]
+            )
+            metrics |= report.duration_metrics(np.asarray(log_frames_bt), batch)
+        return metrics
+
+    def report(self, state: TrainState, folder: Path) -> None:
+        """Spectrograms and sounds of a recording of each speaker, recorded and generated."""
+        batch, generator, speak = self.held_out, state.params["generator"], self.synthesis.speak
+        generated_bs = speak(generator, batch["ids_btc"], batch["lengths_b"])
+        waves = {
+            "real": (batch["wave_bs"], batch["lengths_b"]),
+            "generated": (np.asarray(generated_bs), batch["lengths_b"]),
+        }
+        if self.network.duration_hidden:
+            log_frames_bt = self.synthesis.log_durations(
+                generator, batch["codes_bt"], batch["counts_b"]
+            )
+            ids_btc, lengths_b = data.retime(batch, np.asarray(log_frames_bt))
+            timed_bs = np.asarray(speak(generator, ids_btc, lengths_b))
+            waves["generated_with_predicted_durations"] = timed_bs, lengths_b
+        speakers = [recording.speaker for recording in self.held_out_recordings]
+        names = sorted(set(speakers))
+        sounds = [
+            {
+                kind: wave_bs[row, : frames_b[row] * self.hop]
+                for kind, (wave_bs, frames_b) in waves.items()
+            }
+            for row in map(speakers.index, names)
+        ]
+        report.write(folder, names, sounds, self.config.mel)
+
+    def write(self, state: TrainState, output: Path) -> None:
+        """Writes the network; durations add up to those of the recordings (`durations.settle`)."""
+        params = jax.tree.map(np.asarray, state.params["generator"])
+        network = self.network
+        if network.num_style:
+            column = list(network.channels).index("style")
+            styles = np.concatenate([recording.ids_tc[:, column] for recording in self.recordings])
+            network = dataclasses.replace(network, common_style=int(np.bincount(styles).argmax()))
+        if network.duration_hidden:
+            params = durations.settle(HifiGan(network), params, self.recordings)
+        checkpoint.save_network(output, network, params)
+
+
+def optimize_parts(
+    optimizers: dict[str, optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    """An optimizer for each part of the parameters; a part without gradients stays as it is.
+
+    Args:
+      optimizers: by the part's name, the first level of the parameters.
+    """
+
+    def init(params):
+        return {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
+
+    def update(grads, state, params):
+        updates, state = {}, dict(state)
+        for name, optimizer in optimizers.items():
+            if grads[name] is None:
+                updates[name] = jax.tree.map(jnp.zeros_like, params[name])
+            else:
+                updates[name], state[name] = optimizer.update(
+                    grads[name], state[name], params[name]
+                )
+        return updates, state
+
+    return optax.GradientTransformation(init, update)
+
+
+class Synthesis:
+    """Compiled functions of a vocoder, of its parameters and a padded batch.
+
+    Letters: as in the module.
+    """
+
+    def __init__(self, model: HifiGan):
+        self._config = model.config
+        self._speak = jax.jit(functools.partial(_speak, model))
+        self._predict_f0 = jax.jit(functools.partial(_predict_f0, model))
+        self.log_durations = jax.jit(functools.partial(_log_durations, model))
+
+    def speak(self, params: Any, ids_btc: np.ndarray, lengths_b: np.ndarray) -> jax.Array:
+        """Waves (b, s) from ids alone, as when the network is used."""
+        source_bte = np.zeros((*ids_btc.shape[:2], 0), np.float32)
+        if self._config.source_harmonics:
+            f0_btk = source.to_f0(np.asarray(self._predict_f0(params, ids_btc, lengths_b)))
+            hop = self._config.code_hop
+            source_bte = np.stack([source.excite(f0_tk, hop) for f0_tk in f0_btk])
+        return self._speak(params, ids_btc, lengths_b, source_bte)
+
+
+def compare(
+    model: HifiGan,
+    params: Any,
+    config: VocoderRunConfig,
+    ids_btc: jax.Array,
+    lengths_b: jax.Array,
+    wave_bs: jax.Array,
+    source_bte: jax.Array,
+    codes_bt: jax.Array,
+    counts_b: jax.Array,
+    frames_bt: jax.Array,
+    counted_bt: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Generated waves (b, s) of a batch (see `data.make_row`), and the losses."""
+    generated_bs = _speak(model, params, ids_btc, lengths_b, source_bte)
+    mels = log_mel(generated_bs, config.mel), log_mel(wave_bs, config.mel)
+    metrics = {"loss_mel": jnp.mean(jnp.abs(mels[0] - mels[1]))}
+    loss = config.mel_weight * metrics["loss_mel"]
+    if config.stft_weight:
+        metrics["loss_stft"] = stft_distance(
+            generated_bs, wave_bs, config.stft_sizes, config.stft_floor
+        )
+        loss += config.stft_weight * metrics["loss_stft"]
+    if config.envelope_weight:
+        envelopes = log_mel(generated_bs, config.envelope), log_mel(wave_bs, config.envelope)
+        metrics["loss_envelope"] = jnp.mean(jnp.square(envelopes[0] - envelopes[1]))
+        loss += config.envelope_weight * metrics["loss_envelope"]
+    if model.config.duration_hidden:
+        log_frames_bt = _log_durations(model, params, codes_bt, counts_b)
+        errors_bt = jnp.square(log_frames_bt - jnp.log1p(frames_bt))
+        errors = jnp.where(counted_bt, errors_bt, 0).sum()
+        metrics["loss_duration"] = errors / jnp.maximum(counted_bt.sum(), 1)
+        loss += config.duration_weight * metrics["loss_duration"]
+    if model.config.source_harmonics:
+        predicted_btk = _predict_f0(model, params, ids_btc, lengths_b)
+        mask_bt = length_mask(lengths_b, ids_btc.shape[1])
+        metrics["loss_f0"] = source.f0_loss(predicted_btk, source_bte, mask_bt)
+        loss += config.f0_weight * metrics["loss_f0"]
+    return generated_bs, metrics | {"loss": loss}
+
+
+def plan_network(config: VocoderRunConfig) -> tuple[HifiGanConfig, Any]:
+    """The network with the names of its voices and manners, and its first parameters if known.
+
+    With `start`, tables grow by what is new; a new row is the mean of those before.
+    """
+    base, params = config.network, None
+    speakers, style_ids = config.speakers, config.style_ids
+    if config.start:
+        model, params = hifigan.load(checkpoint.find_network(config.start, "hifigan"))
+        base, style_ids = model.config, bool(model.config.num_style_ids)
+        if not base.num_speakers:
+            raise InputError(f"{config.start}: has one voice only, to which none can be added.")
+        speakers = add_names(base.speakers, base.num_speakers, config.speakers)
+    styles: tuple[str, ...] = ()
+    if style_ids:
+        items = read_items(config.data.sources)
+        chosen = data.choose(items, config.speakers, (), config.default_style)
+        styles = tuple(sorted({item.style for item in chosen}))
+        if "" in styles:
+            raise InputError(
+                "style_ids: some recordings do not say their style; give default_style."
+            )
+        if config.start:
+            styles = add_names(base.styles, base.num_style_ids, styles)
+    network = dataclasses.replace(
+        base,
+        num_speakers=len(speakers),
+        speakers=speakers,
+        num_style_ids=len(styles),
+        styles=styles,
+        default_speaker=_find(config.default_speaker, speakers, base.default_speaker, config),
+        default_style=_find(config.default_style, styles, base.default_style, config),
+    )
+    if params is not None:
+        rows = {"embed_speaker": len(speakers), "embed_style_id": len(styles)}
+        params = {
+            name: {"embedding": _grow(leaf["embedding"], rows[name])} if name in rows else leaf
+            for name, leaf in params.items()
+        }
+    return network, params
+
+
+def _find(name: str, names: tuple[str, ...], before: int, config: VocoderRunConfig) -> int:
+    """The number of a name; without one the number before, or 0 for a new network."""
+    if not name or not names:
+        return before if config.start else 0
+    if name not in names:
+        raise InputError(f"The default '{name}' is none of {', '.join(names)}.")
+    return names.index(name)
+
+
+def add_names(names: tuple[str, ...], count: int, new: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a table with new ones; rows that had no name have their number for it."""
+    old = (*names, *(str(number) for number in range(len(names), count)))
+    return (*old, *(name for name in new if name not in old))
+
+
+def _grow(table_nd: np.ndarray, rows: int) -> np.ndarray:
+    new = np.broadcast_to(table_nd.mean(0), (rows - len(table_nd), table_nd.shape[1]))
+    return np.concatenate([table_nd, new]).astype(table_nd.dtype)
+
+
+def _speak(
+    model: HifiGan, params: Any, ids_btc: jax.Array, lengths_b: jax.Array, source_bte: jax.Array
+) -> jax.Array:
+    return model.apply({"params": params}, ids_btc, lengths_b, source_bte)[0]
+
+
+def _predict_f0(model: HifiGan, params: Any, ids_btc: jax.Array, lengths_b: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, ids_btc, lengths_b, method="predict_f0")[0]
+
+
+def _log_durations(
+    model: HifiGan, params: Any, codes_bt: jax.Array, counts_b: jax.Array
+) -> jax.Array:
+    return model.apply({"params": params}, codes_bt, counts_b, method="log_durations")[0]

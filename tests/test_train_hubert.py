@@ -1,0 +1,419 @@
+"""The training of HuBERT: it learns, goes on after a stop, and its networks make units."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import speech_runs
+from speech_runs import changed
+from tones import write_tones
+
+from spirit_jax import checkpoint
+from spirit_jax.audio import load_audio, write_wav
+from spirit_jax.data.speech import SpeechDataConfig, read_items
+from spirit_jax.errors import InputError
+from spirit_jax.models import hubert
+from spirit_jax.models.hubert import HubertConfig
+from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
+from spirit_jax.training import distributed, kmeans, loop
+from spirit_jax.training.export import export
+from spirit_jax.training.hubert import gabor as filters
+from spirit_jax.training.hubert import recipe as training
+from spirit_jax.training.hubert import targets as unit_targets
+from spirit_jax.training.hubert.config import HubertRunConfig
+from spirit_jax.training.hubert.recipe import HubertRecipe
+from spirit_jax.training.hubert.targets import Recording
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.step import TrainState
+
+run = functools.partial(speech_runs.run, HubertRecipe)
+
+STEPS = 150
+NETWORK = TrunkConfig(
+    conv_layers=((16, 20, 10), (16, 8, 8), (16, 8, 8)),
+    conv_pos=8,
+    conv_pos_groups=2,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    ffn_size=32,
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("units")
+    manifest = write_tones(folder, 6)
+    return HubertRunConfig(
+        run_dir=str(folder / "whole"),
+        steps=STEPS,
+        checkpoint_every=50,
+        data=SpeechDataConfig((manifest,), (manifest,), batch_rows=4),
+        optimizer=OptimizerConfig(learning_rate=5e-3, weight_decay=0.0, warmup_steps=5),
+        network=NETWORK,
+        target_clusters=6,
+        embedding_size=8,
+        mask_span=3,
+        noise=0.3,
+        segment_seconds=1.2,
+        layer=1,
+        clusters=5,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config):
+    """The lines of a run from start to end."""
+    return run(config)
+
+
+@pytest.fixture(scope="module")
+def exported(config, whole):
+    folder = Path(config.run_dir) / "exported"
+    assert export(HubertRecipe(config), folder) == STEPS
+    return folder
+
+
+def losses(lines):
+    return [line["loss"] for line in lines]
+
+
+def read_params(config):
+    state = speech_runs.load_state(HubertRecipe, config)
+    return jax.tree.map(np.asarray, state.params)
+
+
+def test_it_learns(whole, config):
+    assert np.mean(losses(whole[-10:])) < 0.8 * np.mean(losses(whole[:5]))
+    accuracies = [line["accuracy"] for line in whole]
+    assert np.mean(accuracies[-10:]) > np.mean(accuracies[:5]) + 0.15
+    assert whole[-1]["eval_accuracy"] > 0.4
+    assert 1 < whole[-1]["perplexity"] <= 6 and 0 < whole[-1]["clusters_used"] <= 1
+    report = Path(config.run_dir) / "report"
+    assert all((report / name).stat().st_size > 1000 for name in ("units.png", "units.wav"))
+
+
+@pytest.mark.slow  # by default the pitch network stands for all
+def test_stopped_equals_unstopped_bitwise(config, whole):
+    stopped = changed(config, "stopped", steps=16, checkpoint_every=6)
+    run(stopped, stop_after=9)
+    targets = Path(stopped.run_dir) / "targets.npz"
+    made = targets.stat().st_mtime_ns
+    rest = run(stopped)
+    assert losses(rest) == losses(whole[:16])[-len(rest) :] and 0 < len(rest) < 16
+    assert targets.stat().st_mtime_ns == made
+    assert not list(targets.parent.glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_two_devices_change_nothing(config, whole):
+    split = run(changed(config, "split", steps=8), devices=2)
+    np.testing.assert_allclose(losses(split), losses(whole[:8]), rtol=2e-5)
+
+
+def test_the_exported_network_is_an_inner_layer_and_its_clusters_are_units(config, exported):
+    model, params = hubert.load(exported / "hubert", exported / "quantizer")
+    assert model.config.trunk == dataclasses.replace(NETWORK, num_layers=1)
+    trained = read_params(config)["trunk"]
+    jax.tree.map(np.testing.assert_array_equal, params["hubert"]["conv"], trained["conv"])
+    assert list(params["hubert"]["layers"]) == ["0"]
+    items = read_items(config.data.sources)
+    audio = load_audio(items[0].audio)[None]
+    lengths = jnp.array([audio.shape[1]])
+    hidden, _ = Trunk(model.config.trunk).apply({"params": params["hubert"]}, audio, lengths)
+    units, _ = model.apply({"params": params}, audio, lengths)
+    centroids = params["quantizer"]["centroids"]
+    assert centroids.shape == (5, 16)
+    nearest = np.square(np.asarray(hidden)[0][:, None] - centroids).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(units[0], nearest)
+    heard = unit_targets.units_of(model, params)
+    found = np.concatenate(list(unit_targets.hear(items, heard, model.config.trunk)))
+    assert set(found) == set(range(5))  # clusters of these recordings: all are used
+    with pytest.raises(InputError, match="exists already"):
+        export(HubertRecipe(config), exported)
+
+
+def test_a_second_iteration_predicts_clusters_of_the_first(config, exported, whole):
+    second = changed(config, "second", targets=str(exported / "hubert"), steps=2)
+    assert len(run(second)) == 2
+    recordings, label = HubertRecipe(second).labelled
+    centroids = np.load(Path(second.run_dir) / "targets.npz")["centroids"]
+    assert centroids.shape == (6, 16)
+    trunk, params = checkpoint.load_network(exported / "hubert", HubertConfig)
+    heard = unit_targets.inner(trunk.trunk, params)
+    for one in recordings:
+        (features,) = unit_targets.hear([one.item], heard, trunk.trunk)
+        np.testing.assert_array_equal(kmeans.assign(features, centroids), one.labels_t)
+        np.testing.assert_array_equal(label([one.item])[0], one.labels_t)
+    for changes, message in (
+        ({"target_layer": 2}, "no layer 2; the network has 1"),
+        ({"network": dataclasses.replace(NETWORK, conv_layers=((16, 320, 320),))}, "its frames"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(changed(second, "other", **changes))
+
+
+def test_labels_can_be_those_of_one_voice_that_says_the_same(config, exported, tmp_path):
+    lines = [json.loads(line) for line in Path(config.data.sources[0]).read_text().splitlines()]
+    for line in lines:
+        line["audio"] = str(Path(config.data.sources[0]).parent / line["audio"])
+        line["text"] = f"sentence {int(line['id'][4:]) // 2}"  # a low voice and a high one say it
+    paths = {}
+    for name, own in (("low", lines[::2]), ("high", lines[1::2])):
+        paths[name] = str(tmp_path / f"{name}.jsonl")
+        Path(paths[name]).write_text("".join(json.dumps(line) + "\n" for line in own))
+    data = SpeechDataConfig((paths["high"],), (paths["high"],), batch_rows=2)
+    aligner = str(exported / "hubert")
+    spoken = changed(config, "spoken", data=data, reference=paths["low"], steps=2)
+    assert len(run(dataclasses.replace(spoken, aligner=aligner))) == 2
+    recordings, _ = HubertRecipe(dataclasses.replace(spoken, aligner=aligner)).labelled
+    centroids = np.load(Path(spoken.run_dir) / "targets.npz")["centroids"]
+    for one, low in zip(recordings, read_items((paths["low"],)), strict=True):
+        (features,) = unit_targets.hear([low], unit_targets.spectral(NETWORK), NETWORK)
+        assert set(one.labels_t) <= set(kmeans.assign(features, centroids))
+    with pytest.raises(InputError, match="use another run_dir"):
+        run(spoken)  # aligned by other features
+    spoken = dataclasses.replace(spoken, aligner=aligner)
+    _ = HubertRecipe(spoken).labelled
+    texts = Path(paths["high"]).read_text()
+    for name, old, new in (("high", "sentence 1", "sentence 2"), ("low", "tone2", "tone3")):
+        before = Path(paths[name]).read_text()
+        assert old in before
+        Path(paths[name]).write_text(before.replace(old, new, 1))  # says or is another
+        with pytest.raises(InputError, match="other recordings, texts"):
+            _ = HubertRecipe(spoken).labelled
+        Path(paths[name]).write_text(before)
+    assert Path(paths["high"]).read_text() == texts
+
+
+def test_recordings_without_a_frame_are_left_out(config, tmp_path):
+    lines = Path(config.data.sources[0]).read_text().splitlines()
+    for line in lines:
+        path = Path(config.data.sources[0]).parent / json.loads(line)["audio"]
+        shutil.copy(path, tmp_path)
+    write_wav(tmp_path / "empty.wav", np.zeros(0, np.float32))
+    empty = json.dumps({"id": "empty", "audio": "empty.wav"})
+    names = {}
+    for name, own in (("some", [lines[0], empty, *lines[1:]]), ("none", [empty])):
+        names[name] = str(tmp_path / f"{name}.jsonl")
+        Path(names[name]).write_text("".join(f"{line}\n" for line in own))
+    data = dataclasses.replace(config.data, sources=(names["some"],), held_out=(names["some"],))
+    recordings, _ = HubertRecipe(changed(config, "some", data=data)).labelled
+    assert len(recordings) == 6 and all(len(one.labels_t) for one in recordings)
+    data = dataclasses.replace(data, held_out=(names["none"],))
+    with pytest.raises(InputError, match="None of the 1 recordings is long enough"):
+        evaluate(HubertRecipe(changed(config, "some", data=data)))
+
+
+def evaluate(recipe):
+    """The metrics of a run's first state."""
+    mesh = recipe.config.mesh.make(jax.devices()[:1])
+    state = TrainState.create(recipe.init()[0], recipe.optimizer)
+    return recipe.evaluate(state, mesh)
+
+
+def test_every_held_out_frame_weighs_the_same(config):
+    found = []
+    for rows in (4, 6):  # two batches, of which the last is not full, and one
+        data = dataclasses.replace(config.data, batch_rows=rows)
+        recipe = HubertRecipe(dataclasses.replace(config, data=data, unmasked_weight=0.5))
+        found.append(evaluate(recipe))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_other_processes_make_the_report_too_and_the_first_one_keeps_it(config, monkeypatch):
+    folders = []
+
+    class Reporting(HubertRecipe):
+        def report(self, state, folder):
+            folders.append((folder, folder.is_dir()))
+
+    for first, name in ((True, "first"), (False, "another")):
+        monkeypatch.setattr(distributed, "is_first", lambda first=first: first)
+        one = changed(config, name, steps=1)
+        assert len(list(loop.train(Reporting(one), jax.devices()[:1]))) == 1
+        assert (Path(one.run_dir) / "report").is_dir() == first
+    assert [there for _, there in folders] == [True, True]
+    assert folders[0][0].is_dir() and not folders[1][0].is_dir()
+
+
+def test_vectors_do_not_decay():
+    params = {"mask": jnp.ones(3), "labels": jnp.ones((2, 3)), "head": {"bias": jnp.ones(3)}}
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), lambda step: 1.0)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    assert not updates["mask"].any() and not updates["head"]["bias"].any()
+    np.testing.assert_allclose(updates["labels"], -0.5)
+
+
+def test_the_first_filters_can_be_band_passes_unless_they_are_trained(config, exported):
+    gabor = changed(config, "gabor", first_filters="gabor")
+    kernel = HubertRecipe(gabor).init()[0]["trunk"]["conv"]["0"]["kernel"]
+    np.testing.assert_array_equal(kernel[:, 0], filters.gabor(20, 16))
+    started = dataclasses.replace(gabor, start=str(exported / "hubert"))
+    _, given = checkpoint.load_network(exported / "hubert", HubertConfig)
+    kernel = HubertRecipe(started).init()[0]["trunk"]["conv"]["0"]["kernel"]
+    np.testing.assert_array_equal(kernel, given["conv"]["0"]["kernel"])
+    odd = dataclasses.replace(NETWORK, conv_layers=((15, 20, 10), (16, 8, 8), (16, 8, 8)))
+    for changes, message in (
+        ({"network": odd}, "Gabor filters are pairs; the first conv has 15"),
+        ({"first_filters": "mel"}, "expected random or gabor"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(gabor, **changes)
+
+
+def test_a_start_is_gone_on_with_and_may_grow(config, exported):
+    taller = dataclasses.replace(NETWORK, num_layers=3)
+    started = changed(config, "started", start=str(exported / "hubert"), network=taller)
+    params = HubertRecipe(started).init()[0]["trunk"]
+    assert sorted(params["layers"]) == ["0", "1", "2"]
+    _, given = checkpoint.load_network(exported / "hubert", HubertConfig)
+    jax.tree.map(np.testing.assert_array_equal, params["layers"]["0"], given["layers"]["0"])
+    jax.tree.map(np.testing.assert_array_equal, params["conv"], given["conv"])
+    own = HubertRecipe(config).init()[0]["trunk"]
+    kernel = ("layers", "0", "fc1", "kernel")
+    assert not np.array_equal(*(leaf_at(tree, kernel) for tree in (params, own)))
+
+
+def leaf_at(tree, path):
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def test_pre_norm_networks_are_cut_before_their_last_norm():
+    trunk = dataclasses.replace(NETWORK, norm_first=True)
+    wave, lengths = jnp.ones((1, 4000)), jnp.array([4000])
+    params = jax.jit(Trunk(trunk).init)(jax.random.key(0), wave, lengths)["params"]
+    inner, kept = unit_targets.cut(trunk, params, 1)
+    assert not inner.final_norm and "norm" not in kept and "norm" in params
+    jax.jit(Trunk(inner).apply)({"params": kept}, wave, lengths)
+    assert unit_targets.cut(trunk, params, 0) == (trunk, params)
+    assert unit_targets.cut(trunk, params, 2) == (trunk, params)
+
+
+def test_masks_are_the_plain_ones():
+    for seed in range(20):
+        mask = training.draw_mask(50, 0.08, 5, np.random.default_rng(seed))
+        drawn = np.random.default_rng(seed).random(50) < 0.08
+        plain = [any(drawn[max(place - 4, 0) : place + 1]) for place in range(50)]
+        assert mask.tolist() == plain or (not drawn.any() and mask.sum() in range(1, 6))
+        assert mask.any()
+    mask = training.draw_mask(100_000, 0.08, 5, np.random.default_rng(0))
+    assert mask.mean() == pytest.approx(1 - 0.92**5, abs=0.01)
+    assert training.draw_mask(0, 0.08, 5, np.random.default_rng(0)).shape == (0,)
+
+
+def test_rows_have_the_labels_of_their_place_and_noise_leaves_them(config):
+    items = read_items(config.data.sources)
+    recordings = [Recording(item, np.arange(24, dtype=np.int32)) for item in items]
+    for noise in (0.0, 1.0):
+        settings = dataclasses.replace(config, noise=noise, segment_seconds=0.6)
+        one = recordings[0]
+        samples, places = load_audio(one.item.audio), set()
+        for seed in range(8):
+            rng = np.random.default_rng(seed)
+            row = training.make_row(one, rng, settings, NETWORK, recordings)
+            place = row["labels_bt"][0]
+            places.add(int(place))
+            assert row["labels_bt"].tolist() == list(range(place, place + 15))
+            clean = samples[place * 640 :][: row["lengths_b"]]
+            error = row["wave_bt"][: row["lengths_b"]] - clean
+            assert len(clean) == 14 * 640 + NETWORK.receptive_field
+            if noise:
+                decibels = 10 * np.log10(np.mean(clean**2) / np.mean(error**2))
+                assert 4.9 < decibels < 20.1
+            else:
+                assert not error.any()
+        assert len(places) > 3
+
+
+def test_short_recordings_are_padded_and_do_not_count(config):
+    one = Recording(read_items(config.data.sources)[0], np.full(7, 3, np.int32))
+    settings = dataclasses.replace(config, segment_seconds=4.0)
+    row = training.make_row(one, np.random.default_rng(0), settings, NETWORK)
+    assert row["lengths_b"] == 16000 and len(row["wave_bt"]) == 99 * 640 + NETWORK.receptive_field
+    assert not row["mask_bt"][7:].any() and not row["labels_bt"][7:].any()
+
+
+def test_the_loss_is_that_of_masked_frames(config):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 9, 6)).astype(np.float32)
+    labels, mask = rng.integers(0, 6, (2, 9)), rng.random((2, 9)) < 0.5
+    true = np.arange(9) < np.array([[9], [4]])
+    settings = dataclasses.replace(config, unmasked_weight=0.5)
+    sums = training.measure(logits, true, mask, labels)
+    metrics = training.summarise(sums, settings.unmasked_weight)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    costs = -np.take_along_axis(log_probs, labels[..., None], -1)[..., 0]
+    masked, seen = (costs[true & part].mean() for part in (mask, ~mask))
+    assert metrics["masked_loss"] == pytest.approx(masked, rel=1e-5)
+    assert metrics["loss"] == pytest.approx(masked + 0.5 * seen, rel=1e-5)
+    right = (logits.argmax(-1) == labels)[true & mask].mean()
+    assert metrics["accuracy"] == pytest.approx(right, rel=1e-5)
+
+
+def test_nothing_is_heard_where_it_is_masked_and_scores_are_cosines(config):
+    model = training.MaskedPrediction(NETWORK, 6, 8, temperature=0.1)
+    waves = np.random.default_rng(0).normal(size=(2, 6000)).astype(np.float32)
+    lengths, mask = jnp.array([6000, 6000]), np.ones((2, 9), bool)
+    params = jax.jit(model.init)(jax.random.key(0), waves, lengths, mask)["params"]
+    apply = jax.jit(lambda mask: model.apply({"params": params}, waves, lengths, mask)[0])
+    scores = apply(mask)
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert np.abs(scores).max() <= 10
+    assert not np.array_equal(*apply(mask & (np.arange(9) > 4)))
+
+
+def test_long_recordings_are_heard_in_pieces_that_make_up_the_whole(config, monkeypatch):
+    items = read_items(config.data.sources)[:3]
+
+    def heard(wave, lengths):  # what a frame sees, summed up
+        starts = range(0, max(wave.shape[1] - 649, 1), 640)
+        counts = np.maximum((lengths - NETWORK.receptive_field) // 640 + 1, 0)
+        width = NETWORK.receptive_field
+        return np.stack([wave[:, s : s + width].sum(1) for s in starts], 1), counts
+
+    def everything():
+        return list(unit_targets.hear(items, heard, NETWORK))
+
+    expected = everything()
+    monkeypatch.setattr(unit_targets, "PIECE_SECONDS", 1)
+    for found, whole in zip(everything(), expected, strict=True):
+        np.testing.assert_allclose(found, whole, atol=1e-4)
+    lengths = [len(load_audio(item.audio)) for item in items]
+    frames = [(length - NETWORK.receptive_field) // 640 + 1 for length in lengths]
+    assert [len(one) for one in expected] == frames
+
+
+def test_a_run_whose_recordings_changed_is_refused(config, whole, tmp_path):
+    other = dataclasses.replace(config, run_dir=str(tmp_path / "run"), max_recordings=5)
+    (tmp_path / "run").mkdir()
+    shutil.copy(Path(config.run_dir) / "targets.npz", tmp_path / "run")
+    with pytest.raises(InputError, match="was made of other recordings"):
+        run(other)
+    (tmp_path / "run" / "targets.npz").write_bytes(b"PK half of it")
+    with pytest.raises(InputError, match="is damaged"):
+        run(other)
+
+
+def test_wrong_settings_are_named(config):
+    for changes, message in (
+        ({"mask_span": 0}, "mask_span"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"mask_start": 0.0}, "mask_start"),
+        ({"noise": 1.5}, "noise"),
+        ({"noise_db": (20.0, 5.0)}, "noise_db"),
+        ({"max_recordings": -1}, "max_recordings"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(config, **changes)
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        export(HubertRecipe(changed(config, "nothing")), "nowhere")
