@@ -13,19 +13,12 @@ from spirit_jax.training import loop
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_ends_the_run(value):
+def test_three_losses_in_a_row_that_are_not_finite_end_the_run(value):
     check = loop._LossCheck("runs/a")
-    check(1, {"loss": 3.0})
-    with pytest.raises(InputError, match=f"runs/a: the loss of step 2 is {value}"):
-        check(2, {"loss": value})
-
-
-def test_steps_that_changed_nothing_may_come_now_and_then():
-    check = loop._LossCheck("runs/a")
-    for loss in (float("nan"), float("nan"), 1.0, float("nan"), float("nan")):
+    for loss in (3.0, value, value, 1.0, value, value):  # such a step changes nothing
         check(1, {"loss": loss})
-    with pytest.raises(InputError, match="the loss of step 7"):
-        check(7, {"loss": float("nan")})
+    with pytest.raises(InputError, match=f"runs/a: the loss of step 7 is {value}"):
+        check(7, {"loss": value})
 
 
 def test_a_run_with_damaged_parameters_ends(make_config, tmp_path, expressive_folder):
