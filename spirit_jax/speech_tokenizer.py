@@ -269,7 +269,7 @@ class SpeechTokenizer:
                 item = units.from_string(item, cfg.common_style)
             elif predict and not _one_each(item):
                 item = units.from_string(units.to_string(item), cfg.common_style)
-            items.append(_stack_channels(item, voice, cfg))
+            items.append(_stack_ids(item, voice, cfg))
             to_predict += [index] if predict else []
         codes = [(items[index][:, 0],) for index in to_predict]
         made = self._run_windows(self._durations, codes, DURATION_REACH) if codes else []
@@ -378,27 +378,10 @@ def _one_each(item: Units) -> bool:
     return item.pitch is not None and len(item.pitch) == len(item.hubert)
 
 
-def _stack_channels(item: Units, voice: dict[str, int], cfg: hifigan.HifiGanConfig) -> np.ndarray:
-    """int32 (n, channels): the vocoder's ids for every Hu; negative ones are left out."""
-    n = len(item.hubert)
-    streams = {"code": (item.hubert, cfg.code_hop), "pitch": (item.pitch, cfg.pitch_hop)}
-    streams["style"] = (item.style, cfg.style_hop)
-    columns = []
-    for name, count in cfg.channels.items():
-        if name in voice:
-            columns.append(np.full(n, voice[name]))
-            continue
-        stream, hop = streams[name]
-        stream = np.zeros(0, np.int32) if stream is None else stream
-        if n and not len(stream):
-            raise InputError(f"This vocoder needs {name} units, and there are none.")
-        if len(stream) != n:
-            stream = hifigan.expand_stream(stream, hop, cfg.code_hop, n)
-        if n and stream.max() >= count:
-            raise InputError(f"There is no {name} unit {stream.max()}; known are 0 to {count - 1}.")
-        columns.append(stream)
-    ids = np.stack(columns, axis=-1).astype(np.int32)
-    return ids[item.hubert >= 0]
+def _stack_ids(item: Units, voice: dict[str, int], cfg: hifigan.HifiGanConfig) -> np.ndarray:
+    """The vocoder's input for every Hu; negative ones, which stand for no sound, are left out."""
+    streams = {"code": item.hubert, "pitch": item.pitch, "style": item.style}
+    return hifigan.stack_ids(streams, voice, cfg)[item.hubert >= 0]
 
 
 def _windows(n: int, reach: int) -> Iterator[tuple[int, int, slice]]:

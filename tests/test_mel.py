@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spirit_jax.errors import InputError
-from spirit_jax.models.mel import MelConfig, log_mel, magnitudes, stft_distance
+from spirit_jax.models.frames import MelConfig, log_mel, magnitudes, stft_distance
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from spirit_jax.data.speech import SpeechDataConfig, read_items
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan
 from spirit_jax.models.discriminators import DiscriminatorConfig
+from spirit_jax.models.frames import MelConfig
 from spirit_jax.models.hifigan import HifiGanConfig
-from spirit_jax.models.mel import MelConfig
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.training import loop
 from spirit_jax.training.export import export
@@ -252,11 +252,11 @@ def test_frames_are_told_what_decoding_tells_them():
     rng = np.random.default_rng(0)
     heard = Units(rng.integers(0, 501, 60), rng.integers(0, 64, 29), rng.integers(0, 100, 2))
     ours = vocoder_data.frame_ids(heard, Item("x", speaker="b"), network)
-    theirs = speech_tokenizer._stack_channels(heard, {"speaker": 1}, network)
+    theirs = speech_tokenizer._stack_ids(heard, {"speaker": 1}, network)
     np.testing.assert_array_equal(ours, theirs)
-    with pytest.raises(InputError, match="takes pitch units, and there are none"):
+    with pytest.raises(InputError, match="x: This vocoder needs pitch units, and there are none"):
         vocoder_data.frame_ids(Units([1, 2]), Item("x", speaker="b"), network)
-    with pytest.raises(InputError, match="has the code unit 501, and the vocoder has 501"):
+    with pytest.raises(InputError, match="x: There is no code unit 501; known are 0 to 500"):
         vocoder_data.frame_ids(Units([1, 501], [1], [1]), Item("x", speaker="b"), network)
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from spirit_jax import config
 from spirit_jax.errors import InputError
-from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, frame_lengths, split_frames
+from spirit_jax.models.frames import split_frames
+from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, frame_lengths
 
 POST = TrunkConfig(
     input_norm_eps=0.1,

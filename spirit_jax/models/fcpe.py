@@ -14,12 +14,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import librosa
-import numpy as np
 from flax import linen as nn
 
 from spirit_jax import checkpoint, limits
 from spirit_jax.errors import InputError
-from spirit_jax.models.wav2vec2 import layer_norm, length_mask, split_frames
+from spirit_jax.models.frames import apply_mel, length_mask, power_spectrum
+from spirit_jax.models.norms import layer_norm
 
 MAGNITUDE_FLOOR, MEL_FLOOR = 1e-9, 1e-5
 NEIGHBOURS = 4  # bins on each side of the best that are averaged
@@ -107,15 +107,12 @@ def log_mel(wave_bt: jax.Array, lengths_b: jax.Array, cfg: FcpeConfig):
     wave_bt = jnp.take_along_axis(wave_bt, jnp.clip(reflected_bt, 0, size - 1), axis=1)
     wave_bt = jnp.where(use_bt, wave_bt, 0)
 
-    hann_w = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(cfg.window) / cfg.window)
-    windows_btw = split_frames(wave_bt, cfg.window, cfg.hop) * hann_w.astype(np.float32)
-    spectrum_btf = jnp.fft.rfft(windows_btw)
-    power_btf = jnp.square(spectrum_btf.real) + jnp.square(spectrum_btf.imag)
+    power_btf = power_spectrum(wave_bt, cfg.window, cfg.hop)
     magnitude_btf = jnp.sqrt(power_btf + MAGNITUDE_FLOOR)
     bands_mf = librosa.filters.mel(
         sr=cfg.sample_rate, n_fft=cfg.window, n_mels=cfg.num_mels, fmin=cfg.fmin, fmax=cfg.fmax
     )
-    mel_btm = jnp.einsum("btf,mf->btm", magnitude_btf, bands_mf, precision=cfg.precision)
+    mel_btm = apply_mel(magnitude_btf, bands_mf, cfg.precision)
     mel_btm = jnp.log(jnp.maximum(mel_btm, MEL_FLOOR))
 
     last_b1 = jnp.maximum(lengths_b1 // cfg.hop, 1) - 1

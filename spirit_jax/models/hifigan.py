@@ -14,6 +14,7 @@ true end, as it does for that row alone.
 
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -25,8 +26,8 @@ from spirit_jax import checkpoint
 from spirit_jax.errors import InputError
 from spirit_jax.models import source
 from spirit_jax.models.conv import Conv1d, conv1d
+from spirit_jax.models.frames import length_mask
 from spirit_jax.models.vocoder_configs import FRAME_DILATIONS, FRAME_KERNEL, HifiGanConfig
-from spirit_jax.models.wav2vec2 import length_mask
 
 SLOPE, FINAL_SLOPE = 0.1, 0.01  # of the leaky ReLUs: between layers, and before the last conv
 MAX_DURATION = 2_500  # frames; a predictor gone astray must not ask for hours of speech
@@ -249,6 +250,38 @@ def expand_stream(stream: np.ndarray, hop: int, code_hop: int, frames: int) -> n
     """
     repeated = np.repeat(stream, round(hop / code_hop))[:frames]
     return np.pad(repeated, (0, frames - len(repeated)), mode="edge")
+
+
+def stack_ids(
+    streams: Mapping[str, np.ndarray | None], voice: Mapping[str, int], cfg: HifiGanConfig
+) -> np.ndarray:
+    """The vocoder's input for every frame, int32 (frames, channels).
+
+    Args:
+      streams: units by channel: "code", one a frame; "pitch" and "style", one a frame or in their
+        own slower time line (see `expand_stream`).
+      voice: ids of the channels that stay the same: "speaker" and "style_id".
+      cfg: says which channels there are.
+
+    Raises:
+      InputError: a stream is missing, or has a unit that the vocoder does not know.
+    """
+    frames, columns = len(streams["code"]), []
+    for name, count in cfg.channels.items():
+        if name in voice:
+            columns.append(np.full(frames, voice[name]))
+            continue
+        stream = streams[name]
+        stream = np.zeros(0, np.int32) if stream is None else stream
+        if frames and not len(stream):
+            raise InputError(f"This vocoder needs {name} units, and there are none.")
+        if len(stream) != frames:
+            hop = {"pitch": cfg.pitch_hop, "style": cfg.style_hop}[name]
+            stream = expand_stream(stream, hop, cfg.code_hop, frames)
+        if frames and stream.max() >= count:
+            raise InputError(f"There is no {name} unit {stream.max()}; known are 0 to {count - 1}.")
+        columns.append(stream)
+    return np.stack(columns, axis=-1).astype(np.int32)
 
 
 def find_id(wanted: int | str | None, names: tuple[str, ...], count: int, default: int, what: str):

@@ -16,7 +16,8 @@ from flax import linen as nn
 
 from spirit_jax import checkpoint, files, limits
 from spirit_jax.errors import InputError
-from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
+from spirit_jax.models.frames import length_mask
+from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
 
 NO_UNIT = -1
 MLP_NEGATIVE_SLOPE = 0.01

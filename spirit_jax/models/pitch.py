@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from spirit_jax import checkpoint
 from spirit_jax.models.configs import PitchConfig, StackConfig
-from spirit_jax.models.wav2vec2 import length_mask
+from spirit_jax.models.frames import length_mask
 
 
 def normalise_f0(

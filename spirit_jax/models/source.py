@@ -15,8 +15,8 @@ from flax import linen as nn
 
 from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.models.conv import Conv1d
+from spirit_jax.models.frames import length_mask
 from spirit_jax.models.vocoder_configs import SOURCE_PARTS as PARTS
-from spirit_jax.models.wav2vec2 import length_mask
 
 KERNELS = 7, 5  # of the predictor's convs
 REACH = sum(kernel // 2 for kernel in KERNELS)  # frames on each side that have a say

@@ -15,7 +15,8 @@ from flax import linen as nn
 
 from spirit_jax import checkpoint
 from spirit_jax.models.configs import StyleConfig
-from spirit_jax.models.wav2vec2 import Trunk, length_mask
+from spirit_jax.models.frames import length_mask
+from spirit_jax.models.wav2vec2 import Trunk
 
 
 class StyleEncoder(nn.Module):

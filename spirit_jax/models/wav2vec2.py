@@ -23,6 +23,8 @@ from flax import linen as nn
 from spirit_jax.models.adapter import Adapter
 from spirit_jax.models.configs import TrunkConfig
 from spirit_jax.models.conv import conv1d
+from spirit_jax.models.frames import length_mask, masked_standardize, split_frames
+from spirit_jax.models.norms import TimeNorm, layer_norm
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -46,40 +48,6 @@ def frame_lengths(lengths, conv_layers: tuple[tuple[int, int, int], ...]):
     for _, kernel, stride in conv_layers:
         frames = ((frames - kernel) // stride + 1).clip(0)
     return frames
-
-
-def length_mask(lengths_b: jax.Array, size: int) -> jax.Array:
-    """(b, size) booleans: true on the first `lengths_b` places."""
-    return jnp.arange(size)[None, :] < lengths_b[:, None]
-
-
-def masked_standardize(x_btc: jax.Array, mask_bt: jax.Array, eps: float) -> jax.Array:
-    """Each channel to mean 0 and (population) variance 1 over its true times."""
-    mask_bt1 = mask_bt[..., None]
-    count_b11 = jnp.maximum(mask_bt1.sum(axis=1, keepdims=True), 1)
-
-    def mean(y_btc):
-        return jnp.where(mask_bt1, y_btc, 0).sum(axis=1, keepdims=True) / count_b11
-
-    centered_btc = x_btc - mean(x_btc)
-    return centered_btc * jax.lax.rsqrt(mean(jnp.square(centered_btc)) + eps)
-
-
-def layer_norm(eps: float, name: str) -> nn.LayerNorm:
-    # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large.
-    return nn.LayerNorm(epsilon=eps, use_fast_variance=False, name=name)
-
-
-class TimeNorm(nn.Module):
-    """Every channel normalised over the true frames: a group norm with a group a channel."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x_btc: jax.Array, mask_bt: jax.Array) -> jax.Array:
-        scale_c = self.param("scale", nn.initializers.ones, (x_btc.shape[-1],))
-        bias_c = self.param("bias", nn.initializers.zeros, (x_btc.shape[-1],))
-        return masked_standardize(x_btc, mask_bt, self.eps) * scale_c + bias_c
 
 
 class ConvLayer(nn.Module):
@@ -109,17 +77,6 @@ class ConvLayer(nn.Module):
             mask_bt = length_mask(frames_b, x_btc.shape[1])
             x_btc = TimeNorm(cfg.conv_norm_eps, name="norm")(x_btc, mask_bt)
         return ACTIVATIONS[cfg.conv_activation](x_btc)
-
-
-def split_frames(x_bt: jax.Array, kernel: int, stride: int) -> jax.Array:
-    """All whole windows of `kernel` samples, one every `stride`: (b, t) -> (b, frames, kernel)."""
-    frames = (x_bt.shape[1] - kernel) // stride + 1
-    hops = -(-kernel // stride)
-    size = (frames + hops - 1) * stride
-    x_bt = jnp.pad(x_bt, ((0, 0), (0, max(0, size - x_bt.shape[1]))))[:, :size]
-    hops_bts = x_bt.reshape(x_bt.shape[0], -1, stride)
-    windows = [hops_bts[:, i : i + frames] for i in range(hops)]
-    return jnp.concatenate(windows, axis=-1)[..., :kernel]
 
 
 class ConvLayers(nn.Module):

@@ -11,7 +11,7 @@ from torch_discriminators import TorchDiscriminators, torch_log_mel  # noqa: E40
 from spirit_jax import checkpoint  # noqa: E402
 from spirit_jax.models import discriminators as judges  # noqa: E402
 from spirit_jax.models.discriminators import DiscriminatorConfig, Discriminators  # noqa: E402
-from spirit_jax.models.mel import MelConfig, log_mel  # noqa: E402
+from spirit_jax.models.frames import MelConfig, log_mel  # noqa: E402
 
 CONFIG = DiscriminatorConfig(
     periods=(2, 3, 7),

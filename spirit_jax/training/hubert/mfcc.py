@@ -17,13 +17,13 @@ import scipy.signal
 
 from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.errors import InputError
-from spirit_jax.models.wav2vec2 import (
-    TrunkConfig,
-    frame_lengths,
+from spirit_jax.models.frames import (
+    apply_mel,
     length_mask,
     masked_standardize,
-    split_frames,
+    power_spectrum,
 )
+from spirit_jax.models.wav2vec2 import TrunkConfig, frame_lengths
 
 HOP, WINDOW = 160, 400  # samples: 10 and 25 ms
 MELS, COEFFICIENTS = 40, 13
@@ -75,11 +75,8 @@ def decibels(wave_bt: jax.Array, frames_b: jax.Array) -> jax.Array:
     `frames_b` are the true numbers of windows. As `librosa.power_to_db` of
     `librosa.feature.melspectrogram(center=False)`.
     """
-    hann_w = scipy.signal.get_window("hann", WINDOW).astype(np.float32)
-    spectrum_btf = jnp.fft.rfft(split_frames(wave_bt, WINDOW, HOP) * hann_w)
-    power_btf = jnp.square(spectrum_btf.real) + jnp.square(spectrum_btf.imag)
     bands_mf = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=WINDOW, n_mels=MELS)
-    mel_btm = jnp.einsum("btf,mf->btm", power_btf, bands_mf, precision="highest")
+    mel_btm = apply_mel(power_spectrum(wave_bt, WINDOW, HOP), bands_mf)
     mel_btm = 10 * jnp.log10(jnp.maximum(mel_btm, POWER_FLOOR))
     mask_bt1 = length_mask(frames_b, mel_btm.shape[1])[..., None]
     loudest_b11 = jnp.where(mask_bt1, mel_btm, -jnp.inf).max(axis=(1, 2), keepdims=True)

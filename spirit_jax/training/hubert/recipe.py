@@ -27,8 +27,9 @@ from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.errors import InputError
 from spirit_jax.models import hubert
+from spirit_jax.models.frames import length_mask
 from spirit_jax.models.hubert import HubertConfig, HubertUnits, QuantizerConfig
-from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, length_mask
+from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
 from spirit_jax.training.hubert import gabor, reference_targets, report, targets
 from spirit_jax.training.hubert.config import MFCC, HubertRunConfig
 from spirit_jax.training.hubert.targets import Recording

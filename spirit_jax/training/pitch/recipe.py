@@ -23,8 +23,8 @@ from spirit_jax.data import f0_cache
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.models import pitch
+from spirit_jax.models.frames import length_mask
 from spirit_jax.models.pitch import PitchConfig, PitchVqVae
-from spirit_jax.models.wav2vec2 import length_mask
 from spirit_jax.training.optimizer import decay_by_epoch, make_schedule
 from spirit_jax.training.pitch import codebook as codebook_lib
 from spirit_jax.training.pitch import report

@@ -27,8 +27,9 @@ from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.units import unit_edit_distance
 from spirit_jax.models import hubert
+from spirit_jax.models.frames import length_mask
 from spirit_jax.models.hubert import HubertUnits, QuantizerConfig, fill_blanks
-from spirit_jax.models.wav2vec2 import Trunk, length_mask
+from spirit_jax.models.wav2vec2 import Trunk
 from spirit_jax.training.hubert import targets
 from spirit_jax.training.hubert.targets import Recording
 from spirit_jax.training.quantizer import report

@@ -23,8 +23,8 @@ from spirit_jax.data import f0_cache
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.models import style
+from spirit_jax.models.frames import length_mask
 from spirit_jax.models.style import StyleEncoder
-from spirit_jax.models.wav2vec2 import length_mask
 from spirit_jax.training.recipe import SpeechRecipe, add_up, code_usage, read_start
 from spirit_jax.training.step import Metrics, TrainState
 from spirit_jax.training.style import report

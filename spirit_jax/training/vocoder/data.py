@@ -127,30 +127,19 @@ def frame_f0(track: Track, frames: int) -> np.ndarray:
     return np.pad(f0_t, (0, frames * source.PARTS - len(f0_t))).reshape(-1, source.PARTS)
 
 
-def frame_ids(heard: Units, item: Item, network: HifiGanConfig) -> np.ndarray:
-    """int32 (t, c): the ids of each frame, slower streams repeated as decoding does."""
-    frames = len(heard)
-    streams = {
-        "code": (heard.hubert, network.code_hop),
-        "pitch": (heard.pitch, network.pitch_hop),
-        "style": (heard.style, network.style_hop),
-    }
-    names = {"speaker": (item.speaker, network.speakers), "style_id": (item.style, network.styles)}
-    columns = []
-    for channel, count in network.channels.items():
-        if channel in names:
-            name, known = names[channel]
-            columns.append(np.full(frames, known.index(name)))
-            continue
-        stream, hop = streams[channel]
-        if stream is None or not len(stream):
-            raise InputError(f"{item.id}: the vocoder takes {channel} units, and there are none.")
-        if stream.min() < 0 or stream.max() >= count:
-            raise InputError(
-                f"{item.id}: has the {channel} unit {stream.max()}, and the vocoder has {count}."
-            )
-        columns.append(hifigan.expand_stream(stream, hop, network.code_hop, frames))
-    return np.stack(columns, axis=-1).astype(np.int32)
+def frame_ids(streams: Units, item: Item, network: HifiGanConfig) -> np.ndarray:
+    """int32 (t, c): the ids of each frame of a recording, as decoding has them.
+
+    Raises:
+      InputError: the vocoder takes units that there are none of, or has fewer of them.
+    """
+    voice = {"speaker": (item.speaker, network.speakers), "style_id": (item.style, network.styles)}
+    ids = {name: names.index(label) for name, (label, names) in voice.items() if names}
+    by_channel = {"code": streams.hubert, "pitch": streams.pitch, "style": streams.style}
+    try:
+        return hifigan.stack_ids(by_channel, ids, network)
+    except InputError as error:
+        raise InputError(f"{item.id}: {error}") from error
 
 
 def read_units(items: Sequence[Item], tokenizer: str, path: Path) -> list[Units]:

@@ -31,9 +31,8 @@ from spirit_jax.models.discriminators import (
     discriminator_loss,
     feature_loss,
 )
+from spirit_jax.models.frames import length_mask, log_mel, stft_distance
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
-from spirit_jax.models.mel import log_mel, stft_distance
-from spirit_jax.models.wav2vec2 import length_mask
 from spirit_jax.training.optimizer import decay_by_epoch, make_optimizer, make_schedule
 from spirit_jax.training.recipe import SpeechRecipe
 from spirit_jax.training.step import Gradients, Metrics, TrainState

@@ -10,8 +10,7 @@ import numpy as np
 from spirit_jax.audio import write_wav
 from spirit_jax.data.speech import Row
 from spirit_jax.models import hifigan
-from spirit_jax.models.mel import MelConfig, log_mel
-from spirit_jax.models.wav2vec2 import length_mask
+from spirit_jax.models.frames import MelConfig, length_mask, log_mel
 
 
 def mel_distance(
