@@ -258,7 +258,7 @@ def stack_ids(
     """The vocoder's input for every frame, int32 (frames, channels).
 
     Args:
-      streams: units by channel: "code", one a frame; "pitch" and "style", one a frame or in their
+      streams: units by channel: "code", one a frame (negative where there is none); "pitch" and "style", one a frame or in their
         own slower time line (see `expand_stream`).
       voice: ids of the channels that stay the same: "speaker" and "style_id".
       cfg: says which channels there are.
@@ -278,8 +278,9 @@ def stack_ids(
         if len(stream) != frames:
             hop = {"pitch": cfg.pitch_hop, "style": cfg.style_hop}[name]
             stream = expand_stream(stream, hop, cfg.code_hop, frames)
-        if frames and stream.max() >= count:
-            raise InputError(f"There is no {name} unit {stream.max()}; known are 0 to {count - 1}.")
+        wrong = stream[(stream >= count) | ((stream < 0) & (name != "code"))]
+        if wrong.size:
+            raise InputError(f"There is no {name} unit {wrong[0]}; known are 0 to {count - 1}.")
         columns.append(stream)
     return np.stack(columns, axis=-1).astype(np.int32)
 

@@ -136,6 +136,8 @@ def frame_ids(streams: Units, item: Item, network: HifiGanConfig) -> np.ndarray:
     voice = {"speaker": (item.speaker, network.speakers), "style_id": (item.style, network.styles)}
     ids = {name: names.index(label) for name, (label, names) in voice.items() if names}
     by_channel = {"code": streams.hubert, "pitch": streams.pitch, "style": streams.style}
+    if streams.hubert.min(initial=0) < 0:
+        raise InputError(f"{item.id}: There is no code unit {streams.hubert.min()}.")
     try:
         return hifigan.stack_ids(by_channel, ids, network)
     except InputError as error:
