@@ -84,6 +84,35 @@ def dedup(stream: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.concatenate([[True], stream[1:] != stream[:-1]]))
 
 
+@dataclasses.dataclass(frozen=True)
+class Merged:
+    """The units of a recording as one sequence: Hu and Pi without repeats, and St, by time.
+
+    Attributes:
+      names_n: the stream of each unit: "style", "pitch" or "hubert".
+      units_n: int32.
+      seconds_n: float64, when each begins, rising; ties go style, pitch, hubert.
+    """
+
+    names_n: np.ndarray
+    units_n: np.ndarray
+    seconds_n: np.ndarray
+
+
+def merge(units: Units) -> Merged:
+    """Deduplicates and merges the streams by time (the release's rule)."""
+    streams = {"style": units.style, "pitch": units.pitch, "hubert": units.hubert}
+    rates = {"style": STYLE_RATE, "pitch": PITCH_RATE, "hubert": HUBERT_RATE}
+    parts = []
+    for name, stream in streams.items():
+        if stream is not None:
+            kept = np.arange(len(stream)) if name == "style" else dedup(stream)
+            parts.append((np.full(len(kept), name), stream[kept], kept / rates[name]))
+    names, values, seconds = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order = np.argsort(seconds, kind="stable")
+    return Merged(names[order], values[order], seconds[order])
+
+
 def to_string(units: Units) -> str:
     """The unit string: Hu and Pi without repeats, merged with St by time; ties go St, Pi, Hu.
 
@@ -95,14 +124,9 @@ def to_string(units: Units) -> str:
     for name, stream in units.to_dict().items():
         if stream and min(stream) < 0:
             raise InputError(f"There is no {name} unit {min(stream)}.")
-    timed: list[tuple[float, str]] = []
-    if units.style is not None:
-        timed += [(i / STYLE_RATE, f"[St{unit}]") for i, unit in enumerate(units.style)]
-    if units.pitch is not None:
-        timed += [(i / PITCH_RATE, f"[Pi{units.pitch[i]}]") for i in dedup(units.pitch)]
-    timed += [(i / HUBERT_RATE, f"[Hu{units.hubert[i]}]") for i in dedup(units.hubert)]
-    timed.sort(key=lambda item: item[0])
-    return "".join(token for _, token in timed)
+    merged, prefixes = merge(units), {"style": "St", "pitch": "Pi", "hubert": "Hu"}
+    pairs = zip(merged.names_n, merged.units_n, strict=True)
+    return "".join(f"[{prefixes[name]}{unit}]" for name, unit in pairs)
 
 
 def from_string(string: str, common_style: int = COMMON_STYLE) -> Units:

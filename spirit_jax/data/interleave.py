@@ -15,6 +15,7 @@ from spirit_jax import units as units_lib
 from spirit_jax.data.configs import InterleaveConfig
 from spirit_jax.data.records import Utterance
 from spirit_jax.text import TextTokenizer
+from spirit_jax.units import Units
 from spirit_jax.vocab import Modality, Vocab
 
 
@@ -82,28 +83,23 @@ class TokenLine:
     @classmethod
     def of(cls, utterance: Utterance, vocab: Vocab) -> "TokenLine":
         """The token line of an utterance with units; `InputError` for units without a token."""
-        streams = utterance.units
-        vocab.check_units(vars(streams), f"The utterance '{utterance.id}'")
-        rates = {"hubert": units_lib.HUBERT_RATE, "pitch": units_lib.PITCH_RATE}
-        first = vocab.first_unit
-        parts = []  # in the order in which ties go: style, pitch, phonetic
-        offsets = {"pitch": first + vocab.hubert_units}
-        offsets["style"] = offsets["pitch"] + vocab.pitch_units
-        if vocab.style_units and streams.style is not None:
-            times = np.arange(len(streams.style)) / units_lib.STYLE_RATE
-            parts.append((times, streams.style + offsets["style"]))
-        if vocab.pitch_units and streams.pitch is not None:
-            kept = units_lib.dedup(streams.pitch)
-            parts.append((kept / rates["pitch"], streams.pitch[kept] + offsets["pitch"]))
-        kept = units_lib.dedup(streams.hubert)
-        parts.append((kept / rates["hubert"], streams.hubert[kept] + first))
-        times = np.concatenate([times for times, _ in parts])
-        order = np.argsort(times, kind="stable")
-        ids = np.concatenate([ids for _, ids in parts])[order].astype(np.int32)
+        vocab.check_units(vars(utterance.units), f"The utterance '{utterance.id}'")
+        pitch = vocab.first_unit + vocab.hubert_units
+        first_ids = {
+            "hubert": vocab.first_unit,
+            "pitch": pitch if vocab.pitch_units else None,
+            "style": pitch + vocab.pitch_units if vocab.style_units else None,
+        }
+        known = {name: first for name, first in first_ids.items() if first is not None}
+        streams = {name: getattr(utterance.units, name) for name in known}
+        merged = units_lib.merge(Units(**streams))
+        ids = merged.units_n + np.array([known[name] for name in merged.names_n], np.int32)
         # A pitch or style unit goes with the phonetic unit after it; 1e-6 makes up for rounding.
-        frames = np.ceil(times[order] * rates["hubert"] - 1e-6).astype(np.int32)
-        rate = len(streams.hubert) / utterance.seconds if utterance.seconds else rates["hubert"]
-        return cls(ids, frames, rate)
+        rate = units_lib.HUBERT_RATE
+        frames = np.ceil(merged.seconds_n * rate - 1e-6).astype(np.int32)
+        if utterance.seconds:
+            rate = len(utterance.units) / utterance.seconds
+        return cls(ids.astype(np.int32), frames, rate)
 
     def cut(self, start: float, end: float) -> np.ndarray:
         """Ids of the tokens that begin from floor(start x rate) to before ceil(end x rate)."""

@@ -258,8 +258,8 @@ def stack_ids(
     """The vocoder's input for every frame, int32 (frames, channels).
 
     Args:
-      streams: units by channel: "code", one a frame (negative where there is none); "pitch" and "style", one a frame or in their
-        own slower time line (see `expand_stream`).
+      streams: units by channel: "code", one a frame, negative where there is none; "pitch" and
+        "style", one a frame or in their own slower time line (see `expand_stream`).
       voice: ids of the channels that stay the same: "speaker" and "style_id".
       cfg: says which channels there are.
 
