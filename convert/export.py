@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from convert import table, torch_files
 from convert.llama import export_rules, write_config
 from convert.main import run_main
-from spirit_jax import checkpoint, config, files, folders, text_files
+from spirit_jax import checkpoint, config, files, model_folder, text_files
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.text import load_text_tokenizer
 from spirit_jax.vocab import Vocab
@@ -84,7 +84,7 @@ def export_model(model: str | Path, output: str | Path) -> None:
     Raises:
       InputError: `output` exists already, or the model folder is not whole.
     """
-    model = folders.find_language_model(model)
+    model = model_folder.find_language_model(model)
     vocab = config.read(Vocab, model / "vocab.json")
     load_text_tokenizer(model / "text_tokenizer", vocab)  # raises where it is not whole
     with files.whole_folder(output) as folder:

@@ -9,7 +9,6 @@ torchfcpe/assets.
 """
 
 import argparse
-import dataclasses
 import importlib.util
 import json
 import os
@@ -22,7 +21,7 @@ from convert import table, torch_files
 from convert.main import reading_config, run_main
 from convert.table import Rule
 from convert.trunk import linear_rules, norm_rules, refuse
-from spirit_jax import checkpoint, config, files, folders, speech_tokenizer
+from spirit_jax import checkpoint, config, files, model_folder
 from spirit_jax.errors import InputError
 from spirit_jax.models.fcpe import Fcpe, FcpeConfig
 from spirit_jax.models.wav2vec2 import abstract_params
@@ -103,18 +102,17 @@ RULES = [
 
 def add_to_model(path: str | Path, model: str | Path) -> None:
     """Puts FCPE into the speech tokenizer of a model folder, and its hash beside the others."""
-    if folders.find_model(model) != Path(model):
+    if model_folder.find_model(model) != Path(model):
         raise InputError(f"{model}: comes with the package and is not changed; copy it first.")
-    folder = Path(model) / speech_tokenizer.FOLDER
-    config_path = folder / speech_tokenizer.CONFIG_NAME
+    folder = Path(model) / model_folder.SPEECH_TOKENIZER
+    config_path = folder / model_folder.CONFIG_NAME
     if not config_path.is_file():
         raise InputError(f"{model}: has no speech tokenizer.")
-    cfg = config.read(speech_tokenizer.SpeechTokenizerConfig, config_path)
+    cfg = config.read(model_folder.SpeechTokenizerConfig, config_path)
     if "fcpe" not in cfg.hashes:  # else of a conversion that was killed before its hash was noted
         shutil.rmtree(folder / "fcpe", ignore_errors=True)
     convert_fcpe(path, folder / "fcpe")
-    digest = checkpoint.hash_params(checkpoint.load_params(folder / "fcpe" / "params"))
-    config.write(dataclasses.replace(cfg, hashes=cfg.hashes | {"fcpe": digest}), config_path)
+    model_folder.add_hash(folder, "fcpe")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from convert import fcpe, hifigan, hubert, llama, pitch, style, tokenizer
 from convert.main import run_main
-from spirit_jax import files, speech_tokenizer
+from spirit_jax import files, model_folder
 from spirit_jax.errors import InputError
 
 VOCODERS = {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}
@@ -53,7 +53,7 @@ def convert_release(
             convert_speech_tokenizer(
                 checkpoints / "speech_tokenizer",
                 kind,
-                folder / speech_tokenizer.FOLDER,
+                folder / model_folder.SPEECH_TOKENIZER,
                 fcpe_weights,
             )
         vocab = tokenizer.convert_tokenizer(source, kind, folder, add=False)
@@ -86,7 +86,7 @@ def convert_speech_tokenizer(
                 "and run python -m convert.fcpe --weights fcpe_c_v001.pt --model MODEL_DIR.",
                 file=sys.stderr,
             )
-    speech_tokenizer.seal(output, kind)
+    model_folder.write_speech_tokenizer(output, kind)
 
 
 def main() -> None:

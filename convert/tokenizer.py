@@ -8,7 +8,7 @@ from typing import Any
 import tokenizers
 
 from convert.table import show
-from spirit_jax import checkpoint, config, text_files
+from spirit_jax import config, model_folder, text_files
 from spirit_jax.errors import InputError
 from spirit_jax.text import load_sentencepiece, load_tokenizers
 from spirit_jax.vocab import Vocab
@@ -55,7 +55,7 @@ def convert_tokenizer(folder: str | Path, kind: str, output: str | Path, add: bo
     if not (folder / "tokenizer.model").is_file():
         _check_json(folder, target / "tokenizer.json", vocab)
     config.write(vocab, Path(output) / "vocab.json")
-    checkpoint.list_texts(output)
+    model_folder.list_texts(output)
     return vocab
 
 

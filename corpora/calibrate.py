@@ -32,7 +32,7 @@ from rich.progress import track
 from rich.table import Table
 
 from corpora import grammar, speak, world
-from spirit_jax import config, files, folders, transcription
+from spirit_jax import config, files, model_folder, transcription
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.answers import error_rates
@@ -219,7 +219,7 @@ def main() -> None:
     try:
         how = calibrate(given.model, given.output)
         if given.store:
-            folder = folders.find_model(given.model)
+            folder = model_folder.find_model(given.model)
             config.write(how, folder / transcription.CONFIG_NAME)
             print(f"{folder / transcription.CONFIG_NAME}: written")
     except InputError as error:

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from spirit_jax import checkpoint, f0, units
+from spirit_jax import f0, model_folder, units
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation import answers
 from spirit_jax.models import hifigan
@@ -172,7 +172,7 @@ def duration_figures(folder: Path, heard: Sequence[Units], voices: Sequence[str]
       duration_correlation: of log(1 + frames) of every unit, predicted and true.
       pace: samples of speech from strings over those that the units stand for, all together.
     """
-    model, params = hifigan.load(checkpoint.find_network(folder, "hifigan"))
+    model, params = hifigan.load(model_folder.find_network(folder, "hifigan"))
     predict = functools.partial(model.apply, {"params": params}, method="log_durations")
     true, predicted, spoken, meant = [], [], 0, 0
     speaker = SpeechTokenizer.from_pretrained(folder)

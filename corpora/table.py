@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from spirit_jax import SpiritLM, checkpoint, config, files
+from spirit_jax import SpiritLM, config, files, model_folder
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.run import EvalConfig, evaluate
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _evaluate(folder: str, tasks: EvalConfig, output: Path) -> Figures:
-    place = checkpoint.find_model(folder)
+    place = model_folder.find_model(folder)
     paths = (path for path in sorted(place.rglob("*")) if path.is_file())
     made_of = {
         "config": dataclasses.asdict(tasks),

@@ -1,4 +1,4 @@
-"""Model folders: a network is `config.json` beside `params/`, its arrays written through Orbax.
+"""Network folders: `config.json` beside `params/`, arrays that are written through Orbax.
 
 Arrays are stored one by one under their path in the parameter tree. What is written goes to a
 temporary name first, so a folder is whole or absent.
@@ -18,7 +18,6 @@ from spirit_jax import array_checks, checksums, files
 from spirit_jax import config as config_lib
 from spirit_jax.errors import InputError
 from spirit_jax.files import refuse_existing
-from spirit_jax.folders import ASSETS, SPEECH_TOKENIZER, find_model, find_network  # noqa: F401
 
 T = TypeVar("T")
 Params = Mapping[str, Any]
@@ -104,13 +103,6 @@ def save_network(folder: str | Path, config: Any, params: Params | Iterable[Para
     checksums.list_files(folder, ["config.json"])
 
 
-def list_texts(folder: str | Path) -> None:
-    """Lists the checksums of a model folder's vocabulary and text tokenizer."""
-    folder = Path(folder)
-    names = [file.relative_to(folder).as_posix() for file in folder.glob("text_tokenizer/*")]
-    checksums.list_files(folder, ["vocab.json", *names])
-
-
 def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:
     """The config and the numpy parameters of a network's folder; float16 comes as float32."""
     folder = Path(folder)
@@ -118,49 +110,6 @@ def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:
         raise InputError(f"{folder}: there is no such folder; a converted network was expected.")
     params = widen(load_params(folder / "params"))
     return config_lib.read(config_cls, folder / "config.json"), params
-
-
-def fingerprint(folder: str | Path) -> str:
-    """A checksum of the content of a folder, such as a model's; 16 hex digits.
-
-    Arrays with checksums are known by their lists, networks of a speech tokenizer by the hashes
-    that its config has, wherever they lie, and all else by its bytes. Hidden files do not count.
-
-    Raises:
-      InputError: a file cannot be read, or a network is not there.
-    """
-    folder = Path(folder)
-    tokenizers = [path.parent for path in folder.rglob(f"{SPEECH_TOKENIZER}.json")]
-    apart = {*tokenizers, *(path.parent for path in folder.rglob(f"params/{checksums.LIST}"))}
-    entries: list[tuple[str, Any]] = [
-        (_name(tokenizer, folder), _networks(tokenizer)) for tokenizer in tokenizers
-    ]
-    paths = [
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not path.name.startswith(".")
-        and set(tokenizers).isdisjoint(path.parents)
-        and (path.name == checksums.LIST or apart.isdisjoint(path.parents))
-    ]
-    entries += zip((_name(path, folder) for path in paths), checksums.of_files(paths), strict=True)
-    return checksums.of_value(sorted(entries, key=lambda entry: entry[0]))[:16]
-
-
-def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
-
-
-def _networks(tokenizer: Path) -> dict[str, Any]:
-    """What a speech tokenizer's config says, but where its networks lie, and their configs."""
-    about = files.read_json(tokenizer / f"{SPEECH_TOKENIZER}.json")
-    if not isinstance(about, dict) or not isinstance(about.get("hashes", {}), dict):
-        raise InputError(
-            f"{tokenizer / SPEECH_TOKENIZER}.json: is no config of a speech tokenizer."
-        )
-    names = sorted(about.get("hashes", {}))
-    paths = [find_network(tokenizer, name) / "config.json" for name in names]
-    return about | {"shared": "", "configs": checksums.of_files(paths)}
 
 
 def halve(array: np.ndarray) -> np.ndarray:

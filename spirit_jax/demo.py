@@ -16,8 +16,8 @@ from matplotlib import pyplot  # noqa: E402
 from spirit_jax import (  # noqa: E402
     f0,
     files,
-    folders,
     markup,
+    model_folder,
     small_world,
     transcription,
     units,
@@ -64,7 +64,7 @@ class Stage:
 
     def tell_source(self, name: str) -> None:
         """Says what is said in a recording of assets, and where its copy lies."""
-        said = files.read_json(folders.ASSETS / "recordings.json")[name]
+        said = files.read_json(model_folder.ASSETS / "recordings.json")[name]
         self.tell("recording", f"{self.output / _asset(name).name}, which says {said!r}")
 
     def speak(self, lm: SpiritLM, name: str, title: str, prompt: str, voice: str) -> None:
@@ -147,7 +147,7 @@ def name_unread(text: str, unread: list[str], console: Console) -> None:
         )
     if unread:
         console.print(f"Left out, since the models cannot read it: {left_out}.", markup=False)
-    known = (folders.ASSETS / "spirit-tiny-base" / "words.txt").read_text().split()
+    known = (model_folder.ASSETS / "spirit-tiny-base" / "words.txt").read_text().split()
     if unknown := list(dict.fromkeys(word for word in text.split() if word not in known)):
         console.print(f"The models have never met {', '.join(unknown)}: expect nonsense there.")
 
@@ -283,4 +283,4 @@ def draw(path: str | Path, sounds: list[Sound]) -> None:
 
 
 def _asset(name: str) -> Path:
-    return folders.ASSETS / f"{name}.flac"
+    return model_folder.ASSETS / f"{name}.flac"

@@ -1,4 +1,4 @@
-"""A model folder to train a language model in.
+"""New folders of what is there: a model to train a language model in, a speech tokenizer.
 
 Its speech tokenizer is one that is there. Its text vocabulary is learnt from a corpus, and then the
 language model starts from random; or both are those of another model, with rows for the units that
@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from spirit_jax import checkpoint, config, files, folders, limits, speech_tokenizer, text_files
+from spirit_jax import checkpoint, config, files, limits, model_folder, text_files
 from spirit_jax.data.manifest import read_source
 from spirit_jax.errors import InputError, InputWarning
-from spirit_jax.models import llama
+from spirit_jax.model_folder import SpeechTokenizerConfig, find_network
+from spirit_jax.models import hifigan, hubert, llama, pitch, style
 from spirit_jax.models.hubert import QuantizerConfig
 from spirit_jax.models.pitch import PitchConfig
 from spirit_jax.models.style import StyleConfig
@@ -42,17 +44,17 @@ def write_new_model(
     Raises:
       InputError: no whole speech tokenizer, no text, or not enough of it.
     """
-    found = folders.find_speech_tokenizer(speech)
+    tokenizer = model_folder.find_speech_tokenizer(speech)
     texts = _read_texts(sources)
     if not texts:
         raise InputError(f"{', '.join(sources)}: there is no text to learn a vocabulary from.")
     with files.whole_folder(output) as folder:
-        own = folder / speech_tokenizer.FOLDER
-        about = speech_tokenizer.copy_whole(found, own)
+        copied = folder / model_folder.SPEECH_TOKENIZER
+        about = model_folder.copy_speech_tokenizer(tokenizer, copied)
         learn_text_tokenizer(folder / "text_tokenizer", texts, pieces)
-        vocab = Vocab.make(about.kind, pieces, units=_count_units(own, about.kind))
+        vocab = Vocab.make(about.kind, pieces, units=_count_units(copied, about.kind))
         config.write(vocab, folder / "vocab.json")
-        checkpoint.list_texts(folder)
+        model_folder.list_texts(folder)
     return vocab
 
 
@@ -91,19 +93,20 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
       InputError: a folder is not whole, its phonetic units are others, or `seed` is none.
     """
     limits.check_seed(seed)
-    found, start = folders.find_speech_tokenizer(speech), folders.find_language_model(start)
+    tokenizer = model_folder.find_speech_tokenizer(speech)
+    start = model_folder.find_language_model(start)
     with files.whole_folder(output) as folder:
-        own = folder / speech_tokenizer.FOLDER
-        about = speech_tokenizer.copy_whole(found, own)
-        if (start / speech_tokenizer.FOLDER).is_dir():
+        copied = folder / model_folder.SPEECH_TOKENIZER
+        about = model_folder.copy_speech_tokenizer(tokenizer, copied)
+        if (start / model_folder.SPEECH_TOKENIZER).is_dir():
             _check_same_units(start, about, speech)
         old = config.read(Vocab, start / "vocab.json")
-        vocab = _extend_vocab(old, own, about.kind)
+        vocab = _extend_vocab(old, copied, about.kind)
         config.write(vocab, folder / "vocab.json")
         text = folder / "text_tokenizer"
         text_files.write_tokenizer(start / "text_tokenizer", text, vocab)
         load_text_tokenizer(text, vocab)  # raises where it lacks the units
-        checkpoint.list_texts(folder)
+        model_folder.list_texts(folder)
         cfg, params = checkpoint.load_network(start / "llama", llama.LlamaConfig)
         leaves = checkpoint.flatten(params)
         for path, axis in (("embed/embedding", 0), ("head", 1)):
@@ -114,12 +117,10 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
     return vocab
 
 
-def _check_same_units(
-    start: Path, about: speech_tokenizer.SpeechTokenizerConfig, speech: str | Path
-) -> None:
+def _check_same_units(start: Path, about: SpeechTokenizerConfig, speech: str | Path) -> None:
     before = config.read(
-        speech_tokenizer.SpeechTokenizerConfig,
-        folders.find_speech_tokenizer(start) / speech_tokenizer.CONFIG_NAME,
+        SpeechTokenizerConfig,
+        model_folder.find_speech_tokenizer(start) / model_folder.CONFIG_NAME,
     )
     if any(before.hashes[name] != about.hashes[name] for name in ("hubert", "quantizer")):
         raise InputError(f"{start}: its phonetic units are others than those of {speech}.")
@@ -156,3 +157,64 @@ def _count_units(folder: Path, kind: str) -> tuple[int, int, int]:
     pitch = config.read(PitchConfig, folder / "pitch" / "config.json")
     style = config.read(StyleConfig, folder / "style" / "config.json")
     return phonetic, pitch.num_codes, style.num_styles
+
+
+def pack(
+    output: str | Path,
+    units: str | Path,
+    pitch_units: str | Path | None = None,
+    style_units: str | Path | None = None,
+    vocoder: str | Path | None = None,
+    f0_method: str = "pyin",
+    half: bool = False,
+    share: str | Path | None = None,
+) -> SpeechTokenizerConfig:
+    """Writes a speech tokenizer folder: Expressive with pitch and style units, Base without.
+
+    Args:
+      output: the folder to write, whole or not at all.
+      units: a folder with `hubert` and `quantizer`.
+      pitch_units, style_units: folders of these networks, both or none.
+      vocoder: that of a HiFi-GAN; a tokenizer without one encodes, and cannot speak. For each a
+        model that has it will do as well, such as "spirit-tiny-base".
+      f0_method: "pyin"; "fcpe" needs the network that `convert.fcpe` adds.
+      half: stores float16. Networks compute in float32 all the same.
+      share: another set, of which networks that are the same are not stored again but looked up;
+        both folders then stay where they are to each other.
+
+    Raises:
+      InputError: a network is missing or does not fit the others, or `output` exists.
+    """
+    files.refuse_existing(output)
+    if (pitch_units is None) != (style_units is None):
+        raise InputError("Pitch and style units go together: give both networks, or none.")
+    kind = "base" if pitch_units is None else "expressive"
+    encoder, params = hubert.load_both(units)
+    networks = {
+        "hubert": (encoder.config, params["hubert"]),
+        "quantizer": (encoder.quantizer, params["quantizer"]),
+    }
+    counts = {"code": encoder.quantizer.vocab_size, "pitch": 0, "style": 0}
+    if kind == "expressive":
+        model, params = pitch.load(find_network(pitch_units, "pitch"))
+        networks["pitch"] = model.config, params
+        counts["pitch"] = model.config.num_codes
+        model, params = style.load(find_network(style_units, "style"))
+        networks["style"] = model.config, params
+        counts["style"] = model.config.num_styles
+    if vocoder is not None:
+        model, params = hifigan.load(find_network(vocoder, "hifigan"))
+        networks["hifigan"] = model.config, params
+        for name, count in counts.items():
+            known = model.config.channels.get(name, 0)
+            # The release's Base vocoder has a unit more than there are, for padding.
+            if known < count or (known and not count):
+                raise InputError(f"{vocoder}: takes {known} {name} units, and there are {count}.")
+    with files.whole_folder(output) as folder:
+        for name, (about, params) in networks.items():
+            stored = jax.tree.map(checkpoint.halve, params) if half else params
+            checkpoint.save_network(folder / name, about, stored)
+        packed = model_folder.write_speech_tokenizer(folder, kind, f0_method)
+        if share is not None:
+            model_folder.share_networks(folder, share, output)
+    return packed

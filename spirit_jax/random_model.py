@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spirit_jax import checkpoint, config, limits, speech_tokenizer
+from spirit_jax import checkpoint, config, limits, model_folder
 from spirit_jax.checkpoint import Params
 from spirit_jax.models import hifigan, hubert, llama, pitch, style, wav2vec2
 from spirit_jax.text import learn_text_tokenizer
@@ -51,9 +51,11 @@ def write_random_model(folder: str | Path, kind: str = "expressive", seed: int =
     rng = np.random.default_rng(seed)
     for name, (cfg, abstract) in networks.items():
         checkpoint.save_network(folder / name, cfg, random_params(abstract, rng))
-    speech_tokenizer.seal(folder / speech_tokenizer.FOLDER, kind, f0_method="pyin")
+    model_folder.write_speech_tokenizer(
+        folder / model_folder.SPEECH_TOKENIZER, kind, f0_method="pyin"
+    )
     config.write(vocab, folder / "vocab.json")
-    checkpoint.list_texts(folder)
+    model_folder.list_texts(folder)
 
 
 def random_params(abstract: Params, rng: np.random.Generator) -> Params:

@@ -7,7 +7,6 @@ Expressive models, pitch units (12.5 a second) and style units (1 a second). Dec
 import dataclasses
 import functools
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import batching, checkpoint, checksums, config, f0, folders, units
+from spirit_jax import batching, checkpoint, config, f0, model_folder, units
 from spirit_jax.audio import SAMPLE_RATE, Audio, chunks, load_audio
 from spirit_jax.errors import InputError
+from spirit_jax.model_folder import CONFIG_NAME, NETWORKS, OPTIONAL_NETWORKS, SpeechTokenizerConfig
 from spirit_jax.models import fcpe, hifigan, hubert, pitch, source, style
 from spirit_jax.units import Units
 
@@ -27,90 +27,6 @@ BATCH_SECONDS = 320  # audio in one batch on an accelerator; a CPU gains nothing
 F0_RATE, VOCODER_RATE = 200, 25  # frames a second
 WINDOW_FRAMES = 2_500  # longer units are spoken in windows of this length
 DURATION_REACH = 2  # units on each side that a unit's duration depends on
-
-FOLDER, CONFIG_NAME = folders.SPEECH_TOKENIZER, f"{folders.SPEECH_TOKENIZER}.json"
-NETWORKS = {
-    "base": ("hubert", "quantizer", "hifigan"),
-    "expressive": ("hubert", "quantizer", "pitch", "style", "fcpe", "hifigan"),
-}
-UNIT_NETWORKS = ("hubert", "quantizer", "pitch", "style")
-MAY_BE_ABSENT = ("fcpe", "hifigan")  # until they are needed
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeechTokenizerConfig:
-    """What a speech tokenizer's folder holds.
-
-    Attributes:
-      kind: "base" (phonetic units) or "expressive" (with pitch and style).
-      f0_method: "fcpe" or "pyin", for pitch units.
-      chunk_seconds: longer audio is cut into pieces of this length, each encoded alone.
-      shared: the folder, from this one, of a set that has the networks which this one lacks; "" for
-        none.
-      hashes: the SHA-256 of the parameters of each network, by folder name. They tie the set
-        together: units of one encoder and quantizer mean nothing to another's vocoder.
-    """
-
-    kind: str = "base"
-    f0_method: str = "fcpe"
-    chunk_seconds: float = 100.0
-    shared: str = ""
-    hashes: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.kind not in NETWORKS:
-            raise InputError(f"kind is '{self.kind}', expected {' or '.join(NETWORKS)}.")
-        if self.f0_method not in f0.METHODS:
-            raise InputError(
-                f"f0_method is '{self.f0_method}', expected {' or '.join(f0.METHODS)}."
-            )
-        if not 1 <= self.chunk_seconds <= 1000:
-            raise InputError(f"chunk_seconds is {self.chunk_seconds}, expected 1 to 1000.")
-
-
-def unit_hashes(about: SpeechTokenizerConfig) -> dict[str, str]:
-    """The hashes of those networks of a set that say which sound each unit stands for."""
-    return {name: about.hashes[name] for name in UNIT_NETWORKS if name in about.hashes}
-
-
-def read_unit_hashes(folder: str | Path) -> dict[str, str]:
-    """`unit_hashes` of a model folder's speech tokenizer; empty where it has none."""
-    path = checkpoint.find_model(folder) / FOLDER / CONFIG_NAME
-    return unit_hashes(config.read(SpeechTokenizerConfig, path)) if path.is_file() else {}
-
-
-def seal(folder: str | Path, kind: str, f0_method: str = "fcpe") -> SpeechTokenizerConfig:
-    """Writes the config of a folder of networks, with the hashes that tie them together."""
-    folder = Path(folder)
-    hashes = {}
-    for name in NETWORKS[kind]:
-        if (folder / name).is_dir():
-            params = checkpoint.load_params(folder / name / "params")
-            hashes[name] = checkpoint.hash_params(checkpoint.widen(params))
-    cfg = SpeechTokenizerConfig(kind, f0_method, hashes=hashes)
-    config.write(cfg, folder / CONFIG_NAME)
-    checksums.list_files(folder, [CONFIG_NAME])
-    return cfg
-
-
-def copy_whole(folder: str | Path, output: str | Path) -> SpeechTokenizerConfig:
-    """Copies a speech tokenizer's folder, with the networks that it shares with another set.
-
-    Raises:
-      InputError: a network of it is not there.
-    """
-    folder, output = Path(folder), Path(output)
-    about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
-    shutil.copytree(folder, output)
-    for name in about.hashes:
-        network = checkpoint.find_network(folder, name)
-        if not network.is_dir():
-            raise InputError(f"{folder}: the network '{name}' is not there (half copied?).")
-        if not (output / name).is_dir():
-            shutil.copytree(network, output / name)
-    about = dataclasses.replace(about, shared="")
-    config.write(about, output / CONFIG_NAME)
-    return about
 
 
 class SpeechTokenizer:
@@ -131,7 +47,7 @@ class SpeechTokenizer:
         Raises:
           InputError: the folder is not whole, or its networks are not of one set.
         """
-        folder = folders.find_speech_tokenizer(folder)
+        folder = model_folder.find_speech_tokenizer(folder)
         cfg = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
         if f0_method is not None:
             cfg = dataclasses.replace(cfg, f0_method=f0_method)
@@ -139,30 +55,30 @@ class SpeechTokenizer:
 
     def __init__(self, folder: Path, cfg: SpeechTokenizerConfig):
         self.config, self._folder = cfg, folder
-        found = {name: checkpoint.find_network(folder, name) for name in NETWORKS[cfg.kind]}
-        for name, own in found.items():
-            if not own.is_dir() and (name in cfg.hashes or name not in MAY_BE_ABSENT):
+        folders = {name: model_folder.find_network(folder, name) for name in NETWORKS[cfg.kind]}
+        for name, network in folders.items():
+            if not network.is_dir() and (name in cfg.hashes or name not in OPTIONAL_NETWORKS):
                 raise InputError(f"{folder}: the network '{name}' is not there (half copied?).")
-        model, params = hubert.load(found["hubert"], found["quantizer"])
+        model, params = hubert.load(folders["hubert"], folders["quantizer"])
         self._check("hubert", params["hubert"], model.config.sample_rate)
         self._check("quantizer", params["quantizer"])
         self._blank = model.quantizer.blank
         self._hubert = _compile(model, params)
         self._fcpe = None
         if cfg.kind == "expressive":
-            self._pitch_model, params = pitch.load(found["pitch"])
+            self._pitch_model, params = pitch.load(folders["pitch"])
             self._check("pitch", params)
             self._pitch = _compile(self._pitch_model, params)
-            model, params = style.load(found["style"])
+            model, params = style.load(folders["style"])
             self._check("style", params, model.config.sample_rate)
             self._style = _compile(model, params, finish=_best)
-            if found["fcpe"].is_dir():
-                model, params = fcpe.load(found["fcpe"])
+            if folders["fcpe"].is_dir():
+                model, params = fcpe.load(folders["fcpe"])
                 self._check("fcpe", params, model.config.sample_rate)
                 self._fcpe = _compile(model, params)
         self._vocoder = None
-        if found["hifigan"].is_dir():
-            self._vocoder, params = hifigan.load(found["hifigan"])
+        if folders["hifigan"].is_dir():
+            self._vocoder, params = hifigan.load(folders["hifigan"])
             self._check("hifigan", params)
             params = jax.device_put(params)  # once for all of its programs
             speak = None

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import batching, config, folders, markup, sharding, transcription, units
+from spirit_jax import batching, config, markup, model_folder, sharding, transcription, units
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.generation import decode
 from spirit_jax.generation.sampling import GenerationConfig
+from spirit_jax.model_folder import SPEECH_TOKENIZER
 from spirit_jax.models import llama
-from spirit_jax.speech_tokenizer import FOLDER as SPEECH_FOLDER
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.text import check_unicode, load_text_tokenizer
 from spirit_jax.units import Spoken, Units
@@ -73,7 +73,7 @@ class SpiritLM:
         Raises:
           InputError: no whole model folder, or parts that do not belong together.
         """
-        folder = folders.find_language_model(folder)
+        folder = model_folder.find_language_model(folder)
         dtype = _check_dtype(dtype)
         if not isinstance(scan_layers, bool | None):
             raise InputError(f"scan_layers is {scan_layers!r}; expected True, False or None.")
@@ -88,7 +88,7 @@ class SpiritLM:
             scan_layers=not on_cpu if scan_layers is None else scan_layers,
         )
         speech_tokenizer = None
-        if (folder / SPEECH_FOLDER).is_dir():
+        if (folder / SPEECH_TOKENIZER).is_dir():
             speech_tokenizer = SpeechTokenizer.from_pretrained(folder)
         text_tokenizer = load_text_tokenizer(folder / "text_tokenizer", vocab)
         return cls(folder, vocab, text_tokenizer, speech_tokenizer, model, params, mesh)
@@ -116,8 +116,8 @@ class SpiritLM:
         """Speech to units and back; raises `InputError` for a model folder without one."""
         if self._speech_tokenizer is None:
             raise InputError(
-                f"{self.folder}: has no speech tokenizer; copy the folder '{SPEECH_FOLDER}' of a "
-                "converted release into it."
+                f"{self.folder}: has no speech tokenizer; copy the folder '{SPEECH_TOKENIZER}' of "
+                "a converted release into it."
             )
         return self._speech_tokenizer
 

@@ -15,7 +15,7 @@ import soundfile
 import typer
 
 import spirit_jax
-from spirit_jax import SpeechTokenizer, cli, config, f0, files, folders
+from spirit_jax import SpeechTokenizer, cli, config, f0, files, model_folder
 from spirit_jax.audio import load_audio
 from spirit_jax.cli import checks
 from spirit_jax.errors import InputWarning
@@ -227,10 +227,10 @@ def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):
     assert "wrote 'turn on the heat in the living room'" in told
     assert "meant 'activate heat living room'" in told
     assert sum(line.startswith("sure mean log probability -0.0") for line in told) == 2
-    for name, said in files.read_json(folders.ASSETS / "recordings.json").items():
+    for name, said in files.read_json(model_folder.ASSETS / "recordings.json").items():
         path = tmp_path / "demo" / f"{name}.flac"
         assert f"recording {path}, which says {said!r}" in told
-        assert path.read_bytes() == (folders.ASSETS / path.name).read_bytes()
+        assert path.read_bytes() == (model_folder.ASSETS / path.name).read_bytes()
     assert "never met xylophones" in out and "cannot read it: '#5'." in out
     assert "rms reads: turn on forty two xylophones at half past three please" in out
     made = {path.name: path for path in (tmp_path / "demo").iterdir() if path.suffix != ".flac"}
@@ -253,7 +253,7 @@ def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):
 
 def test_transcripts_are_printed_with_how_sure_the_model_is(run, tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
-    paths = [folders.ASSETS / "request.flac", tmp_path / "silence.wav", OTHER]
+    paths = [model_folder.ASSETS / "request.flac", tmp_path / "silence.wav", OTHER]
     given = "generate", "spirit-tiny-base", "--transcribe", *(f"speech:{path}" for path in paths)
     status, out, _ = run(*given)
     assert status == 0 and "T:" not in out

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spirit_jax import SpeechTokenizer, checkpoint, f0
+from spirit_jax import SpeechTokenizer, f0, model_folder
 from spirit_jax.audio import load_audio
 from spirit_jax.data import augment
 from spirit_jax.errors import InputError
@@ -20,7 +20,7 @@ def recording():
 
 
 def test_all_speech_networks_are_under_20_megabytes_and_name_no_folder():
-    folders = [checkpoint.ASSETS / name / "speech_tokenizer" for name in NAMES]
+    folders = [model_folder.ASSETS / name / "speech_tokenizer" for name in NAMES]
     assert all(folder.is_dir() for folder in folders)
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
@@ -29,7 +29,7 @@ def test_all_speech_networks_are_under_20_megabytes_and_name_no_folder():
 
 
 def test_the_package_is_under_40_megabytes():
-    files = [path for path in checkpoint.ASSETS.rglob("*") if path.is_file()]
+    files = [path for path in model_folder.ASSETS.rglob("*") if path.is_file()]
     assert files
     assert sum(path.stat().st_size for path in files) < 40e6
 
@@ -66,12 +66,12 @@ def test_a_string_without_style_is_spoken_in_the_commonest():
 
 
 def test_a_folder_of_that_name_goes_before_the_package(tmp_path, monkeypatch):
-    assert checkpoint.find_model(NAMES[0]) == checkpoint.ASSETS / NAMES[0]
+    assert model_folder.find_model(NAMES[0]) == model_folder.ASSETS / NAMES[0]
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAMES[0]).mkdir()
-    assert str(checkpoint.find_model(NAMES[0])) == NAMES[0]
+    assert str(model_folder.find_model(NAMES[0])) == NAMES[0]
     with pytest.raises(InputError, match="no such folder"):
-        checkpoint.find_model(f"runs/{NAMES[0]}")
+        model_folder.find_model(f"runs/{NAMES[0]}")
 
 
 @pytest.mark.parametrize("name", ["spirit-tiny-bse", "spirit-tiny", "Spirit-Tiny-Base"])

@@ -7,13 +7,13 @@ import pytest
 
 pytest.importorskip("pocketsphinx")
 
-from spirit_jax import folders  # noqa: E402
+from spirit_jax import model_folder  # noqa: E402
 from spirit_jax.cli import main  # noqa: E402
 from spirit_jax.data.align_corpus import align_corpus  # noqa: E402
 from spirit_jax.data.pocketsphinx_aligner import PocketsphinxAligner  # noqa: E402
 
-REQUEST = folders.ASSETS / "request.flac"
-TEXT = json.loads((folders.ASSETS / "recordings.json").read_text())["request"]
+REQUEST = model_folder.ASSETS / "request.flac"
+TEXT = json.loads((model_folder.ASSETS / "recordings.json").read_text())["request"]
 
 
 @pytest.fixture(scope="module")

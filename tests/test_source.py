@@ -10,7 +10,7 @@ from spirit_jax import SpeechTokenizer, checkpoint, speech_tokenizer
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan, source
 from spirit_jax.models.hifigan import HifiGan
-from spirit_jax.packing import pack
+from spirit_jax.new_model import pack
 from spirit_jax.random_model import random_params
 from spirit_jax.units import Units
 

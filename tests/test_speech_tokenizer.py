@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from marks import slow
 
-from spirit_jax import InputError, SpeechTokenizer, Units, speech_tokenizer
+from spirit_jax import InputError, SpeechTokenizer, Units, model_folder, speech_tokenizer
 from spirit_jax.random_model import write_random_model
 
 RATE = 16_000
@@ -187,7 +187,7 @@ def test_a_set_without_vocoder_encodes_and_says_that_it_cannot_speak(base_folder
     folder = tmp_path / "mute"
     shutil.copytree(base_folder / "speech_tokenizer", folder)
     shutil.rmtree(folder / "hifigan")
-    speech_tokenizer.seal(folder, "base")
+    model_folder.write_speech_tokenizer(folder, "base")
     mute = SpeechTokenizer.from_pretrained(folder)
     assert len(mute.encode(noise(0.5))) == 12
     with pytest.raises(InputError, match="has no vocoder"):

@@ -12,7 +12,15 @@ import pytest
 from rich.console import Console
 from tones import write_tones
 
-from spirit_jax import GenerationConfig, InputError, SpiritLM, checkpoint, lock, markup
+from spirit_jax import (
+    GenerationConfig,
+    InputError,
+    SpiritLM,
+    checkpoint,
+    lock,
+    markup,
+    model_folder,
+)
 from spirit_jax.data.manifest import Item
 from spirit_jax.evaluation import answers, pairs, run, tasks
 
@@ -299,31 +307,31 @@ def test_a_pair_that_cannot_be_used_leaves_nothing_behind(lm, tmp_path):
 def test_a_model_is_known_by_its_content(base_folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(base_folder, copy)
-    before = checkpoint.fingerprint(base_folder)
-    assert checkpoint.fingerprint(copy) == before
+    before = model_folder.fingerprint(base_folder)
+    assert model_folder.fingerprint(copy) == before
     params = checkpoint.load_params(copy / "llama" / "params")
     params["embed"]["embedding"][0, 0] += 1
     shutil.rmtree(copy / "llama" / "params")
     checkpoint.save_params(copy / "llama" / "params", params)
-    assert checkpoint.fingerprint(copy) != before
+    assert model_folder.fingerprint(copy) != before
 
 
 def test_a_speech_tokenizer_is_known_by_its_networks_wherever_they_lie(base_folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(base_folder / "speech_tokenizer", copy / "speech_tokenizer")
-    before = checkpoint.fingerprint(copy)
+    before = model_folder.fingerprint(copy)
     (tmp_path / "networks").mkdir()
     (copy / "speech_tokenizer" / "hubert").rename(tmp_path / "networks" / "hubert")
     about = copy / "speech_tokenizer" / "speech_tokenizer.json"
     values = json.loads(about.read_text())
     about.write_text(json.dumps(values | {"shared": "../../networks"}))
-    assert checkpoint.fingerprint(copy) == before
+    assert model_folder.fingerprint(copy) == before
     config = tmp_path / "networks" / "hubert" / "config.json"
     config.write_text(config.read_text() + " ")
-    assert checkpoint.fingerprint(copy) != before
+    assert model_folder.fingerprint(copy) != before
     shutil.rmtree(tmp_path / "networks")
     with pytest.raises(InputError, match="hubert"):
-        checkpoint.fingerprint(copy)
+        model_folder.fingerprint(copy)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import soundfile
 import speech_runs
 from tones import write_tones
 
-from spirit_jax import checkpoint, speech_tokenizer
+from spirit_jax import checkpoint, model_folder, speech_tokenizer
 from spirit_jax.audio import load_audio, write_wav
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import SpeechDataConfig, read_items
@@ -148,14 +148,15 @@ def test_stopped_equals_unstopped_bitwise(config, whole, stop_after):
     assert run(stopped) == []
 
 
-def test_sigterm_in_the_last_step_without_discriminators_ends_the_run(config):
-    stopped = changed(config, "last", adversarial_from=2, steps=3)
+def test_sigterm_where_the_discriminators_begin_ends_the_run(config):
+    stopped = changed(config, "last", adversarial_from=2, steps=8)
     steps = []
     for metrics in loop.train(VocoderRecipe(stopped), jax.devices()[:1]):
         steps.append(metrics["step"])
         if metrics["step"] == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-    assert steps == [1, 2] and load_state(stopped).step == 2
+    # The metrics of a step come when the next one has been sent.
+    assert steps == [1, 2, 3] and load_state(stopped).step == 3
 
 
 @pytest.mark.slow
@@ -184,7 +185,7 @@ def test_report_and_exported_network(config, whole, base_folder, tmp_path):
     shutil.copytree(base_folder / "speech_tokenizer", folder)
     shutil.rmtree(folder / "hifigan")
     assert export(VocoderRecipe(config), folder / "hifigan") == STEPS
-    speech_tokenizer.seal(folder, "base", f0_method="pyin")
+    model_folder.write_speech_tokenizer(folder, "base", f0_method="pyin")
     tokenizer = SpeechTokenizer.from_pretrained(folder)
     audio = read_items(config.data.sources)[0].audio
     voices = [tokenizer.decode(tokenizer.encode(audio), name) for name in ("low", "high")]

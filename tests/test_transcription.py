@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from spirit_jax import InputError, SpiritLM, Units, config, demo, folders, markup, transcription
+from spirit_jax import (
+    InputError,
+    SpiritLM,
+    Units,
+    config,
+    demo,
+    markup,
+    model_folder,
+    transcription,
+)
 from spirit_jax.audio import load_audio
 from spirit_jax.transcription import TranscriptionConfig, is_still
 from spirit_jax.vocab import Vocab
@@ -26,12 +35,14 @@ def lm():
 
 @pytest.fixture(scope="module")
 def recordings():
-    return [load_audio(folders.ASSETS / f"{name}.flac") for name in NAMES] + [load_audio(OTHER)]
+    return [load_audio(model_folder.ASSETS / f"{name}.flac") for name in NAMES] + [
+        load_audio(OTHER)
+    ]
 
 
 def test_sentences_of_the_world_are_understood_and_others_are_not(lm, recordings):
     *own, other = lm.transcribe(recordings)
-    said = json.loads((folders.ASSETS / "recordings.json").read_text())
+    said = json.loads((model_folder.ASSETS / "recordings.json").read_text())
     assert [transcript.text for transcript in own] == [said[name] for name in NAMES]
     assert all(transcript.understood and transcript.log_prob > -0.15 for transcript in own)
     assert [transcript.describe() for transcript in own] == [said[name] for name in NAMES]
@@ -126,7 +137,7 @@ def test_sounds_without_words_are_not_understood(lm):
 
 
 def test_the_flag_of_a_transcript_is_no_part_of_a_text(tmp_path):
-    folder = folders.ASSETS / "spirit-tiny-base"
+    folder = model_folder.ASSETS / "spirit-tiny-base"
     assert transcription.read_config(folder).flag == "T:"
     assert transcription.drop_flag(folder, " T: it is hot") == "it is hot"
     assert transcription.drop_flag(folder, " T is a letter") == " T is a letter"
@@ -175,8 +186,8 @@ def test_a_bad_prompt_is_named(change, message):
 
 
 def test_what_was_calibrated_is_not_copied_to_a_model_trained_further(tmp_path):
-    transcription.copy_config(folders.ASSETS / "spirit-tiny-base", tmp_path)
-    calibrated = transcription.read_config(folders.ASSETS / "spirit-tiny-base")
+    transcription.copy_config(model_folder.ASSETS / "spirit-tiny-base", tmp_path)
+    calibrated = transcription.read_config(model_folder.ASSETS / "spirit-tiny-base")
     copied = transcription.read_config(tmp_path)
     assert calibrated.min_log_prob is not None and calibrated.figures
     assert copied.prompt == calibrated.prompt and copied.read_aloud == calibrated.read_aloud

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax import folders
+from spirit_jax import model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import count_items
 from spirit_jax.data.manifest import check_source
@@ -67,7 +67,7 @@ def align(
     check_source(str(source))
     checks.new_file(output)
     if model is not None:
-        folders.find_aligner(model)
+        model_folder.find_aligner(model)
     elif aligner is None:
         checks.existing(textgrid or whisperx)
         idle = "min_score", "batch_size"

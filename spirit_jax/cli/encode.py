@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax import folders
+from spirit_jax import model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir
 from spirit_jax.errors import InputError, LackError
@@ -23,7 +23,7 @@ def encode(
 
     A file that cannot be read is skipped, named on standard error and counted.
     """
-    folders.find_speech_tokenizer(model)
+    model_folder.find_speech_tokenizer(model)
     skipped = [path for path in audio if _skips(lambda path=path: checks.existing_file(path))]
     present = [path for path in audio if path not in skipped]
     if present:

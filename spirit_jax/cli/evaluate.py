@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from spirit_jax import folders
+from spirit_jax import model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir, Overwrite
 
@@ -32,7 +32,7 @@ def evaluate(
 
     settings = config.read(EvalConfig, run, overrides or [])
     settings.check_names()
-    folders.find_language_model(model)
+    model_folder.find_language_model(model)
     checks.output_folder(output)
     checks.new_file(output / "figures.json", overwrite)
     from spirit_jax.evaluation.run import evaluate as run_all

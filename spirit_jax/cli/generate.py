@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax import folders
+from spirit_jax import model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir
 from spirit_jax.errors import InputError
@@ -64,7 +64,7 @@ def generate(
         seed=seed,
         **sampling,
     )
-    folder = folders.find_language_model(model)
+    folder = model_folder.find_language_model(model)
     checks.output_folder(output)
     from spirit_jax import audio as audio_lib
     from spirit_jax import transcription
@@ -96,7 +96,7 @@ def _transcribe(
         raise InputError(f"--transcribe takes speech:FILE alone, not 'text:{texts[0][:40]}'.")
     from spirit_jax import transcription
 
-    transcription.read_config(folders.find_language_model(model))
+    transcription.read_config(model_folder.find_language_model(model))
     from spirit_jax.spiritlm import SpiritLM
 
     lm = SpiritLM.from_pretrained(model)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax import files, folders
+from spirit_jax import files, model_folder
 from spirit_jax.cli import checks
 from spirit_jax.data.manifest import check_source
 from spirit_jax.errors import InputError
@@ -45,9 +45,9 @@ def new(
         raise InputError(f"--pieces is {pieces}; expected 1 or more.")
     files.refuse_existing(output)
     checks.output_folder(output.absolute().parent)
-    folders.find_speech_tokenizer(speech)
+    model_folder.find_speech_tokenizer(speech)
     if start is not None:
-        folders.find_language_model(start)
+        model_folder.find_language_model(start)
     for text in texts or ():
         check_source(text)
     from spirit_jax import new_model

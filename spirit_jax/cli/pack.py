@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax import files, folders
+from spirit_jax import files, model_folder
 from spirit_jax.cli import checks
 from spirit_jax.errors import InputError
 
@@ -39,7 +39,7 @@ def pack(
         raise InputError(f"--f0-method is '{f0_method}'; expected pyin or fcpe.")
     for folder in (units, pitch, style, vocoder, share):
         if folder is not None:
-            folders.find_model(folder)
+            model_folder.find_model(folder)
     from spirit_jax import packing
 
     sealed = packing.pack(output, units, pitch, style, vocoder, f0_method, half, share)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax import folders
+from spirit_jax import model_folder
 from spirit_jax.cli import checks, processes
 from spirit_jax.cli.options import Distributed, PeerTimeout, count_items
 from spirit_jax.data.configs import PrepareConfig
@@ -60,7 +60,7 @@ def prepare(
         raise InputError("--shard and --beam: a Beam pipeline shares the items out itself.")
     check_source(source)
     if model is not None:
-        folders.find_speech_tokenizer(model)
+        model_folder.find_speech_tokenizer(model)
     checks.output_folder(output)
     if plot is not None:
         checks.new_file(plot, overwrite)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax import folders
+from spirit_jax import model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir, Overwrite
 from spirit_jax.errors import InputError
@@ -20,7 +20,7 @@ def resynth(
     overwrite: Overwrite = False,
 ) -> None:
     """Speak a recording again from its units alone, with their timing."""
-    folders.find_speech_tokenizer(model)
+    model_folder.find_speech_tokenizer(model)
     checks.existing_file(source)
     checks.new_file(output, overwrite)
     if output.suffix.lower() not in ("", ".wav"):

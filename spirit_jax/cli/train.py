@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax import files, folders, synthetic
+from spirit_jax import files, model_folder, synthetic
 from spirit_jax.cli import checks, processes
 from spirit_jax.cli.options import Distributed, PeerTimeout
 from spirit_jax.errors import InputError
@@ -109,15 +109,15 @@ def _check_paths(settings) -> None:
     if settings.recipe == "lm":
         synthetic.resolve(settings)
         if not settings.model.startswith(synthetic.PREFIX):
-            folders.find_language_model(settings.model)
+            model_folder.find_language_model(settings.model)
         for source in (*settings.data.sources, *settings.eval_sources):
             if not source.path.startswith(synthetic.PREFIX):
                 checks.existing(Path(source.path))
         return
     if settings.start:
-        folders.find_model(settings.start)
+        model_folder.find_model(settings.start)
     if settings.recipe == "vocoder":
-        folders.find_speech_tokenizer(settings.tokenizer)
+        model_folder.find_speech_tokenizer(settings.tokenizer)
     for path in (*settings.data.sources, *settings.data.held_out):
         if not path.startswith("tfds:"):
             checks.existing(Path(path))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import batching, checkpoint, checksums, folders
+from spirit_jax import batching, checkpoint, checksums, model_folder
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
 from spirit_jax.data.spelling import Speller, Spelling
 from spirit_jax.data.timing import Words
@@ -64,7 +64,7 @@ class Aligner:
         Raises:
           InputError: the folder is not whole, or its network is for another sampling rate.
         """
-        model, params = ctc.load(folders.find_aligner(folder))
+        model, params = ctc.load(model_folder.find_aligner(folder))
         if model.config.sample_rate != SAMPLE_RATE:
             raise InputError(
                 f"{folder}: works at {model.config.sample_rate} Hz; only {SAMPLE_RATE} is known."

@@ -46,7 +46,7 @@ class Stream(Iterator[dict[str, np.ndarray]]):
           tokenizer, vocab: of the model.
           rows: of a step's `batch_rows`, those that are this host's; all by default.
           networks: hashes of the networks that make the model's units, by name (see
-            `speech_tokenizer.unit_hashes`); corpora are compared with those that are given.
+            `model_folder.unit_hashes`); corpora are compared with those that are given.
 
         Raises:
           InputError: no sources, a corpus that is missing or damaged, a document that lacks what

@@ -24,7 +24,8 @@ from spirit_jax.data.manifest import Item, fingerprint, read_source, source_chec
 from spirit_jax.data.records import PREPARED, SUFFIX, Shard, Utterance, write_list, write_shard
 from spirit_jax.data.timing import Entry, fit_words
 from spirit_jax.errors import InputError, LackError
-from spirit_jax.speech_tokenizer import SpeechTokenizer, unit_hashes
+from spirit_jax.model_folder import unit_hashes
+from spirit_jax.speech_tokenizer import SpeechTokenizer
 
 FRAME = SAMPLE_RATE // 50  # samples over which loudness is taken, to find silences
 SHORTEST = 0.08  # seconds; less has no units

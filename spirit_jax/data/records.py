@@ -104,7 +104,7 @@ class ShardList:
     Attributes:
       shards: in the order of their names.
       tokenizer: the hashes of the networks that made the units, by name (see
-        `speech_tokenizer.unit_hashes`); empty if there are no units, or that is not known.
+        `model_folder.unit_hashes`); empty if there are no units, or that is not known.
     """
 
     shards: tuple[Shard, ...]

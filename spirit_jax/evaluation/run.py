@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from spirit_jax import checkpoint, checksums, files, lock
+from spirit_jax import checksums, files, lock, model_folder
 from spirit_jax import config as config_lib
 from spirit_jax.data.manifest import source_checksum
 from spirit_jax.errors import InputError
@@ -91,7 +91,7 @@ def _describe(lm: SpiritLM, config: EvalConfig) -> dict[str, Any]:
     sources = [one.manifest for one in (*config.tasks, *config.pairs)]
     sources += [task.examples for task in config.tasks if task.examples]
     contents = {f"content of {source}": source_checksum(source) for source in sources}
-    model = {"model": checkpoint.fingerprint(lm.folder)}
+    model = {"model": model_folder.fingerprint(lm.folder)}
     return model | json.loads(json.dumps(dataclasses.asdict(config))) | contents
 
 

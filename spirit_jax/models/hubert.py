@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import checkpoint, files, limits
+from spirit_jax import checkpoint, files, limits, model_folder
 from spirit_jax.errors import InputError
 from spirit_jax.models.frames import length_mask
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
@@ -188,4 +188,4 @@ def load(encoder: str | Path, quantizer: str | Path) -> tuple[HubertUnits, dict]
 
 def load_both(folder: str | Path) -> tuple[HubertUnits, dict]:
     """`load` of a folder or a model that has both networks."""
-    return load(*(checkpoint.find_network(folder, name) for name in ("hubert", "quantizer")))
+    return load(*(model_folder.find_network(folder, name) for name in ("hubert", "quantizer")))

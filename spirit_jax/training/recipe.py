@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spirit_jax import checkpoint, folders, sharding
+from spirit_jax import model_folder, sharding
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, draw_items, read_items
 from spirit_jax.errors import InputError
@@ -198,7 +198,7 @@ class SpeechRecipe(Recipe[SpeechConfig]):
         for name, value in record.flatten(self.config):
             if isinstance(value, str) and value and name not in ("run_dir", "f0.folder", "recipe"):
                 with contextlib.suppress(InputError):  # not every text is the name of a folder
-                    contents[name] = checkpoint.fingerprint(folders.find_model(value))
+                    contents[name] = model_folder.fingerprint(model_folder.find_model(value))
         return record.describe(self.config, contents)
 
 
@@ -214,7 +214,7 @@ def read_start(
     """
     if not config.start:
         return config.network, None
-    model, params = load(folders.find_network(config.start, network))
+    model, params = load(model_folder.find_network(config.start, network))
     return model.config, params
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, model_folder
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.augment import coloured_noise, mix
 from spirit_jax.data.manifest import Item
@@ -307,7 +307,7 @@ def read_targets(
 
 def _read_teacher(folder: str, layer: int, trunk: TrunkConfig) -> tuple[targets.Heard, str]:
     """The features of a network's layer, and what it is by its hash."""
-    found = checkpoint.find_network(folder, "hubert")
+    found = model_folder.find_network(folder, "hubert")
     before, params = checkpoint.load_network(found, HubertConfig)
     theirs, params = targets.cut(before.trunk, params, layer)
     places = [(one.stride, one.receptive_field) for one in (theirs, trunk)]
@@ -323,7 +323,7 @@ def _read_start(config: HubertRunConfig) -> tuple[TrunkConfig, Any]:
     """The trunk, and those of its parameters that come from `start`."""
     if not config.start:
         return config.network, {}
-    folder = checkpoint.find_network(config.start, "hubert")
+    folder = model_folder.find_network(config.start, "hubert")
     started, params = checkpoint.load_network(folder, HubertConfig)
     layers = max(started.trunk.num_layers, config.network.num_layers)
     return dataclasses.replace(started.trunk, num_layers=layers, final_norm=True), params

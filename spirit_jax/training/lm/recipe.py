@@ -14,7 +14,13 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from spirit_jax import checkpoint, checksums, folders, sharding, speech_tokenizer, transcription
+from spirit_jax import (
+    checkpoint,
+    checksums,
+    model_folder,
+    sharding,
+    transcription,
+)
 from spirit_jax import config as config_lib
 from spirit_jax.data import records
 from spirit_jax.data.pipeline import DataConfig, Stream
@@ -78,7 +84,7 @@ class LmRecipe(Recipe[LmRunConfig]):
     @functools.cached_property
     def folder(self) -> Path:
         """Of the model to start from."""
-        return folders.find_language_model(self.config.model)
+        return model_folder.find_language_model(self.config.model)
 
     @functools.cached_property
     def tokenizer(self) -> TextTokenizer:
@@ -154,7 +160,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         return self._stream(self.config.data, rows)
 
     def _stream(self, data: DataConfig, rows: list[int]) -> Stream:
-        networks = speech_tokenizer.read_unit_hashes(self.folder)
+        networks = model_folder.read_unit_hashes(self.folder)
         return Stream(data, self.tokenizer, self.vocab, rows, networks)
 
     @functools.cached_property
@@ -193,11 +199,11 @@ class LmRecipe(Recipe[LmRunConfig]):
         vocab = config_lib.read_mapping(self.folder / "vocab.json")
         contents = {"model/vocab.json": checksums.of_value(vocab)}
         # Of a speech tokenizer's networks, the vocoder plays no part here.
-        if units := speech_tokenizer.read_unit_hashes(self.folder):
+        if units := model_folder.read_unit_hashes(self.folder):
             contents["model/speech_tokenizer"] = checksums.of_value(units)
         for name in ("text_tokenizer", "llama"):
             if (self.folder / name).is_dir():
-                contents[f"model/{name}"] = checkpoint.fingerprint(self.folder / name)
+                contents[f"model/{name}"] = model_folder.fingerprint(self.folder / name)
         if with_data:
             data, held_out = self.config.data.sources, self.config.eval_sources
             for name, sources in (("data.sources", data), ("eval_sources", held_out)):
@@ -207,12 +213,12 @@ class LmRecipe(Recipe[LmRunConfig]):
 
     def write(self, state: TrainState, output: Path) -> None:
         """Writes a model folder: the trained language model, and all else of the start's folder."""
-        name = speech_tokenizer.FOLDER
+        name = model_folder.SPEECH_TOKENIZER
         replaced = shutil.ignore_patterns("llama", name, transcription.CONFIG_NAME)
         shutil.copytree(self.folder, output, ignore=replaced, dirs_exist_ok=True)
         transcription.copy_config(self.folder, output)
         if (self.folder / name).is_dir():
-            speech_tokenizer.copy_whole(self.folder / name, output / name)
+            model_folder.copy_speech_tokenizer(self.folder / name, output / name)
         parts = _by_layer(plain_params(state, self.config), self.model.config.num_layers)
         if self.half:
             parts = (jax.tree.map(checkpoint.halve, part) for part in parts)
@@ -224,7 +230,7 @@ def make_model(config: LmRunConfig) -> llama.Llama:
     """The model of a run, without parameters."""
     sizes = config.sizes
     if sizes is None:
-        path = folders.find_language_model(config.model) / "llama" / "config.json"
+        path = model_folder.find_language_model(config.model) / "llama" / "config.json"
         sizes = config_lib.read(llama.LlamaConfig, path)
     model = llama.Llama(
         sizes,
@@ -238,7 +244,7 @@ def make_model(config: LmRunConfig) -> llama.Llama:
 
 def read_vocab(config: LmRunConfig) -> Vocab:
     """The vocabulary of the model that a run starts from."""
-    return config_lib.read(Vocab, folders.find_language_model(config.model) / "vocab.json")
+    return config_lib.read(Vocab, model_folder.find_language_model(config.model) / "vocab.json")
 
 
 def token_flops(cfg: llama.LlamaConfig, seq_len: int) -> float:

@@ -18,8 +18,8 @@ import librosa
 import numpy as np
 from jax.experimental import multihost_utils
 
-from spirit_jax import checkpoint, files, speech_tokenizer, units
 from spirit_jax import config as config_lib
+from spirit_jax import files, model_folder, units
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
 from spirit_jax.data import f0_cache
 from spirit_jax.data.f0_cache import F0Config, Track
@@ -29,7 +29,7 @@ from spirit_jax.data.speech import Row, stack
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan, source
 from spirit_jax.models.hifigan import HifiGanConfig
-from spirit_jax.speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
+from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.training import distributed
 from spirit_jax.units import Units
 
@@ -160,7 +160,7 @@ def read_units(items: Sequence[Item], tokenizer: str, path: Path) -> list[Units]
     Raises:
       InputError: a recording cannot be used, or the file is of another tokenizer.
     """
-    made_by = _networks_of(checkpoint.find_model(tokenizer))
+    made_by = _unit_source(tokenizer)
     known = _read_known(path, made_by)
     keys = [hashlib.sha256(fingerprint(item)).hexdigest()[:32] for item in items]
     missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
@@ -216,14 +216,10 @@ def _read_known(path: Path, made_by: dict) -> dict[str, dict[str, list[int]]]:
     return {row["recording"]: row["units"] for row in rows[1:]}
 
 
-def _networks_of(tokenizer: Path) -> dict[str, str]:
-    """What its units depend on."""
-    if (tokenizer / speech_tokenizer.FOLDER).is_dir():
-        tokenizer = tokenizer / speech_tokenizer.FOLDER
-    path = tokenizer / speech_tokenizer.CONFIG_NAME
-    if not path.is_file():
-        raise InputError(f"tokenizer is '{tokenizer}', which holds no speech tokenizer ({path}).")
-    about = config_lib.read(SpeechTokenizerConfig, path)
+def _unit_source(tokenizer: str) -> dict[str, str]:
+    """What the units of a speech tokenizer depend on, by name."""
+    folder = model_folder.find_speech_tokenizer(tokenizer)
+    about = config_lib.read(model_folder.SpeechTokenizerConfig, folder / model_folder.CONFIG_NAME)
     networks = {name: sha for name, sha in about.hashes.items() if name != "hifigan"}
     return {"kind": about.kind, "f0_method": about.f0_method} | networks
 

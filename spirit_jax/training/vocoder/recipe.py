@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, model_folder
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, draw_items, read_items
 from spirit_jax.errors import InputError
@@ -355,7 +355,7 @@ def plan_network(config: VocoderRunConfig) -> tuple[HifiGanConfig, Any]:
     base, params = config.network, None
     speakers, style_ids = config.speakers, config.style_ids
     if config.start:
-        model, params = hifigan.load(checkpoint.find_network(config.start, "hifigan"))
+        model, params = hifigan.load(model_folder.find_network(config.start, "hifigan"))
         base, style_ids = model.config, bool(model.config.num_style_ids)
         if not base.num_speakers:
             raise InputError(f"{config.start}: has one voice only, to which none can be added.")

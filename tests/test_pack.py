@@ -8,7 +8,7 @@ import pytest
 from spirit_jax import SpeechTokenizer, checkpoint
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan
-from spirit_jax.packing import pack
+from spirit_jax.new_model import pack
 
 
 @pytest.fixture(scope="module")

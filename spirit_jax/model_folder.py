@@ -1,0 +1,306 @@
+"""Model folders: how they and their speech tokenizers are found, written, copied and hashed.
+
+    MODEL_DIR/vocab.json, text_tokenizer/, llama/
+    MODEL_DIR/speech_tokenizer/speech_tokenizer.json, hubert/, quantizer/, ...
+
+A network's folder, with its config and arrays, is `checkpoint`'s. Importing this is cheap: JAX is
+imported where arrays are read.
+"""
+
+import dataclasses
+import difflib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spirit_jax import checksums, config, files
+from spirit_jax.errors import InputError
+
+ASSETS = Path(__file__).parent / "assets"  # with the packaged models
+SPEECH_TOKENIZER = "speech_tokenizer"  # folder of a model
+CONFIG_NAME = f"{SPEECH_TOKENIZER}.json"
+NETWORKS = {  # of a speech tokenizer, by its kind
+    "base": ("hubert", "quantizer", "hifigan"),
+    "expressive": ("hubert", "quantizer", "pitch", "style", "fcpe", "hifigan"),
+}
+UNIT_NETWORKS = ("hubert", "quantizer", "pitch", "style")
+OPTIONAL_NETWORKS = ("fcpe", "hifigan")  # loaded when they are needed
+F0_METHODS = ("fcpe", "pyin")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechTokenizerConfig:
+    """The config of a speech tokenizer's folder.
+
+    Attributes:
+      kind: "base" (phonetic units) or "expressive" (with pitch and style).
+      f0_method: "fcpe" or "pyin", for pitch units.
+      chunk_seconds: longer audio is cut into pieces of this length, each encoded alone.
+      shared: the folder, from this one, of a set that has the networks which this one lacks; "" for
+        none.
+      hashes: the SHA-256 of the parameters of each network, by folder name. They tie the set
+        together: units of one encoder and quantizer mean nothing to another's vocoder.
+    """
+
+    kind: str = "base"
+    f0_method: str = "fcpe"
+    chunk_seconds: float = 100.0
+    shared: str = ""
+    hashes: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.kind not in NETWORKS:
+            raise InputError(f"kind is '{self.kind}', expected {' or '.join(NETWORKS)}.")
+        if self.f0_method not in F0_METHODS:
+            raise InputError(
+                f"f0_method is '{self.f0_method}', expected {' or '.join(F0_METHODS)}."
+            )
+        if not 1 <= self.chunk_seconds <= 1000:
+            raise InputError(f"chunk_seconds is {self.chunk_seconds}, expected 1 to 1000.")
+
+
+def unit_hashes(about: SpeechTokenizerConfig) -> dict[str, str]:
+    """The hashes of the networks of a set that define its units: all but the vocoder and F0."""
+    return {name: about.hashes[name] for name in UNIT_NETWORKS if name in about.hashes}
+
+
+def read_unit_hashes(folder: str | Path) -> dict[str, str]:
+    """`unit_hashes` of a model folder's speech tokenizer; empty where it has none."""
+    path = find_model(folder) / SPEECH_TOKENIZER / CONFIG_NAME
+    return unit_hashes(config.read(SpeechTokenizerConfig, path)) if path.is_file() else {}
+
+
+def packaged_names() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.name for path in ASSETS.iterdir() if path.is_dir())
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder at that path or, where there is none, the packaged model of that name.
+
+    Raises:
+      InputError: there is neither; lists the packaged models, the nearest name first.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(f"A model is a folder or a name, not {type(name).__name__}.")
+    folder = Path(name)
+    try:
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except OSError as error:  # such as a name of too many letters
+        raise InputError(f"{str(name)[:80]}: no such folder ({files.describe(error)}).") from error
+    if is_folder:
+        return folder
+    if exists:
+        raise InputError(f"{name}: is a file; the folder or the name of a model was expected.")
+    names = packaged_names()
+    if len(folder.parts) == 1 and folder.name in names:
+        return ASSETS / folder.name
+    near = difflib.get_close_matches(folder.name, names, 1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise InputError(
+        f"{name}: there is no such folder, and no packaged model of that name. {hint}"
+        f"Packaged models are {', '.join(names)}."
+    )
+
+
+def find_language_model(name: str | Path) -> Path:
+    """The folder of a model with a language model; raises `InputError` where there is none."""
+    folder = find_model(name)
+    if not (folder / "vocab.json").is_file() and (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder}: is no model folder but looks like one of Hugging Face; convert it with "
+            f"python -m convert.llama --checkpoint {folder} --output MODEL_DIR."
+        )
+    if not (folder / "vocab.json").is_file():
+        raise InputError(
+            f"{folder}: is no model folder (vocab.json is not there). The PyTorch release is "
+            "converted by python -m convert.release."
+        )
+    return folder
+
+
+def find_speech_tokenizer(name: str | Path) -> Path:
+    """The folder of a speech tokenizer, given itself or a model that has one.
+
+    Raises:
+      InputError: there is no such folder or model, or it has no speech tokenizer.
+    """
+    folder = find_model(name)
+    if (folder / SPEECH_TOKENIZER).is_dir():
+        folder = folder / SPEECH_TOKENIZER
+    if not (folder / CONFIG_NAME).is_file():
+        raise InputError(f"{folder}: holds no speech tokenizer ({CONFIG_NAME} is not there).")
+    return folder
+
+
+def find_aligner(name: str | Path) -> Path:
+    """The folder of a CTC network, which finds when words are spoken.
+
+    Raises:
+      InputError: there is no such folder, or it holds something else; says what.
+    """
+    folder = find_model(name)
+    about = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if not isinstance(about, dict):
+        about = {}
+    if (folder / "params").is_dir() and "labels" in about:
+        return folder
+    if (folder / "vocab.json").is_file() and not about:
+        kind = "is a Spirit LM"
+    elif (folder / CONFIG_NAME).is_file():
+        kind = "is a speech tokenizer"
+    elif (folder / "params").is_dir():
+        kind = "is another network"
+    elif "model_type" in about:
+        kind = f"looks like a {about['model_type']} of Hugging Face"
+    else:
+        kind = "has no network"
+    raise InputError(
+        f"{folder}: {kind}, no CTC aligner. Expected a folder that python -m convert.ctc writes."
+    )
+
+
+def find_network(folder: str | Path, name: str) -> Path:
+    """The folder of a network.
+
+    Args:
+      folder: the network's, that of a set of networks that has it, or a model (by path or name).
+      name: of the network in a set, such as "hubert".
+
+    Raises:
+      InputError: there is no such folder or model. The network itself may be missing.
+    """
+    folder = find_model(folder)
+    if (folder / "params").is_dir():
+        return folder
+    if (folder / SPEECH_TOKENIZER).is_dir():
+        folder /= SPEECH_TOKENIZER
+    about, network = folder / CONFIG_NAME, folder / name
+    if network.is_dir() or not about.is_file():
+        return network
+    values = files.read_json(about)
+    shared = values.get("shared", "") if isinstance(values, dict) else ""
+    if not isinstance(shared, str):
+        raise InputError(f"{about}: shared is {shared!r}; expected the path of a folder.")
+    return folder / shared / name
+
+
+def fingerprint(folder: str | Path) -> str:
+    """A checksum of the content of a folder, such as a model's; 16 hex digits.
+
+    Arrays with checksums are known by their lists, networks of a speech tokenizer by the hashes
+    in its config, wherever they lie, and all else by its bytes. Hidden files do not count.
+
+    Raises:
+      InputError: a file cannot be read, or a network is not there.
+    """
+    folder = Path(folder)
+    tokenizers = [path.parent for path in folder.rglob(CONFIG_NAME)]
+    apart = {*tokenizers, *(path.parent for path in folder.rglob(f"params/{checksums.LIST}"))}
+    paths = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not path.name.startswith(".")
+        and set(tokenizers).isdisjoint(path.parents)
+        and (path.name == checksums.LIST or apart.isdisjoint(path.parents))
+    ]
+    entries: list[tuple[Path, Any]] = [(path, _networks(path)) for path in tokenizers]
+    entries += zip(paths, checksums.of_files(paths), strict=True)
+    named = {path.relative_to(folder).as_posix(): content for path, content in entries}
+    return checksums.of_value(named)[:16]
+
+
+def _networks(tokenizer: Path) -> dict[str, Any]:
+    """The config of a speech tokenizer, but where its networks lie, and the configs of these."""
+    about = config.read(SpeechTokenizerConfig, tokenizer / CONFIG_NAME)
+    paths = [find_network(tokenizer, name) / "config.json" for name in sorted(about.hashes)]
+    values = dataclasses.asdict(about) | {"shared": ""}
+    return values | {"configs": checksums.of_files(paths)}
+
+
+def list_texts(folder: str | Path) -> None:
+    """Lists the checksums of a model folder's vocabulary and text tokenizer."""
+    folder = Path(folder)
+    names = [file.relative_to(folder).as_posix() for file in folder.glob("text_tokenizer/*")]
+    checksums.list_files(folder, ["vocab.json", *names])
+
+
+def write_speech_tokenizer(
+    folder: str | Path, kind: str, f0_method: str = "fcpe"
+) -> SpeechTokenizerConfig:
+    """Writes the config of a folder of networks, with the hashes that tie them together.
+
+    Args:
+      folder: with the networks.
+      kind: "base" or "expressive".
+      f0_method: see `SpeechTokenizerConfig`.
+
+    Returns:
+      The config.
+
+    Raises:
+      InputError: a network cannot be read.
+    """
+    folder = Path(folder)
+    names = [name for name in NETWORKS[kind] if (folder / name).is_dir()]
+    hashes = {name: _hash_network(folder / name) for name in names}
+    about = SpeechTokenizerConfig(kind, f0_method, hashes=hashes)
+    config.write(about, folder / CONFIG_NAME)
+    checksums.list_files(folder, [CONFIG_NAME])
+    return about
+
+
+def add_hash(folder: str | Path, network: str) -> None:
+    """Notes the hash of a network that was added to a speech tokenizer's folder."""
+    folder = Path(folder)
+    about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
+    hashes = about.hashes | {network: _hash_network(folder / network)}
+    config.write(dataclasses.replace(about, hashes=hashes), folder / CONFIG_NAME)
+
+
+def share_networks(folder: str | Path, other: str | Path, output: str | Path) -> None:
+    """Removes the networks of a speech tokenizer that another one has, and refers to that one.
+
+    Args:
+      folder: of the speech tokenizer, whose networks are removed.
+      other: of the speech tokenizer that keeps them.
+      output: where `folder` will be; the reference is relative to it.
+    """
+    folder, other = Path(folder), Path(other)
+    about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
+    known = config.read(SpeechTokenizerConfig, other / CONFIG_NAME).hashes
+    for name, sha in about.hashes.items():
+        if known.get(name) == sha and (other / name).is_dir():
+            shutil.rmtree(folder / name)
+    shared = os.path.relpath(other, output)
+    config.write(dataclasses.replace(about, shared=shared), folder / CONFIG_NAME)
+
+
+def copy_speech_tokenizer(folder: str | Path, output: str | Path) -> SpeechTokenizerConfig:
+    """Copies a speech tokenizer's folder, with the networks that it shares with another one.
+
+    Raises:
+      InputError: a network of it is not there.
+    """
+    folder, output = Path(folder), Path(output)
+    about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
+    shutil.copytree(folder, output)
+    for name in about.hashes:
+        network = find_network(folder, name)
+        if not network.is_dir():
+            raise InputError(f"{folder}: the network '{name}' is not there (half copied?).")
+        if not (output / name).is_dir():
+            shutil.copytree(network, output / name)
+    about = dataclasses.replace(about, shared="")
+    config.write(about, output / CONFIG_NAME)
+    return about
+
+
+def _hash_network(folder: Path) -> str:
+    from spirit_jax import checkpoint  # imports JAX
+
+    params: Mapping[str, Any] = checkpoint.load_params(folder / "params")
+    return checkpoint.hash_params(checkpoint.widen(params))
