@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import batching, checkpoint, config, f0, model_folder, units
+from spirit_jax import bucketing, checkpoint, config, f0, model_folder, units
 from spirit_jax.audio import SAMPLE_RATE, Audio, chunks, load_audio
 from spirit_jax.errors import InputError
 from spirit_jax.model_folder import CONFIG_NAME, NETWORKS, OPTIONAL_NETWORKS, SpeechTokenizerConfig
-from spirit_jax.models import fcpe, hifigan, hubert, pitch, source, style
+from spirit_jax.models import fcpe, harmonic_source, hifigan, hubert, pitch, style
 from spirit_jax.units import Units
 
 BUCKET_SECONDS = (1.5, 3, 6, 10, 16, 30, 60, 100)  # audio is padded to these: eight programs
@@ -108,7 +108,7 @@ class SpeechTokenizer:
         self.require_encoder()
         if channel is not None and (isinstance(channel, bool) or not isinstance(channel, int)):
             raise InputError(f"channel is {channel!r}; expected a whole number.")
-        waves = [load_audio(audio, channel) for audio in batching.as_list(audios, "recordings")]
+        waves = [load_audio(audio, channel) for audio in bucketing.as_list(audios, "recordings")]
         pieces = [list(chunks(wave, self.config.chunk_seconds)) for wave in waves]
         flat = [(chunk,) for chunks_of_one in pieces for chunk in chunks_of_one]
         streams = [self._encode_hubert(flat)]
@@ -174,7 +174,7 @@ class SpeechTokenizer:
         """
         cfg, voice = self._vocoder_config(), self.find_voice(speaker_id, style_id)
         items, to_predict = [], []  # ids of each utterance; which of them last as predicted
-        for index, item in enumerate(batching.as_list(spoken, "units")):
+        for index, item in enumerate(bucketing.as_list(spoken, "units")):
             predict = isinstance(item, str) if predict_durations is None else predict_durations
             predict &= bool(cfg.duration_hidden)
             if not isinstance(item, str | Units):
@@ -193,9 +193,9 @@ class SpeechTokenizer:
             items[index] = np.repeat(items[index], hifigan.to_frames(log_frames), axis=0)
         inputs = [(ids,) for ids in items]
         if cfg.source_harmonics:
-            told = self._run_windows(self._f0, inputs, source.REACH)
+            told = self._run_windows(self._f0, inputs, harmonic_source.REACH)
             inputs = [
-                (ids, source.excite(source.to_f0(one), cfg.code_hop))
+                (ids, harmonic_source.excite(harmonic_source.to_f0(one), cfg.code_hop))
                 for ids, one in zip(items, told, strict=True)
             ]
         return self._run_windows(self._speak, inputs, cfg.receptive_frames, cfg.code_hop)
@@ -212,11 +212,11 @@ class SpeechTokenizer:
             ),
         }
 
-    def _encode_hubert(self, flat: list[batching.Item]) -> list[np.ndarray]:
+    def _encode_hubert(self, flat: list[bucketing.Item]) -> list[np.ndarray]:
         encoded = self._run(self._hubert, flat, SAMPLE_RATE)
         return [hubert.fill_blanks(chunk, self._blank) for chunk in encoded]
 
-    def _encode_pitch(self, flat: list[batching.Item]) -> list[np.ndarray]:
+    def _encode_pitch(self, flat: list[bucketing.Item]) -> list[np.ndarray]:
         if self.config.f0_method == "pyin":
             tracks = [f0.pyin_f0(wave) for (wave,) in flat]
         else:
@@ -252,7 +252,7 @@ class SpeechTokenizer:
         def rows_of(bucket: int) -> int:
             return max(1, self._batch_seconds * rate // bucket)
 
-        return batching.run(function, items, buckets, rows_of)
+        return bucketing.run(function, items, buckets, rows_of)
 
     def _vocoder_config(self) -> hifigan.HifiGanConfig:
         if self._vocoder is None:

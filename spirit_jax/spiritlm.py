@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import batching, config, markup, model_folder, sharding, transcription, units
+from spirit_jax import bucketing, config, markup, model_folder, sharding, transcription, units
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.generation import decode
@@ -143,7 +143,7 @@ class SpiritLM:
           InputError: an unknown modality, or content that cannot be used.
         """
         strings = []
-        for item in batching.as_list(inputs, "inputs"):
+        for item in bucketing.as_list(inputs, "inputs"):
             if not isinstance(item, tuple | list) or len(item) != 2:
                 raise InputError(
                     f"An input is a pair such as ('text', 'hello'), not {str(item)[:40]!r}."
@@ -209,7 +209,7 @@ class SpiritLM:
             self._one_prompt((), item, output_modality)
             if isinstance(item, str)
             else self._one_prompt(item, None, output_modality)
-            for item in batching.as_list(batch, "prompts")
+            for item in bucketing.as_list(batch, "prompts")
         ]
         return self._generate(
             prompts, output_modality, generation_config, speaker_id, style_id, options
@@ -237,7 +237,7 @@ class SpiritLM:
         return decode.continue_prompts(
             self._model,
             self._params,
-            [self._encode(prompt) for prompt in batching.as_list(prompts, "prompts")],
+            [self._encode(prompt) for prompt in bucketing.as_list(prompts, "prompts")],
             self.vocab.allowed(output_modality),
             self.vocab.eos,
             _merge_options(generation_config, options),
@@ -278,7 +278,7 @@ class SpiritLM:
         tokens = self._encode(prompt)
         self._check_room(tokens)
         rows = sharding.batch_multiple(self._mesh)
-        tokens_bt = np.zeros((rows, decode.bucket(len(tokens), 16)), np.int32)
+        tokens_bt = np.zeros((rows, bucketing.power_of_two(len(tokens), 16)), np.int32)
         tokens_bt[:, : len(tokens)] = tokens
         segments_bt = np.zeros_like(tokens_bt)
         segments_bt[:, : len(tokens)] = 1
@@ -302,7 +302,7 @@ class SpiritLM:
             tokens than it has positions.
         """
         places = []  # tokens, and where the continuation begins
-        for pair in batching.as_list(pairs, "pairs"):
+        for pair in bucketing.as_list(pairs, "pairs"):
             if not isinstance(pair, tuple | list) or [type(part) for part in pair] != [str, str]:
                 raise InputError(f"A pair is a context and a continuation, not {str(pair)[:40]!r}.")
             context, continuation = pair
@@ -320,7 +320,7 @@ class SpiritLM:
         scores: dict[int, tuple[float, int]] = {}
         for first in range(0, len(order), rows):
             chosen = order[first : first + rows]
-            slots = decode.bucket(max(len(places[i][0]) for i in chosen), 32)
+            slots = bucketing.power_of_two(max(len(places[i][0]) for i in chosen), 32)
             tokens_bt, segments_bt = np.zeros((2, rows, slots), np.int32)
             counted_bt = np.zeros((rows, slots), np.float32)
             for row, i in enumerate(chosen):
@@ -398,8 +398,8 @@ class SpiritLM:
         Speech that follows other content and has fewer than `least` Hu is dropped; speech that goes
         on from the prompt's is spoken together with it, and the prompt's share is cut off.
         """
-        prompts = batching.as_list(prompts, "prompts")
-        generated = batching.as_list(generated, "generated strings")
+        prompts = bucketing.as_list(prompts, "prompts")
+        generated = bucketing.as_list(generated, "generated strings")
         if len(prompts) != len(generated):
             raise InputError(
                 f"There are {len(prompts)} prompts and {len(generated)} generated strings."

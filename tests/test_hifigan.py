@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spirit_jax.errors import InputError
-from spirit_jax.models import hifigan, source
+from spirit_jax.models import harmonic_source, hifigan
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
 from spirit_jax.random_model import random_params
 
@@ -134,7 +134,7 @@ def test_every_field_acts():
         abstract = hifigan.abstract_params(model)
         channels = len(model.config.channels)
         speak = jax.ShapeDtypeStruct((1, 6, channels), int)
-        excited = jax.ShapeDtypeStruct((1, 6, source.PARTS + 1), np.float32)
+        excited = jax.ShapeDtypeStruct((1, 6, harmonic_source.PARTS + 1), np.float32)
         made = jax.make_jaxpr(lambda p, *given: model.apply({"params": p}, *given))(
             abstract, speak, lengths, excited
         )

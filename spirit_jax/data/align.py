@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import batching, checkpoint, checksums, model_folder
+from spirit_jax import bucketing, checkpoint, checksums, model_folder
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
 from spirit_jax.data.spelling import Speller, Spelling
 from spirit_jax.data.timing import Words
@@ -127,7 +127,7 @@ class Aligner:
         longest = (chunk + 2 * context + 1) * trunk.stride + max(rest, 0)
         buckets = [*(s * SAMPLE_RATE for s in BUCKET_SECONDS), longest]
         rows = self._batch_seconds * SAMPLE_RATE
-        made = batching.run(self._score, items, buckets, lambda bucket: max(1, rows // bucket))
+        made = bucketing.run(self._score, items, buckets, lambda bucket: max(1, rows // bucket))
         scored = iter(made)
         nothing = np.zeros((0, self._speller.star + 1), np.float32)
         return [np.concatenate([nothing, *(next(scored)[k] for k in own)]) for own in kept]
@@ -136,11 +136,14 @@ class Aligner:
         """(starts, ends, scores of labels) of each; rows of like sizes go together."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, (emission, spelling) in enumerate(zip(emissions, spelt, strict=True)):
-            sizes = _power_of_two(len(emission), 64), _power_of_two(len(spelling.labels), 16)
+            sizes = (
+                bucketing.power_of_two(len(emission), 64),
+                bucketing.power_of_two(len(spelling.labels), 16),
+            )
             groups.setdefault(sizes, []).append(index)
         paths: list[tuple[np.ndarray, ...]] = [()] * len(spelt)
         for (frames, labels), members in groups.items():
-            rows = _power_of_two(len(members), 1)
+            rows = bucketing.power_of_two(len(members), 1)
             log_probs_btv = np.zeros((rows, frames, self._speller.star + 1), np.float32)
             labels_bl = np.zeros((rows, labels), np.int32)
             lengths_2b = np.zeros((2, rows), np.int32)
@@ -186,8 +189,3 @@ def _score_frames(model: ctc.CtcModel, params, wave_bt, lengths_b):
     log_probs_btv = jax.nn.log_softmax(logits_btv)
     star_bt1 = log_probs_btv.max(axis=-1, keepdims=True) - STAR_COST
     return jnp.concatenate([log_probs_btv, star_bt1], axis=-1), frames_b
-
-
-def _power_of_two(size: int, least: int) -> int:
-    """The least power of two that is `size` or more."""
-    return max(least, 1 << max(size - 1, 0).bit_length())

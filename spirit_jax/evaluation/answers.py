@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from spirit_jax import batching, files
+from spirit_jax import bucketing, files
 from spirit_jax.errors import InputError
 
 # Written without spaces between words: there each character counts as a word, as Whisper's
@@ -83,7 +83,7 @@ def accuracy(wanted: Sequence[str], given: Sequence[str], language: str = "") ->
 def _check_texts(wanted: Sequence[str], given: Sequence[str]) -> None:
     """Raises `InputError` unless there are as many answers as references, and all are texts."""
     for texts in (wanted, given):
-        if not all(isinstance(text, str) for text in batching.as_list(texts, "texts")):
+        if not all(isinstance(text, str) for text in bucketing.as_list(texts, "texts")):
             raise InputError("What is compared must be texts.")
     if not len(wanted) == len(given) > 0:
         raise InputError(f"There are {len(wanted)} references for {len(given)} answers.")

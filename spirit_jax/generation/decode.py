@@ -20,6 +20,7 @@ import numpy as np
 from flax import struct
 
 from spirit_jax import sharding
+from spirit_jax.bucketing import power_of_two
 from spirit_jax.errors import InputError
 from spirit_jax.generation.sampling import (
     NEVER,
@@ -70,13 +71,6 @@ class Continuation:
 
     ids: list[int]
     log_probs: list[float]
-
-
-def bucket(size: int, smallest: int) -> int:
-    """The least power of two times `smallest` that holds `size`."""
-    while smallest < size:
-        smallest *= 2
-    return smallest
 
 
 @functools.partial(jax.jit, static_argnames=("model", "slots", "static"))
@@ -214,8 +208,11 @@ def continue_prompts(
             f"A prompt has {max(lengths)} tokens, and the model has {model.config.max_positions} "
             "positions: there is no room for a new one."
         )
-    rows = bucket(len(prompts), sharding.batch_multiple(mesh))
-    width, buffer = bucket(max(lengths), 16), bucket(max(limits), 16)
+    rows = power_of_two(len(prompts), sharding.batch_multiple(mesh))
+    width, buffer = (
+        power_of_two(max(lengths), 16),
+        power_of_two(max(limits), 16),
+    )
     tokens_bt = np.zeros((rows, width), np.int32)
     segments_bt = np.zeros((rows, width), np.int32)
     for row, prompt in enumerate(prompts):

@@ -6,7 +6,7 @@ Follows HiFi-GAN (arXiv 2010.05646) with units for input as in arXiv 2104.00355:
 concatenation of embedded ids (unit, pitch, style, speaker, style id: `HifiGanConfig.channels`).
 
 With `source_harmonics`, which the release's vocoders lack, sines at an F0 that is told from the
-units are an input as well (`models/source.py`).
+units are an input as well (`models/harmonic_source.py`).
 
 A batch is padded and comes with its true lengths. Every conv that pads sees zeros after a row's
 true end, as it does for that row alone.
@@ -24,7 +24,7 @@ from flax import linen as nn
 
 from spirit_jax import checkpoint
 from spirit_jax.errors import InputError
-from spirit_jax.models import source
+from spirit_jax.models import harmonic_source
 from spirit_jax.models.conv import Conv1d, conv1d
 from spirit_jax.models.frames import length_mask
 from spirit_jax.models.vocoder_configs import FRAME_DILATIONS, FRAME_KERNEL, HifiGanConfig
@@ -160,7 +160,7 @@ class HifiGan(nn.Module):
         if cfg.duration_hidden:
             self.duration = DurationPredictor(cfg)
         if cfg.source_harmonics:
-            self.f0 = source.F0Predictor(cfg.f0_hidden, cfg.precision)
+            self.f0 = harmonic_source.F0Predictor(cfg.f0_hidden, cfg.precision)
 
     def __call__(
         self, ids_btc: jax.Array, lengths_b: jax.Array, source_bte: jax.Array | None = None
@@ -171,8 +171,8 @@ class HifiGan(nn.Module):
           ids_btc: int32 (b, t, channels), the ids of each frame in the order of
             `config.channels`; not read after a row's true length.
           lengths_b: int32 (b,), true numbers of frames.
-          source_bte: float32 (b, t, source.PARTS + 1), of `source.excite`; for vocoders that have
-            `source_harmonics`.
+          source_bte: float32 (b, t, PARTS + 1), of `harmonic_source.excite`; for vocoders that
+            have `source_harmonics`.
 
         Returns:
           wave_bs: float32 (b, t * code_hop) in -1..1, 0 after a row's true length.
@@ -180,7 +180,7 @@ class HifiGan(nn.Module):
         """
         cfg, sines_bsh = self.config, None
         if cfg.source_harmonics:
-            sines_bsh = source.sines(source_bte, cfg.code_hop, cfg.source_harmonics)
+            sines_bsh = harmonic_source.sines(source_bte, cfg.code_hop, cfg.source_harmonics)
         wave_bs = self.generator(self._embed(ids_btc), lengths_b, sines_bsh)
         return wave_bs, lengths_b * cfg.code_hop
 
@@ -191,7 +191,7 @@ class HifiGan(nn.Module):
         return jnp.concatenate(embedded, axis=-1)
 
     def predict_f0(self, ids_btc: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """F0 and voicing, float32 (b, t, 2 * source.PARTS) for `source.to_f0`, and `lengths_b`.
+        """F0 and voicing, float32 (b, t, 2 * PARTS) for `harmonic_source.to_f0`, and `lengths_b`.
 
         Args: as those of a call.
         """
@@ -211,7 +211,7 @@ class HifiGan(nn.Module):
 
     def everything(self, ids_btc: jax.Array, lengths_b: jax.Array) -> None:
         """Touches every parameter, for `init`."""
-        source_bte = jnp.zeros((*ids_btc.shape[:2], source.PARTS + 1))
+        source_bte = jnp.zeros((*ids_btc.shape[:2], harmonic_source.PARTS + 1))
         self(ids_btc, lengths_b, source_bte)
         if self.config.source_harmonics:
             self.predict_f0(ids_btc, lengths_b)

@@ -20,7 +20,6 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from spirit_jax import checkpoint, config, sharding
 from spirit_jax.errors import InputError
-from spirit_jax.models import flash
 from spirit_jax.models.attention import (
     KVCache,
     LayerCache,
@@ -31,16 +30,17 @@ from spirit_jax.models.attention import (
     rope_tables,
     write_cache,
 )
+from spirit_jax.models.attention_backends import RESIDUALS
 from spirit_jax.models.configs import LlamaConfig
 
 # What a layer's backward pass finds saved; the rest it computes again. Names of `checkpoint_name`.
 REMAT_SAVES = {
     "none": None,  # everything
-    "save_dots": ("q", "k", "v", flash.RESIDUALS, "attended", "gate", "up"),
-    "save_qkv": ("q", "k", "v", flash.RESIDUALS, "attended"),
-    "save_attention": (flash.RESIDUALS,),
+    "save_dots": ("q", "k", "v", RESIDUALS, "attended", "gate", "up"),
+    "save_qkv": ("q", "k", "v", RESIDUALS, "attended"),
+    "save_attention": (RESIDUALS,),
     "block": (),
-    "offload": (flash.RESIDUALS,),
+    "offload": (RESIDUALS,),
 }
 OFFLOADED = ("block_input",)  # to the host's memory, under "offload"
 
@@ -95,8 +95,8 @@ class Block(nn.Module):
         q_bthk = sharding.constrain(q_bthk, "batch", None, "heads", None)
         if cache is None:
             name = "reference" if self.is_initializing() else self.attention
-            backend = flash.choose_backend(name, self.dtype, cfg.head_dim, x_btd.shape[1])
-            y_bthk = flash.attend_segments(q_bthk, k_btgk, v_btgk, seen, backend)
+            backend = choose_backend(name, self.dtype, cfg.head_dim, x_btd.shape[1])
+            y_bthk = attend_segments(q_bthk, k_btgk, v_btgk, seen, backend)
         else:
             cache, k_btgk, v_btgk = write_cache(cache, k_btgk, v_btgk, slot, layer)
             y_bthk = attend(q_bthk, k_btgk.astype(self.dtype), v_btgk.astype(self.dtype), seen)
@@ -179,7 +179,8 @@ class Llama(nn.Module):
         and activations; "save_qkv", the MLP's products too; "save_attention", all but the
         attention kernel; "block", all. "offload" is as "save_attention", with what enters a layer
         kept in the host's memory.
-      attention: the backend for whole rows, one of `flash.BACKENDS`; with a cache it is plain.
+      attention: the backend for whole rows, one of `attention_backends.BACKENDS`; with a cache it
+        is plain.
     """
 
     config: LlamaConfig

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spirit_jax import batching, files
+from spirit_jax import bucketing, files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.manifest import Item, fingerprint
 from spirit_jax.data.progress import watch
@@ -118,7 +118,7 @@ def hear(items: Sequence[Item], heard: Heard, trunk: TrunkConfig) -> Iterator[np
             for start in places
         ]
         rows = lambda bucket: max(1, BATCH_SECONDS * SAMPLE_RATE // bucket)  # noqa: E731
-        made = iter(batching.run(heard, pieces, buckets, rows))
+        made = iter(bucketing.run(heard, pieces, buckets, rows))
         for places in starts:
             yield np.concatenate([next(made) for _ in places])
 

@@ -27,7 +27,8 @@ from spirit_jax.data.manifest import Item, fingerprint
 from spirit_jax.data.progress import watch
 from spirit_jax.data.speech import Row, stack
 from spirit_jax.errors import InputError
-from spirit_jax.models import hifigan, source
+from spirit_jax.models import harmonic_source, hifigan
+from spirit_jax.models.harmonic_source import PARTS
 from spirit_jax.models.hifigan import HifiGanConfig
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.training import distributed
@@ -45,9 +46,9 @@ class SpokenUnits:
       id: its name.
       speaker: its name.
       audio: where its samples are.
-      ids_tc: int32 (t, c), what the vocoder is told of each frame (`HifiGanConfig.channels`).
-      f0_tk: float32 (t, source.PARTS), its F0 in Hz, 0 where unvoiced; of no parts for a vocoder
-        without a harmonic source.
+      ids_tc: int32 (t, c), the vocoder's input (`HifiGanConfig.channels`).
+      f0_tk: float32 (t, PARTS), its F0 in Hz, 0 where unvoiced; (t, 0) for a vocoder without a
+        harmonic source.
     """
 
     id: str
@@ -119,12 +120,12 @@ def read_spoken(
 
 
 def frame_f0(track: Track, frames: int) -> np.ndarray:
-    """float32 (frames, source.PARTS): F0 in the middle of every part, 0 where unvoiced.
+    """float32 (frames, PARTS): F0 in the middle of every part, 0 where unvoiced.
 
     A part is 10 ms, two frames of the track, whose first is at the recording's beginning.
     """
-    f0_t = np.where(track.voiced_t > 0, track.f0_t, 0)[1::2][: frames * source.PARTS]
-    return np.pad(f0_t, (0, frames * source.PARTS - len(f0_t))).reshape(-1, source.PARTS)
+    f0_t = np.where(track.voiced_t > 0, track.f0_t, 0)[1::2][: frames * PARTS]
+    return np.pad(f0_t, (0, frames * PARTS - len(f0_t))).reshape(-1, PARTS)
 
 
 def frame_ids(streams: Units, item: Item, network: HifiGanConfig) -> np.ndarray:
@@ -252,7 +253,7 @@ def make_row(
 
     Returns:
       ids_btc: int32 (segment_units, c); lengths_b: how many are true; wave_bs: their samples;
-      source_bte: what `source.excite` makes of their F0.
+      source_bte: what `harmonic_source.excite` makes of their F0.
       codes_bt: int32 (duration_runs,); counts_b: how many are true; frames_bt: float32, how long
       they last; counted_bt: which of them count.
     """
@@ -260,7 +261,7 @@ def make_row(
     start = int(rng.integers(max(frames - segment_units, 0) + 1))
     ids_tc = utterance.ids_tc[start : start + segment_units]
     f0_tk = utterance.f0_tk[start : start + segment_units]
-    source_te = source.excite(f0_tk, hop) if f0_tk.size else f0_tk
+    source_te = harmonic_source.excite(f0_tk, hop) if f0_tk.size else f0_tk
     wave_s = read_wave(utterance, hop)[start * hop : (start + len(ids_tc)) * hop]
 
     codes_t, frames_t = find_runs(utterance.ids_tc[:, 0])

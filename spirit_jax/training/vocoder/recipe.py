@@ -5,8 +5,8 @@ Letters: b batch, t frames or runs, c channels of a frame, s samples, m mel band
 The recipe is that of HiFi-GAN (arXiv 2010.05646) with units for input and a duration predictor
 beside it (arXiv 2104.00355). Its additions: the discriminators may join late, a distance of spectra
 at several resolutions, and durations are learnt from whole runs of units rather than from segments,
-which cut the first and the last of theirs. A harmonic source (`models/source.py`) gets the F0 of
-the recording, while its predictor learns to tell that from units.
+which cut the first and the last run. A harmonic source (`models/harmonic_source.py`) gets the F0
+of the recording, while its predictor learns to predict that from units.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from spirit_jax import checkpoint, model_folder
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, draw_items, read_items
 from spirit_jax.errors import InputError
-from spirit_jax.models import hifigan, source
+from spirit_jax.models import harmonic_source, hifigan
 from spirit_jax.models.discriminators import (
     Discriminators,
     adversarial_loss,
@@ -300,9 +300,9 @@ class Synthesis:
         """Waves (b, s) from ids alone, as when the network is used."""
         source_bte = np.zeros((*ids_btc.shape[:2], 0), np.float32)
         if self._config.source_harmonics:
-            f0_btk = source.to_f0(np.asarray(self._predict_f0(params, ids_btc, lengths_b)))
+            f0_btk = harmonic_source.to_f0(np.asarray(self._predict_f0(params, ids_btc, lengths_b)))
             hop = self._config.code_hop
-            source_bte = np.stack([source.excite(f0_tk, hop) for f0_tk in f0_btk])
+            source_bte = np.stack([harmonic_source.excite(f0_tk, hop) for f0_tk in f0_btk])
         return self._speak(params, ids_btc, lengths_b, source_bte)
 
 
@@ -342,7 +342,7 @@ def compare(
     if model.config.source_harmonics:
         predicted_btk = _predict_f0(model, params, ids_btc, lengths_b)
         mask_bt = length_mask(lengths_b, ids_btc.shape[1])
-        metrics["loss_f0"] = source.f0_loss(predicted_btk, source_bte, mask_bt)
+        metrics["loss_f0"] = harmonic_source.f0_loss(predicted_btk, source_bte, mask_bt)
         loss += config.f0_weight * metrics["loss_f0"]
     return generated_bs, metrics | {"loss": loss}
 

@@ -8,7 +8,8 @@ import pytest
 
 from spirit_jax import SpeechTokenizer, checkpoint, speech_tokenizer
 from spirit_jax.errors import InputError
-from spirit_jax.models import hifigan, source
+from spirit_jax.models import harmonic_source as source
+from spirit_jax.models import hifigan
 from spirit_jax.models.hifigan import HifiGan
 from spirit_jax.new_model import pack
 from spirit_jax.random_model import random_params

@@ -71,6 +71,13 @@ def bucket_of(length: int, buckets: Sequence[int]) -> int:
     return next(bucket for bucket in buckets if bucket >= length)
 
 
+def power_of_two(size: int, smallest: int) -> int:
+    """The least power of two times `smallest` that holds `size`."""
+    while smallest < size:
+        smallest *= 2
+    return smallest
+
+
 def _slots(items: Sequence[Item]) -> range:
     return range(len(items[0]))
 

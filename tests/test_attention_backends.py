@@ -9,7 +9,7 @@ import pytest
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
-from spirit_jax.models.flash import attend_segments, choose_backend
+from spirit_jax.models.attention_backends import attend_segments, choose_backend
 
 LENGTH, HEADS, KV_HEADS, WIDTH = 128, 4, 2, 8
 HERE = ["reference", "splash_interpret"]
