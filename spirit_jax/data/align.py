@@ -18,6 +18,7 @@ import numpy as np
 
 from spirit_jax import bucketing, checkpoint, checksums, model_folder
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
+from spirit_jax.bucketing import power_of_two
 from spirit_jax.data.spelling import Speller, Spelling
 from spirit_jax.data.timing import Words
 from spirit_jax.errors import InputError
@@ -136,14 +137,11 @@ class Aligner:
         """(starts, ends, scores of labels) of each; rows of like sizes go together."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, (emission, spelling) in enumerate(zip(emissions, spelt, strict=True)):
-            sizes = (
-                bucketing.power_of_two(len(emission), 64),
-                bucketing.power_of_two(len(spelling.labels), 16),
-            )
+            sizes = power_of_two(len(emission), 64), power_of_two(len(spelling.labels), 16)
             groups.setdefault(sizes, []).append(index)
         paths: list[tuple[np.ndarray, ...]] = [()] * len(spelt)
         for (frames, labels), members in groups.items():
-            rows = bucketing.power_of_two(len(members), 1)
+            rows = power_of_two(len(members), 1)
             log_probs_btv = np.zeros((rows, frames, self._speller.star + 1), np.float32)
             labels_bl = np.zeros((rows, labels), np.int32)
             lengths_2b = np.zeros((2, rows), np.int32)

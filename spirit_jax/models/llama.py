@@ -30,7 +30,7 @@ from spirit_jax.models.attention import (
     rope_tables,
     write_cache,
 )
-from spirit_jax.models.attention_backends import RESIDUALS
+from spirit_jax.models.attention_backends import RESIDUALS, attend_segments, choose_backend
 from spirit_jax.models.configs import LlamaConfig
 
 # What a layer's backward pass finds saved; the rest it computes again. Names of `checkpoint_name`.
