@@ -7,6 +7,6 @@ _NEEDED = ("pocketsphinx", "num2words", "sklearn", "pyworld")
 _missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 if _missing and sys.argv[0] == "-m":  # so it is while Python looks for the module of `python -m`
     sys.exit(
-        f"error: {', '.join(_missing)} cannot be imported: the commands of corpora need the extra "
-        "corpora (pip install -e '.[corpora]')."
+        f"error: {', '.join(_missing)} cannot be imported: the commands of corpora and evaluators "
+        "need the extra corpora (pip install -e '.[corpora]')."
     )

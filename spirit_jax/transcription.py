@@ -1,12 +1,12 @@
-"""Transcription: what a model writes down of a recording, and whether to believe it.
+"""Transcription of speech, and whether a transcript counts as understood.
 
-A language model writes fluent sentences of what it was trained on, whatever it listens to. Two
-scores say how far to trust a transcript, and `python -m corpora.calibrate` finds the least values
-at which the packaged models are worth trusting:
+A language model writes fluent sentences of its training domain whatever the audio is. Two scores
+say how far to trust a transcript; `python -m evaluators.calibrate` chose their thresholds for the
+packaged models:
 
 * the mean log probability of the transcript's tokens after the recording;
 * the mean log probability of the recording's units after the transcript, as if the model read it
-  aloud. It tells sounds without words, after which a model may be sure of a short word.
+  aloud. It rejects sounds without words, after which a model may be sure of a short word.
 """
 
 import dataclasses

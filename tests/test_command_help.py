@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("benchmarks", "convert", "corpora", "tpu", "spirit_jax/cli")
+FOLDERS = ("benchmarks", "convert", "corpora", "evaluators", "tpu", "spirit_jax/cli")
 INTERNAL = ("spirit_jax.cli.processes",)  # a filter that another process starts
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)

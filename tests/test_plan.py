@@ -139,8 +139,9 @@ def test_a_missing_compiler_is_named_first():
     assert len(done.stderr.splitlines()) == 1 and ".[tpu]" in done.stderr
 
 
-def test_corpora_name_their_extra():
-    start = "import sys; sys.modules['pyworld'] = None; sys.argv = ['-m']; import corpora"
+@pytest.mark.parametrize("package", ["corpora", "evaluators"])
+def test_corpora_and_evaluators_name_their_extra(package):
+    start = f"import sys; sys.modules['pyworld'] = None; sys.argv = ['-m']; import {package}"
     done = subprocess.run(
         [sys.executable, "-c", start], cwd=CHECKOUT, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""The table of models by tasks."""
+"""The table of models and tasks."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from corpora import table
+from evaluators import table
 
 
 @pytest.fixture

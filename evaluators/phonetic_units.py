@@ -1,4 +1,4 @@
-"""How good units are on the small world's test parts, beside k-means of MFCC and of the encoder.
+"""Measures of phonetic units on the small world's test parts, beside two k-means baselines.
 
 Letters: t frames of a recording.
 """
@@ -24,23 +24,24 @@ NOISE_DB = 10.0
 TRAINING_SHARE = 6  # every so many training recordings are for probes and for k-means of MFCC
 KMEANS = KMeansConfig(frames=60_000)
 
-Hear = Callable[[Sequence[Item]], list[np.ndarray]]  # the units of recordings
+Encode = Callable[[Sequence[Item]], list[np.ndarray]]  # the units of recordings
 
 
-def judge(corpus: Path, tokenizer: Path, plain: Path) -> dict[str, dict[str, float]]:
-    """Figures of the tokenizer's units, and of two k-means with as many clusters.
+def measure(corpus: Path, tokenizer: Path, plain: Path) -> dict[str, dict[str, float]]:
+    """Measures the tokenizer's units and two k-means baselines with as many clusters.
 
     Args:
       corpus: folder of `corpora.world`.
       tokenizer: a speech tokenizer's folder.
-      plain: the folder of the encoder and its k-means that the tokenizer's quantizer began from.
+      plain: folder of the encoder and the k-means that the tokenizer's quantizer started from.
 
     Returns:
       By name of the units ("units", "kmeans", "mfcc"):
         phone_accuracy: of a linear probe, percent of frames.
-        edits_in_noise: from clean to noise at 10 dB, per 100 units.
-        same_sentence, other_sentence: edits between two voices that say the same in one manner, and
-          between two sentences of one voice and manner, per 100 units.
+        edits_in_noise: unit edit distance between a clean recording and the same in noise at 10 dB
+          signal-to-noise ratio, per 100 units.
+        same_sentence, other_sentence: unit edit distance between two voices that say one sentence
+          in one manner, and between two sentences of one voice and manner, per 100 units.
         nearer: percent of pairs in which the first is less than the second.
     """
     phones = {
@@ -55,20 +56,20 @@ def judge(corpus: Path, tokenizer: Path, plain: Path) -> dict[str, dict[str, flo
     pairs = files.read_json_objects(corpus / "pairs.jsonl")
     noisy = [_add_noise(item, seed) for seed, item in enumerate(test)]
 
-    def figures(hear: Hear) -> dict[str, float]:
+    def figures(encode: Encode) -> dict[str, float]:
         recordings = training + test + held_out
-        heard = dict(zip([item.id for item in recordings], hear(recordings), strict=True))
+        encoded = dict(zip([item.id for item in recordings], encode(recordings), strict=True))
         sides = []
         for items in training, [item for item in test if phones[item.id]]:
-            units = np.concatenate([heard[item.id] for item in items])
-            labels = [_label(phones[item.id], len(heard[item.id]), trunk) for item in items]
+            units = np.concatenate([encoded[item.id] for item in items])
+            labels = [_label(phones[item.id], len(encoded[item.id]), trunk) for item in items]
             known = np.concatenate(labels) != ""
             sides += [units[known], np.concatenate(labels)[known]]
         edits = [
-            unit_edit_distance(heard[item.id], one)
-            for item, one in zip(test, hear(noisy), strict=True)
+            unit_edit_distance(encoded[item.id], noisy_t)
+            for item, noisy_t in zip(test, encode(noisy), strict=True)
         ]
-        same, other = compare_pairs(pairs, heard)
+        same, other = compare_pairs(pairs, encoded)
         return {
             "phone_accuracy": 100 * phone_probe(*sides),
             "edits_in_noise": float(np.mean(edits)),
@@ -77,45 +78,51 @@ def judge(corpus: Path, tokenizer: Path, plain: Path) -> dict[str, dict[str, flo
             "nearer": float(100 * (same < other).mean()),
         }
 
-    encoder = SpeechTokenizer.from_pretrained(tokenizer)
+    speech_tokenizer = SpeechTokenizer.from_pretrained(tokenizer)
     clusters = encoder_clusters(plain)
     spectral = unit_targets.spectral(trunk)
-    found = training, spectral, trunk, model.quantizer.vocab_size, KMEANS
-    centroids_vd = unit_targets.find_centroids(*found)
+    size = model.quantizer.vocab_size
+    centroids_vd = unit_targets.find_centroids(training, spectral, trunk, size, KMEANS)
     return {
-        "units": figures(lambda items: encode(encoder, items)),
+        "units": figures(lambda items: encode_units(speech_tokenizer, items)),
         "kmeans": figures(clusters),
         "mfcc": figures(lambda items: unit_targets.label(items, spectral, trunk, centroids_vd)),
     }
 
 
-def encode(encoder: SpeechTokenizer, items: Sequence[Item]) -> list[np.ndarray]:
+def encode_units(speech_tokenizer: SpeechTokenizer, items: Sequence[Item]) -> list[np.ndarray]:
     """The phonetic units of recordings."""
-    return [one.hubert for one in encoder.encode_batch([item.audio for item in items])]
+    encoded = speech_tokenizer.encode_batch([item.audio for item in items])
+    return [units.hubert for units in encoded]
 
 
-def encoder_clusters(folder: Path) -> Hear:
-    """The units of a folder with `hubert` and `quantizer`."""
+def encoder_clusters(folder: Path) -> Encode:
+    """The encoding function of a folder with `hubert` and `quantizer`."""
     model, params = hubert.load_both(folder)
-    heard = unit_targets.units_of(model, params)
-    found = heard, model.config.trunk, model.quantizer.blank
-    return lambda items: unit_targets.label_by_units(items, *found)
+    units_of = unit_targets.units_of(model, params)
+    trunk, blank = model.config.trunk, model.quantizer.blank
+    return lambda items: unit_targets.label_by_units(items, units_of, trunk, blank)
 
 
-def compare_pairs(pairs: list[dict], heard: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of the two of each pair, and of the first to another sentence of its voice."""
+def compare_pairs(pairs: list[dict], encoded: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Unit edit distances within each pair, and of its first to another sentence of its voice.
+
+    Args:
+      pairs: "first" and "second", the ids of one sentence in two voices.
+      encoded: units by id.
+    """
     firsts = {pair["first"] for pair in pairs}
     voices: dict[str, list[str]] = {}
     for name in sorted(firsts):
         voices.setdefault(name.rsplit("/", 1)[0], []).append(name)
     same, other = [], []
     for pair in pairs:
-        own = voices[pair["first"].rsplit("/", 1)[0]]
-        if len(own) < 2:
+        of_voice = voices[pair["first"].rsplit("/", 1)[0]]
+        if len(of_voice) < 2:
             continue
-        next_one = own[(own.index(pair["first"]) + 1) % len(own)]
-        same.append(unit_edit_distance(heard[pair["first"]], heard[pair["second"]]))
-        other.append(unit_edit_distance(heard[pair["first"]], heard[next_one]))
+        next_sentence = of_voice[(of_voice.index(pair["first"]) + 1) % len(of_voice)]
+        same.append(unit_edit_distance(encoded[pair["first"]], encoded[pair["second"]]))
+        other.append(unit_edit_distance(encoded[pair["first"]], encoded[next_sentence]))
     return np.array(same), np.array(other)
 
 
@@ -126,6 +133,6 @@ def _add_noise(item: Item, seed: int) -> Item:
 
 
 def _label(phones: list, frames: int, trunk: TrunkConfig) -> np.ndarray:
-    """The phone in the middle of what each frame sees."""
+    """The phone at the centre of each frame's receptive field."""
     rate, center = SAMPLE_RATE / trunk.stride, trunk.receptive_field / 2 / SAMPLE_RATE
     return labels_at_frames(phones, frames, rate, center)

@@ -1,4 +1,4 @@
-"""The judges of resynthesised speech: they find what is known to be right or wrong."""
+"""The measures of resynthesised speech, on samples whose figures are known."""
 
 import json
 import os
@@ -12,9 +12,10 @@ import pytest
 for package in ("pocketsphinx", "pyworld", "sklearn"):
     pytest.importorskip(package, reason="the extra `corpora` is not installed")
 
-from corpora import evaluate, hear, judge_speech, judge_units, programs  # noqa: E402
-from corpora.evaluate import allowed_errors  # noqa: E402
-from corpora.judge_speech import MannerClassifier, Sound  # noqa: E402
+from corpora import programs  # noqa: E402
+from evaluators import phonetic_units, recognise, resynthesis, speech_tokenizer  # noqa: E402
+from evaluators.resynthesis import MannerClassifier, SpeechSample  # noqa: E402
+from evaluators.speech_tokenizer import allowed_errors  # noqa: E402
 from spirit_jax.audio import load_audio  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.models.wav2vec2 import TrunkConfig  # noqa: E402
@@ -22,29 +23,33 @@ from spirit_jax.models.wav2vec2 import TrunkConfig  # noqa: E402
 PROMPT = "login incorrect please enter your agent number followed by the pound key"
 
 
-def sung(mean: float, spread: float, seed: int = 0, style: str = "", voice: str = "a") -> Sound:
-    """A sound with a track of F0, voiced but for its last tenth."""
+def sung(
+    mean: float, spread: float, seed: int = 0, style: str = "", voice: str = "a"
+) -> SpeechSample:
+    """A sample with a contour of F0, voiced except in its last tenth."""
     wander_t = np.cumsum(np.random.default_rng(seed).standard_normal(200)) / 10
     f0_t = mean * np.exp(spread * np.sin(wander_t))
     voiced_t = np.arange(200) < 180
-    return Sound(np.zeros(1), "", voice, style, np.where(voiced_t, f0_t, 0), voiced_t)
+    return SpeechSample(np.zeros(1), "", voice, style, np.where(voiced_t, f0_t, 0), voiced_t)
 
 
 def test_f0_figures_count_what_is_off_and_what_is_not_voiced():
     one, other = sung(120, 0.2, 1), sung(120, 0.2, 2)
-    same = judge_speech.f0_figures([one, other], [one, other])
+    same = resynthesis.f0_figures([one, other], [one, other])
     assert same == {"f0_correlation": pytest.approx(1), "f0_frame_error": 0}
-    octave = Sound(one.samples, "", f0_t=2 * one.f0_t, voiced_t=one.voiced_t)
-    found = judge_speech.f0_figures([one], [octave])
-    assert found == {"f0_correlation": pytest.approx(1), "f0_frame_error": pytest.approx(90)}
-    silent = Sound(one.samples, "", f0_t=one.f0_t, voiced_t=one.voiced_t & (np.arange(200) >= 50))
-    found = judge_speech.f0_figures([one], [silent])
-    assert found == {"f0_correlation": pytest.approx(1), "f0_frame_error": pytest.approx(25)}
-    unlike = judge_speech.f0_figures([one], [other])
+    octave = SpeechSample(one.samples, "", f0_t=2 * one.f0_t, voiced_t=one.voiced_t)
+    figures = resynthesis.f0_figures([one], [octave])
+    assert figures == {"f0_correlation": pytest.approx(1), "f0_frame_error": pytest.approx(90)}
+    silent = SpeechSample(
+        one.samples, "", f0_t=one.f0_t, voiced_t=one.voiced_t & (np.arange(200) >= 50)
+    )
+    figures = resynthesis.f0_figures([one], [silent])
+    assert figures == {"f0_correlation": pytest.approx(1), "f0_frame_error": pytest.approx(25)}
+    unlike = resynthesis.f0_figures([one], [other])
     assert unlike["f0_correlation"] < 0.9 and unlike["f0_frame_error"] > 0
 
 
-def test_manners_are_told_in_each_voice_by_its_own_pitch():
+def test_manners_are_classified_voice_by_voice_from_f0():
     manners = {"lively": (1.25, 0.3), "neutral": (1.0, 0.15), "sad": (0.85, 0.05)}
 
     def say(seeds, voices=("low", "high")):
@@ -61,35 +66,35 @@ def test_manners_are_told_in_each_voice_by_its_own_pitch():
     assert classifier.accuracy(flat) < 50
 
 
-def test_a_recogniser_hears_a_real_recording_and_no_words_in_noise(tmp_path):
+def test_a_recogniser_recognises_a_real_recording_and_no_words_in_noise(tmp_path):
     grammar = tmp_path / "prompts.gram"
     others = ["your account number is", "followed by the pound key", "please try again later"]
-    grammar.write_text(judge_speech.sentence_grammar([PROMPT, *others]))
+    grammar.write_text(resynthesis.sentence_grammar([PROMPT, *others]))
     wave = load_audio(Path(__file__).with_name("agent-incorrect.flac"))
     noise = 0.1 * np.random.default_rng(0).standard_normal(len(wave)).astype(np.float32)
 
-    def errors(*sounds):
-        heard = [judge_speech.recogniser(grammar)(sound) for sound in sounds]
-        return judge_speech.word_error_rate(sounds, heard)
+    def errors(*samples):
+        recognised = [resynthesis.recogniser(grammar)(sample) for sample in samples]
+        return resynthesis.word_error_rate(samples, recognised)
 
-    assert errors(Sound(wave, PROMPT)) == 0
-    assert errors(Sound(wave, PROMPT), Sound(wave, "your account number is")) > 50
-    assert errors(Sound(noise, PROMPT)) > 30
-    assert errors(Sound(wave, PROMPT)) == 0  # what was heard before has no say
+    assert errors(SpeechSample(wave, PROMPT)) == 0
+    assert errors(SpeechSample(wave, PROMPT), SpeechSample(wave, "your account number is")) > 50
+    assert errors(SpeechSample(noise, PROMPT)) > 30
+    assert errors(SpeechSample(wave, PROMPT)) == 0  # independent of the samples before
 
 
 def test_a_grammar_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError, match="worl.gram: there is no such grammar"):
-        judge_speech.recogniser(tmp_path / "worl.gram")
-    monkeypatch.setattr(sys, "argv", ["hear", "--grammar", str(tmp_path / "worl.gram")])
+        resynthesis.recogniser(tmp_path / "worl.gram")
+    monkeypatch.setattr(sys, "argv", ["recognise", "--grammar", str(tmp_path / "worl.gram")])
     with pytest.raises(SystemExit, match="1"):
-        hear.main()
+        recognise.main()
     assert "error:" in capsys.readouterr().err
 
 
-def test_a_process_that_dies_ends_the_judging():
+def test_a_process_that_dies_ends_the_evaluation():
     with pytest.raises(BrokenProcessPool):
-        judge_speech.in_processes(os._exit, [1, 1], "Dying")
+        resynthesis.in_processes(os._exit, [1, 1], "Dying")
 
 
 def test_programs_that_are_not_there_or_fail_are_named():
@@ -103,43 +108,45 @@ def test_programs_that_are_not_there_or_fail_are_named():
 def test_phones_are_those_of_frames_at_the_rate_of_the_trunk():
     trunk = TrunkConfig(conv_layers=((4, 320, 320),))  # 50 frames a second
     phones = [["ah", 0.0, 0.1], ["b", 0.1, 0.2]]
-    assert judge_units._label(phones, 10, trunk).tolist() == ["ah"] * 5 + ["b"] * 5
+    assert phonetic_units._label(phones, 10, trunk).tolist() == ["ah"] * 5 + ["b"] * 5
 
 
-def test_the_aim_of_a_voice_is_of_phrases(tmp_path, monkeypatch):
+def test_the_target_of_a_voice_is_for_phrases(tmp_path, monkeypatch):
     texts = {"a": "red", "b": "red green blue"}
     for part in ("train", "valid", "test"):
         rows = [{"id": id, "audio": f"{id}.wav", "text": text} for id, text in texts.items()]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"asterisk-{part}.jsonl").write_text(lines)
-    made = [Sound(np.zeros(1), text) for text in texts.values()]
-    monkeypatch.setattr(evaluate, "load_audio", lambda audio: np.zeros(1))
-    monkeypatch.setattr(evaluate, "resynthesise", lambda *_: ([], made))
-    monkeypatch.setattr(evaluate, "_recognise", lambda *_: [["green"], ["red", "green", "blue"]])
-    found, rows = evaluate.judge_voice(tmp_path, tmp_path, None)
-    assert found["voice"] == {"word_errors": 25, "word_errors_of_phrases": 0}
-    aims = {what: (value, met) for what, value, aim, met in rows if aim}
-    assert aims == {"word errors of 3 words or more, prompts in the new voice": (0, True)}
+    samples = [SpeechSample(np.zeros(1), text) for text in texts.values()]
+    monkeypatch.setattr(speech_tokenizer, "load_audio", lambda audio: np.zeros(1))
+    monkeypatch.setattr(speech_tokenizer, "resynthesise", lambda *_: ([], samples))
+    monkeypatch.setattr(
+        speech_tokenizer, "_recognise", lambda *_: [["green"], ["red", "green", "blue"]]
+    )
+    figures, rows = speech_tokenizer.measure_voice(tmp_path, tmp_path, None)
+    assert figures["voice"] == {"word_errors": 25, "word_errors_of_phrases": 0}
+    targets = {name: (value, met) for name, value, target, met in rows if target}
+    assert targets == {"word errors of 3 words or more, prompts in the new voice": (0, True)}
 
 
 @pytest.mark.parametrize("given", [["--plain"], ["--base"], ["--base", "--voice"], []])
-def test_sets_that_would_not_be_judged_are_refused(given, monkeypatch, capsys):
+def test_folders_that_would_not_be_measured_are_refused(given, monkeypatch, capsys):
     sets = [part for option in given for part in (option, "nowhere")]
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--corpus", "nowhere", *sets])
+    monkeypatch.setattr(sys, "argv", ["speech_tokenizer", "--corpus", "nowhere", *sets])
     with pytest.raises(SystemExit, match="1"):
-        evaluate.main()
+        speech_tokenizer.main()
     assert "Give --base with --plain or --expressive" in capsys.readouterr().err
 
 
 def test_pairs_compare_a_sentence_in_two_voices_with_another_sentence():
-    heard = {
+    encoded = {
         "a/sad/1": np.array([1, 1, 2, 3]),
         "b/sad/1": np.array([1, 2, 2, 3]),
         "a/sad/2": np.array([7, 8, 9]),
         "b/sad/2": np.array([7, 5, 9]),
     }
     pairs = [{"first": f"a/sad/{n}", "second": f"b/sad/{n}"} for n in (1, 2)]
-    same, other = judge_units.compare_pairs(pairs, heard)
+    same, other = phonetic_units.compare_pairs(pairs, encoded)
     np.testing.assert_allclose(same, [0, 100 / 3])
     np.testing.assert_allclose(other, [100, 100])
 

@@ -1,19 +1,19 @@
-"""From which scores on a transcript of the small world's models is worth trusting.
+"""Calibrates the scores from which a transcript of the small world's models counts as understood.
 
-    python -m corpora.calibrate spirit-tiny-base --output runs/calibration
+    python -m evaluators.calibrate spirit-tiny-base --output runs/calibration
 
-Speaks sentences of the small world, and sentences from elsewhere (other_sentences.txt) in the same
-voices and manners, makes sounds without words, transcribes all of them, and chooses the least
-scores at which a transcript is understood, each as low as refuses nearly all that it is for:
+Synthesises sentences of the small world and out-of-domain sentences (other_sentences.txt) in the
+same voices and manners, generates sounds without words, and transcribes all of them. Two thresholds
+are chosen, each the lowest that rejects nearly all of one group:
 
-* the mean log probability of a transcript's tokens: of the other sentences;
-* the mean log probability of the recording's units after it: of the sounds.
+* the mean log probability of a transcript's tokens rejects the out-of-domain sentences;
+* the mean log probability of the recording's units after the transcript rejects the sounds.
 
-The values are chosen by half of the other sentences and one draw of sounds. The figures are of the
-other half, another draw, new sentences of the small world, a voice that no network was trained on,
-and real readings of a novel (pocketsphinx-testdata), in pieces. Writes transcripts.jsonl and
-transcription.json to OUTPUT/MODEL; with --store, the latter to the model's folder too. What
-corpora.world needs is needed.
+They are chosen on half of the out-of-domain sentences and one draw of sounds. The figures are of
+the other half, another draw, new sentences of the small world, a voice that no network was trained
+on, and segments of a novel read by a person (pocketsphinx-testdata). Writes transcripts.jsonl and
+transcription.json to OUTPUT/MODEL; with --store, the latter to the model's folder too. Needs the
+same programs and packages as corpora.world.
 """
 
 import argparse
@@ -41,10 +41,10 @@ from spirit_jax.transcription import Transcript, TranscriptionConfig
 
 PROMPT, READ_ALOUD = "[Speech]{speech}[Text]T:", "[Text]T: {text}[Speech]"  # of configs/tiny
 VALID, TEST, NEW_VOICE = 150, 120, 60  # sentences of the small world
-OTHER = Path(__file__).with_name("other_sentences.txt")
-SOUNDS = 60  # without words, of each draw
-PIECE = 4.0  # seconds of a real recording
-REFUSED = 0.98  # of what a score is for
+OTHER = Path(__file__).with_name("other_sentences.txt")  # out of domain
+SOUNDS = 60  # without words, in each draw
+PIECE = 4.0  # seconds of a segment of the novel
+REJECTED = 0.98  # share of a group that a threshold rejects
 BATCH = 64
 
 
@@ -53,8 +53,8 @@ class Case:
     """A recording to transcribe.
 
     Attributes:
-      group: what it is for: valid, other-valid and sounds-valid choose, the others are for figures.
-      text: what is said; "" where that is not in words.
+      group: valid, other-valid and sounds-valid choose thresholds; the others give the figures.
+      text: the reference transcript; "" where it is unknown or there are no words.
       audio: a file, or samples at 16 kHz.
     """
 
@@ -64,7 +64,7 @@ class Case:
 
 
 def spoken(folder: Path) -> list[Case]:
-    """Sentences of the small world and of elsewhere, synthesised where they are not there yet."""
+    """Synthesised sentences of the small world and of other domains; existing files are reused."""
     tasks = []
     for part, count in (("valid", VALID), ("test", TEST)):
         tasks += world.share_out(part, grammar.sentences(part, count))
@@ -74,8 +74,8 @@ def spoken(folder: Path) -> list[Case]:
     for text, _ in itertools.product(others, range(2)):  # each twice
         manner, voice = next(turns)
         part = "other-valid" if others.index(text) % 2 else "other"
-        said = grammar.Sentence(text, "other", f"{text}.")
-        tasks.append(world.Task(part, said, voice, manner))
+        sentence = grammar.Sentence(text, "other", f"{text}.")
+        tasks.append(world.Task(part, sentence, voice, manner))
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         paths = pool.imap(functools.partial(_speak, folder), tasks, chunksize=4)
         paths = list(track(paths, "speaking", len(tasks), disable=not sys.stderr.isatty()))
@@ -94,7 +94,7 @@ def _speak(folder: Path, task: world.Task) -> Path:
 
 
 def novel() -> Iterator[Case]:
-    """Pieces of the readings of a novel; what is said in each is not known."""
+    """Segments of readings of a novel, without reference transcripts."""
     for task in world.recordings():
         if task.voice == "librivox":
             wave, size = load_audio(task.recording), int(PIECE * SAMPLE_RATE)
@@ -103,7 +103,7 @@ def novel() -> Iterator[Case]:
 
 
 def sounds(group: str, seed: int) -> Iterator[Case]:
-    """Sounds that change but have no words: bursts of noise, beeps, clicks, chords and sirens."""
+    """Changing sounds without words: bursts of noise, beeps, clicks, chords and sirens."""
     rng = np.random.default_rng(seed)
     for number in range(SOUNDS):
         t = np.arange(int(rng.uniform(0.5, 4) * SAMPLE_RATE)) / SAMPLE_RATE
@@ -126,7 +126,7 @@ def sounds(group: str, seed: int) -> Iterator[Case]:
 
 
 def steady() -> Iterator[Case]:
-    """Silence, noise of three colours at five levels, and hum: nothing is said."""
+    """Stationary sounds: silence, noise of three colours at five levels, and hum."""
     rng = np.random.default_rng(0)
     for slope, level in itertools.product((0.0, 0.5, 1.0), (1e-4, 1e-3, 1e-2, 0.1, 0.3)):
         spectrum = np.fft.rfft(rng.standard_normal(2 * SAMPLE_RATE))
@@ -138,23 +138,23 @@ def steady() -> Iterator[Case]:
     yield Case("steady", "", np.zeros(SAMPLE_RATE, np.float32))
 
 
-def choose(cases: list[Case], transcripts: list[Transcript], score: str, refused: str) -> float:
-    """The least value of a score that refuses `REFUSED` of a group."""
+def choose(cases: list[Case], transcripts: list[Transcript], score: str, rejected: str) -> float:
+    """The lowest threshold of a score that rejects `REJECTED` of the group of that name."""
     members = [
         getattr(transcript, score)
         for case, transcript in zip(cases, transcripts, strict=True)
-        if case.group == refused and transcript.said
+        if case.group == rejected and transcript.said
     ]
-    return round(float(np.quantile(members, REFUSED)), 3)
+    return round(float(np.quantile(members, REJECTED)), 3)
 
 
 def figures(cases: list[Case], transcripts: list[Transcript]) -> dict[str, float]:
-    """Percent of each group that is understood, and the word errors of what is."""
+    """Percent of each group that counts as understood, and the word error rates."""
     percent = {}
     for group in dict.fromkeys(case.group for case in cases):
         members = [(c, t) for c, t in zip(cases, transcripts, strict=True) if c.group == group]
-        kept = [(c, t) for c, t in members if t.understood]
-        percent[f"{group}: understood"] = 100 * len(kept) / len(members)
+        understood = [(c, t) for c, t in members if t.understood]
+        percent[f"{group}: understood"] = 100 * len(understood) / len(members)
         if group in ("steady", "sounds"):
             percent[f"{group}: nothing said"] = (
                 100 * sum(not t.said for _, t in members) / len(members)
@@ -166,43 +166,43 @@ def figures(cases: list[Case], transcripts: list[Transcript]) -> dict[str, float
             good = [t.understood for (_, t), good in zip(members, right, strict=True) if good]
             percent[f"{group}: right ones understood"] = 100 * sum(good) / max(1, len(good))
             percent[f"{group}: wrong ones understood"] = 100 * sum(wrong) / max(1, len(wrong))
-            for name, pairs in (("all", members), ("what is understood", kept)):
+            for name, pairs in (("all", members), ("what is understood", understood)):
                 texts = [c.text for c, _ in pairs], [t.text for _, t in pairs]
                 percent[f"{group}: word errors of {name}"] = error_rates(*texts)["wer"]
     return {name: round(value, 1) for name, value in percent.items()}
 
 
 def calibrate(model: str, output: Path) -> TranscriptionConfig:
-    """Chooses the least scores of a model; prints the figures, and keeps all transcripts."""
+    """Chooses the thresholds of a model; prints the figures and writes all transcripts."""
     cases = [*spoken(output / "audio"), *novel(), *steady()]
     cases += [*sounds("sounds-valid", 0), *sounds("sounds", 1)]
     lm = SpiritLM.from_pretrained(model)
-    how = TranscriptionConfig(PROMPT, read_aloud=READ_ALOUD)
+    settings = TranscriptionConfig(PROMPT, read_aloud=READ_ALOUD)
     transcripts: list[Transcript] = []
     for first in track(range(0, len(cases), BATCH), disable=not sys.stderr.isatty()):
         batch = [case.audio for case in cases[first : first + BATCH]]
-        transcripts += transcription.transcribe(lm, how, batch)
-    how = dataclasses.replace(
-        how,
+        transcripts += transcription.transcribe(lm, settings, batch)
+    settings = dataclasses.replace(
+        settings,
         min_log_prob=choose(cases, transcripts, "log_prob", "other-valid"),
         min_read_aloud=choose(cases, transcripts, "read_aloud", "sounds-valid"),
-        command=f"python -m corpora.calibrate {Path(model).name}",
+        command=f"python -m evaluators.calibrate {Path(model).name}",
     )
-    transcripts = [transcription.judge(how, transcript) for transcript in transcripts]
-    how = dataclasses.replace(how, figures=figures(cases, transcripts))
+    transcripts = [transcription.judge(settings, transcript) for transcript in transcripts]
+    settings = dataclasses.replace(settings, figures=figures(cases, transcripts))
     folder = output / Path(model).name
     rows = [
         {"group": c.group, "said": c.text} | dataclasses.asdict(t)
         for c, t in zip(cases, transcripts, strict=True)
     ]
     files.write_json_lines(folder / "transcripts.jsonl", rows)
-    config.write(how, folder / transcription.CONFIG_NAME)
+    config.write(settings, folder / transcription.CONFIG_NAME)
     table = Table("recordings", "figure", "percent", box=None, pad_edge=False)
-    for name, value in how.figures.items():
+    for name, value in settings.figures.items():
         table.add_row(*name.split(": "), f"{value:.1f}")
     show(table)
-    print(f"understood from {how.min_log_prob} and {how.min_read_aloud} on")
-    return how
+    print(f"understood from {settings.min_log_prob} and {settings.min_read_aloud} on")
+    return settings
 
 
 def main() -> None:
@@ -215,12 +215,12 @@ def main() -> None:
     parser.add_argument("model", help="folder, or name of a packaged model")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--store", action="store_true", help="in the model's folder too")
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        how = calibrate(given.model, given.output)
-        if given.store:
-            folder = model_folder.find_model(given.model)
-            config.write(how, folder / transcription.CONFIG_NAME)
+        settings = calibrate(args.model, args.output)
+        if args.store:
+            folder = model_folder.find_model(args.model)
+            config.write(settings, folder / transcription.CONFIG_NAME)
             print(f"{folder / transcription.CONFIG_NAME}: written")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,16 +1,16 @@
-"""A judge for `spirit-jax eval`: what pocketsphinx hears, with the grammar of the small world.
+"""A recogniser for the tasks of `spirit-jax eval`: pocketsphinx with a grammar.
 
-    ls *.wav | python -m corpora.hear --grammar runs/world/world.gram
+    ls *.wav | python -m evaluators.recognise --grammar runs/world/world.gram
 
-Reads a path a line, writes the words a line.
+Reads the path of an audio file from each line of the input and writes a line with its words.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from corpora import judge_speech
-from corpora.judge_speech import Sound
+from evaluators import resynthesis
+from evaluators.resynthesis import SpeechSample
 from spirit_jax.audio import load_audio
 from spirit_jax.errors import InputError
 
@@ -23,14 +23,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--grammar", type=Path, required=True, help="in JSGF")
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        recognise = judge_speech.recogniser(given.grammar)
-        sounds = [Sound(load_audio(line.strip()), "") for line in sys.stdin]
+        recognise = resynthesis.recogniser(args.grammar)
+        samples = [SpeechSample(load_audio(line.strip()), "") for line in sys.stdin]
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    for words in judge_speech.in_processes(recognise, sounds, "Recognising words"):
+    for words in resynthesis.in_processes(recognise, samples, "Recognising words"):
         print(" ".join(words))
 
 
