@@ -1,15 +1,15 @@
 """Asterisk's English prompts as a prepared corpus: 25 minutes of one voice, with word times.
 
-The recordings and their text are Debian's packages asterisk-core-sounds-en-g722 and
-asterisk-core-sounds-en (Allison Smith, CC BY-SA 3.0); ffmpeg reads them, pocketsphinx gives word
-times. Units are clusters of MFCCs, 25 a second, so that nothing trained is needed.
+The recordings and their texts are in Debian's packages asterisk-core-sounds-en-g722 and
+asterisk-core-sounds-en (Allison Smith, CC BY-SA 3.0). ffmpeg decodes them, pocketsphinx aligns
+them. Units are k-means clusters of MFCCs, 25 a second, so no trained network is needed.
 
     sudo apt-get install asterisk-core-sounds-en asterisk-core-sounds-en-g722 ffmpeg
     pip install -e '.[corpora]'
     python -m corpora.asterisk --output runs/asterisk
 
-Writes train/ and test/ (whole prompts, one in ten is for test), train-words/ and test-words/ (each
-word by itself), and model/, a vocabulary and a text tokenizer to start a random model with.
+Writes train/ and test/ (whole prompts, one in ten is for test), train-words/ and test-words/
+(single words), and model/, a vocabulary and a text tokenizer for a randomly initialised model.
 """
 
 import argparse
@@ -43,7 +43,7 @@ TEST_EVERY = 10
 
 
 def read_texts() -> dict[str, str]:
-    """The words of each prompt by name, lower case; what is no speech is left out."""
+    """The words of each prompt by name, in lower case; prompts without speech are left out."""
     if not TEXTS.is_file() or not SOUNDS.is_dir():
         raise InputError(
             f"{TEXTS if SOUNDS.is_dir() else SOUNDS}: is not there; apt-get install "
@@ -70,7 +70,7 @@ def decode(path: Path) -> np.ndarray:
 
 
 def align(decoder: Decoder, samples: np.ndarray, text: str) -> tuple | None:
-    """(word, start, end) in seconds of every word; None where pocketsphinx does not find them."""
+    """(word, start, end) in seconds of every word; None if pocketsphinx cannot align the text."""
     if any(decoder.lookup_word(word) is None for word in text.split()):
         return None
     decoder.set_align_text(text)
@@ -100,19 +100,19 @@ def mfcc_features(samples: np.ndarray) -> np.ndarray:
 
 
 def split_words(utterance: Utterance) -> Iterator[Utterance]:
-    """Each word as an utterance of its own."""
+    """Each word as a separate utterance."""
     hubert = utterance.units.hubert
     rate = len(hubert) / utterance.seconds
     for number, (word, start, end) in enumerate(utterance.words):
-        own = hubert[int(np.floor(start * rate)) : int(np.ceil(end * rate))]
-        if len(own):
-            seconds = len(own) / rate
+        word_units = hubert[int(np.floor(start * rate)) : int(np.ceil(end * rate))]
+        if len(word_units):
+            seconds = len(word_units) / rate
             times = ((word, 0.0, seconds),)
-            yield Utterance(f"{utterance.id}/{number}", Units(own), seconds, word, times)
+            yield Utterance(f"{utterance.id}/{number}", Units(word_units), seconds, word, times)
 
 
 def write_start(folder: Path, texts: list[str]) -> None:
-    """A vocabulary and a text tokenizer of these texts' own pieces."""
+    """Writes a vocabulary and a text tokenizer trained on the texts."""
     (folder / "text_tokenizer").mkdir(parents=True, exist_ok=True)
     with (folder / "text_tokenizer" / "tokenizer.model").open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
@@ -128,7 +128,7 @@ def write_start(folder: Path, texts: list[str]) -> None:
 
 
 def build(output: Path) -> None:
-    """Builds the corpus; prints what was left out and why."""
+    """Builds the corpus; prints how many prompts were left out and why."""
     decoder = Decoder(loglevel="FATAL")
     kept, left_out = [], []
     for name, text in track(
@@ -143,20 +143,20 @@ def build(output: Path) -> None:
             left_out.append(name)
     features = [mfcc_features(samples) for _, _, samples, _ in kept]
     train = [index for index in range(len(kept)) if index % TEST_EVERY]
-    seen = np.concatenate([features[index] for index in train])
-    mean, spread = seen.mean(0), seen.std(0)
+    training = np.concatenate([features[index] for index in train])
+    mean, spread = training.mean(0), training.std(0)
     clusters = MiniBatchKMeans(CLUSTERS, random_state=SEED, n_init=5, batch_size=4096)
-    clusters.fit((seen - mean) / spread)
+    clusters.fit((training - mean) / spread)
     utterances = [
         Utterance(
             name,
-            Units(clusters.predict((own - mean) / spread).astype(np.int32)),
+            Units(clusters.predict((frames - mean) / spread).astype(np.int32)),
             len(samples) / SAMPLE_RATE,
             text,
             words,
             "allison",
         )
-        for (name, text, samples, words), own in zip(kept, features, strict=True)
+        for (name, text, samples, words), frames in zip(kept, features, strict=True)
     ]
     parts = {
         "train": [utterances[index] for index in train],
@@ -169,7 +169,7 @@ def build(output: Path) -> None:
         minutes = sum(utterance.seconds for utterance in part) / 60
         print(f"{output / name}: {len(part)} prompts, {len(words)} words, {minutes:.1f} minutes")
     write_start(output / "model", [utterance.text for utterance in parts["train"]])
-    print(f"left out, since not every word is found in them: {len(left_out)} prompts")
+    print(f"left out, since pocketsphinx could not align them: {len(left_out)} prompts")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""Sentences of a small world: what they say, and a grammar that accepts exactly these.
+"""Sentences of a small world, and a grammar that accepts exactly these.
 
-One table of rules, in JSGF's notation, makes the random sentences and the grammar that a recogniser
-takes. Words are lower case; a letter to be spelled is upper case in the rules, since speech
-synthesisers then say its name; "," and "." are for them too, and not part of a sentence's text.
+One table of rules, in JSGF's notation, gives both the random sentences and the grammar for the
+recogniser. Words are lower case. A letter to be spelled is upper case in the rules, so that speech
+synthesisers say its name; "," and "." are for them too, and not part of a sentence's text.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ def _either(*choices: str) -> str:
 
 
 def _questions() -> list[tuple[str, str, str]]:
-    """All questions, each with the frame of its answer and the word or words that go into it."""
+    """All questions, each with a template of its answer and the words to fill in."""
     numbers = "zero one two three four five six seven eight nine ten eleven twelve".split()
     numbers += "thirteen fourteen fifteen sixteen seventeen eighteen".split()
     days = "monday tuesday wednesday thursday friday saturday sunday".split()
@@ -42,9 +42,9 @@ def _questions() -> list[tuple[str, str, str]]:
         pairs.append((f"what color is {thing}", f"{thing} is {{}}", color))
         pairs.append((f"is {thing} {color}", f"yes , {thing} is {{}}", color))
     for a, b in (pair.split() for pair in opposites.split(", ")):
-        for one, other in ((a, b), (b, a)):
-            question = f"what is the opposite of {one}"
-            pairs.append((question, f"the opposite of {one} is {{}}", other))
+        for word, opposite in ((a, b), (b, a)):
+            question = f"what is the opposite of {word}"
+            pairs.append((question, f"the opposite of {word} is {{}}", opposite))
     for animal, sound in sounds.items():
         pairs.append((f"what does a {animal} say", f"a {animal} says {{}}", sound))
     for animal, home in homes.items():
@@ -164,9 +164,9 @@ class Sentence:
 
     Attributes:
       text: the words, lower case.
-      kind: which rule of `KINDS` made it.
-      spoken: the same with signs and capitals for a speech synthesiser.
-      intent: of a request: action, object and, if it is said, place.
+      kind: its rule, in `KINDS`.
+      spoken: the same with punctuation and capitals, as input of a speech synthesiser.
+      intent: of a request: action, object and, if the request names one, place.
       question, answer: the two halves of a question with its answer; "" for others.
     """
 
@@ -179,7 +179,7 @@ class Sentence:
 
 
 def part_of(text: str) -> str:
-    """The part that a sentence belongs to for good: train, valid or test."""
+    """The part that a sentence always belongs to: train, valid or test."""
     share = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
     for part, size in PARTS.items():
         if share < size:
@@ -189,7 +189,7 @@ def part_of(text: str) -> str:
 
 
 def intent_of(text: str) -> str:
-    """What a request asks for, such as "activate lights kitchen"; "" if the text is none."""
+    """The intent of a request, such as "activate lights kitchen"; "" for other texts."""
     return small_world.intent_of(text) if accepts(text) == "request" else ""
 
 
@@ -203,7 +203,12 @@ def draw(rng: random.Random) -> Sentence:
 
 
 def from_rule(kind: str, raw: str) -> Sentence:
-    """The sentence that a text of `RULES` without any "<rule>" in it stands for."""
+    """The sentence of an expanded rule.
+
+    Args:
+      kind: the name of the rule, in `KINDS`.
+      raw: an expansion of it, without any "<rule>".
+    """
     text = _plain(raw)
     marks = raw.replace(" .", "?" if kind == "question" else ".").replace(" ,", ",")
     question, answer = map(_plain, raw.split(" . ")) if kind == "question" else ("", "")
@@ -211,14 +216,14 @@ def from_rule(kind: str, raw: str) -> Sentence:
 
 
 def sentences(part: str, count: int, seed: int = 0) -> list[Sentence]:
-    """`count` different sentences of a part."""
+    """`count` distinct random sentences of a part."""
     rng = random.Random(f"{part} {seed}")
-    found: dict[str, Sentence] = {}
-    while len(found) < count:
+    drawn: dict[str, Sentence] = {}
+    while len(drawn) < count:
         sentence = draw(rng)
         if part_of(sentence.text) == part:
-            found.setdefault(sentence.text, sentence)
-    return list(found.values())
+            drawn.setdefault(sentence.text, sentence)
+    return list(drawn.values())
 
 
 def questions(part: str) -> list[Sentence]:
@@ -235,7 +240,7 @@ def jsgf() -> str:
 
 
 def accepts(text: str) -> str:
-    """The kind of sentence that a text is by the rules; "" if it is none."""
+    """The kind of sentence that the rules accept a text as; "" if none."""
     for kind in KINDS:
         if _pattern(kind).fullmatch(text):
             return kind

@@ -1,9 +1,9 @@
-"""Voices and manners: any sentence spoken by flite's and espeak-ng's American voices.
+"""Synthesises sentences with flite's and espeak-ng's American voices, in several manners.
 
-A manner is a change of pitch, of its range, of pace and of loudness. espeak-ng and flite change the
-pace themselves, and espeak-ng the pitch too; for flite, whose voices do not all take a pitch, WORLD
-(pyworld) analyses what it says and makes it anew with another pitch contour. Neutral speech goes
-the same way, so that only the manner tells one from another.
+A manner is a change of pitch, pitch range, speaking rate and loudness. Both programs change the
+rate themselves, and espeak-ng the pitch too. Not all of flite's voices have a pitch setting, so
+WORLD (pyworld) analyses their speech and resynthesises it with a changed F0 contour. Neutral speech
+is resynthesised in the same way, so that manners do not differ in artefacts.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ from corpora import programs
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 
 PEAK, LOUDNESS = 0.95, 0.06  # of the samples; root mean square, of neutral speech
-NOISE = 3e-4  # root mean square; pocketsphinx finds nothing around silence of zeros
-PAUSE = 0.1  # seconds before and after what espeak-ng says
+NOISE = 3e-4  # root mean square; pocketsphinx cannot align around digital silence
+PAUSE = 0.1  # seconds of silence before and after espeak-ng's speech
 SPEED = 160  # words a minute of espeak-ng, neutral
-ESPEAK_PITCH = 1.5  # its pitch moves by less than it is told
+ESPEAK_PITCH = 1.5  # its pitch changes by less than the factor that it is given
 FLOOR, CEILING = 60.0, 500.0  # Hz
-PHONES = {"ax": "ah", "axr": "er", "pau": "sil"}  # flite's names of what pocketsphinx calls so
+PHONES = {"ax": "ah", "axr": "er", "pau": "sil"}  # pocketsphinx's names of flite's phones
 
 
 @dataclasses.dataclass(frozen=True)
 class Manner:
-    """How something is said, as factors of neutral speech.
+    """A manner of speaking, as factors relative to neutral speech.
 
     Attributes:
       pitch: of the mean of F0.
@@ -45,21 +45,21 @@ class Manner:
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """A voice: its program, the program's name for it, and espeak-ng's pitch (0 to 99)."""
+    """A voice: its program, its name in that program, and espeak-ng's pitch (0 to 99)."""
 
     program: str
-    own_name: str
+    name: str
     pitch: int = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Speech:
-    """What was said.
+    """Synthesised or recorded speech.
 
     Attributes:
       samples: 16 kHz, float32.
-      phones: (phone, start, end) in seconds, where the program tells.
-      words: (word, start, end) in seconds, where the program tells.
+      phones: (phone, start, end) in seconds; empty if unknown.
+      words: (word, start, end) in seconds; empty if unknown.
     """
 
     samples: np.ndarray
@@ -85,17 +85,20 @@ VOICES = FLITE | ESPEAK | HELD_OUT
 
 
 def speak(spoken: str, voice: str, manner: str) -> Speech:
-    """Says a sentence (`grammar.Sentence.spoken`).
+    """Synthesises a sentence.
+
+    Args:
+      spoken: see `grammar.Sentence.spoken`.
+      voice: a name in `VOICES`.
+      manner: a name in `MANNERS`.
 
     Raises:
-      InputError: flite or espeak-ng is not there or does not speak.
+      InputError: flite or espeak-ng is not installed, or it fails.
     """
-    how, who = MANNERS[manner], VOICES[voice]
-    if who.program == "flite":
-        speech = _flite(spoken, who, how)
-    else:
-        speech = _espeak(spoken, who, how)
-    samples = speech.samples * (LOUDNESS * how.loudness / np.sqrt(np.mean(speech.samples**2)))
+    synthesise = _flite if VOICES[voice].program == "flite" else _espeak
+    speech = synthesise(spoken, VOICES[voice], MANNERS[manner])
+    loudness = LOUDNESS * MANNERS[manner].loudness
+    samples = speech.samples * (loudness / np.sqrt(np.mean(speech.samples**2)))
     samples *= min(1.0, (PEAK - 6 * NOISE) / np.abs(samples).max())
     samples += NOISE * np.random.default_rng(0).standard_normal(len(samples)).clip(-6, 6)
     return dataclasses.replace(speech, samples=samples.astype(np.float32))
@@ -117,44 +120,44 @@ def change_pitch(samples: np.ndarray, pitch: float, spread: float) -> np.ndarray
 
 def _flite(spoken: str, voice: Voice, manner: Manner) -> Speech:
     stretch = ["--setf", f"duration_stretch={manner.length}"]
-    told, samples = _run_flite(spoken, voice.own_name, *stretch, "-psdur")
+    output, samples = _run_flite(spoken, voice.name, *stretch, "-psdur")
     seconds = len(samples) / SAMPLE_RATE
     phones, start = [], 0.0
-    for name, end in re.findall(r"(\w+):([\d.]+)", told):
+    for name, end in re.findall(r"(\w+):([\d.]+)", output):
         end = min(float(end), seconds)
         if end > start:
             phones.append((PHONES.get(name, name), start, end))
         start = end
     samples = change_pitch(samples, manner.pitch, manner.range)
-    words = _words(re.sub(r"[,.?]", "", spoken).split(), voice.own_name, phones)
+    words = _words(re.sub(r"[,.?]", "", spoken).split(), voice.name, phones)
     return Speech(samples, tuple(phones), words)
 
 
 def _words(spoken: list[str], voice: str, phones: list[tuple]) -> tuple:
     """Times of words from those of phones; () if there are more or fewer phones than expected."""
-    said = [phone for phone in phones if phone[0] != "sil"]
+    speech = [phone for phone in phones if phone[0] != "sil"]
     counts = [_phone_count(word, voice) for word in spoken]
-    if sum(counts) != len(said):
+    if sum(counts) != len(speech):
         return ()
     ends = np.cumsum(counts)
     return tuple(
-        (word.lower(), said[end - count][1], said[end - 1][2])
+        (word.lower(), speech[end - count][1], speech[end - 1][2])
         for word, count, end in zip(spoken, counts, ends, strict=True)
     )
 
 
 @functools.cache
 def _phone_count(word: str, voice: str) -> int:
-    told, _ = _run_flite(word, voice, "-ps")
-    return len([phone for phone in told.split() if phone != "pau"])
+    output, _ = _run_flite(word, voice, "-ps")
+    return len([phone for phone in output.split() if phone != "pau"])
 
 
 def _run_flite(text: str, voice: str, *options: str) -> tuple[str, np.ndarray]:
-    """What flite prints, and the samples."""
+    """Flite's standard output, and the samples."""
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         command = ["flite", "-voice", voice, *options, "-t", text, "-o", file.name]
-        told = programs.run(command, "flite")
-        return told.decode(), load_audio(file.name)
+        output = programs.run(command, "flite")
+        return output.decode(), load_audio(file.name)
 
 
 def _espeak(spoken: str, voice: Voice, manner: Manner) -> Speech:
@@ -162,6 +165,6 @@ def _espeak(spoken: str, voice: Voice, manner: Manner) -> Speech:
     pitch, spread = (f"{round(100 * change):+d}%" for change in changes)
     marked = f'<prosody pitch="{pitch}" range="{spread}">{spoken}</prosody>'
     speed = ["-s", str(round(SPEED / manner.length)), "-p", str(voice.pitch)]
-    command = ["espeak-ng", "-m", "-v", voice.own_name, *speed, "--stdout", marked]
+    command = ["espeak-ng", "-m", "-v", voice.name, *speed, "--stdout", marked]
     samples = load_audio(programs.run(command, "espeak-ng"))
     return Speech(np.pad(samples, int(PAUSE * SAMPLE_RATE)))

@@ -1,17 +1,26 @@
-"""What a language model of the small world is trained and evaluated on, beside its recordings.
+"""Manifests to train and evaluate a language model of the small world on.
 
     python -m corpora.tasks --corpus runs/world
 
-Writes manifests to CORPUS/tasks. For training, of training sentences: text (20,000 of them, to be
-read only), questions (all with their answers, to be read often, since a fact stands once in text),
-speech (the parts train and more) and intent-train (requests of these and of the part requests, with
-what they ask for as the text, a few to a document). For `spirit-jax eval` (configs/tiny/eval.yaml),
-of sentences that are never trained on: asr, asr-voice (the held-out voice), asr-real (Asterisk's
-held-out prompts in words of the training), tts (texts), intent with its examples, manner (the first
-halves of recordings, labelled with their manner), pairs (sentences, and the same with a word from
-elsewhere), answers (questions with the right answer and with a wrong one) and facts (the same of
-questions that are trained on, with their right answers). Pairs are spoken by flite. words.txt has
-all words of the training.
+Writes manifests to CORPUS/tasks. For training, from training sentences:
+
+* text: 20,000 sentences, as text alone;
+* questions: all questions with their answers, since each fact occurs only once in text;
+* speech: the recordings of the parts train and more;
+* intent-train: requests of these parts and of the part requests; the text is the intent, and a
+  document holds a few of them.
+
+For `spirit-jax eval` (configs/tiny/eval.yaml), from held-out sentences:
+
+* asr, asr-voice (the held-out voice), asr-real (Asterisk's held-out prompts whose words all occur
+  in training) and tts (texts);
+* intent, with its examples;
+* manner: the first halves of recordings, labelled with their manner;
+* pairs: sentences, and the same with one implausible word;
+* answers: questions with the right answer and with a wrong one; facts: the same for questions that
+  are trained on.
+
+Pairs are spoken by flite. words.txt lists all words of the training data.
 """
 
 import argparse
@@ -29,15 +38,19 @@ from spirit_jax import files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.errors import InputError
 
-TEXTS = 20_000  # to read, of training
-SHOTS = 4  # requests of a document
-PAIRS, FACTS = 120, 60  # at most, of sentences; of questions that are trained on
-LEAST_WORDS = 6  # of a recording whose first half is a prompt
+TEXTS = 20_000  # training sentences
+SHOTS = 4  # requests in a document
+PAIRS, FACTS = 120, 60  # at most: pairs of sentences; questions that are trained on
+LEAST_WORDS = 6  # in a recording whose first half is a prompt
 SEED = 0
 
 
 def build(corpus: Path) -> None:
-    """Writes the manifests; prints how many items each has."""
+    """Writes the manifests; prints how many items each has.
+
+    Args:
+      corpus: folder of `corpora.world`.
+    """
     output = corpus / "tasks"
     details = {row["id"]: row for row in _read(corpus / "details.jsonl")}
 
@@ -46,15 +59,15 @@ def build(corpus: Path) -> None:
         return [row | {"audio": f"../{row['audio']}"} for row in rows]
 
     def intents(part: str) -> list[dict]:
-        asked = {row["id"]: details[row["id"]].get("intent", "") for row in items(part)}
-        return [row | {"label": asked[row["id"]]} for row in items(part) if asked[row["id"]]]
+        labels = {row["id"]: details[row["id"]].get("intent", "") for row in items(part)}
+        return [row | {"label": labels[row["id"]]} for row in items(part) if labels[row["id"]]]
 
     trained = [*items("train"), *items("asterisk-train")]
     known = {word for row in trained for word in row["text"].split()}
     real = [row for row in items("asterisk-test") if known.issuperset(row["text"].split())]
     tests, rng = items("test"), random.Random(SEED)
     texts = sorted({row["text"] for row in tests})
-    sentences = [one for one in grammar.sentences("test", len(texts)) if one.text in texts]
+    sentences = [s for s in grammar.sentences("test", len(texts)) if s.text in texts]
     requests = [*intents("train"), *intents("more"), *intents("requests")]
     sets = {
         "text": [
@@ -62,8 +75,8 @@ def build(corpus: Path) -> None:
             for number, sentence in enumerate(grammar.sentences("train", TEXTS))
         ],
         "questions": [
-            {"id": f"question-{number}", "text": one.text}
-            for number, one in enumerate(grammar.questions("train"))
+            {"id": f"question-{number}", "text": sentence.text}
+            for number, sentence in enumerate(grammar.questions("train"))
         ],
         "speech": [*items("train"), *items("more")],
         "intent-train": [
@@ -91,10 +104,9 @@ def build(corpus: Path) -> None:
 
 
 def swaps(sentences: list[Sentence], rng: random.Random) -> list[tuple[str, str]]:
-    """Sentences as they are spoken, each with one in which a word is of another part of the world.
+    """Sentences as they are spoken, each with a copy in which one word is implausible.
 
-    The word is not the first, and what it becomes is in the list of another rule, so that no rule
-    makes the new sentence.
+    The word is not the first. Its replacement is from another rule, and no rule accepts the copy.
     """
     lists = {
         name: [word for word in rule.split(" | ") if re.fullmatch("[a-z]+", word)]
@@ -107,8 +119,8 @@ def swaps(sentences: list[Sentence], rng: random.Random) -> list[tuple[str, str]
         places = [
             (place, name, word)
             for place, word in enumerate(sentence.text.split())
-            for name, own in lists.items()
-            if place and word in own
+            for name, words in lists.items()
+            if place and word in words
         ]
         if not places:
             continue
@@ -122,9 +134,9 @@ def swaps(sentences: list[Sentence], rng: random.Random) -> list[tuple[str, str]
 
 
 def wrong_answers(part: str, rng: random.Random) -> list[tuple[str, str]]:
-    """Questions of a part with their answers, as they are spoken, each with a wrong answer.
+    """Questions of a part with their right answers and with wrong ones, as they are spoken.
 
-    What is wrong in it is right in the answer to another question of that form.
+    A wrong answer is the right answer to another question of the same form.
     """
     by_form: dict[str, list[tuple[str, str, str]]] = {}
     for question, frame, value in grammar.QUESTIONS:
@@ -134,10 +146,10 @@ def wrong_answers(part: str, rng: random.Random) -> list[tuple[str, str]]:
         values = sorted({value for _, _, value in form})
         for question, frame, value in form:
             right, *wrong = (
-                grammar.from_rule("question", f"{question} . {frame.format(one)}")
-                for one in (value, *values)
+                grammar.from_rule("question", f"{question} . {frame.format(choice)}")
+                for choice in (value, *values)
             )
-            wrong = [one for one in wrong if not grammar.accepts(one.text)]
+            wrong = [answer for answer in wrong if not grammar.accepts(answer.text)]
             if wrong and grammar.part_of(right.text) == part:
                 pairs.append((right.spoken, rng.choice(wrong).spoken))
     return pairs
@@ -149,40 +161,40 @@ def _text(spoken: str) -> str:
 
 
 def _speak_pairs(output: Path, name: str, pairs: list[tuple[str, str]]) -> list[dict]:
-    """Pairs with a context, all that both begin with, and endings, in text and in speech."""
+    """Synthesises pairs; splits them into their common beginning (context) and two endings."""
     rows = []
     voices = list(speak.FLITE)
     for number, sides in enumerate(pairs):
         words = [_text(side).split() for side in sides]
         same = next(i for i, (a, b) in enumerate(zip(*words, strict=False)) if a != b)
-        said = [speak.speak(side, voices[number % len(voices)], "neutral") for side in sides]
-        if any(len(one.words) != len(own) for one, own in zip(said, words, strict=True)):
-            continue  # flite says something in another way than word by word
-        cuts = [int(one.words[same][1] * SAMPLE_RATE) for one in said]
+        spoken = [speak.speak(side, voices[number % len(voices)], "neutral") for side in sides]
+        if any(len(speech.words) != len(w) for speech, w in zip(spoken, words, strict=True)):
+            continue  # flite expands a word into several: its word times are unknown
+        cuts = [int(speech.words[same][1] * SAMPLE_RATE) for speech in spoken]
         parts = {
-            "context": (words[0][:same], said[0].samples[: cuts[0]]),
-            "right": (words[0][same:], said[0].samples[cuts[0] :]),
-            "wrong": (words[1][same:], said[1].samples[cuts[1] :]),
+            "context": (words[0][:same], spoken[0].samples[: cuts[0]]),
+            "right": (words[0][same:], spoken[0].samples[cuts[0] :]),
+            "wrong": (words[1][same:], spoken[1].samples[cuts[1] :]),
         }
         row: dict = {"id": f"{name}-{number}"}
-        for part, (own, samples) in parts.items():
+        for part, (part_words, samples) in parts.items():
             path = Path("audio") / f"{row['id']}-{part}.flac"
             _write(output / path, samples)
-            row[part] = {"text": " ".join(own), "audio": str(path)}
+            row[part] = {"text": " ".join(part_words), "audio": str(path)}
         rows.append(row)
     return rows
 
 
 def _first_half(corpus: Path, row: dict) -> dict:
-    """The recording up to its middle word, and its manner as the label."""
+    """The recording up to its middle word, with its manner as the label."""
     half = len(row["words"]) // 2
     samples = load_audio(corpus / row["audio"].removeprefix("../"))
     samples = samples[: int(row["words"][half][1] * SAMPLE_RATE)]
     path = Path("audio") / "manner" / f"{row['id'].replace('/', '-')}.flac"
     _write(corpus / "tasks" / path, samples)
     text = " ".join(word for word, _, _ in row["words"][:half])
-    own = {"id": row["id"], "audio": str(path), "text": text}
-    return own | {"speaker": row["speaker"], "style": row["style"], "label": row["style"]}
+    item = {"id": row["id"], "audio": str(path), "text": text}
+    return item | {"speaker": row["speaker"], "style": row["style"], "label": row["style"]}
 
 
 def _write(path: Path, samples: np.ndarray) -> None:
@@ -203,7 +215,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--corpus", type=Path, required=True, help="of corpora.world")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora.world")
     try:
         build(parser.parse_args().corpus)
     except InputError as error:

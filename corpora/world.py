@@ -1,23 +1,27 @@
-"""A small world in recorded words: a corpus that anyone can rebuild, with word and phone times.
+"""The corpus of the small world: reproducible speech with word and phone times.
 
-Sentences of `corpora.grammar`, spoken by flite's and espeak-ng's American voices in three manners,
-and real recordings: Asterisk's prompts and clips of LibriVox. All of it comes from Debian and PyPI.
+Sentences of `corpora.grammar`, synthesised by flite's and espeak-ng's American voices in three
+manners, and real recordings: Asterisk's prompts and clips of LibriVox. Needs only Debian and PyPI.
 
     sudo apt-get install flite espeak-ng ffmpeg pocketsphinx-testdata \\
         asterisk-core-sounds-en asterisk-core-sounds-en-g722
     pip install -e '.[corpora]'
     python -m corpora.world --output runs/world
 
-Writes manifests for `spirit-jax prepare`, with audio/ beside them: train, more (three times as
-many, for language models; two more voices say each sentence of kinds that have few), requests
-(those of train and more, by four more voices), asked (their questions without the answers, by
-four), valid, test (seen voices, new sentences), test-voice (a voice that is in no other part),
-asterisk-train, asterisk-valid, asterisk-test, librivox-test, and reference (all that the parts for
-train and valid say, by one voice in the neutral manner, whose sounds can be the aim of units).
-details.jsonl holds what a manifest has no fields for, by id: kind, manner, intent, question,
-answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences that two voices say in one
-manner; world.gram is the grammar of all sentences, in JSGF.
-A build that was cut off goes on where it was.
+Writes manifests for `spirit-jax prepare`, with audio/ beside them:
+
+* train; more: three times as many, for language models (kinds of sentences with few members are
+  spoken by two more voices);
+* requests: the requests of train and more, by four more voices; asked: their questions without the
+  answers, by four;
+* valid; test: training voices, new sentences; test-voice: a voice that is in no other part;
+* asterisk-train, asterisk-valid, asterisk-test, librivox-test: real recordings;
+* reference: all sentences of the parts for training and validation by one speaker in the neutral
+  manner, as reference-speaker targets for HuBERT.
+
+details.jsonl holds, by id, what a manifest has no fields for: kind, manner, intent, question,
+answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences that two voices say in one manner;
+world.gram is the grammar of all sentences, in JSGF. A build that was stopped resumes.
 """
 
 import argparse
@@ -48,19 +52,19 @@ from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.errors import InputError
 
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
-UTTERANCES = 4000  # for training, by default; the other parts are sized for these
-MORE = 9500  # besides, for language models, which need more of them than speech networks
-FEW = ("request", "question", "spelling")  # kinds with few sentences, so two more voices say them
-AGAIN = 4  # voices that say each request once more, and each question without its answer
+UTTERANCES = 4000  # of the part train by default; the other parts scale with it
+MORE = 9500  # of the part more, since language models need more data than speech networks
+FEW = ("request", "question", "spelling")  # kinds with few sentences: spoken by two more voices
+AGAIN = 4  # voices in the parts requests and asked
 VALID, SHARED, OTHERS, HELD_OUT = 150, 75, 90, 60
 TESTS = "test", "test-voice", "asterisk-test", "librivox-test"
-REFERENCE = "rms"  # the voice that says all sentences
+REFERENCE = "rms"  # the reference speaker
 DETAILS = ("kind", "manner", "intent", "question", "answer", "phones")
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One utterance to make: a sentence in a voice and a manner, or a recording that is there."""
+    """An utterance to synthesise (a sentence, a voice and a manner), or a recording to read."""
 
     part: str
     sentence: Sentence
@@ -70,18 +74,20 @@ class Task:
 
     @property
     def id(self) -> str:
-        """The same for the same utterance, so that a build can go on."""
+        """Depends on the utterance alone, so that a build can resume."""
         if self.recording:
             folder = asterisk.SOUNDS if asterisk.SOUNDS in self.recording.parents else LIBRIVOX
             return f"{self.voice}/{self.recording.relative_to(folder).with_suffix('')}"
-        mark = hashlib.sha256(self.sentence.spoken.encode()).hexdigest()[:10]
-        return f"{self.voice}/{self.manner}/{mark}"
+        digest = hashlib.sha256(self.sentence.spoken.encode()).hexdigest()[:10]
+        return f"{self.voice}/{self.manner}/{digest}"
 
 
 def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
-    """All that is to be spoken, for a number of training utterances.
+    """All utterances to synthesise.
 
-    The reference says what they say, and the prompts.
+    Args:
+      utterances: how many the part train has.
+      prompts: sentences that the reference speaker says too.
     """
 
     def size(count: int) -> int:
@@ -99,8 +105,8 @@ def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
                 tasks += [Task("test", sentence, voice, manner) for manner in speak.MANNERS]
     tasks += deal("test", others, list(speak.ESPEAK))
     tasks += deal("test-voice", shared[: size(HELD_OUT)], list(speak.HELD_OUT))
-    said = {sentence.text: sentence for sentence in [*train, *valid, *prompts]}
-    tasks += [Task("reference", sentence, REFERENCE, "neutral") for sentence in said.values()]
+    distinct = {sentence.text: sentence for sentence in [*train, *valid, *prompts]}
+    tasks += [Task("reference", sentence, REFERENCE, "neutral") for sentence in distinct.values()]
     few = [sentence for sentence in [*train, *more] if sentence.kind in FEW]
     for seed in range(2):
         more += random.Random(seed).sample(few, len(few))
@@ -110,8 +116,8 @@ def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
     requests = [sentence for sentence in known if sentence.intent]
     asked = [Sentence(s.question, s.kind, f"{s.question}?") for s in known if s.question]
     again = share_out("more", more)
-    for part, own in (("requests", requests), ("asked", asked)):
-        rounds = [random.Random(seed).sample(own, len(own)) for seed in range(AGAIN)]
+    for part, group in (("requests", requests), ("asked", asked)):
+        rounds = [random.Random(seed).sample(group, len(group)) for seed in range(AGAIN)]
         again += share_out(part, [*itertools.chain(*rounds)])
     for task in again:
         if task.id not in taken:
@@ -121,20 +127,20 @@ def plan(utterances: int, prompts: Sequence[Sentence] = ()) -> list[Task]:
 
 
 def share_out(part: str, sentences: list[Sentence]) -> list[Task]:
-    """Two thirds to flite's voices, the rest to espeak-ng's."""
-    rest = sentences[2::3]
-    own = [sentence for number, sentence in enumerate(sentences) if number % 3 < 2]
-    return deal(part, own, list(speak.FLITE)) + deal(part, rest, list(speak.ESPEAK))
+    """Assigns two thirds of the sentences to flite's voices, the rest to espeak-ng's."""
+    espeak = sentences[2::3]
+    flite = [sentence for number, sentence in enumerate(sentences) if number % 3 < 2]
+    return deal(part, flite, list(speak.FLITE)) + deal(part, espeak, list(speak.ESPEAK))
 
 
 def deal(part: str, sentences: list[Sentence], voices: list[str]) -> list[Task]:
-    """To voices and manners in turn."""
+    """Assigns sentences to voices and manners in turn."""
     turns = itertools.cycle(itertools.product(speak.MANNERS, voices))
     return [Task(part, s, voice, manner) for s, (manner, voice) in zip(sentences, turns)]  # noqa: B905
 
 
 def recordings() -> list[Task]:
-    """Asterisk's prompts, not yet dealt to parts, and LibriVox's."""
+    """Asterisk's prompts, not yet assigned to parts, and LibriVox's."""
     tasks = []
     for name, text in sorted(asterisk.read_texts().items()):
         path = asterisk.SOUNDS / f"{name}.g722"
@@ -151,7 +157,7 @@ def recordings() -> list[Task]:
 
 
 def make(folder: Path, task: Task) -> dict | None:
-    """Writes an utterance's audio and times, unless they are there; None if it is not aligned."""
+    """Writes an utterance's audio and times, unless they exist; None if it cannot be aligned."""
     path = folder / "audio" / f"{task.id}.flac"
     notes = path.with_suffix(".json")
     if not notes.is_file():
@@ -167,18 +173,18 @@ def make(folder: Path, task: Task) -> dict | None:
         part = path.with_suffix(".part")
         soundfile.write(part, speech.samples, SAMPLE_RATE, "PCM_16", format="FLAC")
         os.replace(part, path)
-        found = {"seconds": len(speech.samples) / SAMPLE_RATE, "words": words, "phones": phones}
-        files.write_json_lines(notes, [found])
-    found = files.read_json(notes)
-    if not found["words"]:
+        times = {"seconds": len(speech.samples) / SAMPLE_RATE, "words": words, "phones": phones}
+        files.write_json_lines(notes, [times])
+    times = files.read_json(notes)
+    if not times["words"]:
         return None
-    known = {"id": task.id, "audio": f"audio/{task.id}.flac", "speaker": task.voice}
-    known |= {"style": task.manner, "manner": task.manner, "part": task.part}
-    return dataclasses.asdict(task.sentence) | known | found
+    fields = {"id": task.id, "audio": f"audio/{task.id}.flac", "speaker": task.voice}
+    fields |= {"style": task.manner, "manner": task.manner, "part": task.part}
+    return dataclasses.asdict(task.sentence) | fields | times
 
 
 def align(samples: np.ndarray, text: str) -> tuple[tuple, tuple]:
-    """Phones and words with their times by pocketsphinx; empty where it does not find them."""
+    """Phones and words with their times by pocketsphinx; empty if it cannot align them."""
     decoder = _decoder()
     words = asterisk.align(decoder, samples, text)
     if not words:
@@ -188,7 +194,7 @@ def align(samples: np.ndarray, text: str) -> tuple[tuple, tuple]:
     decoder.process_raw((samples * 32767).astype("<i2").tobytes(), full_utt=True)
     try:
         decoder.end_utt()
-    except RuntimeError:  # the words' phones do not fit, and it goes on with the next utterance
+    except RuntimeError:  # the phones do not fit the words; the decoder stays usable
         return (), words
     seconds, phones = len(samples) / SAMPLE_RATE, []
     for word in decoder.get_alignment() or ():
@@ -201,22 +207,22 @@ def align(samples: np.ndarray, text: str) -> tuple[tuple, tuple]:
 
 @functools.cache
 def _decoder() -> Decoder:
-    # Its best path may have words of one frame, which have no room for their phones' states.
+    # The best path may have words of one frame, too short for the states of their phones.
     return Decoder(loglevel="FATAL", bestpath=False)
 
 
-def _split_prompts(made: list[dict]) -> None:
-    """Gives Asterisk's prompts their parts: a tenth for test, a twentieth for valid."""
-    prompts = sorted((row for row in made if row["part"] == "asterisk"), key=lambda row: row["id"])
+def _split_prompts(rows: list[dict]) -> None:
+    """Assigns Asterisk's prompts to parts: a tenth for test, a twentieth for valid."""
+    prompts = sorted((row for row in rows if row["part"] == "asterisk"), key=lambda row: row["id"])
     for number, row in enumerate(prompts):
         part = {0: "test", 5: "valid", 10: "test"}.get(number % (2 * asterisk.TEST_EVERY), "train")
         row["part"] = f"asterisk-{part}"
 
 
-def find_pairs(made: list[dict]) -> list[dict]:
-    """Ids of test utterances of one sentence in one manner by two voices."""
+def find_pairs(rows: list[dict]) -> list[dict]:
+    """Pairs of test utterances of one sentence in one manner by two voices, by their ids."""
     same = defaultdict(list)
-    for row in made:
+    for row in rows:
         if row["part"] in ("test", "test-voice"):
             same[row["text"], row["manner"]].append(row["id"])
     return [
@@ -233,37 +239,37 @@ def build(output: Path, utterances: int, jobs: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
     files.write_text(output / "world.gram", grammar.jsgf())
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        rows = pool.imap(functools.partial(make, output), tasks, chunksize=4)
-        done = list(track(rows, "speaking", len(tasks), disable=not sys.stderr.isatty()))
-    made = [row for row in done if row]
-    _split_prompts(made)
+        results = pool.imap(functools.partial(make, output), tasks, chunksize=4)
+        results = list(track(results, "speaking", len(tasks), disable=not sys.stderr.isatty()))
+    rows = [row for row in results if row]
+    _split_prompts(rows)
     others = "reference", "more", "requests", "asked", *TESTS
-    known = {row["text"] for row in made if row["part"] not in others}
-    made = [row for row in made if row["part"] != "reference" or row["text"] in known]
+    known = {row["text"] for row in rows if row["part"] not in others}
+    rows = [row for row in rows if row["part"] != "reference" or row["text"] in known]
     parts = defaultdict(list)
-    for row in made:
+    for row in rows:
         parts[row["part"]].append(row)
     fields = ("id", "audio", "text", "words", "speaker", "style")
-    for part, own in parts.items():
+    for part, members in parts.items():
         files.write_json_lines(
-            output / f"{part}.jsonl", [{f: row[f] for f in fields if row[f]} for row in own]
+            output / f"{part}.jsonl", [{f: row[f] for f in fields if row[f]} for row in members]
         )
-    details = {row["id"]: {f: row[f] for f in DETAILS if row[f]} for row in made}
+    details = {row["id"]: {f: row[f] for f in DETAILS if row[f]} for row in rows}
     files.write_json_lines(
         output / "details.jsonl", [{"id": id} | fields for id, fields in details.items()]
     )
-    files.write_json_lines(output / "pairs.jsonl", find_pairs(made))
+    files.write_json_lines(output / "pairs.jsonl", find_pairs(rows))
     show(_table(parts))
-    print(f"left out, since not every word is found in them: {done.count(None)} utterances")
+    print(f"left out, since pocketsphinx could not align them: {results.count(None)} utterances")
 
 
 def _table(parts: dict[str, list[dict]]) -> Table:
-    """Minutes by part and voice; the seen voices of espeak-ng are one column."""
+    """Minutes by part and voice; the training voices of espeak-ng are one column."""
     spoken: dict[str, dict[str, float]] = {part: defaultdict(float) for part in parts}
-    for part, own in parts.items():
-        for row in own:
-            seen = row["speaker"] in speak.ESPEAK
-            voice = "espeak" if seen else row["speaker"].removeprefix("espeak-")
+    for part, members in parts.items():
+        for row in members:
+            speaker = row["speaker"]
+            voice = "espeak" if speaker in speak.ESPEAK else speaker.removeprefix("espeak-")
             spoken[part][voice] += row["seconds"] / 60
     voices = list(dict.fromkeys(voice for minutes in spoken.values() for voice in minutes))
     table = Table("minutes", *voices, "all", "count", box=None, pad_edge=False)
@@ -283,11 +289,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--utterances", type=int, default=UTTERANCES, help="of training")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    given = parser.parse_args()
+    args = parser.parse_args()
     try:
-        if given.utterances < 1 or given.jobs < 1:
+        if args.utterances < 1 or args.jobs < 1:
             raise InputError("--utterances and --jobs must be at least 1.")
-        build(given.output, given.utterances, given.jobs)
+        build(args.output, args.utterances, args.jobs)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
