@@ -20,8 +20,8 @@ Writes manifests for `spirit-jax prepare`, with audio/ beside them:
   manner, as reference-speaker targets for HuBERT.
 
 details.jsonl holds, by id, what a manifest has no fields for: kind, manner, intent, question,
-answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences that two voices say in one manner;
-world.gram is the grammar of all sentences, in JSGF. A build that was stopped resumes.
+answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences that two voices say in one
+manner; world.gram is the grammar of all sentences, in JSGF. A build that was stopped resumes.
 """
 
 import argparse
