@@ -35,7 +35,7 @@ from corpora import grammar, speak, world
 from spirit_jax import config, files, model_folder, transcription
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.errors import InputError
-from spirit_jax.evaluation.answers import error_rates
+from spirit_jax.evaluation.scoring import error_rates
 from spirit_jax.spiritlm import SpiritLM
 from spirit_jax.transcription import Transcript, TranscriptionConfig
 

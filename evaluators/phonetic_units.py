@@ -13,7 +13,7 @@ from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import augment
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import read_items
-from spirit_jax.evaluation.units import labels_at_frames, phone_probe, unit_edit_distance
+from spirit_jax.evaluation.unit_distance import labels_at_frames, phone_probe, unit_edit_distance
 from spirit_jax.models import hubert
 from spirit_jax.models.wav2vec2 import TrunkConfig
 from spirit_jax.speech_tokenizer import SpeechTokenizer

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from spirit_jax import f0, model_folder, units
 from spirit_jax.errors import InputError
-from spirit_jax.evaluation import answers
+from spirit_jax.evaluation import scoring
 from spirit_jax.models import hifigan
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.units import Units
@@ -79,7 +79,7 @@ def word_error_rate(samples: Sequence[SpeechSample], recognised: Sequence[Sequen
     """
     references = [sample.text for sample in samples]
     hypotheses = [" ".join(words) for words in recognised]
-    return answers.error_rates(references, hypotheses, "en")["wer"]
+    return scoring.error_rates(references, hypotheses, "en")["wer"]
 
 
 def recogniser(grammar: Path) -> Callable[[SpeechSample], list[str]]:

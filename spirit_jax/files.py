@@ -7,21 +7,24 @@ and JSON file from outside through `read_text`, `read_json` or `read_json_lines`
 import codecs
 import contextlib
 import errno
+import fcntl
 import functools
+import itertools
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from spirit_jax.errors import InputError, LackError
 
-UNFINISHED = ".unfinished"  # ends the name of what is being written
+UNFINISHED = ".unfinished"  # suffix of a temporary name; ".unfinished-1" while another is in use
 MAX_DIGITS = 19  # of a whole number in JSON; longer ones do not fit 64 bits
 MAX_CONFIG_DIGITS = 40  # tokenizer configs of transformers hold int(1e30) for "no limit"
 
-# What a system or a library says when the machine lacks something, and the file is innocent.
+# Errors that are due to the machine and not to the file.
 _LACKS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -54,72 +57,144 @@ def refuse_existing(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to: it gets the name `path` at the end, or is gone after an error.
+    """Yields a temporary path to write to, which is renamed to `path` at the end.
 
-    What is at `path` before stays until then, and is replaced at once. The data is on the disk
-    before the name is, so a power cut leaves the old file or the new one.
+    After an error the temporary file is removed. An existing file at `path` stays until the rename,
+    which replaces it atomically. The data is flushed to the disk before the rename, so a power cut
+    leaves the old file or the new one. Processes that write the same `path` at the same time have
+    separate temporary files, and the last one to finish wins.
 
     Raises:
-      InputError: the place cannot be written to.
+      InputError: the file cannot be written.
     """
     path = Path(path)
-    unfinished = path.with_name(path.name + UNFINISHED)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        with open(unfinished, "rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        with _temporary(path, is_folder=False) as unfinished:
+            yield unfinished
+            with open(unfinished, "rb+") as file:
+                os.fsync(file.fileno())
+            unfinished.replace(path)
     except (OSError, MemoryError) as error:
         raise InputError(f"{path}: cannot be written ({describe(error)}).") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 text file, whole or not at all; raises `InputError` where it cannot."""
+    """Writes a UTF-8 text file with `whole_file`; raises `InputError` if it cannot be written."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes a value as indented JSON, whole or not at all; raises `InputError` where it cannot."""
+    """Writes indented JSON with `whole_file`; raises `InputError` if it cannot be written."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_json_lines(path: str | Path, rows: Iterable[Any]) -> None:
-    """Writes a JSON value a line, whole or not at all; raises `InputError` where it cannot."""
+    """Writes JSON lines with `whole_file`; raises `InputError` if the file cannot be written."""
     with whole_file(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 @contextlib.contextmanager
 def whole_folder(output: str | Path) -> Iterator[Path]:
-    """A folder to write into that gets the name `output` at the end, or is gone after an error.
+    """Yields a temporary folder to write into, which is renamed to `output` at the end.
 
-    What a killed process left of an earlier try is removed first.
+    After an error the temporary folder is removed, and so are the remains of a killed process.
+    Processes that write the same `output` at the same time have separate temporary folders; the
+    first one to finish wins, and the others raise.
 
     Raises:
-      InputError: something exists at `output` already, or the place cannot be written to.
+      InputError: `output` exists already, or cannot be written.
     """
     output = Path(output).absolute()
     refuse_existing(output)
-    unfinished = output.with_name(output.name + UNFINISHED)
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.rename(output)
-    except BaseException as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise InputError(f"{output}: cannot be written ({describe(error)}).") from error
-        raise
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(output, is_folder=True) as unfinished:
+            yield unfinished
+            refuse_existing(output)
+            unfinished.rename(output)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({describe(error)}).") from error
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, is_folder: bool) -> Iterator[Path]:
+    """Yields a new file or empty folder beside `path`, and removes it unless it was renamed.
+
+    It is locked (flock), so that another process with the same `path` takes the next free name.
+    The remains of a killed process are not locked any more: they are emptied and used again.
+    """
+    descriptor = -1
+    for number in itertools.count():
+        suffix = f"{UNFINISHED}-{number}" if number else UNFINISHED
+        temporary = path.with_name(path.name + suffix)
+        descriptor, can_lock = _lock(temporary, is_folder)
+        if not can_lock:  # a file system without flock: a name that no other process draws
+            temporary = path.with_name(f"{path.name}{UNFINISHED}-{uuid.uuid4().hex}")
+        if descriptor >= 0 or not can_lock:
+            break
+    try:
+        if is_folder:
+            temporary.mkdir(exist_ok=True)
+            for remains in temporary.iterdir():
+                _remove(remains)
+        else:
+            temporary.write_bytes(b"")
+        yield temporary
+    finally:
+        # After the rename another process may have taken the temporary name.
+        if descriptor < 0 or _is_open(temporary, descriptor):
+            _remove(temporary)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _lock(path: Path, is_folder: bool) -> tuple[int, bool]:
+    """(descriptor of the locked file or folder, or -1 if another process has it; can it be locked).
+
+    The file or folder is created if it does not exist.
+    """
+    while True:
+        if is_folder:
+            path.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # renamed or removed by its process just now
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            is_taken = isinstance(error, BlockingIOError)
+            if not is_taken:
+                _remove(path)
+            return -1, is_taken
+        if _is_open(path, descriptor):
+            return descriptor, True
+        os.close(descriptor)  # renamed or removed after it was opened
+
+
+def _is_open(path: Path, descriptor: int) -> bool:
+    """Whether a descriptor is that of the file or folder which has the name `path` now."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or folder; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def read_bytes(path: str | Path, most: int = -1) -> bytes:
-    """The bytes of a file, or its first `most`; raises `InputError` if it cannot be read."""
+    """The bytes of a file, at most the first `most`; raises `InputError` if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(most)
@@ -128,9 +203,9 @@ def read_bytes(path: str | Path, most: int = -1) -> bytes:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file: UTF-8, or UTF-16 with a byte-order mark, which is left out.
+    """The text of a file in UTF-8, or in UTF-16 with a byte-order mark.
 
-    Line ends become "\\n".
+    The byte-order mark is removed; line ends become "\\n".
 
     Raises:
       InputError: the file cannot be read, or is not such text; names the line and the byte.
@@ -143,8 +218,8 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"{path}: {_not_text(data, error)}") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        reason = f"has a zero byte in line {line}, as no text has; save it as UTF-8"
-        raise InputError(f"{path}: {reason} (is it UTF-16 or UTF-32, or not a text?).")
+        reason = f"has a zero byte in line {line}; save it as UTF-8"
+        raise InputError(f"{path}: {reason} (is it UTF-16, UTF-32 or a binary file?).")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -152,7 +227,7 @@ def read_json(path: str | Path) -> Any:
     """The value of a JSON file.
 
     Raises:
-      InputError: the file cannot be read, is no text or no JSON; see `parse_json`.
+      InputError: the file cannot be read, or is not text or not JSON; see `parse_json`.
     """
     try:
         return parse_json(read_text(path))
@@ -163,9 +238,9 @@ def read_json(path: str | Path) -> Any:
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value) of every line of a JSON lines file that is not blank.
 
-    Lines end with "\\n", "\\r\\n" or "\\r" alone, so U+2028 and its kind may stand in strings. A
-    line that is no UTF-8 or no JSON comes as an `InputError` in place of its value: it is for the
-    caller to raise or to count.
+    Lines end with "\\n", "\\r\\n" or "\\r" alone, so strings may contain U+2028 and the like. For a
+    line that is not UTF-8 or not JSON the value is an `InputError`, which the caller raises or
+    counts.
 
     Raises:
       InputError: the file cannot be read.
@@ -188,7 +263,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def _split_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file without their ends; no JSON string has a bare carriage return in it."""
+    """The lines of a file without line ends; JSON strings contain no bare carriage return."""
     for line in file:
         yield from line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r")
 
@@ -197,7 +272,7 @@ def read_json_objects(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a JSON lines file, each of which must be an object; see `read_json_lines`.
 
     Raises:
-      InputError: the file cannot be read, or a line is no JSON object.
+      InputError: the file cannot be read, or a line is not a JSON object.
     """
     objects = []
     for number, value in read_json_lines(path):
@@ -210,19 +285,22 @@ def read_json_objects(path: str | Path) -> list[dict[str, Any]]:
 
 
 class _NotJson(InputError):
-    """Says of a text why it is no JSON; its message goes on from the text's name."""
+    """Why a text is not JSON; the message follows the name of the file or line."""
 
 
 def parse_json(text: str, max_digits: int = MAX_DIGITS) -> Any:
     """The value of a JSON text.
 
     Args:
-      text: of JSON.
-      max_digits: that a whole number may have.
+      text: the JSON text.
+      max_digits: the most digits of a whole number.
+
+    Returns:
+      The value, in Python's types.
 
     Raises:
-      InputError: no JSON, an object with a name twice, JSON that is nested too deeply, a whole
-        number of more digits, or a string with half a surrogate pair, which no text file can hold.
+      InputError: the text is not JSON, has a duplicate name in an object, is nested too deeply, has
+        a longer whole number, or a string with half a surrogate pair.
     """
     try:
         parse_int = functools.partial(_parse_int, max_digits)
@@ -239,7 +317,7 @@ def parse_json(text: str, max_digits: int = MAX_DIGITS) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """What an error says, in a phrase: what the machine lacks, where that is the cause."""
+    """A short phrase for an error: `find_lack` if the machine is the cause, else its message."""
     lacking = find_lack(error)
     if lacking:
         return lacking
@@ -250,12 +328,12 @@ def describe(error: BaseException) -> str:
 
 
 def find_lack(error: BaseException | None) -> str:
-    """What the machine lacks, in a phrase, if an error or one of its causes says so; else "".
+    """A phrase for what the machine lacks (disk, memory, ...) if that caused an error; else "".
 
-    A library that cannot open one file more, or has no memory left, raises what it raises for a
-    damaged file; a message must not blame the file then.
+    A library that cannot open another file, or is out of memory, often raises the same error as for
+    a damaged file. The message must not blame the file then.
     """
-    seen: set[int] = set()  # an error that threads raise again can be its own cause
+    seen: set[int] = set()  # an error that is raised again by another thread can be its own cause
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, MemoryError):
@@ -274,13 +352,13 @@ def unreadable(path: str | Path, error: BaseException, reason: str) -> InputErro
     """The error to raise for a file that a library cannot read.
 
     Args:
-      path: of the file or folder.
+      path: the file or folder.
       error: what the library raised.
-      reason: what is wrong if the machine lacks nothing, such as "is not a whole shard".
+      reason: what is wrong unless the machine lacks something, such as "is not a whole shard".
 
     Returns:
-      `PATH: cannot be read (the machine's lack)`, a `LackError` unless permission is what lacks;
-      or `PATH: reason`.
+      An `InputError` with `PATH: reason`; or, if the machine lacks something, a `LackError` with
+      `PATH: cannot be read (...)`, which is a plain `InputError` for a lack of permission.
     """
     lacking = find_lack(error)
     if not lacking:
@@ -290,12 +368,12 @@ def unreadable(path: str | Path, error: BaseException, reason: str) -> InputErro
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; Python's reader would keep the last of several values of a name."""
+    """A JSON object; Python's own reader would silently take the last of duplicate names."""
     values = dict(pairs)
     if len(values) != len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice[:80]!r} is there twice in one object")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {duplicate[:80]!r} is there twice in one object")
     return values
 
 

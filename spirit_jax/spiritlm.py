@@ -1,4 +1,4 @@
-"""What a user calls: prompts of text and speech in, text and speech out."""
+"""The language model of text and speech: loading, generation, scoring and transcription."""
 
 import contextlib
 import dataclasses
@@ -25,17 +25,17 @@ from spirit_jax.text import check_unicode, load_text_tokenizer
 from spirit_jax.units import Spoken, Units
 from spirit_jax.vocab import Modality, Vocab
 
-SCORED_ROWS = 16  # of a batch of `score`, or a few more for a mesh
+SCORED_ROWS = 16  # batch size of `score`, rounded up to a multiple that the mesh can split
 
 Input = tuple[Modality | str, str | Audio | Units]
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """A piece of what was generated.
+    """A piece of generated text or speech.
 
     Attributes:
-      content: the text, or float32 samples at 16 kHz.
+      content: the text, or float32 (t,) samples at 16 kHz.
       content_type: `Modality.TEXT` or `Modality.SPEECH`.
     """
 
@@ -44,12 +44,12 @@ class Output:
 
 
 class SpiritLM:
-    """A language model of text and speech; `from_pretrained` makes one.
+    """A language model of text and speech; create it with `from_pretrained`.
 
     Attributes:
-      folder: that it was loaded from.
-      vocab: the id layout.
-      text_tokenizer: prompt strings to ids and back.
+      folder: the model folder.
+      vocab: the layout of the token ids.
+      text_tokenizer: converts prompt strings to token ids and back.
     """
 
     @classmethod
@@ -63,15 +63,19 @@ class SpiritLM:
         """Loads a model folder.
 
         Args:
-          folder: what a conversion or a training wrote; or the name of a model that comes with the
-            package.
+          folder: a folder that a conversion or a training wrote, or the name of a packaged model.
           mesh: shards the parameters and the rows of a batch; see `sharding.make_mesh`.
-          dtype: of the parameters; as they are stored by default. The computation is in float32
-            on a CPU and in bfloat16 on accelerators, unless `dtype` is given.
-          scan_layers: one compiled layer for all, quicker to compile. By default on accelerators.
+          dtype: float32, bfloat16 or float16, for the parameters and the computation. By default
+            parameters keep their stored dtype, and the computation is in float32 on a CPU and in
+            bfloat16 on accelerators.
+          scan_layers: compile one layer and loop over it (`jax.lax.scan`), which compiles faster.
+            By default only on accelerators.
+
+        Returns:
+          The loaded model.
 
         Raises:
-          InputError: no whole model folder, or parts that do not belong together.
+          InputError: the model folder is incomplete or damaged, or its parts do not match.
         """
         folder = model_folder.find_language_model(folder)
         dtype = _check_dtype(dtype)
@@ -97,12 +101,12 @@ class SpiritLM:
         kind = "expressive" if vocab.pitch_units else "base"
         if model.config.vocab_size != vocab.padded_size:
             raise InputError(
-                f"{folder}: the language model has {model.config.vocab_size} rows, and vocab.json "
-                f"{vocab.padded_size}."
+                f"{folder}: the embedding of the language model has {model.config.vocab_size} "
+                f"rows, but vocab.json has {vocab.padded_size}."
             )
         if speech_tokenizer is not None and speech_tokenizer.config.kind != kind:
             raise InputError(
-                f"{folder}: the vocabulary is of kind {kind}, and the speech tokenizer "
+                f"{folder}: the vocabulary is of kind {kind}, but the speech tokenizer of kind "
                 f"{speech_tokenizer.config.kind}."
             )
         self.vocab, self.text_tokenizer = vocab, text_tokenizer
@@ -113,7 +117,7 @@ class SpiritLM:
 
     @property
     def speech_tokenizer(self) -> SpeechTokenizer:
-        """Speech to units and back; raises `InputError` for a model folder without one."""
+        """The speech tokenizer; raises `InputError` if the model folder has none."""
         if self._speech_tokenizer is None:
             raise InputError(
                 f"{self.folder}: has no speech tokenizer; copy the folder '{SPEECH_TOKENIZER}' of "
@@ -123,24 +127,27 @@ class SpiritLM:
 
     @property
     def max_tokens(self) -> int:
-        """The most tokens of a prompt and its continuation together."""
+        """The largest number of tokens of a prompt and its continuation together."""
         return self._model.config.max_positions
 
     def build_prompt(
         self, inputs: Sequence[Input], output_modality: Modality | str = Modality.ARBITRARY
     ) -> str:
-        """The prompt string of inputs, with the marker of the wanted output.
+        """The prompt string of inputs, followed by the marker of the output modality.
 
-        A text input is text, whatever it says: "[Hu5]" in it is five letters and not a unit. A
-        prompt string has it as "[\\Hu5]"; see `markup`.
+        Text inputs are escaped: "[Hu5]" in a text is five characters and not a unit, and becomes
+        "[\\Hu5]" in the prompt string; see `markup`.
 
         Args:
-          inputs: in order, each a modality and its content: text; or for speech audio in any form
-            that `SpeechTokenizer.encode` takes, `Units`, or a unit string.
+          inputs: (modality, content) pairs in order. The content is a text; or, for speech, audio
+            in any form that `SpeechTokenizer.encode` accepts, `Units`, or a unit string.
           output_modality: text, speech or arbitrary.
 
+        Returns:
+          The prompt string.
+
         Raises:
-          InputError: an unknown modality, or content that cannot be used.
+          InputError: the modality is unknown, or the content cannot be used.
         """
         strings = []
         for item in bucketing.as_list(inputs, "inputs"):
@@ -170,11 +177,22 @@ class SpiritLM:
         style_id: int | str | None = None,
         **options: Any,
     ) -> list[Output]:
-        """Continues one prompt; see `generate_batch`.
+        """Continues one prompt.
 
         Args:
-          inputs: what `build_prompt` takes.
-          prompt: a ready prompt string in place of `inputs`.
+          inputs: see `build_prompt`.
+          output_modality: see `generate_batch`.
+          prompt: a prompt string, instead of `inputs`.
+          generation_config: see `generate_batch`.
+          speaker_id: see `generate_batch`.
+          style_id: see `generate_batch`.
+          options: see `generate_batch`.
+
+        Returns:
+          The generated text and speech, in order; see `decode_outputs`.
+
+        Raises:
+          InputError: see `generate_batch`.
         """
         prompts = [self._one_prompt(inputs, prompt, output_modality)]
         return self._generate(
@@ -190,20 +208,21 @@ class SpiritLM:
         style_id: int | str | None = None,
         **options: Any,
     ) -> list[list[Output]]:
-        """Continues many prompts, of unequal length, in one call.
+        """Continues a batch of prompts, which may differ in length.
 
         Args:
-          batch: each prompt's inputs, or a ready prompt string.
+          batch: for each prompt its inputs (see `build_prompt`), or a prompt string.
           output_modality: what may be generated: text, speech, or arbitrary for both.
-          generation_config: how to generate.
-          speaker_id, style_id: the voice and manner of speech, by number or name.
-          options: fields of `GenerationConfig`, which replace those of `generation_config`.
+          generation_config: number of tokens and sampling settings.
+          speaker_id: number or name of the vocoder's speaker.
+          style_id: number or name of the vocoder's style.
+          options: fields of `GenerationConfig`, which override those of `generation_config`.
 
         Returns:
-          For every prompt what was generated, in order; see `decode_outputs`.
+          For each prompt the generated text and speech, in order; see `decode_outputs`.
 
         Raises:
-          InputError: an input or option that cannot be used, no such speaker or style.
+          InputError: an input or option cannot be used, or the speaker or style does not exist.
         """
         prompts = [
             self._one_prompt((), item, output_modality)
@@ -222,9 +241,11 @@ class SpiritLM:
         generation_config: GenerationConfig | None = None,
         **options: Any,
     ) -> list[list[int]]:
-        """The new token ids of each prompt string, the EOS included where it came."""
-        found = self.continue_prompts(prompts, output_modality, generation_config, **options)
-        return [continuation.ids for continuation in found]
+        """The generated token ids of each prompt string, including EOS; see `continue_prompts`."""
+        continuations = self.continue_prompts(
+            prompts, output_modality, generation_config, **options
+        )
+        return [continuation.ids for continuation in continuations]
 
     def continue_prompts(
         self,
@@ -233,7 +254,20 @@ class SpiritLM:
         generation_config: GenerationConfig | None = None,
         **options: Any,
     ) -> list[decode.Continuation]:
-        """The new token ids of each prompt string, with their log probabilities."""
+        """The generated token ids of each prompt string, with their log probabilities.
+
+        Args:
+          prompts: prompt strings.
+          output_modality: see `generate_batch`.
+          generation_config: see `generate_batch`.
+          options: see `generate_batch`.
+
+        Returns:
+          A continuation for each prompt, in order.
+
+        Raises:
+          InputError: a prompt or option cannot be used.
+        """
         return decode.continue_prompts(
             self._model,
             self._params,
@@ -245,20 +279,20 @@ class SpiritLM:
         )
 
     def transcribe(self, recordings: Audio | Units | list[Audio | Units]) -> Any:
-        """Writes down what is said in recordings, and says how sure the model is of it.
+        """Transcribes recordings, with confidence scores.
 
-        How the model was taught to, and from which scores on it is trusted, is in
-        `transcription.json` of its folder; see `transcription.TranscriptionConfig`.
+        The prompt and the score thresholds are in `transcription.json` of the model folder; see
+        `transcription.TranscriptionConfig`.
 
         Args:
-          recordings: a recording in any form that `SpeechTokenizer.encode` takes, or `Units`; or a
-            list of them. A transcript does not depend on the others in the list.
+          recordings: a recording in any form that `SpeechTokenizer.encode` accepts, or `Units`; or
+            a list of them. A transcript does not depend on the other recordings of the list.
 
         Returns:
           A `transcription.Transcript`, or a list of them.
 
         Raises:
-          InputError: a recording that cannot be read, or a model folder without the file.
+          InputError: a recording cannot be read, or the model folder has no `transcription.json`.
         """
         if isinstance(recordings, list):
             return transcription.transcribe(self, self.transcription_config, recordings)
@@ -266,17 +300,18 @@ class SpiritLM:
 
     @functools.cached_property
     def transcription_config(self) -> transcription.TranscriptionConfig:
-        """How it transcribes; raises `InputError` for a model folder that does not say."""
+        """The content of `transcription.json`; raises `InputError` if the model folder has none."""
         return transcription.read_config(self.folder)
 
     def logits(self, prompt: str) -> np.ndarray:
-        """What is expected after every token of a prompt: float32 (tokens, padded vocabulary).
+        """The next-token logits at every token of a prompt: float32 (tokens, padded vocabulary).
 
         Raises:
-          InputError: no prompt string of this model's, or more tokens than it has positions.
+          InputError: the prompt has a unit that the model does not have, or more tokens than the
+            model has positions.
         """
         tokens = self._encode(prompt)
-        self._check_room(tokens)
+        self._check_length(tokens)
         rows = sharding.batch_multiple(self._mesh)
         tokens_bt = np.zeros((rows, bucketing.power_of_two(len(tokens), 16)), np.int32)
         tokens_bt[:, : len(tokens)] = tokens
@@ -288,43 +323,32 @@ class SpiritLM:
         return np.asarray(logits_btv[0, : len(tokens)])
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
-        """How likely continuations are after their contexts.
+        """The log probabilities of continuations, each given its context.
 
         Args:
-          pairs: each a context and its continuation, prompt strings. A context may be "".
+          pairs: (context, continuation) prompt strings. A context may be "".
 
         Returns:
-          For each the sum of its tokens' natural log probabilities, of the whole vocabulary, and
-          their number (no EOS among them).
+          For each pair the sum of the natural log probabilities of the continuation's tokens, over
+          the whole vocabulary, and the number of these tokens. EOS is not counted.
 
         Raises:
-          InputError: a continuation without a token, no prompt strings of this model's, or more
-            tokens than it has positions.
+          InputError: a continuation has no tokens, a string has a unit that the model does not
+            have, or a pair has more tokens than the model has positions.
         """
-        places = []  # tokens, and where the continuation begins
-        for pair in bucketing.as_list(pairs, "pairs"):
-            if not isinstance(pair, tuple | list) or [type(part) for part in pair] != [str, str]:
-                raise InputError(f"A pair is a context and a continuation, not {str(pair)[:40]!r}.")
-            context, continuation = pair
-            before = self.text_tokenizer.encode(context)
-            tokens = self._encode(context + continuation)
-            self._check_room(tokens)
-            same = [a == b for a, b in zip(before, tokens, strict=False)]
-            start = same.index(False) if False in same else len(same)
-            if start == len(tokens):
-                raise InputError(f"The continuation {continuation[:40]!r} has no tokens.")
-            places.append((tokens, start))
+        pairs = bucketing.as_list(pairs, "pairs")
+        encoded = [self._encode_pair(pair) for pair in pairs]
         multiple = sharding.batch_multiple(self._mesh)
         rows = -(-SCORED_ROWS // multiple) * multiple
-        order = sorted(range(len(places)), key=lambda i: len(places[i][0]))
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
         scores: dict[int, tuple[float, int]] = {}
         for first in range(0, len(order), rows):
-            chosen = order[first : first + rows]
-            slots = bucketing.power_of_two(max(len(places[i][0]) for i in chosen), 32)
+            indices = order[first : first + rows]
+            slots = bucketing.power_of_two(max(len(encoded[i][0]) for i in indices), 32)
             tokens_bt, segments_bt = np.zeros((2, rows, slots), np.int32)
             counted_bt = np.zeros((rows, slots), np.float32)
-            for row, i in enumerate(chosen):
-                tokens, start = places[i]
+            for row, i in enumerate(indices):
+                tokens, start = encoded[i]
                 tokens_bt[row, : len(tokens)] = tokens
                 segments_bt[row, : len(tokens)] = 1
                 counted_bt[row, start : len(tokens)] = 1
@@ -332,35 +356,51 @@ class SpiritLM:
             with self._in_mesh():
                 batch = map(place, (tokens_bt, segments_bt, counted_bt))
                 sums_b = np.asarray(_score(self._model, self._params, *batch, self.vocab.size))
-            for row, i in enumerate(chosen):
-                scores[i] = float(sums_b[row]), len(places[i][0]) - places[i][1]
-        return [scores[i] for i in range(len(places))]
+            for row, i in enumerate(indices):
+                tokens, start = encoded[i]
+                scores[i] = float(sums_b[row]), len(tokens) - start
+        return [scores[i] for i in range(len(encoded))]
+
+    def _encode_pair(self, pair: tuple[str, str]) -> tuple[list[int], int]:
+        """(ids of context and continuation, index of the continuation's first token)."""
+        if not isinstance(pair, tuple | list) or [type(part) for part in pair] != [str, str]:
+            raise InputError(f"A pair is a context and a continuation, not {str(pair)[:40]!r}.")
+        context, continuation = pair
+        context_tokens = self.text_tokenizer.encode(context)
+        tokens = self._encode(context + continuation)
+        self._check_length(tokens)
+        # The tokenizer may join the last characters of the context to the continuation.
+        is_same = [a == b for a, b in zip(context_tokens, tokens, strict=False)]
+        start = is_same.index(False) if False in is_same else len(is_same)
+        if start == len(tokens):
+            raise InputError(f"The continuation {continuation[:40]!r} has no tokens.")
+        return tokens, start
 
     def _encode(self, prompt: str) -> list[int]:
-        """Ids of a prompt string, of which every token is one of this model's."""
+        """Ids of a prompt string; raises `InputError` for a unit that the model does not have."""
         tokens = self.text_tokenizer.encode(prompt)
         for part in markup.parse(prompt):
             if part.is_token and part.string not in self._tokens:
                 raise InputError(
-                    f"{part.string} is no unit of this model ({self.folder}). If it is text, give "
-                    "it as a text input."
+                    f"{part.string} is not a unit of this model ({self.folder}). If it is text, "
+                    "give it as a text input."
                 )
         trained = self._model.config.trained_positions
         if 0 < trained < len(tokens) and not self._warned_of_length:
             self._warned_of_length = True
             warnings.warn(
-                f"A prompt has {len(tokens)} tokens, and the model was trained on {trained} at "
-                "most: what it says after so many may be nonsense.",
+                f"A prompt has {len(tokens)} tokens, but the model was trained on sequences of at "
+                f"most {trained}; the output may be poor.",
                 InputWarning,
                 stacklevel=2,
             )
         return tokens
 
-    def _check_room(self, tokens: Sequence[int]) -> None:
+    def _check_length(self, tokens: Sequence[int]) -> None:
         positions = self._model.config.max_positions
         if len(tokens) > positions:
             raise InputError(
-                f"A prompt has {len(tokens)} tokens, and the model has {positions} positions."
+                f"A prompt has {len(tokens)} tokens, but the model has {positions} positions."
             )
 
     def _in_mesh(self):
@@ -377,7 +417,7 @@ class SpiritLM:
         self, prompts, output_modality, generation_config, speaker_id, style_id, options
     ) -> list[list[Output]]:
         if speaker_id is not None or style_id is not None:
-            self.speech_tokenizer.find_voice(speaker_id, style_id)  # complain before the work
+            self.speech_tokenizer.find_voice(speaker_id, style_id)  # raises before generation
         new_ids = self.generate_ids(prompts, output_modality, generation_config, **options)
         generated = [self.text_tokenizer.decode_prompt(ids) for ids in new_ids]
         return self.decode_outputs(prompts, generated, speaker_id, style_id)
@@ -390,13 +430,24 @@ class SpiritLM:
         style_id: int | str | None = None,
         least: int = units.MIN_SPEECH_UNITS,
     ) -> list[list[Output]]:
-        """Text and speech of generated strings, one for each prompt string.
+        """Decodes generated strings to text and speech.
 
-        Both are prompt strings; `text_tokenizer.decode_prompt` gives those of generated ids, in
-        which text that only spells a marker or unit is escaped.
+        Speech that continues the speech at the end of the prompt is synthesised together with it,
+        and the part of the prompt is cut off.
 
-        Speech that follows other content and has fewer than `least` Hu is dropped; speech that goes
-        on from the prompt's is spoken together with it, and the prompt's share is cut off.
+        Args:
+          prompts: prompt strings.
+          generated: for each prompt the generated prompt string, as
+            `text_tokenizer.decode_prompt` returns it.
+          speaker_id: number or name of the vocoder's speaker.
+          style_id: number or name of the vocoder's style.
+          least: speech after other content with fewer Hu units than this is dropped.
+
+        Returns:
+          For each prompt the generated text and speech, in order.
+
+        Raises:
+          InputError: an argument cannot be used, or the speaker or style does not exist.
         """
         prompts = bucketing.as_list(prompts, "prompts")
         generated = bucketing.as_list(generated, "generated strings")
@@ -405,15 +456,15 @@ class SpiritLM:
                 f"There are {len(prompts)} prompts and {len(generated)} generated strings."
             )
         if type(least) is not int or least < 0:
-            raise InputError(f"least is {least!r}; expected a whole number from 0 on.")
+            raise InputError(f"least is {least!r}; expected a whole number from 0.")
         for string in (*prompts, *generated):
             check_unicode(string)
         plans = [units.plan_outputs(*pair, least) for pair in zip(prompts, generated, strict=True)]
-        spoken = [piece for plan in plans for piece in plan if self._can_speak(piece)]
-        if spoken:
+        speech = [piece for plan in plans for piece in plan if self._can_synthesise(piece)]
+        if speech:
             waves = iter(
                 self.speech_tokenizer.decode_batch(
-                    [piece.content for piece in spoken], speaker_id, style_id
+                    [piece.content for piece in speech], speaker_id, style_id
                 )
             )
         outputs = []
@@ -422,7 +473,7 @@ class SpiritLM:
             for piece in plan:
                 if isinstance(piece, str):
                     outputs[-1].append(Output(piece, Modality.TEXT))
-                elif self._can_speak(piece):
+                elif self._can_synthesise(piece):
                     wave = next(waves)
                     wave = wave[math.ceil(len(wave) * piece.skip) :]
                     outputs[-1].append(Output(wave, Modality.SPEECH))
@@ -431,26 +482,23 @@ class SpiritLM:
                     warnings.warn(message, InputWarning, stacklevel=2)
         return outputs
 
-    def _can_speak(self, piece: str | Spoken) -> bool:
-        """Whether it is speech, with what the vocoder needs."""
+    def _can_synthesise(self, piece: str | Spoken) -> bool:
+        """Whether a piece is speech with all the units that the vocoder needs."""
         return isinstance(piece, Spoken) and (not self.vocab.pitch_units or "[Pi" in piece.content)
 
     def _speech_string(self, content: str | Audio | Units) -> str:
         if isinstance(content, str) and content.lstrip().startswith(("[Hu", "[Pi", "[St")):
-            units.from_string(content)  # complains about junk
-            # White space and markers are passed over there, and must not become text here.
+            units.from_string(content)  # raises for anything but units, markers and white space
+            # White space and markers must not become text of the prompt.
             return "".join(p.string for p in markup.parse(content) if markup.UNIT.match(p.string))
-        if isinstance(content, Units):
-            recorded = content
-        else:
-            recorded = self.speech_tokenizer.encode(content)
-        if not len(recorded):
+        encoded = content if isinstance(content, Units) else self.speech_tokenizer.encode(content)
+        if not len(encoded):
             raise InputError("A speech input has no units: it is shorter than 80 ms.")
-        return self.speech_tokenizer.to_string(recorded)
+        return self.speech_tokenizer.to_string(encoded)
 
 
 def _check_dtype(dtype: Any) -> Any:
-    """A dtype of parameters, by name too; raises `InputError` for what is none of real numbers."""
+    """The scalar type for a dtype or its name; raises `InputError` for unsupported dtypes."""
     if dtype is None:
         return None
     try:
@@ -464,11 +512,11 @@ def _check_dtype(dtype: Any) -> Any:
 
 def _merge_options(base: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
     if not isinstance(base, GenerationConfig | None):
-        raise InputError(f"A GenerationConfig was expected, not {type(base).__name__}.")
+        raise InputError(f"Expected a GenerationConfig, not {type(base).__name__}.")
     known = {field.name for field in dataclasses.fields(GenerationConfig)}
     for name in options:
         if name not in known:
-            raise InputError(f"'{name}' is no option; known are {', '.join(sorted(known))}.")
+            raise InputError(f"'{name}' is not an option; known are {', '.join(sorted(known))}.")
     return dataclasses.replace(base or GenerationConfig(), **options)
 
 
@@ -487,8 +535,8 @@ def _score(
     counted_bt: jax.Array,
     tokens: int,
 ) -> jax.Array:
-    """Sums of the log probabilities of the tokens that count; padding rows have none."""
+    """Sum of the log probabilities of the counted tokens of each row: float32 (b,)."""
     logits_btv = _forward(model, params, tokens_bt, segments_bt)[..., :tokens]
     logs_btv = jax.nn.log_softmax(logits_btv.astype(jnp.float32))
-    told_bt = jnp.take_along_axis(logs_btv[:, :-1], tokens_bt[:, 1:, None], axis=-1)[..., 0]
-    return (told_bt * counted_bt[:, 1:]).sum(axis=1)
+    log_probs_bt = jnp.take_along_axis(logs_btv[:, :-1], tokens_bt[:, 1:, None], axis=-1)[..., 0]
+    return (log_probs_bt * counted_bt[:, 1:]).sum(axis=1)

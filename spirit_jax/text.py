@@ -1,13 +1,13 @@
-"""Text tokenizers: a prompt string, with its markers and units, to ids and back.
+"""Text tokenizers: convert a prompt string, with its markers and units, to token ids and back.
 
-Prompt strings are those of `markup`: text that is escaped there gets the ids that it has without
-any markers and units in the vocabulary. Three kinds, told apart by what the folder holds:
+Prompt strings are defined in `markup`; escaped text gets the same ids as with a vocabulary that has
+no markers and units. There are three kinds, chosen by the files of the tokenizer folder:
 
-* `tokenizer.model` with the markers and units as pieces of it: SentencePiece does all of it, so the
-  dummy prefix space stands once, at the start of the whole string;
-* `tokenizer.model` of text alone: the string is split at markers and units first, and each piece
-  of text is encoded by itself, with a dummy prefix of its own (legacy Llama behaviour);
-* `tokenizer.json`, Hugging Face `tokenizers`, for other Llamas: split in the same way.
+* `tokenizer.model` that contains the markers and units as pieces: SentencePiece encodes the whole
+  string, so there is one dummy prefix space, at the start of the string;
+* `tokenizer.model` with text pieces only: the string is split at markers and units, and each text
+  is encoded separately, each with its own dummy prefix (legacy Llama behaviour);
+* `tokenizer.json` of Hugging Face `tokenizers`, for other Llamas: split in the same way.
 """
 
 import functools
@@ -27,11 +27,11 @@ from spirit_jax.vocab import Vocab
 
 
 class TextTokenizer(Protocol):
-    """What every kind can do.
+    """The interface of all text tokenizers.
 
     Attributes:
-      word_prefix: what must stand between a marker and a word for the word's usual first piece:
-        a space, or nothing where the tokenizer puts one there by itself.
+      word_prefix: what to put between a marker and a word so that the word is encoded as it is
+        after a space: " ", or "" if the tokenizer adds a space itself.
     """
 
     word_prefix: str
@@ -39,30 +39,30 @@ class TextTokenizer(Protocol):
     def encode(self, string: str) -> list[int]:
         """Ids of a prompt string, BOS first, no EOS.
 
-        Names of special tokens, such as `<s>`, are text, and so are units that the vocabulary does
-        not have.
+        Names of special tokens, such as `<s>`, are treated as text, and so are units that the
+        vocabulary does not have.
 
         Raises:
-          InputError: no string, or no Unicode text (it holds half a surrogate pair).
+          InputError: not a string, or not valid Unicode (half a surrogate pair).
         """
 
     def decode(self, ids: Sequence[int]) -> str:
-        """What ids say, to be read: markers and units as they are written, BOS and EOS left out.
+        """The readable string of ids: markers and units as "[Hu5]", without BOS and EOS.
 
-        Text that spells a marker or unit cannot be told from it here; see `decode_prompt`.
+        Text that looks like a marker or unit is not escaped; see `decode_prompt`.
 
         Raises:
           InputError: a negative id.
         """
 
     def decode_prompt(self, ids: Sequence[int]) -> str:
-        """The prompt string of ids: as `decode`, with text that looks like a token escaped."""
+        """The prompt string of ids: as `decode`, but text that looks like a token is escaped."""
 
 
 class PieceTokenizer:
-    """SentencePiece with the markers and units among its pieces."""
+    """SentencePiece whose pieces include the markers and units."""
 
-    word_prefix = " "  # the dummy prefix stands once, before the whole string
+    word_prefix = " "  # there is only one dummy prefix, at the start of the string
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor, vocab: Vocab):
         self._processor, self._vocab = processor, vocab
@@ -74,17 +74,17 @@ class PieceTokenizer:
         parts = _split(string, self._ids)
         texts = [part.string for part in parts if not part.is_token]
         if not any(part.is_token for text in texts for part in _split(text, self._ids)):
-            # The whole at once, as the release does it.
+            # No text looks like a token: encode the whole string at once, as the release does.
             ids = self._processor.encode("".join(part.string for part in parts))
             return [self._vocab.bos, *ids]
         ids = [self._vocab.bos]
         if parts[0].is_token:
-            ids += self._processor.encode("[Text]")[:-1]  # the dummy prefix alone
-        for place, part in enumerate(parts):
+            ids += self._processor.encode("[Text]")[:-1]  # only the dummy prefix
+        for number, part in enumerate(parts):
             if part.is_token:
                 ids.append(self._ids[part.string])
             else:
-                ids += self._text_processors[place == 0].encode(part.string)
+                ids += self._text_processors[number == 0].encode(part.string)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -96,18 +96,18 @@ class PieceTokenizer:
         return markup.render(self._parts(ids))
 
     def _parts(self, ids: Sequence[int]) -> Iterator[markup.Part]:
-        first = True  # SentencePiece strips the dummy prefix where nothing precedes it
+        is_first = True  # SentencePiece strips the dummy prefix at the start of the string only
         for token, text_ids in _runs(ids, self._vocab):
             if token is None:
-                part = markup.Part(self._text_processors[first].decode(text_ids))
+                part = markup.Part(self._text_processors[is_first].decode(text_ids))
             else:
                 part = markup.Part(self._strings[token], is_token=True)
             yield part
-            first = first and not part.string
+            is_first = is_first and not part.string
 
     @functools.cached_property
     def _text_processors(self) -> dict[bool, sentencepiece.SentencePieceProcessor]:
-        """SentencePiece of text alone, with (True) and without (False) the dummy prefix."""
+        """SentencePiece with text pieces only, with (True) and without (False) a dummy prefix."""
         model = _keep_pieces(self._processor.serialized_model_proto(), self._vocab.text_size)
         with_prefix, without = (
             sentencepiece.SentencePieceProcessor(model_proto=model) for _ in range(2)
@@ -117,9 +117,9 @@ class PieceTokenizer:
 
 
 class SplitTokenizer:
-    """Markers and units are split off; a text tokenizer does the rest, a piece at a time.
+    """Splits a string at markers and units, and encodes each text between them separately.
 
-    It is told of every text whether the whole string begins with it.
+    `encode_text` and `decode_text` also get whether the text is at the start of the string.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ class SplitTokenizer:
         self._encode_text, self._decode_text, self._vocab = encode_text, decode_text, vocab
         self._ids = _token_ids(vocab)
         self._strings = {token: string for string, token in self._ids.items()}
-        first, second = encode_text("x", False), encode_text("x x", True)
-        self.word_prefix = "" if second[len(second) - len(first) :] == first else " "
+        word, two_words = encode_text("x", False), encode_text("x x", True)
+        self.word_prefix = "" if two_words[len(two_words) - len(word) :] == word else " "
 
     def encode(self, string: str) -> list[int]:
         """See `TextTokenizer`."""
@@ -153,9 +153,9 @@ class SplitTokenizer:
         return markup.render(self._parts(ids))
 
     def _parts(self, ids: Sequence[int]) -> Iterator[markup.Part]:
-        for place, (token, text) in enumerate(_runs(ids, self._vocab)):
+        for number, (token, text_ids) in enumerate(_runs(ids, self._vocab)):
             if token is None:
-                yield markup.Part(self._decode_text(text, place == 0))
+                yield markup.Part(self._decode_text(text_ids, number == 0))
             else:
                 yield markup.Part(self._strings[token], is_token=True)
 
@@ -164,7 +164,7 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
     """The tokenizer of a folder that holds `tokenizer.model` or `tokenizer.json`.
 
     Raises:
-      InputError: neither is there, one is damaged, or its pieces are not those of `vocab`.
+      InputError: neither file exists, a file is damaged, or its pieces do not match `vocab`.
     """
     folder = Path(folder)
     if (folder / "tokenizer.model").is_file():
@@ -172,8 +172,8 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
         if processor.piece_to_id("[Text]") == vocab.text_marker:
             if processor.get_piece_size() < vocab.size:
                 raise InputError(
-                    f"{folder}: tokenizer.model has {processor.get_piece_size()} pieces, and the "
-                    f"vocabulary {vocab.size} tokens."
+                    f"{folder}: tokenizer.model has {processor.get_piece_size()} pieces, but the "
+                    f"vocabulary has {vocab.size} tokens."
                 )
             return PieceTokenizer(processor, vocab)
         pieces = load_piece_text(folder, processor, vocab.text_size)
@@ -184,11 +184,11 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
         strings = vocab.token_strings()
         if any(tokenizer.token_to_id(s) != i for i, s in enumerate(strings, vocab.text_size)):
             raise InputError(
-                f"{folder}: its tokenizer.json does not have the markers and units from id "
-                f"{vocab.text_size} on."
+                f"{folder}: its tokenizer.json does not have the markers and units at the ids from "
+                f"{vocab.text_size}."
             )
-        # Text that spells a special token gets the ids of its characters. The markers and units
-        # are split off before, so that inside a text they are text too.
+        # Text that looks like a special token gets the ids of its characters. The string is split
+        # at markers and units before, so within a text they are text too.
         tokenizer.add_special_tokens(strings)
         tokenizer.encode_special_tokens = True
         return SplitTokenizer(
@@ -200,31 +200,31 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
 
 
 def check_unicode(string: str) -> None:
-    """Raises `InputError` for what is no string, or one with half a surrogate pair."""
+    """Raises `InputError` unless the argument is a string without half a surrogate pair."""
     if not isinstance(string, str):
         raise InputError(f"A text must be a string, not {type(string).__name__}.")
     try:
         string.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"The text {string[:40]!a} is not valid Unicode: it has half a character at "
-            f"{error.start}."
+            f"The text {string[:40]!a} is not valid Unicode: it has half a surrogate pair at "
+            f"position {error.start}."
         ) from error
 
 
 def learn_text_tokenizer(folder: str | Path, lines: Iterable[str], pieces: int) -> None:
-    """Writes a `tokenizer.model` as Llama's are: BPE, with bytes for characters it has not seen.
+    """Trains a `tokenizer.model` like Llama's: BPE with byte fallback for unseen characters.
 
-    Spaces are kept as they are: several, and those at the ends.
+    All spaces are kept, including repeated, leading and trailing ones.
 
     Args:
-      folder: to write to.
-      lines: of text to learn from.
-      pieces: of the vocabulary, the 256 bytes and <unk>, <s>, </s> among them.
+      folder: the folder to write to.
+      lines: the training text.
+      pieces: size of the vocabulary, including the 256 bytes and <unk>, <s>, </s>.
 
     Raises:
-      InputError: the text does not suffice for so many pieces, or has more characters than that;
-        or it is no Unicode text.
+      InputError: the text is too short for the number of pieces, has more different characters
+        than pieces, or is not valid Unicode.
     """
     model = io.BytesIO()
     try:
@@ -239,27 +239,27 @@ def learn_text_tokenizer(folder: str | Path, lines: Iterable[str], pieces: int) 
             max_sentence_length=1 << 30,  # bytes; longer lines would be left out
             minloglevel=2,
         )
-    except InputError:  # of a line
+    except InputError:  # raised by `_training_lines`
         raise
     except (RuntimeError, TypeError, ValueError, OSError, MemoryError) as error:
         reason = files.describe(error)
-        largest = re.search(r"value <= (\d+)", reason)  # the trainer names its source line too
+        largest = re.search(r"value <= (\d+)", reason)
         if largest:
-            reason = f"the text suffices for at most {largest[1]}; give more text or fewer pieces"
-        raise InputError(f"A tokenizer of {pieces} pieces cannot be learnt ({reason}).") from error
+            reason = f"the text is enough for at most {largest[1]}; give more text or fewer pieces"
+        raise InputError(f"A tokenizer of {pieces} pieces cannot be trained ({reason}).") from error
     with files.whole_file(Path(folder) / "tokenizer.model") as unfinished:
         unfinished.write_bytes(model.getvalue())
 
 
 def _training_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Lines without the characters for which SentencePiece's trainer skips a line."""
+    """Lines, split at the characters for which SentencePiece's trainer would skip a whole line."""
     for line in lines:
         check_unicode(line)
         yield from filter(None, re.split("[\\0\t\n\u2585]", line))
 
 
 def load_sentencepiece(path: str | Path) -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece model; raises `InputError` for a file that is none."""
+    """Loads a SentencePiece model; raises `InputError` if the file is damaged or something else."""
     checksums.check_file(path)
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -268,16 +268,19 @@ def load_sentencepiece(path: str | Path) -> sentencepiece.SentencePieceProcessor
 
 
 def load_tokenizers(path: str | Path) -> tokenizers.Tokenizer:
-    """A Hugging Face `tokenizers` model; raises `InputError` for a file that is none.
+    """Loads a Hugging Face `tokenizers` model.
 
-    What a file may keep of its last use is switched off: truncation and padding, and the random
-    choices of BPE dropout and of Unigram sampling, which are for training.
+    Truncation, padding, BPE dropout and Unigram sampling, which the file may have switched on, are
+    switched off.
+
+    Raises:
+      InputError: the file is damaged or something else.
     """
     checksums.check_file(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
-        reason = "is not a tokenizer.json that can be read."
+        reason = "is not a valid tokenizer.json."
         raise files.unreadable(path, error, reason) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -292,7 +295,7 @@ def _token_ids(vocab: Vocab) -> dict[str, int]:
 
 
 def _split(string: str, ids: Mapping[str, int]) -> list[markup.Part]:
-    """The texts of a prompt string, and the tokens that a vocabulary has; others are text."""
+    """The texts and tokens of a prompt string; tokens that are not in `ids` become text."""
     check_unicode(string)
     parts: list[markup.Part] = []
     for part in markup.parse(string):
@@ -305,14 +308,14 @@ def _split(string: str, ids: Mapping[str, int]) -> list[markup.Part]:
 
 
 def _runs(ids: Sequence[int], vocab: Vocab) -> Iterator[tuple[int | None, list[int]]]:
-    """(id of a marker or unit, []), or (None, the ids of the text between two of them).
+    """Splits ids into (id of a marker or unit, []) and (None, text ids between two of them).
 
-    Padding rows, which no token has, are left out.
+    Ids of padding rows of the embedding are dropped.
     """
     text: list[int] = []
     for token in ids:
         if token < 0:
-            raise InputError(f"There is no token {token}.")
+            raise InputError(f"Token {token} does not exist.")
         if token < vocab.text_size:
             text.append(token)
         elif token < vocab.size:
@@ -325,41 +328,41 @@ def _runs(ids: Sequence[int], vocab: Vocab) -> Iterator[tuple[int | None, list[i
 
 
 def _keep_pieces(model: bytes, count: int) -> bytes:
-    """A serialized SentencePiece model with its first `count` pieces alone.
+    """A serialized SentencePiece model with only its first `count` pieces.
 
-    It is a protocol buffer message, whose field 1 is repeated, a piece each
-    (sentencepiece_model.proto). The message is cut without decoding the rest of it.
+    The model is a protocol buffer message in which field 1 is repeated, once for each piece
+    (sentencepiece_model.proto). Its other fields are copied without decoding them.
     """
-    kept, place, pieces = [], 0, 0
-    while place < len(model):
-        start = place
-        key, place = _read_varint(model, place)
+    fields, position, pieces = [], 0, 0
+    while position < len(model):
+        start = position
+        key, position = _read_varint(model, position)
         field, wire_type = key >> 3, key & 7
         if wire_type == 0:
-            _, place = _read_varint(model, place)
+            _, position = _read_varint(model, position)
         elif wire_type == 2:
-            length, place = _read_varint(model, place)
-            place += length
+            length, position = _read_varint(model, position)
+            position += length
         else:
-            place += {1: 8, 5: 4}[wire_type]
+            position += {1: 8, 5: 4}[wire_type]
         pieces += field == 1
         if field != 1 or pieces <= count:
-            kept.append(model[start:place])
-    return b"".join(kept)
+            fields.append(model[start:position])
+    return b"".join(fields)
 
 
-def _read_varint(data: bytes, place: int) -> tuple[int, int]:
-    """(a number in seven bits a byte, the place behind it)."""
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """(value, end position) of a protocol buffer varint: seven bits a byte, lowest first."""
     number = shift = 0
     while True:
-        number |= (data[place] & 0x7F) << shift
-        place, shift = place + 1, shift + 7
-        if not data[place - 1] & 0x80:
-            return number, place
+        number |= (data[position] & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if not data[position - 1] & 0x80:
+            return number, position
 
 
 def _check_size(folder: Path, pieces: int, vocab: Vocab) -> None:
     if pieces != vocab.text_size:
         raise InputError(
-            f"{folder}: has {pieces} text pieces, and the vocabulary {vocab.text_size}."
+            f"{folder}: has {pieces} text pieces, but the vocabulary has {vocab.text_size}."
         )

@@ -1,7 +1,7 @@
-"""The id layout of one stream of tokens: text pieces, two markers, then Hu, Pi and St units.
+"""The layout of token ids: text pieces, two markers, then Hu, Pi and St units.
 
-It is data, kept in the model folder, since it differs with the text vocabulary. No token id is a
-literal outside this file.
+The layout depends on the text vocabulary, so it is stored in the model folder (`vocab.json`). No
+other file contains a literal token id.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS = 501, 64, 100  # 500 phonetic units and 
 
 
 class Modality(enum.StrEnum):
-    """What a prompt's item is, or what is to be generated."""
+    """The modality of a prompt's input, or of what is generated."""
 
     TEXT = "text"
     SPEECH = "speech"
@@ -25,7 +25,7 @@ class Modality(enum.StrEnum):
 
     @classmethod
     def of(cls, name: "str | Modality") -> "Modality":
-        """The modality of a name in any case; raises `InputError` for another."""
+        """The modality with a name in upper or lower case; raises `InputError` if unknown."""
         return cls(name)
 
     @classmethod
@@ -33,18 +33,21 @@ class Modality(enum.StrEnum):
         for modality in cls:
             if isinstance(value, str) and value.lower() == modality.value:
                 return modality
-        raise InputError(f"'{str(value)[:80]}' is no modality; known are {', '.join(cls)}.")
+        raise InputError(f"'{str(value)[:80]}' is not a modality; known are {', '.join(cls)}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """Where each kind of token stands; after `text_size` text pieces come the markers, Hu, Pi, St.
+    """The layout of token ids: `text_size` text pieces, the two markers, Hu, Pi and St units.
 
     Attributes:
-      text_size: text pieces, with ids from 0.
-      bos, eos: the id a prompt begins with, and those that end a generation.
-      padded_size: rows of the embedding; those past the last token are never sampled.
-      hubert_units, pitch_units, style_units: tokens of each stream; 0 if the model has none.
+      text_size: number of text pieces; their ids begin at 0.
+      bos: id at the start of every prompt.
+      eos: ids that end a generation.
+      padded_size: rows of the embedding; those after the last token are never sampled.
+      hubert_units: number of Hu tokens.
+      pitch_units: number of Pi tokens; 0 for a Base model.
+      style_units: number of St tokens; 0 for a Base model.
     """
 
     text_size: int = 32000
@@ -69,13 +72,14 @@ class Vocab:
         )
         if self.padded_size < self.size:
             raise InputError(
-                f"The embedding has {self.padded_size} rows, and the vocabulary {self.size} tokens."
+                f"The embedding has {self.padded_size} rows, but the vocabulary has {self.size} "
+                "tokens."
             )
         if not self.eos:
             raise InputError("There is no EOS; a vocabulary needs at least one.")
         for token in (self.bos, *self.eos):
             if not 0 <= token < self.text_size:
-                raise InputError(f"BOS or EOS {token} is none of {self.text_size} text pieces.")
+                raise InputError(f"BOS or EOS {token} is not one of {self.text_size} text pieces.")
 
     @classmethod
     def make(
@@ -89,12 +93,20 @@ class Vocab:
     ) -> "Vocab":
         """The layout of a "base" or "expressive" model.
 
-        `padded_size` is rounded up to a multiple of 128 if not given (the release's embeddings
-        have 32,512 rows for 32,503 tokens and 32,768 for 32,667). `units` are the numbers of
-        phonetic, pitch and style units, of which a "base" model has the first kind alone.
+        Args:
+          kind: "base" or "expressive".
+          text_size: number of text pieces.
+          bos: id of BOS.
+          eos: ids of EOS.
+          padded_size: rows of the embedding; by default the number of tokens, rounded up to a
+            multiple of 128 (the release has 32,512 rows for 32,503 tokens, and 32,768 for 32,667).
+          units: numbers of phonetic, pitch and style units; a base model uses only the first.
+
+        Raises:
+          InputError: the kind is unknown, or a number is out of range.
         """
         if kind not in ("base", "expressive"):
-            raise InputError(f"'{kind}' is no kind of model; known are base and expressive.")
+            raise InputError(f"'{kind}' is not a kind of model; known are base and expressive.")
         units = (units[0], 0, 0) if kind == "base" else units
         size = text_size + 2 + sum(units)
         rows = -(-size // 128) * 128 if padded_size is None else padded_size
@@ -117,11 +129,11 @@ class Vocab:
 
     @property
     def size(self) -> int:
-        """Tokens in all, padding rows left out."""
+        """Number of tokens, without padding rows."""
         return self.first_unit + self.hubert_units + self.pitch_units + self.style_units
 
     def token_strings(self) -> list[str]:
-        """The markers and units as they are written, in the order of their ids from `text_size`."""
+        """The strings of the markers and units, in the order of their ids from `text_size`."""
         streams = (("Hu", self.hubert_units), ("Pi", self.pitch_units), ("St", self.style_units))
         units = [f"[{name}{i}]" for name, count in streams for i in range(count)]
         return ["[Text]", "[Speech]", *units]
@@ -130,9 +142,12 @@ class Vocab:
         """Raises an `InputError` for units that have no token.
 
         Args:
-          streams: the fields of `Units`. Pitch and style units count where the model has such
-            tokens.
-          name: of what has the units, for the message.
+          streams: the fields of `Units`, by name. Pitch and style units are only checked if the
+            model has such tokens.
+          name: what the units belong to, for the message.
+
+        Raises:
+          InputError: a unit is negative or too large.
         """
         counts = {
             "hubert": self.hubert_units,
@@ -145,12 +160,12 @@ class Vocab:
             for unit in (int(np.min(stream)), int(np.max(stream))):
                 if not 0 <= unit < counts[kind]:
                     raise InputError(
-                        f"{name}: has the {kind} unit {unit}, and the model knows 0 to "
-                        f"{counts[kind] - 1}; are its units another tokenizer's?"
+                        f"{name}: has the {kind} unit {unit}, but the model has 0 to "
+                        f"{counts[kind] - 1}; are its units from another tokenizer?"
                     )
 
     def allowed(self, modality: "str | Modality") -> np.ndarray:
-        """bool (padded_size,): the ids that may be generated; EOS always, padding rows never."""
+        """bool (padded_size,): ids that may be generated, with EOS and without padding rows."""
         modality = Modality.of(modality)
         ids = np.arange(self.padded_size)
         if modality is Modality.TEXT:

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -32,6 +35,37 @@ def test_a_folder_is_whole_or_absent_also_after_a_kill(tmp_path):
     assert os.listdir(path) == ["a"]
     with pytest.raises(InputError, match="exists already"), files.whole_folder(path):
         pass
+
+
+def test_a_running_writer_of_the_same_output_is_left_alone(tmp_path):
+    path, file = tmp_path / "model", tmp_path / "a.json"
+    script = (
+        "import sys; from spirit_jax import files\n"
+        "with files.whole_folder(sys.argv[1]) as folder, files.whole_file(sys.argv[2]) as name:\n"
+        "    (folder / 'a').write_text('first'); name.write_text('first')\n"
+        "    print('started', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(path), str(file)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout.readline() == "started\n"
+        with files.whole_folder(path) as folder, files.whole_file(file) as name:
+            assert not list(folder.iterdir())
+            (folder / "a").write_text("second")
+            name.write_text("second")
+        errors = first.communicate()[1]
+    assert "exists already" in errors and first.returncode
+    assert (path / "a").read_text() == "second" and file.read_text() in ("first", "second")
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "model"]
+
+
+def test_threads_that_write_the_same_file_each_write_it_whole(tmp_path):
+    texts = [str(number) * 10_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: files.write_text(tmp_path / "a", text), texts * 8))
+    assert (tmp_path / "a").read_text() in texts
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):

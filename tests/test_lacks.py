@@ -21,7 +21,7 @@ from spirit_jax.data.manifest import Row, read_source
 from spirit_jax.data.toy import make_utterances
 from spirit_jax.data.word_times import read_textgrid, read_whisperx
 from spirit_jax.errors import InputError, LackError
-from spirit_jax.evaluation import answers
+from spirit_jax.evaluation import scoring
 from spirit_jax.evaluation.configs import EvalConfig
 from spirit_jax.training import unit_targets
 
@@ -88,7 +88,7 @@ READERS = {  # (the library's call, what reads by it)
     "labels": ("numpy.load", lambda d: unit_targets.keep(d / "kept.npz", "", [], dict)),
     "F0": ("numpy.load", lambda d: f0_cache._is_whole(d / "kept.npz")),
     "arrays": ("orbax.checkpoint.v1.metadata", lambda d: checkpoint.read_shapes(d)),
-    "judge": ((subprocess, "run"), lambda d: answers.ask_judge(["x"], ["line"])),
+    "judge": ((subprocess, "run"), lambda d: scoring.ask_judge(["x"], ["line"])),
 }
 
 

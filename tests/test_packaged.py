@@ -9,7 +9,7 @@ from spirit_jax import SpeechTokenizer, f0, model_folder
 from spirit_jax.audio import load_audio
 from spirit_jax.data import augment
 from spirit_jax.errors import InputError
-from spirit_jax.evaluation.units import unit_edit_distance
+from spirit_jax.evaluation.unit_distance import unit_edit_distance
 
 NAMES = "spirit-tiny-base", "spirit-tiny-expressive"
 

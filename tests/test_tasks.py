@@ -22,7 +22,7 @@ from spirit_jax import (
     model_folder,
 )
 from spirit_jax.data.manifest import Item
-from spirit_jax.evaluation import answers, pairs, run, tasks
+from spirit_jax.evaluation import pairs, run, scoring, tasks
 
 QUIET = Console(quiet=True)
 # says of each sound how long it is, of each text how many letters it has
@@ -56,11 +56,11 @@ def ask(lm, folder, *others, **fields):
 
 
 def test_error_rates_are_edits_in_a_hundred():
-    rates = answers.error_rates(["Turn on, the LIGHTS!", "yes"], ["turn on lights", "yes yes"])
+    rates = scoring.error_rates(["Turn on, the LIGHTS!", "yes"], ["turn on lights", "yes yes"])
     assert rates == {"wer": 100 * 2 / 5, "cer": 100 * (4 + 4) / (18 + 3)}
-    assert answers.accuracy(["open door", "no"], ["Open door.", "yes"]) == 50
+    assert scoring.accuracy(["open door", "no"], ["Open door.", "yes"]) == 50
     with pytest.raises(InputError, match="no words"):
-        answers.error_rates(["..."], ["a"])
+        scoring.error_rates(["..."], ["a"])
 
 
 @pytest.mark.parametrize(
@@ -85,16 +85,16 @@ def test_error_rates_are_edits_in_a_hundred():
     ],
 )
 def test_words_of_all_languages_are_compared_by_what_tells_them_apart(wanted, given, words, wrong):
-    rates = answers.error_rates([wanted], [given])
+    rates = scoring.error_rates([wanted], [given])
     assert rates["wer"] == pytest.approx(100 * wrong / words)
     assert (rates["cer"] == 0) == (wrong == 0)
-    assert answers.accuracy([wanted], [given]) == (0 if wrong else 100)
+    assert scoring.accuracy([wanted], [given]) == (0 if wrong else 100)
 
 
 def test_the_language_can_be_said_and_an_empty_answer_is_all_wrong():
-    assert answers.error_rates(["il est six"], ["il est 6"], "fr")["wer"] == pytest.approx(100 / 3)
-    assert answers.error_rates(["a b", ""], ["", "c"], "de")["wer"] == pytest.approx(150)
-    assert answers.accuracy(["?", "um"], ["!", "um"]) == 50
+    assert scoring.error_rates(["il est six"], ["il est 6"], "fr")["wer"] == pytest.approx(100 / 3)
+    assert scoring.error_rates(["a b", ""], ["", "c"], "de")["wer"] == pytest.approx(150)
+    assert scoring.accuracy(["?", "um"], ["!", "um"]) == 50
 
 
 def test_a_prompt_has_shots_of_others_and_then_the_question(lm, manifest, tmp_path):
@@ -339,7 +339,7 @@ def test_a_speech_tokenizer_is_known_by_its_networks_wherever_they_lie(base_fold
     [("abc", ["a", "b", "c"]), (["a"], ["a", "b"]), ([], []), ([None], ["a"]), ([3], [3])],
 )
 def test_answers_that_are_no_texts_of_the_references_are_named(wanted, given):
-    for compare in (answers.error_rates, answers.accuracy):
+    for compare in (scoring.error_rates, scoring.accuracy):
         with pytest.raises(InputError, match="text|references"):
             compare(wanted, given)
 
@@ -347,4 +347,4 @@ def test_answers_that_are_no_texts_of_the_references_are_named(wanted, given):
 def test_english_in_ligatures_full_width_or_with_primes_is_english():
     wanted = ["\ufb01ve o\ufb03ces", "\uff21\uff22\uff23 twenty one", "don\u2032t", "it\u02bcs"]
     given = ["5 offices", "abc 21", "don't", "it is"]
-    assert answers.error_rates(wanted, given)["wer"] == 0
+    assert scoring.error_rates(wanted, given)["wer"] == 0

@@ -20,7 +20,7 @@ from spirit_jax.data import augment
 from spirit_jax.data.augment import AugmentConfig
 from spirit_jax.data.speech import SpeechDataConfig, read_items
 from spirit_jax.errors import InputError
-from spirit_jax.evaluation import units as evaluation
+from spirit_jax.evaluation import unit_distance as evaluation
 from spirit_jax.models import hubert
 from spirit_jax.models.hubert import HubertConfig, QuantizerConfig
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig

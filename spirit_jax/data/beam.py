@@ -57,7 +57,7 @@ def run(
     output, model = Path(output), None if model is None else Path(model)
     tokenizer = SpeechTokenizer.from_pretrained(model) if model is not None else None
     with prepare.hold_part(output, 1):
-        made_of = prepare.begin(output, source, tokenizer, config, part=1, parts=1)
+        made_of = prepare.begin(output, source, tokenizer, config, parts=1)
         waiting = list(prepare.portions(source, config, 1, 1))
         with apache_beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
             _ = (

@@ -108,11 +108,8 @@ def _compute(job: tuple[list[Audio], Path], resolution: float) -> None:
         "f0": np.concatenate([one.f0_t for one in tracks]),
         "voiced": np.concatenate([one.voiced_t for one in tracks]).astype(bool),
     }
-    # The process in the name: another run may be writing the same file.
-    mine = path.with_name(f"{path.stem}-{os.getpid()}{path.suffix}")
-    with files.whole_file(mine) as unfinished, open(unfinished, "wb") as file:
+    with files.whole_file(path) as unfinished, open(unfinished, "wb") as file:
         np.savez(file, **arrays)
-    mine.replace(path)
 
 
 def _is_whole(path: Path) -> bool:

@@ -68,7 +68,7 @@ def prepare(
         waiting = portions(source, config, part, parts)
         first = list(itertools.islice(waiting, 1))  # a source that is none leaves nothing behind
         with hold_part(output, part) as held:
-            made_of = begin(output, source, tokenizer, config, part, parts)
+            made_of = begin(output, source, tokenizer, config, parts)
             for portion in itertools.chain(first, waiting):
                 held.check()
                 make_shard(portion, output, tokenizer, config)
@@ -89,7 +89,6 @@ def begin(
     source: str,
     tokenizer: SpeechTokenizer | None,
     config: PrepareConfig,
-    part: int,
     parts: int,
 ) -> dict[str, Any]:
     """Notes what the folder is made of, and returns it.
@@ -110,10 +109,7 @@ def begin(
     }
     note = output / PREPARED
     if not note.is_file():
-        # Parts may start at the same time, so each writes a file of its own.
-        mine = output / f"prepare-{part:05d}.json"
-        checksums.write_json(mine, made_of)
-        mine.replace(note)
+        checksums.write_json(note, made_of)
     before = checksums.read_json(note)
     for name, value in made_of.items():
         if before.get(name) != value:

@@ -27,9 +27,9 @@ class TaskConfig:
       limit: items that are drawn; 0 for all.
       speakers: whose recordings are taken; all by default.
       voice: that speaks answers of speech; the default one if "".
-      judge: see `answers.ask_judge`; needed to compare speech. Texts are compared as they are
+      judge: see `scoring.ask_judge`; needed to compare speech. Texts are compared as they are
         without one.
-      language: of the words that are compared, such as "en" or "hi"; see `answers.normalise`.
+      language: of the words that are compared, such as "en" or "hi"; see `scoring.normalise`.
       generation: how answers are made.
     """
 

@@ -20,7 +20,7 @@ from spirit_jax.audio import SAMPLE_RATE, AudioPiece, write_wav
 from spirit_jax.data.manifest import Item, read_source
 from spirit_jax.data.speech import draw_items
 from spirit_jax.errors import InputError
-from spirit_jax.evaluation import answers
+from spirit_jax.evaluation import scoring
 from spirit_jax.evaluation.configs import TaskConfig
 from spirit_jax.spiritlm import SpiritLM
 from spirit_jax.vocab import Modality
@@ -73,14 +73,14 @@ def run_task(
         given = [str(path) for path in paths]
     if task.judge:
         with console.status(f"{task.name}: judging"):
-            given = answers.ask_judge(task.judge, given)
+            given = scoring.ask_judge(task.judge, given)
     for row, prompt, answer in zip(rows, prompts, given, strict=True):
         row |= {"given": answer, "prompt": prompt}
     wanted = [row["wanted"] for row in rows]
     if task.compare == "words":
-        return answers.error_rates(wanted, given, task.language), rows
+        return scoring.error_rates(wanted, given, task.language), rows
     commonest = max(map(wanted.count, wanted)) / len(wanted)
-    accuracy = answers.accuracy(wanted, given, task.language)
+    accuracy = scoring.accuracy(wanted, given, task.language)
     return {"accuracy": accuracy, "commonest": 100 * commonest}, rows
 
 
@@ -98,7 +98,7 @@ def check_task(lm: SpiritLM, task: TaskConfig, folder: Path, seed: int) -> None:
     for _ in _prompts(lm, task, items, check_audio, seed):
         pass
     if task.judge:
-        answers.check_judge(task.judge)
+        scoring.check_judge(task.judge)
 
 
 def check_audio(audio: Any) -> str:

@@ -25,7 +25,7 @@ from spirit_jax.data import augment
 from spirit_jax.data.augment import AugmentConfig
 from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.errors import InputError
-from spirit_jax.evaluation.units import unit_edit_distance
+from spirit_jax.evaluation.unit_distance import unit_edit_distance
 from spirit_jax.models import hubert
 from spirit_jax.models.frames import length_mask
 from spirit_jax.models.hubert import HubertUnits, QuantizerConfig, fill_blanks

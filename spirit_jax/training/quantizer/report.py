@@ -7,7 +7,7 @@ import numpy as np
 
 from spirit_jax.audio import SAMPLE_RATE, write_wav
 from spirit_jax.data.speech import Row
-from spirit_jax.evaluation.units import unit_edit_distance
+from spirit_jax.evaluation.unit_distance import unit_edit_distance
 from spirit_jax.models.wav2vec2 import TrunkConfig
 from spirit_jax.training.hubert.report import draw_spectrogram
 
