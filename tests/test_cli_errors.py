@@ -57,7 +57,7 @@ CASES = [
     (f"prepare {RUN} out --shard 1/2 --distributed", "--shard and --distributed"),
     (f"prepare {ITEMS} out --model spirit-tiny-bse", "Did you mean spirit-tiny-base?"),
     (f"prepare {ITEMS} {RUN}", "is a file; a folder was expected"),
-    (f"prepare {RUN} out", "run.yaml: is no source. Expected a manifest (.jsonl, .json"),
+    (f"prepare {RUN} out", "run.yaml: is not a source. Expected a manifest (.jsonl, .json"),
     (f"prepare {TSV} out", "a.tsv: is no source"),
     (f"prepare {WAV} out", "a.wav: is a recording; give the folder"),
     (f"prepare {ITEMS} out --overwrite", "--overwrite is for --plot. A corpus is not replaced"),

@@ -65,7 +65,7 @@ def test_half_a_character_costs_its_own_item_alone(cases, tmp_path):
         shutil.copy(cases / "manifests" / name, tmp_path)
     lines = (tmp_path / "surrogate.jsonl").read_text().replace('"audio"', '"x"')
     (tmp_path / "surrogate.jsonl").write_text(lines)
-    with pytest.warns(InputWarning, match="does not read the fields x"):
+    with pytest.warns(InputWarning, match="the fields x are ignored"):
         report = prepare(str(tmp_path / "surrogate.jsonl"), tmp_path / "corpus", None)
     assert (report["items"], report["rejected"]) == (1, 1)
     (path,) = (tmp_path / "corpus").glob("rejects-*.jsonl")
@@ -203,20 +203,20 @@ def test_what_is_not_understood_is_named_once_with_counts(tmp_path):
     with pytest.warns(InputWarning) as caught:
         items = list(read_source(source))
     fields, labels = (str(one.message) for one in caught)
-    assert "does not read the fields lang (3 items), pred_text (1 items)" in fields
+    assert "the fields lang (3 items), pred_text (1 items) are ignored" in fields
     assert "left out 2 words that are labels" in labels
     assert [word for word, _, _ in items[0].words] == ["t"]
 
 
 def test_ids_that_come_twice_are_rejected(tmp_path):
     source = write(tmp_path / "m.jsonl", *({"id": name, "text": "t"} for name in ("7", 7, "8")))
-    assert [item.problem for item in read_source(source)] == ["", "The id is there twice.", ""]
+    assert [item.problem for item in read_source(source)] == ["", "The id is not unique.", ""]
 
 
 def test_sources_that_are_no_manifest_are_named(tone, tmp_path):
     write(tmp_path / "array.json", "", "[", '{"id": "a", "text": "t"}', "]")
     for name, named in (
-        ("array.json", "is a JSON array, not a JSON object a line"),
+        ("array.json", "is a JSON array; expected a JSON object"),
         ("a.wav", "is a recording"),
         ("gone.jsonl", "no such file or folder"),
         ("x\0y", "no such file or folder"),
@@ -356,4 +356,4 @@ def test_pieces_and_bad_words_are_prepared(tone, tmp_path, expressive_folder):
 
 def test_two_recordings_of_an_item_are_named(tone, tmp_path):
     item = read_one(tmp_path, id="a", audio="tone.wav", audio_filepath="other.wav")
-    assert "another 'audio_filepath'" in item.problem
+    assert "both 'audio' and 'audio_filepath'" in item.problem

@@ -323,7 +323,7 @@ def test_units_of_another_tokenizer_are_refused(corpus, tokenizer, tmp_path, qui
 @pytest.mark.parametrize(
     ("units", "message"),
     [
-        (Units([3, 501]), "the hubert unit 501, and the model knows 0 to 500"),
+        (Units([3, 501]), "the hubert unit 501, but the model has 0 to 500"),
         (Units([-1]), "the hubert unit -1"),
         (Units([3], [64], [1]), "the pitch unit 64"),
         (Units([3], [1], [100]), "the style unit 100"),

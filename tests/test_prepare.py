@@ -127,7 +127,7 @@ def test_a_stopped_run_goes_on_where_it_was(recordings, tokenizer, tmp_path):
 def test_other_settings_in_the_same_folder_are_refused(recordings, tokenizer, tmp_path):
     source = str(recordings / "all.jsonl")
     prepare(source, tmp_path, tokenizer, PrepareConfig(shard_items=3))
-    with pytest.raises(InputError, match="was begun with shard_items 3, and now it is 4"):
+    with pytest.raises(InputError, match="was started with shard_items 3, and now it is 4"):
         prepare(source, tmp_path, tokenizer, PrepareConfig(shard_items=4))
 
 
@@ -349,7 +349,7 @@ def test_what_changed_since_a_preparation_began_is_noticed(recordings, tokenizer
     prepare(source, tmp_path / "a", tokenizer, config)
     text = (folder / "all.jsonl").read_text()
     (folder / "all.jsonl").write_text(text.replace("number 5", "number 6"))
-    with pytest.raises(InputError, match="was begun with source content"):
+    with pytest.raises(InputError, match="was started with source content"):
         prepare(source, tmp_path / "a", tokenizer, config)
     (folder / "all.jsonl").write_text(text)
     wave = 0.1 * np.random.default_rng(9).standard_normal(9000)
@@ -358,7 +358,7 @@ def test_what_changed_since_a_preparation_began_is_noticed(recordings, tokenizer
         prepare(source, tmp_path / "a", tokenizer, config)
     prepare(str(folder), tmp_path / "b", tokenizer, config)
     soundfile.write(folder / "added.flac", wave, 8000)
-    with pytest.raises(InputError, match="was begun with source content"):
+    with pytest.raises(InputError, match="was started with source content"):
         prepare(str(folder), tmp_path / "b", tokenizer, config)
 
 

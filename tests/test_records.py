@@ -41,7 +41,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
 def test_missing_and_truncated_shards_are_named(tmp_path):
-    with pytest.raises(InputError, match="holds no prepared corpus"):
+    with pytest.raises(InputError, match="has no prepared corpus"):
         Corpus(tmp_path)
     path = tmp_path / "x.arrayrecord"
     write_shard(path, UTTERANCES * 50)
@@ -84,17 +84,17 @@ def test_missing_added_and_exchanged_shards_are_noticed(tmp_path):
             (lambda folder: (folder / "x-2.arrayrecord").unlink(), "x-2.arrayrecord is missing"),
             (
                 lambda folder: shutil.copy(folder / "x-0.arrayrecord", folder / "y.arrayrecord"),
-                "y.arrayrecord is there, which prepare did not write",
+                "y.arrayrecord is not in the list of its shards",
             ),
             (
                 lambda folder: shutil.copy(folder / "x-0.arrayrecord", folder / "x-1.arrayrecord"),
-                "x-1.arrayrecord: is not what prepare wrote",
+                "x-1.arrayrecord: its checksum is not the listed one",
             ),
-            (swap, "x-0.arrayrecord: is not what prepare wrote"),
-            (flip, "x-1.arrayrecord: is not what prepare wrote"),
+            (swap, "x-0.arrayrecord: its checksum is not the listed one"),
+            (flip, "x-1.arrayrecord: its checksum is not the listed one"),
             (
                 lambda folder: os.truncate(folder / "x-1.arrayrecord", 1000),
-                "has 1000 bytes, and prepare wrote",
+                "has 1000 bytes, but prepare wrote",
             ),
         )
     ):

@@ -199,7 +199,7 @@ def test_options_override_a_config(lm):
         (lambda lm: lm.generate(5), "list of inputs was expected, not int"),
         (lambda lm: lm.generate([(5, "a")]), "'5' is no modality"),
         (lambda lm: lm.generate(prompt=["a"]), "must be a string, not list"),
-        (lambda lm: lm.generate(prompt="[Text]a[Hu501]"), r"\[Hu501\] is no unit of this model"),
+        (lambda lm: lm.generate(prompt="[Text]a[Hu501]"), r"\[Hu501\] is not a unit of this model"),
         (lambda lm: lm.generate([("speech", "[Hu7][Hu999]")]), r"\[Hu999\] is no unit"),
         (lambda lm: lm.generate([("speech", Units([7, 999]))]), r"\[Hu999\] is no unit"),
         (lambda lm: lm.generate([("speech", Units([7, -1]))]), "no hubert unit -1"),
@@ -277,7 +277,7 @@ def test_folders_that_do_not_fit_are_named(base_folder, expressive_folder, tmp_p
         lm.generate([("speech", np.zeros(16_000))])
 
     shutil.copytree(expressive_folder / "speech_tokenizer", text_only / "speech_tokenizer")
-    with pytest.raises(InputError, match="kind base, and the speech tokenizer expressive"):
+    with pytest.raises(InputError, match="kind base, but the speech tokenizer of kind expressive"):
         SpiritLM.from_pretrained(text_only)
 
     vocab = tmp_path / "vocab"
@@ -285,7 +285,7 @@ def test_folders_that_do_not_fit_are_named(base_folder, expressive_folder, tmp_p
     (vocab / "checksums.json").unlink()  # it is edited by hand
     values = json.loads((vocab / "vocab.json").read_text())
     (vocab / "vocab.json").write_text(json.dumps(values | {"padded_size": 2048}))
-    with pytest.raises(InputError, match="rows, and vocab.json 2048"):
+    with pytest.raises(InputError, match="rows, but vocab.json has 2048"):
         SpiritLM.from_pretrained(vocab)
 
     half = tmp_path / "half"

@@ -299,10 +299,10 @@ def test_a_learnt_vocabulary_keeps_spaces(learnt, text):
 @pytest.mark.parametrize(
     ("lines", "pieces", "says"),
     [
-        ([], 300, "cannot be learnt"),
-        (["a b c"], 100_000, "cannot be learnt .the text suffices for at most"),
-        (["a b c"], -1, "cannot be learnt"),
-        (["a b c"], 10**30, "cannot be learnt"),
+        ([], 300, "cannot be trained"),
+        (["a b c"], 100_000, "cannot be trained .the text is enough for at most"),
+        (["a b c"], -1, "cannot be trained"),
+        (["a b c"], 10**30, "cannot be trained"),
         (["half \ud83d"], 300, "not valid Unicode"),
         ([None], 300, "must be a string"),
     ],

@@ -146,7 +146,7 @@ def test_a_model_without_its_corpus_is_named(make_config, tmp_path):
     shutil.rmtree(tmp_path / "gone", ignore_errors=True)
     data = DataConfig((SourceConfig(str(tmp_path / "gone")),), 48, 8, 8)
     fields = vars(config) | {"data": data}
-    with pytest.raises(InputError, match="holds no prepared corpus"):
+    with pytest.raises(InputError, match="has no prepared corpus"):
         run(LmRunConfig(**fields))
 
 

@@ -1,6 +1,6 @@
-"""Preparing a corpus as an Apache Beam pipeline, for fleets and cloud runners.
+"""Prepares a corpus as an Apache Beam pipeline, for clusters and cloud runners.
 
-A portion of items, which makes a shard, is an element; a worker loads the speech tokenizer once.
+An element is a portion of items, which gives one shard. A worker loads the speech tokenizer once.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class MakeShard(apache_beam.DoFn):
             self._tokenizer = SpeechTokenizer.from_pretrained(self._model)
 
     def process(self, portion: prepare.Portion):
-        """Writes the shard; yields how many items it is made of."""
+        """Writes the shard; yields the number of its items."""
         prepare.make_shard(portion, self._output, self._tokenizer, self._config)
         yield len(portion.items)
 
@@ -43,27 +43,31 @@ def run(
     config: prepare.PrepareConfig,
     options: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Prepares a source as one part; the corpus and the report are those of `prepare.prepare`.
+    """Prepares a source as one part, with the same result as `prepare.prepare`.
 
     Args:
-      source, output: see `prepare.prepare`; workers must reach both.
-      model: the model folder, None if the source is text alone.
-      config: how.
-      options: Beam's, such as "--runner=DirectRunner".
+      source: see `prepare.prepare`; all workers must be able to read it.
+      output: see `prepare.prepare`; all workers must be able to write to it.
+      model: the model folder; None if the source is text only.
+      config: see `prepare.prepare`.
+      options: pipeline options of Beam, such as "--runner=DirectRunner".
+
+    Returns:
+      The report; see `report.summarise`.
 
     Raises:
-      InputError: as `prepare.prepare` does.
+      InputError: see `prepare.prepare`.
     """
     output, model = Path(output), None if model is None else Path(model)
     tokenizer = SpeechTokenizer.from_pretrained(model) if model is not None else None
     with prepare.hold_part(output, 1):
-        made_of = prepare.begin(output, source, tokenizer, config, parts=1)
-        waiting = list(prepare.portions(source, config, 1, 1))
+        inputs = prepare.write_inputs(output, source, tokenizer, config, parts=1)
+        portions = list(prepare.portions(source, config, 1, 1))
         with apache_beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
             _ = (
                 pipeline
-                | apache_beam.Create(waiting)
+                | apache_beam.Create(portions)
                 | apache_beam.Reshuffle()
                 | apache_beam.ParDo(MakeShard(output, model, config))
             )
-        return prepare.finish(output, source, made_of, part=1)
+        return prepare.finish(output, source, inputs, part=1)

@@ -1,4 +1,4 @@
-"""What there is to prepare: items of a manifest, of a folder, or of a TensorFlow dataset."""
+"""Reads the items of a manifest, a folder or a TensorFlow dataset."""
 
 import collections
 import dataclasses
@@ -25,17 +25,17 @@ NAMES = ("speaker", "document", "style", "label")
 PATHS = ("audio", "audio_filepath")  # the second is NeMo's name
 SUFFIXES_OF_MANIFESTS = (".jsonl", ".json", ".ndjson")
 FIELDS = ("id", *PATHS, "offset", "duration", "text", "words", *NAMES)
-WRITTEN = ("score",)  # what `spirit-jax align` adds for people to read
+WRITTEN = ("score",)  # added by `spirit-jax align` for information; not read
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An item with where it is from.
+    """An item and its place in the source.
 
     Attributes:
-      number: of its line from 1, or of its place where there are no lines.
-      fields: of its line; empty where there are no lines, or where the line is no JSON object.
-      item: what they say.
+      number: line number from 1; in a source without lines, the index of the item from 1.
+      fields: the JSON object of the line; empty if there is none.
+      item: the parsed item.
     """
 
     number: int
@@ -44,18 +44,18 @@ class Row:
 
 
 def read_source(source: str) -> Iterator[Item]:
-    """The items of a source, in an order that does not change; ids are unique.
+    """The items of a source, in a fixed order and with unique ids.
 
-    An item that cannot be used comes with its `problem`. What is not understood (fields of a
-    manifest, files of a folder) is named in an `InputWarning` at the end.
+    The `problem` of an item says why it cannot be used. Unknown fields of a manifest and skipped
+    files of a folder are reported in an `InputWarning` at the end.
 
     Args:
-      source: a JSONL manifest (.jsonl, .json or .ndjson), a folder of recordings (each with its
-        text beside it in a .txt, if there is one) or of texts, a .txt file, or
-        "tfds:NAME[/CONFIG]:SPLIT" (or, for NAME, the folder of a dataset that is on disk).
+      source: a JSONL manifest (.jsonl, .json or .ndjson); a folder of recordings, each optionally
+        with a .txt file of the same name, or of texts; a .txt file; or
+        "tfds:NAME[/CONFIG]:SPLIT", where NAME may also be the folder of a dataset.
 
     Raises:
-      InputError: there is no such source, it is a file of another kind, or it has no items.
+      InputError: the source does not exist, is of an unknown kind, or has no items.
     """
     return (row.item for row in read_rows(source))
 
@@ -66,7 +66,7 @@ def read_rows(source: str) -> Iterator[Row]:
     for row in _read(source):
         item = check_item(row.item)
         if item.id in seen:
-            item = dataclasses.replace(item, problem=item.problem or "The id is there twice.")
+            item = dataclasses.replace(item, problem=item.problem or "The id is not unique.")
         seen.add(item.id)
         yield dataclasses.replace(row, item=item)
     if not seen:
@@ -85,16 +85,17 @@ def check_source(source: str) -> None:
         raise InputError(f"{source}: is a recording; give the folder it is in, or a manifest.")
     if suffix not in (".txt", *SUFFIXES_OF_MANIFESTS):
         raise InputError(
-            f"{source}: is no source. Expected a manifest ({', '.join(SUFFIXES_OF_MANIFESTS)}), a "
-            "text (.txt), a folder of recordings or texts, or tfds:NAME:SPLIT."
+            f"{source}: is not a source. Expected a manifest ({', '.join(SUFFIXES_OF_MANIFESTS)}), "
+            "a text (.txt), a folder of recordings or texts, or tfds:NAME:SPLIT."
         )
 
 
 def source_checksum(source: str) -> str:
-    """What tells a source from what it was before: a file's content, or the files of a folder.
+    """A checksum that changes when a source changes.
 
-    Of a folder's recordings and texts the names, sizes and times of change count. That of a
-    TensorFlow dataset is "": only its items can be compared.
+    For a file it is that of its content; for a folder that of the names, sizes and modification
+    times of its recordings and texts. For a TensorFlow dataset it is "": only its items can be
+    compared.
 
     Raises:
       InputError: the source cannot be read.
@@ -105,15 +106,15 @@ def source_checksum(source: str) -> str:
     if not os.path.isdir(path):
         return ""
     listing = []
-    for one in list_files(path)[0]:
-        if one.suffix.lower() in (*SUFFIXES, ".txt") and one.is_file():
+    for file in list_files(path)[0]:
+        if file.suffix.lower() in (*SUFFIXES, ".txt") and file.is_file():
             try:
-                about = one.stat()
+                stat = file.stat()
             except OSError as error:
                 reason = f"cannot be read ({files.describe(error)})."
-                raise files.unreadable(one, error, reason) from error
-            name = one.relative_to(path).as_posix()
-            listing.append((name, about.st_size, about.st_mtime_ns))
+                raise files.unreadable(file, error, reason) from error
+            name = file.relative_to(path).as_posix()
+            listing.append((name, stat.st_size, stat.st_mtime_ns))
     return checksums.of_value(sorted(listing))
 
 
@@ -136,7 +137,7 @@ def _read_manifest(path: Path) -> Iterator[Row]:
     unknown: collections.Counter = collections.Counter()
     labels = 0
     if files.read_bytes(path, 4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        raise InputError(f"{path}: is a JSON array, not a JSON object a line.")
+        raise InputError(f"{path}: is a JSON array; expected a JSON object on each line.")
     for number, value in files.read_json_lines(path):
         if isinstance(value, dict):
             unknown.update(name for name in value if name not in FIELDS + WRITTEN)
@@ -151,7 +152,7 @@ def _read_manifest(path: Path) -> Iterator[Row]:
     if unknown:
         named = ", ".join(f"{name} ({count} items)" for name, count in unknown.most_common())
         known = ", ".join(FIELDS)
-        message = f"{path}: does not read the fields {named}; those that are read are {known}."
+        message = f"{path}: the fields {named} are ignored; known are {known}."
         warnings.warn(message, InputWarning, stacklevel=1)
     if labels:
         message = f"{path}: left out {labels} words that are labels, such as {{LG}} or <unk>."
@@ -159,7 +160,7 @@ def _read_manifest(path: Path) -> Iterator[Row]:
 
 
 def _parse(fields: Mapping[str, Any], number: int, folder: Path) -> tuple[Item, int]:
-    """The item of a line, and how many of its words are labels."""
+    """(item of a line, number of its words that are labels)."""
     known = {name: fields[name] for name in FIELDS if fields.get(name) is not None}
     name = f"line {number}"
     try:
@@ -173,7 +174,7 @@ def _parse(fields: Mapping[str, Any], number: int, folder: Path) -> tuple[Item, 
                 raise InputError(f"'{field}' is {_quote(known[field])}, expected a str.")
         written = known.get("audio") or known.get("audio_filepath")
         if written != (known.get("audio_filepath") or written):
-            raise InputError("has an 'audio' and another 'audio_filepath'.")
+            raise InputError("has both 'audio' and 'audio_filepath', which differ.")
         piece = _read_piece(known)
         if not known.get("id") and known.get("audio_filepath"):  # NeMo's manifests have no ids
             name = _derive_id(known, written, folder)
@@ -188,28 +189,33 @@ def _parse(fields: Mapping[str, Any], number: int, folder: Path) -> tuple[Item, 
     except InputError as error:
         return Item(name, problem=f"Line {number}: {error}"), 0
     text = known.get("text") or " ".join(word for word, _, _ in words)
-    others = {field: known[field] for field in NAMES if field in known}
-    return Item(name, audio, text, words, **others), labels
+    names = {field: known[field] for field in NAMES if field in known}
+    return Item(name, audio, text, words, **names), labels
 
 
 def find_audio(folder: Path, written: str) -> Path:
-    """The path that a manifest in `folder` means.
+    """The path of a recording in a manifest.
+
+    Args:
+      folder: the folder of the manifest.
+      written: the path in the manifest: absolute, or relative to `folder`; "~" and Windows
+        separators are understood.
 
     Raises:
-      InputError: it is an address, or a path of a Windows drive.
+      InputError: a URL, or a path on a Windows drive.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", written):
-        raise InputError(f"'{written[:200]}' is an address; download it, and give the file's path.")
+        raise InputError(f"'{written[:200]}' is a URL; download it, and give the file's path.")
     path = folder / os.path.expanduser(written)
     if "\\" in written and not os.path.exists(path):
         if re.match(r"[A-Za-z]:", written):
-            raise InputError(f"'{written[:200]}' is on a Windows drive, which is not here.")
+            raise InputError(f"'{written[:200]}' is on a Windows drive, which does not exist here.")
         path = folder / written.replace("\\", "/")
     return path
 
 
 def _as_name(field: str, value: Any) -> str:
-    """A name, which may be a whole number."""
+    """A name as a string; whole numbers are accepted."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
@@ -218,7 +224,7 @@ def _as_name(field: str, value: Any) -> str:
 
 
 def _read_piece(known: Mapping[str, Any]) -> tuple[float, float | None] | None:
-    """(start, seconds) of the piece of the file that is meant; None for all of it."""
+    """(start, length) in seconds of the segment of the file; None for the whole file."""
     if "offset" not in known and "duration" not in known:
         return None
     for field in ("offset", "duration"):
@@ -232,7 +238,7 @@ def _read_piece(known: Mapping[str, Any]) -> tuple[float, float | None] | None:
 
 
 def _derive_id(known: Mapping[str, Any], written: str, folder: Path) -> str:
-    """The path without its suffix, and where the piece begins if it is one of several."""
+    """An id for a NeMo item: the path without suffix, and the offset if there is one."""
     path = Path(written.replace("\\", "/"))
     if path.is_absolute() and path.is_relative_to(folder.absolute()):
         path = path.relative_to(folder.absolute())
@@ -241,15 +247,18 @@ def _derive_id(known: Mapping[str, Any], written: str, folder: Path) -> str:
 
 
 def _read_words(words: Any) -> tuple[Words, int]:
-    """(word, start, end) of all that are no labels, NaN for unknown times; how many labels."""
+    """((word, start, end) of all words that are not labels, number of labels).
+
+    Unknown times are NaN.
+    """
     read, labels = [], 0
     if not isinstance(words, list):
-        raise InputError("'words' are no list of [word, start, end].")
+        raise InputError("'words' is not a list of [word, start, end].")
     for entry in words:
         if isinstance(entry, dict):
             entry = [entry.get(name) for name in ("word", "start", "end")]
         if not isinstance(entry, list) or len(entry) != 3:
-            raise InputError("'words' are no list of [word, start, end].")
+            raise InputError("'words' is not a list of [word, start, end].")
         word, *times = entry
         if isinstance(word, int | float) and not isinstance(word, bool):
             word = str(word)

@@ -1,8 +1,8 @@
-"""The stream of packed rows that training reads.
+"""The stream of packed rows for language model training.
 
-Every random choice is a function of the seed and an index, so a run gives the same rows whatever
-the number of hosts. The stream is cut into a fixed number of virtual shards, each of which mixes
-and packs alone; which shard a row of a step comes from is fixed. A host runs the shards of its
+Every random choice is a function of the seed and an index, so the rows do not depend on the number
+of hosts. The stream consists of a fixed number of virtual shards, each of which mixes and packs
+separately, and a row of a step always comes from the same shard. A host computes the shards of its
 rows.
 """
 
@@ -20,15 +20,15 @@ from spirit_jax.errors import InputError
 from spirit_jax.text import TextTokenizer
 from spirit_jax.vocab import Vocab
 
-MEASURED_SAMPLES, MEASURED_TOKENS = 4096, 2_000_000  # of a source, at most, for its mean length
+MEASURED_SAMPLES, MEASURED_TOKENS = 4096, 2_000_000  # at most, to estimate a source's mean length
 
 
 class Stream(Iterator[dict[str, np.ndarray]]):
-    """The rows of one host, a step at a time; endless.
+    """An infinite iterator over the rows of one host, one training step at a time.
 
     Each step is a dict of (rows, seq_len) arrays: int32 `tokens`, `segments` (0 is padding),
-    `positions` (from 0 in every segment), `sources` (of each token, by number), and float32
-    `weights`, 1 where a token is to be predicted from those before it.
+    `positions` (from 0 in every segment) and `sources` (index of each token's source), and float32
+    `weights`, which are 1 for tokens that are predicted and 0 for others.
     """
 
     def __init__(
@@ -42,15 +42,16 @@ class Stream(Iterator[dict[str, np.ndarray]]):
         """Opens the corpora.
 
         Args:
-          config: the data.
-          tokenizer, vocab: of the model.
-          rows: of a step's `batch_rows`, those that are this host's; all by default.
-          networks: hashes of the networks that make the model's units, by name (see
-            `model_folder.unit_hashes`); corpora are compared with those that are given.
+          config: sources, shares and sizes.
+          tokenizer: the text tokenizer of the model.
+          vocab: the token ids of the model.
+          rows: indices of this host's rows among the `batch_rows` of a step; all by default.
+          networks: hashes of the model's unit networks, by name (see `model_folder.unit_hashes`),
+            which are compared with those of the corpora.
 
         Raises:
-          InputError: no sources, a corpus that is missing or damaged, a document that lacks what
-            its format needs, or units of another speech tokenizer.
+          InputError: there are no sources, a corpus is missing or damaged, a document lacks what
+            its format needs, or the units are from another speech tokenizer.
         """
         if not config.sources:
             raise InputError("The data config names no sources.")
@@ -58,11 +59,11 @@ class Stream(Iterator[dict[str, np.ndarray]]):
         self._rows = range(config.batch_rows) if rows is None else rows
         self._step = 0
         mixture = _mix(config, tokenizer, vocab, networks or {})
-        # After as many steps every row has come from all shards that are ever its own.
+        # The shards of a row repeat after this number of steps.
         period = max(config.shards // config.batch_rows, 1)
-        own = {self._shard(step, row) for step in range(period) for row in self._rows}
+        shards = {self._shard(step, row) for step in range(period) for row in self._rows}
         self._iterators = {
-            shard: iter(_pack(mixture[shard :: config.shards], config)) for shard in sorted(own)
+            shard: iter(_pack(mixture[shard :: config.shards], config)) for shard in sorted(shards)
         }
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -77,19 +78,25 @@ class Stream(Iterator[dict[str, np.ndarray]]):
         return (step * rows + row) % shards
 
     def get_state(self) -> dict[str, Any]:
-        """Where the stream stands: plain values, by virtual shard."""
+        """The position in the stream, as values that JSON can hold, by virtual shard."""
         shards = {str(shard): _to_text(it.get_state()) for shard, it in self._iterators.items()}
         return {"step": self._step, "shards": shards}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where a state was taken, on this or another number of hosts."""
+        """Continues from a state of `get_state`, also with another number of hosts."""
         self._step = state["step"]
         for shard, iterator in self._iterators.items():
             iterator.set_state(_from_text(state["shards"][str(shard)]))
 
 
 def mean_length(documents: Documents, make: Callable, seed: int) -> float:
-    """Mean tokens of a sample, from a few thousand draws that take all documents in turn."""
+    """Mean number of tokens of a sample, estimated from a few thousand samples.
+
+    Args:
+      documents: of one source; they are sampled in a random order without replacement.
+      make: (document, rng) to token ids.
+      seed: of the order and the samples.
+    """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(documents))
     lengths: list[int] = []
@@ -101,32 +108,35 @@ def mean_length(documents: Documents, make: Callable, seed: int) -> float:
 
 
 def check_tokenizer(corpus: Corpus, networks: Mapping[str, str], vocab: Vocab) -> None:
-    """Raises an `InputError` for a corpus whose units are not those of a model.
+    """Raises an `InputError` if a corpus was encoded with another speech tokenizer than a model's.
 
-    Networks are compared whose units the model has tokens for; of a corpus or a model that does
-    not know its networks, nothing is.
+    The networks of those unit kinds are compared that the model has tokens for. Missing hashes are
+    not compared.
 
     Args:
-      corpus: with the hashes of the networks that made its units.
-      networks: those of the model, by name.
-      vocab: of the model.
+      corpus: has the hashes of the networks that computed its units.
+      networks: hashes of the model's networks, by name.
+      vocab: the token ids of the model.
+
+    Raises:
+      InputError: the hashes of a network differ.
     """
     used = ["hubert", "quantizer"] + ["pitch"] * bool(vocab.pitch_units)
     used += ["style"] * bool(vocab.style_units)
     for name in used:
-        theirs, ours = corpus.tokenizer.get(name), networks.get(name)
-        if theirs and ours and theirs != ours:
+        corpus_hash, model_hash = corpus.tokenizer.get(name), networks.get(name)
+        if corpus_hash and model_hash and corpus_hash != model_hash:
             raise InputError(
                 f"{corpus.folder}: its units come from another speech tokenizer than the model's "
-                f"(the network '{name}' differs), so they mean other sounds; prepare it again with "
-                "--model and the model that is trained."
+                f"(the network '{name}' differs); prepare it again with --model and the model that "
+                "is trained."
             )
 
 
 def _mix(
     config: DataConfig, tokenizer: TextTokenizer, vocab: Vocab, networks: Mapping[str, str]
 ) -> grain.MapDataset:
-    """An endless dataset of {"tokens", "sources"}, the sources mixed by their share of tokens."""
+    """An infinite dataset of {"tokens", "sources"}, with sources mixed by their share of tokens."""
     opened = []
     for source in config.sources:
 
@@ -144,7 +154,7 @@ def _mix(
             return {"tokens": tokens, "sources": np.full(len(tokens), number, np.int32)}
 
         dataset = grain.MapDataset.source(documents).seed(config.seed * 1000 + number)
-        # Shuffled anew every epoch; the draws depend on the index, which goes on over epochs.
+        # Reshuffled every epoch. The samples depend on the index, which counts on over epochs.
         datasets.append(dataset.shuffle().repeat().random_map(sample))
         mean = mean_length(documents, make, config.seed)
         weights.append(config.sources[number].share / mean)
@@ -152,7 +162,7 @@ def _mix(
 
 
 class _Split(grain.experimental.FlatMapTransform):
-    """Cuts samples that are longer than a row."""
+    """Splits samples that are longer than a row."""
 
     max_fan_out = 1 << 20
 

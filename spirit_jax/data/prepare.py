@@ -1,8 +1,8 @@
-"""From recordings to a prepared corpus: units with their time line, text and word times.
+"""Prepares a corpus for training: units with their timing, text and word times.
 
-Items are taken in portions. A portion makes one shard, and beside it a note: what it was made of
-and what became of it. Where the note is, the portion is done, so a run that was stopped resumes. At
-the end the list of shards is written, without which a corpus counts as not finished.
+Items are processed in portions. Each portion gives one shard, and next to it a JSON note with its
+inputs and statistics. A portion whose note exists is done, so an interrupted run resumes. At the
+end the list of shards is written; a corpus without it is incomplete.
 """
 
 import collections
@@ -27,13 +27,18 @@ from spirit_jax.errors import InputError, LackError
 from spirit_jax.model_folder import unit_hashes
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 
-FRAME = SAMPLE_RATE // 50  # samples over which loudness is taken, to find silences
-SHORTEST = 0.08  # seconds; less has no units
+FRAME = SAMPLE_RATE // 50  # samples of a frame whose power is measured, to find silences
+SHORTEST = 0.08  # seconds; a shorter recording has no units
 
 
 @dataclasses.dataclass(frozen=True)
 class Portion:
-    """The items of one shard, and its file's name without suffix."""
+    """The items of one shard.
+
+    Attributes:
+      name: of the shard's file, without suffix.
+      items: in order.
+    """
 
     name: str
     items: tuple[Item, ...]
@@ -48,32 +53,35 @@ def prepare(
     parts: int = 1,
     progress: Callable[[int], None] = lambda items: None,
 ) -> dict[str, Any]:
-    """Prepares one of `parts` parts of a source; returns the part's report (see `report`).
+    """Prepares one of `parts` parts of a source.
 
     Args:
       source: see `manifest.read_source`.
-      output: a folder; the parts of a corpus share it.
-      tokenizer: makes units; None if the source is text alone.
-      config: how.
-      part: from 1.
-      parts: how many share the work.
-      progress: is told of items as they are done.
+      output: the folder to write to, shared by all parts of a corpus.
+      tokenizer: computes the units; None if the source is text only.
+      config: shard size, longest recording and threads.
+      part: number of the part, from 1.
+      parts: number of parts.
+      progress: called with the number of items of each portion that is done.
+
+    Returns:
+      The report of the part; see `report.summarise`.
 
     Raises:
-      InputError: a source that cannot be read, no item of it that can be used, a folder that was
-        started from something else, a part that another process prepares, or a full disk.
+      InputError: the source cannot be read, none of its items can be used, the folder belongs to
+        another source or tokenizer, another process prepares this part, or the disk is full.
     """
     output = Path(output)
     try:
-        waiting = portions(source, config, part, parts)
-        first = list(itertools.islice(waiting, 1))  # a source that is none leaves nothing behind
-        with hold_part(output, part) as held:
-            made_of = begin(output, source, tokenizer, config, parts)
-            for portion in itertools.chain(first, waiting):
-                held.check()
+        remaining = portions(source, config, part, parts)
+        first = list(itertools.islice(remaining, 1))  # raises before the folder is created
+        with hold_part(output, part) as part_lock:
+            inputs = write_inputs(output, source, tokenizer, config, parts)
+            for portion in itertools.chain(first, remaining):
+                part_lock.check()
                 make_shard(portion, output, tokenizer, config)
                 progress(len(portion.items))
-            return finish(output, source, made_of, part)
+            return finish(output, source, inputs, part)
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
 
@@ -84,20 +92,30 @@ def hold_part(output: Path, part: int) -> contextlib.AbstractContextManager[lock
     return lock.hold(output, name, f"part {part} of {output}", "folder")
 
 
-def begin(
+def write_inputs(
     output: Path,
     source: str,
     tokenizer: SpeechTokenizer | None,
     config: PrepareConfig,
     parts: int,
 ) -> dict[str, Any]:
-    """Notes what the folder is made of, and returns it.
+    """Writes what a corpus is prepared from to `prepare.json`, or compares it with that file.
+
+    Args:
+      output: the folder of the corpus.
+      source: see `manifest.read_source`.
+      tokenizer: computes the units; None if the source is text only.
+      config: its shard size and longest recording count.
+      parts: number of parts.
+
+    Returns:
+      The content of `prepare.json`.
 
     Raises:
-      InputError: the folder was started from something else.
+      InputError: `prepare.json` exists and differs.
     """
     about = {} if tokenizer is None else tokenizer.config
-    made_of = {
+    inputs = {
         "source": source,
         "source content": source_checksum(source),
         "parts": parts,
@@ -109,47 +127,66 @@ def begin(
     }
     note = output / PREPARED
     if not note.is_file():
-        checksums.write_json(note, made_of)
-    before = checksums.read_json(note)
-    for name, value in made_of.items():
-        if before.get(name) != value:
+        checksums.write_json(note, inputs)
+    stored = checksums.read_json(note)
+    for name, value in inputs.items():
+        if stored.get(name) != value:
             raise InputError(
-                f"{output}: was begun with {name} {before.get(name)!r}, and now it is {value!r}; "
-                "take another folder, or remove this one."
+                f"{output}: was started with {name} {stored.get(name)!r}, and now it is {value!r}; "
+                "choose another folder, or remove this one."
             )
-    return made_of
+    return inputs
 
 
-def finish(output: Path, source: str, made_of: dict[str, Any], part: int) -> dict[str, Any]:
-    """Writes a part's report and the list of its shards; returns the report.
+def finish(output: Path, source: str, inputs: dict[str, Any], part: int) -> dict[str, Any]:
+    """Writes the report of a part and the list of its shards.
+
+    Args:
+      output: the folder of the corpus.
+      source: see `manifest.read_source`.
+      inputs: what `write_inputs` returned.
+      part: number of the part, from 1.
+
+    Returns:
+      The report of the part.
 
     Raises:
       InputError: no item of the part could be used, or the source changed meanwhile.
     """
-    if source_checksum(source) != made_of["source content"]:
+    if source_checksum(source) != inputs["source content"]:
         raise InputError(
             f"{source}: has changed while it was prepared; remove {output}, and prepare it again."
         )
-    parts = made_of["parts"]
+    parts = inputs["parts"]
     notes = report.read_notes(output, part, parts)
     shards = [Shard(**note["shard"]) for note in notes if note["shard"]]
-    write_list(output, shards, made_of["tokenizer"], part, parts)
+    write_list(output, shards, inputs["tokenizer"], part, parts)
     return report.write(output, notes, part, parts)
 
 
 def portions(source: str, config: PrepareConfig, part: int, parts: int) -> Iterator[Portion]:
-    """The portions of a part: whole documents, dealt out in turn."""
+    """The portions of a part: every `parts`-th document, and no document is split.
+
+    Args:
+      source: see `manifest.read_source`.
+      config: says how many items a portion has.
+      part: number of the part, from 1.
+      parts: number of parts.
+
+    Raises:
+      InputError: there is no such part, or the source cannot be read.
+    """
     if not 1 <= part <= parts:
         raise InputError(f"There is no part {part} of {parts}; parts are counted from 1.")
-    own = itertools.islice(_documents(read_source(source)), part - 1, None, parts)
-    number, waiting = 0, []
-    for document in own:
-        waiting += document
-        if len(waiting) >= config.shard_items:
-            yield Portion(_shard_name(part, parts, number), tuple(waiting))
-            number, waiting = number + 1, []
-    if waiting:
-        yield Portion(_shard_name(part, parts, number), tuple(waiting))
+    documents = itertools.islice(_documents(read_source(source)), part - 1, None, parts)
+    number, items = 0, []
+    for document in documents:
+        items += document
+        if len(items) >= config.shard_items:
+            yield Portion(_shard_name(part, parts, number), tuple(items))
+            number, items = number + 1, []
+    if items:
+        yield Portion(_shard_name(part, parts, number), tuple(items))
 
 
 def make_shard(
@@ -157,30 +194,36 @@ def make_shard(
 ) -> None:
     """Prepares a portion, unless it is done.
 
+    Args:
+      portion: the items of the shard.
+      output: the folder of the corpus.
+      tokenizer: computes the units; None if the source is text only.
+      config: longest recording, threads and window.
+
     Raises:
-      InputError: it is done, and was made of other items, or its note is damaged.
+      InputError: the portion was prepared before from other items, or its note is damaged.
     """
     note, path = output / f"{portion.name}.json", output / f"{portion.name}{SUFFIX}"
     items = _checksum(portion.items)
     if note.is_file():
         if report.read_note(note)["items"] != items:
             raise InputError(
-                f"{path}: was prepared from other items than those that are there now (a text, "
-                "word times, or a recording's size or time of change differs); take another "
-                "folder, or remove this one."
+                f"{path}: was prepared from other items (a text, word times, or the size or "
+                "modification time of a recording has changed); choose another folder, or remove "
+                "this one."
             )
         return
     counts, records = report.Counts(), 0
     utterances = _encode(portion.items, tokenizer, config, counts)
     first = next(utterances, None)
-    if first is not None:  # a shard has at least one
+    if first is not None:  # a shard has at least one record
         records = write_shard(path, itertools.chain([first], utterances))
     shard = vars(Shard.of(path, records)) if records else None
     checksums.write_json(note, {"items": items, "shard": shard, "counts": counts.to_dict()})
 
 
 def _checksum(items: Sequence[Item]) -> str:
-    """What tells the items of a portion from others."""
+    """A checksum of the fields and recordings of items."""
     digests = []
     for item in items:
         about = vars(item) | {"audio": item.audio_name}
@@ -200,7 +243,7 @@ def _encode(
     config: PrepareConfig,
     counts: report.Counts,
 ) -> Iterator[Utterance]:
-    """Utterances of items in order; windows of them are encoded together, while others are read."""
+    """Utterances of items in order: one window is encoded while the next one is read."""
 
     def read(item: Item) -> ReadItem | str:
         try:
@@ -211,50 +254,60 @@ def _encode(
             return str(error)
 
     with ThreadPoolExecutor(config.threads) as pool:
-        for window, coming in _ahead(pool, read, items, config.window):
-            pieces = [piece for got in coming if not isinstance(got, str) for piece in got.pieces]
-            waves = [wave for _, wave in pieces if wave is not None]
+        for window, results in _read_ahead(pool, read, items, config.window):
+            segments = [
+                segment
+                for result in results
+                if not isinstance(result, str)
+                for segment in result.segments
+            ]
+            waves = [wave for _, wave in segments if wave is not None]
             units = iter(tokenizer.encode_batch(waves) if waves else ())
-            for item, got in zip(window, coming, strict=True):
-                if isinstance(got, str):
-                    counts.reject(item.id, item.audio_name, got)
+            for item, result in zip(window, results, strict=True):
+                if isinstance(result, str):
+                    counts.reject(item.id, item.audio_name, result)
                     continue
-                made = [_utterance(piece, wave, units) for piece, wave in got.pieces]
-                if all(one.units is not None and not len(one.units.hubert) for one in made):
+                utterances = [_utterance(segment, wave, units) for segment, wave in result.segments]
+                if all(u.units is not None and not len(u.units.hubert) for u in utterances):
                     counts.reject(item.id, item.audio_name, "The recording has no units.")
                     continue
-                counts.add(item, made, got.repaired)
-                yield from made
+                counts.add(item, utterances, result.repaired)
+                yield from utterances
 
 
-def _ahead(pool, read, items: Sequence[Item], size: int):
-    """(window of items, what `read` makes of them); the next window is read meanwhile."""
+def _read_ahead(pool, read, items: Sequence[Item], size: int):
+    """(window of items, results of `read`); the next window is read in the background."""
     windows = [items[start : start + size] for start in range(0, len(items), size)]
     started: collections.deque = collections.deque()
     for window in [*windows, None]:
         if window is not None:
             started.append((window, [pool.submit(read, item) for item in window]))
         if len(started) == 2 or window is None and started:
-            due, jobs = started.popleft()
-            yield due, [job.result() for job in jobs]
+            oldest, jobs = started.popleft()
+            yield oldest, [job.result() for job in jobs]
 
 
 class ReadItem(NamedTuple):
-    """The pieces of an item with their samples, and how many of its words had times repaired."""
+    """The segments of an item.
 
-    pieces: list[tuple[Item, np.ndarray | None]]
+    Attributes:
+      segments: (item, samples) of each segment: one, or several of a long recording.
+      repaired: number of words whose times were repaired.
+    """
+
+    segments: list[tuple[Item, np.ndarray | None]]
     repaired: int = 0
 
 
 def _read(item: Item, tokenizer: SpeechTokenizer | None, config: PrepareConfig) -> ReadItem:
-    """Reads an item; raises `InputError` where it cannot be used."""
+    """Reads an item; raises `InputError` if it cannot be used."""
     if item.problem:
         raise InputError(item.problem)
     if item.audio is None:
         item, repaired = _fit_words(item, None)
         return ReadItem([(item, None)], repaired)
     if tokenizer is None:
-        raise InputError("There is audio, and no model to make units of it (--model).")
+        raise InputError("There is audio, but no model to encode it (--model).")
     wave = load_audio(item.audio)
     seconds = len(wave) / SAMPLE_RATE
     if seconds < SHORTEST:
@@ -269,17 +322,25 @@ def _read(item: Item, tokenizer: SpeechTokenizer | None, config: PrepareConfig) 
 
 
 def _fit_words(item: Item, seconds: float | None) -> tuple[Item, int]:
-    """The item with words whose times keep the rules, and how many had to be repaired."""
+    """The item with valid word times, and the number of words that were repaired."""
     entries = [Entry(*word, low=0.0, high=seconds) for word in item.words]
     words, repaired = fit_words(entries, item.audio_name or item.id, seconds)
     return dataclasses.replace(item, words=words), repaired
 
 
 def find_splits(wave: np.ndarray, words: Sequence, limit: float) -> list[int]:
-    """Where to cut a recording, as samples from 0 to its length, no two further than `limit` s.
+    """Where to split a long recording.
 
-    Each cut is at the softest place in the last third before the limit, between words where their
-    times are known; only a word longer than that third is cut itself.
+    Each split is at the frame with the lowest power in the last third before the limit, between
+    words if their times are known. Only a word longer than that third is split.
+
+    Args:
+      wave: float32 (t,) samples at 16 kHz.
+      words: (word, start, end) in seconds; may be empty.
+      limit: longest segment in seconds.
+
+    Returns:
+      Sample positions: 0, the splits, and the length of the recording.
     """
     size = int(limit * SAMPLE_RATE)
     cuts = [0]
@@ -298,22 +359,22 @@ def find_splits(wave: np.ndarray, words: Sequence, limit: float) -> list[int]:
 
 
 def _cut(item: Item, wave: np.ndarray, number: int, start: int, stop: int):
-    """A piece of a recording, its words counted from its own start."""
+    """(item, samples) of a segment of a recording; word times are relative to its start."""
     low, high = start / SAMPLE_RATE, stop / SAMPLE_RATE
-    own = tuple(
+    words = tuple(
         (word, max(begin, low) - low, min(end, high) - low)
         for word, begin, end in item.words
         if low <= (begin + end) / 2 < high
     )
-    piece = dataclasses.replace(
+    segment = dataclasses.replace(
         item,
         id=f"{item.id}#{number}",
-        words=own,
-        # Without word times nobody knows which words of the text are in this piece.
-        text=" ".join(word for word, _, _ in own),
+        words=words,
+        # Without word times it is unknown which words of the text are in this segment.
+        text=" ".join(word for word, _, _ in words),
         document=item.document or item.id,
     )
-    return piece, wave[start:stop]
+    return segment, wave[start:stop]
 
 
 def _utterance(item: Item, wave: np.ndarray | None, units: Iterator) -> Utterance:
@@ -324,7 +385,7 @@ def _utterance(item: Item, wave: np.ndarray | None, units: Iterator) -> Utteranc
 
 
 def _documents(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Consecutive items of the same document together, others alone."""
+    """Groups consecutive items of the same document; an item without a document is a group."""
     numbered = enumerate(items)
     for _, group in itertools.groupby(numbered, lambda pair: pair[1].document or pair[0]):
         yield [item for _, item in group]

@@ -1,8 +1,8 @@
-"""Utterances on disk: ArrayRecord shards of units, text and word times.
+"""Prepared corpora on disk: ArrayRecord shards of units, text and word times.
 
-A prepared corpus is a folder of `*.arrayrecord` files, and for every part of its preparation a list
-of the shards that were written, with their checksums. A record keeps the undeduplicated time line,
-so that every training run chooses anew how to cut it.
+A prepared corpus is a folder of `*.arrayrecord` files, and a list of the shards with their
+checksums for every part of the preparation. A record has the units with repeats, so each training
+run can draw its own spans.
 """
 
 import dataclasses
@@ -20,22 +20,22 @@ from spirit_jax.errors import InputError
 from spirit_jax.units import Units
 
 SUFFIX = ".arrayrecord"
-PREPARED = "prepare.json"  # what a preparation was started with; there before any shard is
-OPEN_SHARDS = 128  # files that all corpora together keep open
+PREPARED = "prepare.json"  # the inputs of a preparation; written before the first shard
+OPEN_SHARDS = 128  # largest number of open files, over all corpora
 
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """A recording's units with its text, or text alone.
+    """The units of a recording with its text, or text only.
 
     Attributes:
       id: unique in its corpus.
-      units: with repeats, at their own rates; None for text alone.
-      seconds: the recording's length; 0 for text alone.
-      text: what is said; "" if that is not known.
-      words: (word, start, end) in seconds, rising; empty if that is not known.
-      speaker: who speaks; "" if that is not known.
-      document: the conversation, chapter or file this is part of; "" if it stands alone.
+      units: with repeats, each stream at its own rate; None for text only.
+      seconds: length of the recording; 0 for text only.
+      text: the transcript; "" if unknown.
+      words: (word, start, end) in seconds, in order; empty if unknown.
+      speaker: name of the speaker; "" if unknown.
+      document: the conversation, chapter or file that the utterance is part of; "" if none.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Utterance:
     document: str = ""
 
     def to_bytes(self) -> bytes:
-        """One record."""
+        """The record: msgpack, with units as little-endian int16."""
         fields = vars(self) | {"units": None}
         if self.units is not None:
             streams = self.units.to_dict().items()
@@ -57,12 +57,12 @@ class Utterance:
     def _pack(self, name: str, stream: Sequence[int]) -> bytes:
         units = np.asarray(stream, np.int32)
         if (units != units.astype("<i2")).any():
-            raise InputError(f"{self.id}: {name} units must fit 16 bits, and one is {max(units)}.")
+            raise InputError(f"{self.id}: {name} units must fit 16 bits, but one is {max(units)}.")
         return units.astype("<i2").tobytes()
 
     @classmethod
     def from_bytes(cls, record: bytes) -> "Utterance":
-        """The inverse of `to_bytes`; raises `InputError` for a record that is none."""
+        """The inverse of `to_bytes`; raises `InputError` if the record is damaged."""
         try:
             fields = msgpack.unpackb(record)
             if fields["units"] is not None:
@@ -76,12 +76,12 @@ class Utterance:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What `prepare` wrote.
+    """A file of records, as it is listed.
 
     Attributes:
       name: of the file.
-      records: how many it has.
-      bytes: its size.
+      records: number of records.
+      bytes: size of the file.
       checksum: see `checksums.of_file`.
     """
 
@@ -92,19 +92,19 @@ class Shard:
 
     @classmethod
     def of(cls, path: str | Path, records: int) -> "Shard":
-        """That of a file."""
+        """The entry for a file with a known number of records."""
         path = Path(path)
         return cls(path.name, records, path.stat().st_size, checksums.of_file(path))
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardList:
-    """What the parts of a preparation wrote.
+    """The shards of all parts of a preparation.
 
     Attributes:
-      shards: in the order of their names.
-      tokenizer: the hashes of the networks that made the units, by name (see
-        `model_folder.unit_hashes`); empty if there are no units, or that is not known.
+      shards: sorted by name.
+      tokenizer: hashes of the networks that computed the units, by name (see
+        `model_folder.unit_hashes`); empty if there are no units, or if unknown.
     """
 
     shards: tuple[Shard, ...]
@@ -112,14 +112,21 @@ class ShardList:
 
 
 def write_shard(path: str | Path, utterances: Iterable[Utterance]) -> int:
-    """Writes one shard of one or more, whole or not at all; returns how many it has.
+    """Writes a shard of at least one utterance, with `files.whole_file`.
+
+    Args:
+      path: the file to write.
+      utterances: the records.
+
+    Returns:
+      The number of records.
 
     Raises:
-      InputError: it cannot be written, such as on a full disk.
+      InputError: the file cannot be written, for example because the disk is full.
     """
     path, count = Path(path), 0
     with files.whole_file(path) as unfinished:
-        # One record a group: records are read in a random order.
+        # Groups of one record, since records are read in a random order.
         writer = array_record_module.ArrayRecordWriter(str(unfinished), "group_size:1")
         try:
             for utterance in utterances:
@@ -137,7 +144,18 @@ def write_list(
     part: int = 1,
     parts: int = 1,
 ) -> None:
-    """Writes what a part of a preparation wrote; without it, a corpus counts as not finished."""
+    """Writes the list of shards of a part, which completes the part.
+
+    Args:
+      folder: of the corpus.
+      shards: of the part.
+      tokenizer: see `ShardList`.
+      part: number of the part, from 1.
+      parts: number of parts.
+
+    Raises:
+      InputError: the list cannot be written.
+    """
     values = {
         "part": part,
         "parts": parts,
@@ -148,10 +166,10 @@ def write_list(
 
 
 def read_list(folder: str | Path) -> ShardList | None:
-    """What the parts of a preparation wrote; None for a corpus from before this was kept.
+    """The lists of all parts; None for a corpus of an earlier version, which has no lists.
 
     Raises:
-      InputError: a part is missing or damaged, or the parts are not of one preparation.
+      InputError: a part is missing or damaged, or the parts are from different preparations.
     """
     folder = Path(folder)
     paths = sorted(folder.glob("corpus-*-of-*.json"))
@@ -164,38 +182,39 @@ def read_list(folder: str | Path) -> ShardList | None:
     for path in paths:
         values = checksums.read_json(path)
         try:
-            shards = tuple(Shard(**one) for one in values["shards"])
-            about = (values["parts"], values["tokenizer"])
+            shards = tuple(Shard(**fields) for fields in values["shards"])
+            preparation = (values["parts"], values["tokenizer"])
             if path != _list_path(folder, values["part"], values["parts"]):
                 raise ValueError("it has another part's name")
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: is no list of shards ({files.describe(error)}).") from error
-        lists.append((shards, about))
+            reason = f"is not a list of shards ({files.describe(error)})."
+            raise InputError(f"{path}: {reason}") from error
+        lists.append((shards, preparation))
     parts, tokenizer = lists[0][1]
-    if any(about != lists[0][1] for _, about in lists):
+    if any(preparation != lists[0][1] for _, preparation in lists):
         raise InputError(f"{folder}: holds parts of different preparations; prepare it again.")
     for part in range(1, parts + 1):
         if not _list_path(folder, part, parts).is_file():
             raise InputError(f"{folder}: prepare has not finished part {part} of {parts}.")
-    shards = sorted((shard for part, _ in lists for shard in part), key=lambda one: one.name)
+    shards = sorted((shard for part, _ in lists for shard in part), key=lambda shard: shard.name)
     return ShardList(tuple(shards), tokenizer)
 
 
 def fingerprint(folder: str | Path) -> str:
-    """16 hex digits that stand for the content of a prepared corpus.
+    """A hash of the content of a prepared corpus: 16 hex digits.
 
-    They come from the list of its shards, so this takes no time; shards of a corpus without such a
-    list are read.
+    It is computed from the listed checksums of the shards. Only for a corpus without such a list
+    the shards are read.
 
     Raises:
-      InputError: there is no corpus, or it is not whole.
+      InputError: there is no corpus, or it is incomplete.
     """
-    known = read_list(folder)
-    if known is None:
+    shard_list = read_list(folder)
+    if shard_list is None:
         paths = find_shards(folder)
         pairs = list(zip([path.name for path in paths], checksums.of_files(paths), strict=True))
     else:
-        pairs = [(shard.name, shard.checksum) for shard in known.shards]
+        pairs = [(shard.name, shard.checksum) for shard in shard_list.shards]
     return checksums.of_value(pairs)[:16]
 
 
@@ -203,43 +222,44 @@ def find_shards(folder: str | Path) -> list[Path]:
     """The shards of a prepared corpus, in order; raises `InputError` if there are none."""
     shards = sorted(Path(folder).glob("*" + SUFFIX))
     if not shards:
-        raise InputError(f"{folder}: holds no prepared corpus (no *{SUFFIX} files).")
+        raise InputError(f"{folder}: has no prepared corpus (no *{SUFFIX} files).")
     return shards
 
 
 class Corpus(Sequence[Utterance]):
-    """The utterances of a prepared corpus, read when they are asked for.
+    """The utterances of a prepared corpus, read lazily.
 
     Attributes:
-      tokenizer: the hashes of the networks that made the units; see `ShardList`.
+      folder: of the corpus.
+      tokenizer: hashes of the networks that computed the units; see `ShardList`.
     """
 
     def __init__(self, folder: str | Path):
-        """Compares every shard with the list that `prepare` wrote, by size and checksum.
+        """Opens a corpus, and compares the size and checksum of every shard with the list.
 
-        A corpus from before there were such lists is opened with a notice.
+        A corpus of an earlier version, without a list, is opened with a notice on standard error.
 
         Raises:
-          InputError: a shard is missing, damaged or of another corpus, or prepare has not
+          InputError: a shard is missing, damaged or of another corpus, or the preparation is not
             finished.
         """
         self.folder = Path(folder)
-        known = read_list(folder)
+        shard_list = read_list(folder)
         self._paths = find_shards(folder)
-        if known is None:
+        if shard_list is None:
             print(
-                f"notice: {folder} has no list of its shards, so missing or exchanged ones are not "
-                "noticed; prepare it again to have one.",
+                f"notice: {folder} has no list of its shards, so missing or replaced shards are "
+                "not detected; prepare it again to write one.",
                 file=sys.stderr,
             )
             self.tokenizer: Mapping[str, str] = {}
             counts = [_count_records(path) for path in self._paths]
         else:
-            _compare(self._paths, known.shards, self.folder)
-            self.tokenizer = known.tokenizer
-            counts = [shard.records for shard in known.shards]
+            _compare(self._paths, shard_list.shards, self.folder)
+            self.tokenizer = shard_list.tokenizer
+            counts = [shard.records for shard in shard_list.shards]
         self._ends = np.cumsum(counts)
-        self._token = object()  # tells its readers from those of a corpus that was here before
+        self._token = object()  # key of this object's open files in the cache of `_open`
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -264,29 +284,29 @@ class Corpus(Sequence[Utterance]):
 
 
 def _compare(paths: Sequence[Path], shards: Sequence[Shard], folder: Path) -> None:
-    """Raises an `InputError` unless files are the shards that prepare wrote."""
-    found, known = ({one.name for one in many} for many in (paths, shards))
+    """Raises an `InputError` unless the files are the listed shards, unchanged."""
+    present, listed = {path.name for path in paths}, {shard.name for shard in shards}
     for names, reason in (
-        (known - found, "is missing, which prepare wrote"),
-        (found - known, "is there, which prepare did not write"),
+        (listed - present, "is missing"),
+        (present - listed, "is not in the list of its shards"),
     ):
         if names:
-            more = f" ({len(names)} of this kind)" if len(names) > 1 else ""
+            more = f" ({len(names)} such shards)" if len(names) > 1 else ""
             raise InputError(f"{folder}: the shard {min(names)} {reason}{more}.")
     for path, shard in zip(paths, shards, strict=True):
         size = path.stat().st_size
         if size != shard.bytes:
-            raise InputError(f"{path}: has {size} bytes, and prepare wrote {shard.bytes}.")
+            raise InputError(f"{path}: has {size} bytes, but prepare wrote {shard.bytes}.")
     for path, shard, checksum in zip(paths, shards, checksums.of_files(paths), strict=True):
         if checksum != shard.checksum:
             raise InputError(
-                f"{path}: is not what prepare wrote under this name (damaged, or another shard)."
+                f"{path}: its checksum is not the listed one (it is damaged, or another shard)."
             )
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
 def _open(path: Path, corpus: object) -> array_record_module.ArrayRecordReader:
-    """The open shard of a corpus object; the least used one is closed where there are too many."""
+    """The open shard of a corpus; if too many are open, the least recently used is closed."""
     return array_record_module.ArrayRecordReader(str(path))
 
 
@@ -295,13 +315,13 @@ def _count_records(path: Path) -> int:
         count = array_record_module.ArrayRecordReader(str(path)).num_records()
     except Exception as error:  # the library raises RuntimeError and its own kinds
         raise files.unreadable(path, error, "is not a shard of records.") from error
-    if not count:  # what the library sees in a file that was cut short
-        raise InputError(f"{path}: is not a whole shard (truncated?).")
+    if not count:  # the library's answer for a truncated file
+        raise InputError(f"{path}: is not a complete shard (truncated?).")
     return count
 
 
 def _close(writer: array_record_module.ArrayRecordWriter, path: Path) -> None:
-    """Ends a shard; the library says only here that the disk was full."""
+    """Closes a shard; the library reports a full disk only here."""
     try:
         writer.close()
     except Exception as error:

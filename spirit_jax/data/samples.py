@@ -1,4 +1,4 @@
-"""From documents to token sequences, in the formats that a mixture is made of."""
+"""Builds token sequences from documents, in the format of a source (see `SourceConfig`)."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,21 +12,25 @@ from spirit_jax.errors import InputError
 from spirit_jax.text import TextTokenizer
 from spirit_jax.vocab import Vocab
 
-LONGEST_RUN = 3  # words that stay together where an utterance is shuffled
+LONGEST_RUN = 3  # largest number of words that stay together when an utterance is shuffled
 NEEDS_SPEECH, NEEDS_TEXT = ("interleaved", "speech", "asr", "tts"), ("text", "asr", "tts")
 
 
 class Documents(Sequence[list[Utterance]]):
-    """A corpus by documents: consecutive utterances of one `document` belong together."""
+    """The documents of a corpus: consecutive utterances with the same `document`."""
 
     def __init__(
         self, corpus: Corpus, source: SourceConfig | None = None, vocab: Vocab | None = None
     ):
-        """Reads the corpus once.
+        """Reads the whole corpus once.
+
+        Args:
+          corpus: the utterances.
+          source: if given, every utterance must have what its format needs.
+          vocab: if given, every unit must have a token.
 
         Raises:
-          InputError: an utterance lacks what the format of `source`, if it is given, needs, or has
-            units that `vocab` has no token for.
+          InputError: an utterance fails one of these checks.
         """
         self._corpus = corpus
         names = []
@@ -54,10 +58,20 @@ def make_sample(
     vocab: Vocab,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Token ids of a document in a source's format: int32, BOS first and EOS last.
+    """Token ids of a document in the format of a source.
+
+    Args:
+      document: consecutive utterances.
+      source: format, interleaving, and changes of pairs.
+      tokenizer: the text tokenizer.
+      vocab: the token ids.
+      rng: draws the spans and changes.
+
+    Returns:
+      int32 (n,), with BOS first and EOS last.
 
     Raises:
-      InputError: the document lacks what the format needs; the utterance is named.
+      InputError: an utterance lacks what the format needs.
     """
     for utterance in document:
         _check(utterance, source)
@@ -75,15 +89,15 @@ def make_sample(
             parts = []
             for utterance, line in zip(document, lines, strict=True):
                 ids, words = line.ids_n, [utterance.text]
-                drawn = rng.random() if source.changes else 1.0
-                if drawn < source.crop:
+                draw = rng.random() if source.changes else 1.0
+                if draw < source.crop:
                     ids, words = _crop(utterance, line, rng)
-                elif drawn < source.crop + source.shuffle:
+                elif draw < source.crop + source.shuffle:
                     ids, words = _shuffle(utterance, line, rng)
                 text = encode_text_span([*filter(None, [source.flag]), *words], tokenizer, vocab)
                 parts += [marker, ids, text] if source.format == "asr" else [text, marker, ids]
-    ends = np.array([vocab.bos], np.int32), np.array([vocab.eos[0]], np.int32)
-    return np.concatenate([ends[0], *parts, ends[1]])
+    bos, eos = np.array([vocab.bos], np.int32), np.array([vocab.eos[0]], np.int32)
+    return np.concatenate([bos, *parts, eos])
 
 
 def _crop(
@@ -98,17 +112,21 @@ def _crop(
 def _shuffle(
     utterance: Utterance, line: TokenLine, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[str]]:
-    """Ids and words of an utterance's runs of words in a random order."""
+    """Ids and words of an utterance, its words shuffled in runs of at most `LONGEST_RUN`."""
     count, starts = len(utterance.words), [0]
     while starts[-1] < count:
         starts.append(min(starts[-1] + int(rng.integers(1, LONGEST_RUN + 1)), count))
     runs = [_run(utterance, line, *bounds) for bounds in itertools.pairwise(starts)]
     runs = [runs[place] for place in rng.permutation(len(runs))]
-    return np.concatenate([ids for ids, _ in runs]), [word for _, own in runs for word in own]
+    ids = np.concatenate([run_ids for run_ids, _ in runs])
+    return ids, [word for _, run_words in runs for word in run_words]
 
 
 def _run(utterance: Utterance, line: TokenLine, start: int, stop: int) -> tuple:
-    """Ids and words of a run of an utterance's words; silence goes with the utterance's ends."""
+    """Ids and words of words `start` to `stop`.
+
+    The first run of an utterance includes its leading silence, the last one its trailing silence.
+    """
     words = utterance.words
     begin = words[start][1] if start else 0.0
     end = words[stop - 1][2] if stop < len(words) else utterance.seconds
@@ -116,15 +134,15 @@ def _run(utterance: Utterance, line: TokenLine, start: int, stop: int) -> tuple:
 
 
 def _check(utterance: Utterance, source: SourceConfig) -> None:
-    lacks = None
+    missing = None
     if source.format in NEEDS_SPEECH and utterance.units is None:
-        lacks = "units"
+        missing = "units"
     elif source.format in NEEDS_TEXT and not utterance.text:
-        lacks = "text"
+        missing = "text"
     elif (source.format == "interleaved" or source.changes) and not utterance.words:
-        lacks = "word times"
-    if lacks:
+        missing = "word times"
+    if missing:
         raise InputError(
-            f"{source.path}: the utterance '{utterance.id}' has no {lacks}, which the format "
+            f"{source.path}: the utterance '{utterance.id}' has no {missing}, which the format "
             f"'{source.format}' needs."
         )
