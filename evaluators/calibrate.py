@@ -188,7 +188,9 @@ def calibrate(model: str, output: Path) -> TranscriptionConfig:
         min_read_aloud=choose(cases, transcripts, "read_aloud", "sounds-valid"),
         command=f"python -m evaluators.calibrate {Path(model).name}",
     )
-    transcripts = [transcription.judge(settings, transcript) for transcript in transcripts]
+    transcripts = [
+        transcription.apply_thresholds(settings, transcript) for transcript in transcripts
+    ]
     settings = dataclasses.replace(settings, figures=figures(cases, transcripts))
     folder = output / Path(model).name
     rows = [

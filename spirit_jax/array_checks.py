@@ -1,8 +1,8 @@
-"""Checksums of the arrays in a `params/` folder, so that flipped bits are noticed.
+"""Checksums of the arrays in a `params/` folder, to detect flipped bits.
 
-Orbax keeps arrays as chunks of a Zarr 3 store in an OCDBT database, which checks its own nodes and
-not the chunks. `checksums.json` beside them lists where every chunk lies, with its checksum. A read
-checks the chunks that it needs and no others, so a host that reads its shards reads no more.
+Orbax stores arrays as chunks of a Zarr 3 store in an OCDBT database, which has checksums for its
+nodes but not for the chunks. `checksums.json` lists the location and checksum of every chunk. A
+read only checks the chunks that it needs, so a host reads no more than its shards.
 """
 
 import itertools
@@ -18,14 +18,14 @@ from spirit_jax import checksums
 from spirit_jax.errors import InputError
 
 DATABASE = "state"  # the folder of Orbax's OCDBT database
-METADATA = "zarr.json"  # ends the key that has an array's shape, dtype and chunks
+METADATA = "zarr.json"  # suffix of the key with an array's shape, dtype and chunk shape
 
 
 def write(path: str | Path) -> None:
-    """Writes the checksums of a whole `params/` folder.
+    """Writes the checksums of a complete `params/` folder.
 
     Raises:
-      ValueError: it is no such folder (or another kind of error, of the library).
+      ValueError: it is not such a folder. The library may raise other errors.
     """
     path = Path(path)
     arrays: dict[str, Any] = {}
@@ -45,9 +45,9 @@ def write(path: str | Path) -> None:
 
 
 def check_metadata(path: str | Path) -> None:
-    """Checks the files of a `params/` folder that hold no arrays.
+    """Checks the files of a `params/` folder that contain no arrays.
 
-    A folder from before there were checksums passes.
+    A folder of an earlier version, without checksums, is not checked.
 
     Raises:
       InputError: a file is missing or damaged.
@@ -62,11 +62,12 @@ def check_arrays(path: str | Path, wanted: Mapping[str, Any]) -> None:
     """Checks the chunks that a read of arrays needs.
 
     Args:
-      path: of the `params/` folder.
-      wanted: by `a/b/c` names; of what has a `sharding`, the chunks of this process's shards.
+      path: the `params/` folder.
+      wanted: the arrays to read, by `a/b/c` name. For an array with a `sharding`, the chunks of
+        this process's shards are checked.
 
     Raises:
-      InputError: a chunk is damaged; names the parameter.
+      InputError: a chunk is damaged; the message names the parameter.
     """
     path, arrays = Path(path), _read_known(Path(path))["arrays"]
 
@@ -104,26 +105,26 @@ def _find_chunks(array: Mapping[str, Any], leaf: Any) -> Iterator[list]:
         places |= set(itertools.product(*axes))
     for place in sorted(places):
         key = "/".join(["c", *map(str, place)])
-        if key in chunks:  # small ones lie in the nodes
+        if key in chunks:  # small chunks are stored in the nodes
             yield chunks[key]
 
 
 def _read_known(path: Path) -> dict[str, Any]:
-    """The checksums of a folder; of one that has none, nothing to check."""
+    """The checksums of a folder; empty for a folder without checksums."""
     if not (path / checksums.LIST).is_file():
         return {"files": {}, "arrays": {}}
     known = checksums.read_json(path / checksums.LIST)
     if not {"files", "arrays"} <= known.keys():
-        raise InputError(f"{path / checksums.LIST}: is no list of arrays.")
+        raise InputError(f"{path / checksums.LIST}: is not a list of arrays.")
     return known
 
 
 def _list_values(path: Path) -> dict[str, tuple[str, int, int] | None]:
-    """By key, the file, offset and length of each value; None where it lies in a node itself."""
+    """(file, offset, length) of each value by key; None for values that are stored in a node."""
     base = tensorstore.KvStore.open(f"file://{(path / DATABASE).absolute()}/").result()
     root = tensorstore.ocdbt.dump(base).result()["versions"][-1]
-    if root["root_height"]:  # Orbax's nodes take 100 MB of keys
-        raise ValueError("the database has more keys than one node takes")
+    if root["root_height"]:  # Orbax's nodes hold up to 100 MB of keys
+        raise ValueError("the database has more keys than one node holds")
     values: dict[str, tuple[str, int, int] | None] = {}
     for entry in tensorstore.ocdbt.dump(base, root["root"]["location"]).result()["entries"]:
         place = None

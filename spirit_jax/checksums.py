@@ -1,6 +1,6 @@
-"""Checksums that a reader compares, so that a damaged or exchanged file is noticed.
+"""Checksums with which readers detect damaged or replaced files.
 
-They are XXH3 of 128 bits: faster than a disk, and enough against damage (not against an attacker).
+The algorithm is XXH3 with 128 bits: faster than a disk, and safe against damage, not attackers.
 """
 
 import json
@@ -15,48 +15,56 @@ from spirit_jax import files
 from spirit_jax.errors import InputError
 
 BLOCK = 4 << 20  # bytes read at a time
-THREADS = 4  # that read files side by side
+THREADS = 4  # that read files in parallel
 
-LIST = "checksums.json"  # lists the files of a folder
-FIELD = "checksum"  # of a JSON object, over all its other fields
+LIST = "checksums.json"  # the checksums of the files of a folder
+FIELD = "checksum"  # field of a JSON object with the checksum of all its other fields
 
 
 def of_bytes(data: Any) -> str:
-    """The checksum of bytes, or of anything with the buffer protocol, as 32 hex digits."""
+    """The checksum of bytes or of another object with the buffer protocol: 32 hex digits."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def of_value(value: Any) -> str:
-    """The checksum of a JSON value, whatever the order of its objects' keys."""
+    """The checksum of a JSON value; it does not depend on the order of keys."""
     return of_bytes(json.dumps(value, sort_keys=True).encode())
 
 
 def of_file(path: str | Path, offset: int = 0, length: int | None = None) -> str:
-    """The checksum of a file's content, or of `length` bytes of it.
+    """The checksum of a file's content.
+
+    Args:
+      path: the file.
+      offset: first byte.
+      length: number of bytes; None for all up to the end.
+
+    Returns:
+      32 hex digits.
 
     Raises:
-      InputError: it cannot be read.
+      InputError: the file cannot be read.
     """
-    digest, left = xxhash.xxh3_128(), length
+    digest, remaining = xxhash.xxh3_128(), length
     try:
         with open(path, "rb") as file:
             file.seek(offset)
-            while block := file.read(BLOCK if left is None else min(BLOCK, left)):
+            while block := file.read(BLOCK if remaining is None else min(BLOCK, remaining)):
                 digest.update(block)
-                left = None if left is None else left - len(block)
+                remaining = None if remaining is None else remaining - len(block)
     except (OSError, ValueError, MemoryError) as error:
         raise files.unreadable(path, error, f"cannot be read ({files.describe(error)}).") from error
     return digest.hexdigest()
 
 
 def of_files(paths: Iterable[str | Path]) -> list[str]:
-    """The checksums of several files, which are read side by side; see `of_file`."""
+    """The checksums of several files, which are read in parallel; see `of_file`."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(of_file, paths))
 
 
 def write_json(path: str | Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object with its checksum, whole or not at all; see `read_json`."""
+    """Writes a JSON object with its checksum, for `read_json`; see `files.write_json`."""
     files.write_json(path, value | {FIELD: of_value(value)})
 
 
@@ -64,26 +72,26 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON object that `write_json` wrote, without its checksum.
 
     Raises:
-      InputError: it cannot be read, or is not as it was written.
+      InputError: the file cannot be read, or has changed since it was written.
     """
     value = files.read_json(path)
     if not isinstance(value, dict) or FIELD not in value:
         raise InputError(f"{path}: is damaged or from an earlier version (it has no checksum).")
-    known = value.pop(FIELD)
-    if known != of_value(value):
+    checksum = value.pop(FIELD)
+    if checksum != of_value(value):
         raise InputError(f"{path}: is damaged or was edited (its checksum differs).")
     return value
 
 
 def list_files(folder: str | Path, names: Iterable[str]) -> None:
-    """Writes the checksums of files to `checksums.json` in a folder, beside those listed before.
+    """Adds the checksums of files to `checksums.json` in a folder, or updates them.
 
     Args:
-      folder: that has the files.
-      names: of files, from the folder, with "/" between.
+      folder: the folder of the list.
+      names: paths of files, relative to the folder, with "/" as separator.
 
     Raises:
-      InputError: one cannot be read, or the list cannot be written.
+      InputError: a file cannot be read, or the list cannot be written.
     """
     path = Path(folder) / LIST
     listed = read_json(path)["files"] if path.is_file() else {}
@@ -92,10 +100,10 @@ def list_files(folder: str | Path, names: Iterable[str]) -> None:
 
 
 def check_file(path: str | Path) -> None:
-    """Compares a file with the list in its folder or in the one above, if one of them has it.
+    """Checks a file that is listed in its folder or in the parent folder; others are not checked.
 
     Raises:
-      InputError: the file is not as it was listed.
+      InputError: the file differs from its listed checksum.
     """
     entry = _find_entry(Path(path))
     if entry is not None:
@@ -108,14 +116,14 @@ def check_file(path: str | Path) -> None:
 
 
 def update_file(path: str | Path) -> None:
-    """Lists a file as it is now, if it is listed; for those who write it again."""
+    """Updates the checksum of a file that was written again, if it is listed."""
     entry = _find_entry(Path(path))
     if entry is not None:
         list_files(entry[0], [entry[1]])
 
 
 def _find_entry(path: Path) -> tuple[Path, str, str] | None:
-    """The folder whose list has a file, the file's name there, and its checksum."""
+    """(folder whose list has a file, its name in the list, its checksum), or None."""
     path = path.absolute()
     for folder in list(path.parents)[:2]:
         if (folder / LIST).is_file():

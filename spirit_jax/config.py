@@ -1,6 +1,6 @@
-"""Reads, merges, checks and writes configs: frozen dataclasses kept as JSON or YAML.
+"""Reads, merges, checks and writes configs: frozen dataclasses stored as JSON or YAML.
 
-Nothing here knows a network; every network's config dataclass lives beside the network.
+This module is independent of the networks, whose config dataclasses are in their own modules.
 """
 
 import dataclasses
@@ -22,17 +22,26 @@ T = TypeVar("T")
 
 _NAME = r"[A-Za-z_]\w*"
 _KEY = re.compile(rf"{_NAME}(\.{_NAME}|\[\d{{1,9}}\])*", re.ASCII)  # such as data.sources[0].path
-_BITS = 63  # of a whole number; larger ones fit no array and no random seed
+_BITS = 63  # of a whole number; larger ones do not fit in int64
 
 
 def from_dict(
     cls: type[T], values: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config"
 ) -> T:
-    """A `cls` from plain values and dotted overrides such as `"optimizer.learning_rate=1e-4"`.
+    """A config object from plain values and overrides.
+
+    Args:
+      cls: the config dataclass.
+      values: plain values by field name.
+      overrides: such as `"optimizer.learning_rate=1e-4"`; see `override`.
+      source: where the values come from, for messages.
+
+    Returns:
+      A `cls`, with tuples in place of lists.
 
     Raises:
-      InputError: an unknown key (with the nearest known one), a value of the wrong type, or a
-        field without a default left out; `source` names where it came from.
+      InputError: an unknown key (the message suggests the nearest known one), a value of the wrong
+        type, or a missing field without a default.
     """
     if overrides:
         values = override(values, overrides)
@@ -52,13 +61,13 @@ def from_dict(
         text = str(error)
         raise InputError(text if text.startswith(f"{source}: ") else f"{source}: {text}") from error
     except Exception as error:
-        # OmegaConf merges some values of a wrong type without complaint and then fails on them.
-        reason = f"a value is of a wrong type ({files.describe(error)})."
+        # OmegaConf merges some values of a wrong type without an error, and fails on them later.
+        reason = f"a value has the wrong type ({files.describe(error)})."
         raise files.unreadable(source, error, reason) from error
 
 
 def _describe_unknown(error: ConfigKeyError) -> str:
-    """Names a key that a config does not have, and the nearest that it has, or all of them."""
+    """A message about an unknown key, with the nearest known key or all known keys."""
     cls = error.object_type
     known = (
         [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
@@ -70,50 +79,52 @@ def _describe_unknown(error: ConfigKeyError) -> str:
 
 
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Values changed by overrides, "KEY=VALUE" each.
+    """Plain values with overrides applied.
 
     Args:
-      values: plain, as `read_mapping` gives them.
-      overrides: a key is dotted, with [N] for an item of a list: `data.sources[0].share=2`. A value
-        is YAML.
+      values: plain values, as returned by `read_mapping`.
+      overrides: KEY=VALUE strings. A key is dotted, with [N] for an item of a list, such as
+        `data.sources[0].share=2`. A value is YAML.
 
     Raises:
-      InputError: an override that is no KEY=VALUE, no YAML, given twice, or for a place that the
-        values do not have.
+      InputError: an override is not KEY=VALUE, its value is not YAML, it is given twice, or the
+        values have no such key.
     """
     changed = OmegaConf.create(dict(values))
     keys: set[str] = set()
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator or not _KEY.fullmatch(key):
-            raise InputError(f"'{item[:80]}' is no override; write KEY=VALUE, such as steps=200.")
+            raise InputError(
+                f"'{item[:80]}' is not an override; write KEY=VALUE, such as steps=200."
+            )
         if key in keys:
             raise InputError(f"'{key}' is given twice; give each key once.")
         keys.add(key)
         try:
             (value,) = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])).values()
-        except Exception as error:  # PyYAML's, OmegaConf's, or of a value nested too deeply
+        except Exception as error:  # of PyYAML or OmegaConf, or because of too deep nesting
             raise files.unreadable(
                 f"'{item[:80]}'", error, "the value is not valid YAML."
             ) from error
         try:
             OmegaConf.update(changed, key, value, force_add=True)
         except Exception as error:
-            reason = f"the config has no place '{key}'."
+            reason = f"the config has no key '{key}'."
             raise files.unreadable(f"'{item[:80]}'", error, reason) from error
     return OmegaConf.to_container(changed)
 
 
 def read(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """A `cls` from a JSON or YAML file; raises `InputError` as `from_dict` does."""
+    """A `cls` from a JSON or YAML file; see `from_dict` and `read_mapping`."""
     return from_dict(cls, read_mapping(path), overrides, source=str(path))
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """The mapping that a JSON or YAML file holds.
+    """The mapping in a JSON or YAML file.
 
     Raises:
-      InputError: the file is missing, unreadable or holds something else.
+      InputError: the file is missing, unreadable, or contains something other than a mapping.
     """
     path = Path(path)
     checksums.check_file(path)
@@ -133,10 +144,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def write(config: Any, path: str | Path) -> None:
-    """Writes a dataclass (or a mapping) as JSON, whole or not at all.
-
-    Its checksum is written again where there is one; see `checksums.list_files`.
-    """
+    """Writes a dataclass or a mapping with `files.write_json`, and updates its listed checksum."""
     values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
     files.write_json(path, values)
     checksums.update_file(path)
@@ -147,17 +155,17 @@ def _parse_yaml(text: str) -> Any:
 
 
 def _check_plain(value: Any, source: str, place: str = "") -> None:
-    """Raises an `InputError` for what no config may hold, at any depth.
+    """Raises an `InputError` for values that no config may contain, at any depth.
 
-    A reference such as "${oc.env:HOME}" would read the environment; a number that is not finite
-    passes every comparison; a whole number beyond 64 bits fits no array.
+    Forbidden are references such as "${oc.env:HOME}", which would read the environment; numbers
+    that are not finite, which pass range checks; and whole numbers that do not fit in int64.
     """
     at = f"{source}: {place or 'the config'}"
     if isinstance(value, str):
         if not value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise InputError(f"{at} holds half a character (a lone surrogate).")
+            raise InputError(f"{at} contains half a character (a lone surrogate).")
         if "${" in value:
-            raise InputError(f"{at} holds '${{', a reference; write the value itself.")
+            raise InputError(f"{at} contains '${{', a reference; write the value itself.")
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise InputError(f"{at} is {value}; a finite number was expected.")
@@ -175,9 +183,9 @@ def _check_plain(value: Any, source: str, place: str = "") -> None:
 
 
 def _freeze(value: Any, source: str, item_cls: type | None = None) -> Any:
-    """Lists become tuples at every depth, so that configs are hashable and can be jit-static.
+    """The value with tuples in place of lists, so that configs are hashable and can be jit-static.
 
-    OmegaConf leaves the items of a tuple of dataclasses as mappings; `item_cls` is what they are.
+    OmegaConf leaves the items of a tuple of dataclasses as mappings; `item_cls` is their class.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = typing.get_type_hints(type(value))
@@ -196,7 +204,7 @@ def _freeze(value: Any, source: str, item_cls: type | None = None) -> Any:
 
 
 def _check_values(name: str, value: Any, hint: Any) -> None:
-    """What OmegaConf lets pass: "NaN" for a number, and any value in a `dict[str, T]`."""
+    """Checks what OmegaConf does not: "NaN" for a number, and the values of a `dict[str, T]`."""
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             raise InputError(f"{name} is {number}; a finite number was expected.")
@@ -208,6 +216,6 @@ def _check_values(name: str, value: Any, hint: Any) -> None:
 
 
 def _item_class(hint: Any) -> type | None:
-    """The dataclass that a tuple's items are, if the hint says one."""
+    """The dataclass of a tuple's items, if the type hint has one."""
     arguments = typing.get_args(hint) if typing.get_origin(hint) is tuple else ()
     return arguments[0] if arguments and dataclasses.is_dataclass(arguments[0]) else None

@@ -1,8 +1,7 @@
 """Limits of the numbers in network configs.
 
-A config may come from a file that somebody else wrote, or that is damaged. Its numbers are checked
-when it is made, before anything is allocated or traced with them. The limits are far above those of
-any known network.
+A config file may be damaged or malicious. Its numbers are checked when the config is created,
+before anything is allocated or traced. The limits are far above the sizes of known networks.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float3
 
 
 def check_seed(seed: Any) -> None:
-    """Raises an `InputError` unless a number can be the seed of random draws."""
+    """Raises an `InputError` unless a value is a valid random seed."""
     least, most = SEED
     is_whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if not is_whole or not least <= seed <= most:
@@ -38,7 +37,7 @@ def check_seed(seed: Any) -> None:
 
 
 def may_be_zero(limits: Limits) -> Limits:
-    """The same limits for a number that is 0 where a network lacks the part."""
+    """The same limits, but 0 is allowed (for a network without this part)."""
     return type(limits[1])(0), limits[1]
 
 
@@ -46,13 +45,12 @@ def check_numbers(config: Any, **limits: Limits) -> None:
     """Checks the numbers of a network config, its booleans and its `precision`.
 
     Args:
-      config: a dataclass.
-      limits: the least and the largest value of a field, whole numbers for a field of whole
-        numbers. Of a field that is a tuple, every number in it; None passes
-        where it is the field's default.
+      config: a dataclass object.
+      limits: (smallest, largest) value by field name; two ints for a field of whole numbers. All
+        numbers of a tuple are checked. None is accepted if it is the field's default.
 
     Raises:
-      InputError: a number is of another type, not finite, or out of its limits.
+      InputError: a number has the wrong type, is not finite, or is out of its limits.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
     for name, (least, most) in limits.items():
@@ -63,7 +61,7 @@ def check_numbers(config: Any, **limits: Limits) -> None:
             raise InputError(f"{name} is {str(numbers)[:40]}; expected one number.")
         for value in _numbers(name, numbers):
             whole = isinstance(most, int)
-            # bool is an int to Python.
+            # `type`, since a bool is an instance of int.
             fits = type(value) is int or (not whole and isinstance(value, float))
             if not fits or not math.isfinite(value) or not least <= value <= most:
                 kind = "a whole number" if whole else "a number"
@@ -83,7 +81,7 @@ def _numbers(name: str, value: Any) -> Iterator[Any]:
     """A value, or the values in a tuple at any depth."""
     if isinstance(value, tuple | list):
         if len(value) > MAX_ITEMS:
-            raise InputError(f"{name} has {len(value)} items; at most {MAX_ITEMS} are known.")
+            raise InputError(f"{name} has {len(value)} items; at most {MAX_ITEMS} are allowed.")
         for item in value:
             yield from _numbers(name, item)
     else:

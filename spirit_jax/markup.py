@@ -1,16 +1,16 @@
-"""The markup of prompt strings: markers and units in brackets, and text that only looks like them.
+"""The markup of prompt strings: markers and units in brackets, and escaped text.
 
-A prompt string is text with tokens between: `[Text]`, `[Speech]`, `[Hu5]`, `[Pi3]`, `[St7]`. A
-backslash behind the bracket makes text of what looks like a token: the prompt string `[\\Hu5]` is
-the text `[Hu5]`, `[\\\\Hu5]` is the text `[\\Hu5]`, and so on. Anywhere else a backslash is text
-like any other character. Every text has a prompt string, the one that `escape` gives.
+A prompt string is text with tokens in it: `[Text]`, `[Speech]`, `[Hu5]`, `[Pi3]`, `[St7]`. A
+backslash after the bracket escapes text that looks like a token: the prompt string `[\\Hu5]` is the
+text `[Hu5]`, `[\\\\Hu5]` is the text `[\\Hu5]`, and so on. Anywhere else a backslash is an ordinary
+character. `escape` gives the prompt string of a text.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterable
 
-# A number has no leading zero, and nine digits at most: more would not fit the ids' int32.
+# A number has no leading zero, and at most nine digits, so that it fits in int32.
 UNIT = re.compile(r"\[(Hu|Pi|St)(0|[1-9][0-9]{0,8})\]")
 MARKER = re.compile(r"\[(?:Text|Speech)\]")
 _INSIDE = rf"(?:{UNIT.pattern}|{MARKER.pattern})".replace(r"\[", "")
@@ -19,11 +19,11 @@ _TOKEN = re.compile(rf"\[(?P<escapes>\\*)(?={_INSIDE})(?P<inside>[^\]]*\])")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A stretch of a prompt string.
+    """A text or a token of a prompt string.
 
     Attributes:
-      string: a text, as it is, without escapes; or one token, such as "[Hu5]".
-      is_token: which of the two.
+      string: a text without escapes, or a token such as "[Hu5]".
+      is_token: whether it is a token.
     """
 
     string: str
@@ -31,7 +31,7 @@ class Part:
 
 
 def escape(text: str) -> str:
-    """The prompt string that is this text: what looks like a token gets a backslash."""
+    """The prompt string of a text: whatever looks like a token gets a backslash."""
     return _TOKEN.sub(r"[\\\g<escapes>\g<inside>", text)
 
 
@@ -52,7 +52,7 @@ def parse(prompt: str) -> list[Part]:
 
 
 def render(parts: Iterable[Part]) -> str:
-    """The prompt string of parts; texts side by side cannot make a token together."""
+    """The prompt string of parts; adjacent texts are escaped together."""
     prompt, text = [], []
     for part in parts:
         if not part.is_token:
@@ -64,5 +64,5 @@ def render(parts: Iterable[Part]) -> str:
 
 
 def show(prompt: str) -> str:
-    """A prompt string to read: tokens as they are written, and texts without escapes."""
+    """A prompt string without escapes, for display."""
     return "".join(part.string for part in parse(prompt))

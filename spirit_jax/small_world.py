@@ -1,6 +1,6 @@
-"""The small world of the packaged models: how texts are read in it, and what requests ask for.
+"""Text normalisation and request intents for the packaged models' domain.
 
-`corpora.grammar` has all its sentences.
+`corpora.grammar` defines the sentences of the domain.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from num2words import num2words
 
-# How a request begins, and the action that it asks for.
+# The beginning of a request, and its action.
 ACTIONS = {
     "turn on the": "activate",
     "turn off the": "deactivate",
@@ -24,12 +24,12 @@ _REQUEST = re.compile(
 )
 MONTHS = "january february march april may june july august september october november december"
 _MONTH = "|".join(MONTHS.split())
-LONGEST_NUMBER = 9  # digits; longer numbers are read digit by digit
+LONGEST_NUMBER = 9  # digits; longer numbers are spelt digit by digit
 SIGNS = {"&": "and", "+": "plus", "=": "is"}
 
 
 def intent_of(text: str) -> str:
-    """What a request asks for: action, object and, if it is said, place; "" for other texts."""
+    """The intent of a request: action, object and, if given, place; "" for other texts."""
     match = _REQUEST.fullmatch(text)
     if not match:
         return ""
@@ -37,17 +37,14 @@ def intent_of(text: str) -> str:
 
 
 def read_out(text: str) -> tuple[str, list[str]]:
-    """A text in the words by which it is read aloud.
+    """Normalises a text to the words that are spoken.
 
-    Numbers, ordinals, times of day, days of a month, percent and degrees become words; upper case
-    and punctuation are dropped.
-
-    Args:
-      text: any.
+    Numbers, ordinals, times of day, days of a month, percentages and degrees become words; the
+    result is in lower case, without punctuation.
 
     Returns:
-      Lower-case words of letters and apostrophes, with single spaces; and the parts of the text
-      that cannot be read, which are left out of it.
+      (lower-case words of letters and apostrophes, separated by single spaces; the parts of the
+      text that cannot be converted, which are not among the words).
     """
     text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
     for pattern, read in _RULES:
@@ -70,13 +67,13 @@ def _words(number: int | str, to: str = "cardinal") -> str:
 def _number(match: re.Match) -> str:
     digits = match["whole"].replace(",", "")
     if len(digits) > LONGEST_NUMBER or (digits[0] == "0" and len(digits) > 1):
-        said = " ".join(_words(int(digit)) for digit in digits)
+        words = " ".join(_words(int(digit)) for digit in digits)
     else:
-        said = _words(int(digits))
+        words = _words(int(digits))
     if match["part"]:
-        said += " point " + " ".join(_words(int(digit)) for digit in match["part"][1:])
+        words += " point " + " ".join(_words(int(digit)) for digit in match["part"][1:])
     unit = {"%": " percent", "\u00b0": " degrees"}.get((match["unit"] or " ")[0], "")
-    return f" {'minus ' if match['sign'] else ''}{said}{unit} "
+    return f" {'minus ' if match['sign'] else ''}{words}{unit} "
 
 
 def _clock(match: re.Match) -> str:
@@ -86,17 +83,17 @@ def _clock(match: re.Match) -> str:
     quarters = {15: "a quarter", 30: "half", 45: "a quarter"}
     this, following = (_words((h - 1) % 12 + 1) for h in (hour, hour + 1))
     if minute == 0:
-        said = f"{this} o'clock"
+        words = f"{this} o'clock"
     elif minute <= 30:
-        said = f"{quarters.get(minute) or _words(minute)} past {this}"
+        words = f"{quarters.get(minute) or _words(minute)} past {this}"
     else:
-        said = f"{quarters.get(minute) or _words(60 - minute)} to {following}"
+        words = f"{quarters.get(minute) or _words(60 - minute)} to {following}"
     late = "in the afternoon" if hour % 12 < 6 else "in the evening"
     half = {"a": "in the morning", "p": late}.get((match["half"] or " ")[0], "")
-    return f" {said} {half} "
+    return f" {words} {half} "
 
 
-# A number stands alone, but for brackets, quotes, the end of a sentence, + and =.
+# A number is surrounded by spaces, brackets, quotes, punctuation, + or =.
 _START = r"(?<![^\s(\[{\"'+=\u201c\u2018])"
 _END = r"(?![^\s)\]}\"'+=.,;:!?\u2026\u201d]|[.,:][0-9])"
 _DAY = r"(?P<day>0?[1-9]|[12][0-9]|3[01])(?:st|nd|rd|th)?"

@@ -1,7 +1,7 @@
-"""What a run config asks for as "made:...": a random model and corpora, in the run's folder.
+"""Synthetic models and corpora for test runs: "made:..." in a run config.
 
-For trying out a training with nothing at hand: `model: "made:base"`, and sources with paths such as
-"made:300", which have that many utterances. Importing this is cheap: JAX comes later.
+`model: "made:base"` is a small random model, and a source with the path "made:300" a corpus of 300
+random utterances. Both are written to the run folder. This module imports no JAX.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ def resolve(config: LmRunConfig) -> LmRunConfig:
     """The config with folders of the run in place of "made:..."; writes nothing.
 
     Raises:
-      InputError: what is to be made is not known.
+      InputError: the name after "made:" is unknown.
     """
     return _visit(config, lambda *_: None)
 
 
 def write(config: LmRunConfig) -> LmRunConfig:
-    """Writes what is asked for and not there yet, each folder whole or not at all.
+    """Writes the synthetic models and corpora that do not exist yet.
 
-    Of several processes, all call this and the first one writes.
+    In a run of several processes all call this, and the first one writes.
 
     Returns:
       The same as `resolve`.
 
     Raises:
-      InputError: what is to be made is not known, the folder cannot be written, or another process
-        trains in it.
+      InputError: the name after "made:" is unknown, the folder cannot be written, or another
+        process uses the run folder.
     """
     resolved = resolve(config)
     if resolved != config:
@@ -54,8 +54,8 @@ def _write(config: LmRunConfig) -> None:
 
 
 def _visit(config: LmRunConfig, visit) -> LmRunConfig:
-    """`resolve`, calling `visit` with a function that writes and its arguments, a folder first."""
-    made = Path(config.run_dir) / "made"
+    """As `resolve`; calls `visit(create, folder, *arguments)` for each folder."""
+    parent = Path(config.run_dir) / "made"
 
     def resolve_source(source: SourceConfig, seed: int) -> SourceConfig:
         if not source.path.startswith(PREFIX):
@@ -64,10 +64,10 @@ def _visit(config: LmRunConfig, visit) -> LmRunConfig:
         digits = count if count.isascii() and count.isdigit() and len(count) < 9 else "0"
         if not 1 <= int(digits) <= MOST_UTTERANCES:
             raise InputError(
-                f"'{source.path}' is not a corpus that can be made; write {PREFIX}200, say, for "
-                f"200 utterances (at most {MOST_UTTERANCES})."
+                f"'{source.path}' is not a synthetic corpus; write for example {PREFIX}200 for 200 "
+                f"utterances (at most {MOST_UTTERANCES})."
             )
-        folder = made / f"corpus-{seed}-{int(digits)}"
+        folder = parent / f"corpus-{seed}-{int(digits)}"
         visit(_write_corpus, folder, int(digits), seed)
         return dataclasses.replace(source, path=str(folder))
 
@@ -76,8 +76,8 @@ def _visit(config: LmRunConfig, visit) -> LmRunConfig:
         if kind not in KINDS:
             known = " or ".join(PREFIX + name for name in KINDS)
             raise InputError(f"model is '{config.model}', expected {known} or a model folder.")
-        visit(_write_model, made / kind, kind)
-        config = dataclasses.replace(config, model=str(made / kind))
+        visit(_write_model, parent / kind, kind)
+        config = dataclasses.replace(config, model=str(parent / kind))
     sources, held_out = (
         tuple(resolve_source(source, SEEDS[name]) for source in sources)
         for name, sources in (("data", config.data.sources), ("eval_sources", config.eval_sources))
@@ -97,7 +97,7 @@ def _write_model(folder: Path, kind: str) -> None:
 
     if (folder / "vocab.json").is_file():  # written last, by earlier versions too
         return
-    if folder.is_dir():  # what an earlier version left when it was killed
+    if folder.is_dir():  # the remains of a killed process of an earlier version
         shutil.rmtree(folder)
     with files.whole_folder(folder) as unfinished:
         write_random_model(unfinished, kind)

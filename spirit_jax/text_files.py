@@ -1,8 +1,8 @@
-"""The files of a text tokenizer: pieces of text, and the tokens that are added behind them.
+"""The files of a text tokenizer: text pieces, and added tokens with ids after them.
 
-`tokenizer.model` (SentencePiece) holds pieces alone; a Hugging Face folder lists tokens that were
-added later, and how text is split at them, in `tokenizer_config.json`. `tokenizer.json` holds both.
-A model folder's added tokens of text come before its markers and units.
+`tokenizer.model` (SentencePiece) has pieces only. A Hugging Face folder lists added tokens, and how
+text is split at them, in `tokenizer_config.json`; `tokenizer.json` has both. In a model folder the
+ids of added text tokens are before those of the markers and units.
 """
 
 import functools
@@ -20,17 +20,17 @@ from spirit_jax.vocab import Vocab
 
 SETTINGS = "tokenizer_config.json"
 FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
-SPACE = "\u2581"  # as SentencePiece writes a space
-Entry = Mapping[str, Any]  # of an added token: its content and FLAGS
+SPACE = "\u2581"  # SentencePiece's character for a space
+Entry = Mapping[str, Any]  # an added token: its content and FLAGS
 
 
 class PieceText:
-    """Text to ids of SentencePiece and of tokens added behind its pieces, as transformers does it.
+    """SentencePiece with added tokens, encoding text like `transformers`.
 
-    `legacy` and `add_prefix_space` are the settings of `LlamaTokenizer`: a piece of text between
-    added tokens begins with a space of its own (legacy), or only the first of the whole string
-    does, if it has none; or none does (no `add_prefix_space`). Added tokens that are special, such
-    as those of chats, are text here, as BOS is: text must not be able to spell them.
+    `legacy` and `add_prefix_space` are the settings of `LlamaTokenizer`. Legacy: every text between
+    added tokens gets a space before it. Not legacy: only the text at the start of the string does,
+    unless it has one. Without `add_prefix_space` no text does. Special added tokens, such as those
+    of chat formats, are encoded as plain text, like BOS: text must not produce them.
     """
 
     def __init__(
@@ -44,27 +44,27 @@ class PieceText:
         self._legacy, self._prefix = legacy, add_prefix_space
         self._first_added = processor.get_piece_size()
         plain = {i: entry for i, entry in added.items() if not entry.get("special")}
-        # Of several that fit, the longest is taken.
+        # The longest of several matching tokens is used.
         order = sorted(plain, key=lambda i: -len(plain[i]["content"]))
         self._pattern = re.compile("|".join(f"(?P<t{i}>{_pattern(plain[i])})" for i in order))
         self._splits = bool(order)
 
     @property
     def size(self) -> int:
-        """Pieces and added tokens."""
+        """Number of pieces and added tokens."""
         return self._first_added + len(self._added)
 
     def encode(self, text: str, first: bool = True) -> list[int]:
-        """The ids of a text; `first` if it begins the whole string."""
-        ids, place = [], 0
+        """The ids of a text; `first` says whether it is at the start of the string."""
+        ids, end = [], 0
         for match in self._pattern.finditer(text) if self._splits else ():
-            ids += self._encode_run(text[place : match.start()], first and not place)
+            ids += self._encode_run(text[end : match.start()], first and not end)
             ids.append(int(match.lastgroup[1:]))
-            place = match.end()
-        return ids + self._encode_run(text[place:], first and not place)
+            end = match.end()
+        return ids + self._encode_run(text[end:], first and not end)
 
     def decode(self, ids: Sequence[int], first: bool = True) -> str:
-        """The text of ids; special tokens are left out."""
+        """The text of ids, without special tokens; `first` as in `encode`."""
         parts, run = [], []
         for token in [*ids, None]:
             if token is not None and token < self._first_added:
@@ -84,27 +84,32 @@ class PieceText:
             return self._processor.encode(text)
         if first and self._prefix and text[0] not in (" ", SPACE):
             text = SPACE + text
-        return self._bare.encode(text)
+        return self._without_prefix.encode(text)
 
     def _decode_run(self, ids: list[int], first: bool) -> str:
         if self._legacy and self._prefix:
             return self._processor.decode(ids)
-        text = self._bare.decode(ids)
+        text = self._without_prefix.decode(ids)
         return text.removeprefix(" ") if first and self._prefix else text
 
     @functools.cached_property
-    def _bare(self) -> sentencepiece.SentencePieceProcessor:
+    def _without_prefix(self) -> sentencepiece.SentencePieceProcessor:
         """SentencePiece that adds no space before a text."""
         model = self._processor.serialized_model_proto()
-        bare = sentencepiece.SentencePieceProcessor(model_proto=model)
-        bare.override_normalizer_spec(add_dummy_prefix=False)
-        return bare
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        processor.override_normalizer_spec(add_dummy_prefix=False)
+        return processor
 
 
 def load_piece_text(
     folder: str | Path, processor: sentencepiece.SentencePieceProcessor, text_size: int
 ) -> PieceText:
-    """The text pieces of a folder with `tokenizer.model`, and its added tokens below `text_size`.
+    """Loads the added tokens and settings of a folder with `tokenizer.model`.
+
+    Args:
+      folder: the tokenizer folder.
+      processor: its SentencePiece model.
+      text_size: number of text ids; added tokens from this id are markers and units.
 
     Raises:
       InputError: `tokenizer_config.json` cannot be read.
@@ -125,13 +130,13 @@ def load_piece_text(
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
-    """What a folder's `tokenizer_config.json` holds; empty where there is none."""
+    """The content of a folder's `tokenizer_config.json`; empty if there is none."""
     path = Path(folder) / SETTINGS
     return config.read_mapping(path) if path.is_file() else {}
 
 
 def read_flag(settings: Mapping[str, Any], name: str, path: Path) -> bool:
-    """A setting that is true where it is not given."""
+    """A boolean setting whose default is true; raises `InputError` for other types."""
     value = settings.get(name)
     if value is not None and not isinstance(value, bool):
         raise InputError(f"{path}: {name} is {str(value)[:40]}; expected true or false.")
@@ -139,7 +144,7 @@ def read_flag(settings: Mapping[str, Any], name: str, path: Path) -> bool:
 
 
 def read_added(settings: Mapping[str, Any], path: Path) -> dict[int, Entry]:
-    """The tokens of `added_tokens_decoder` by their ids, in order."""
+    """The tokens of `added_tokens_decoder`, sorted by id; raises `InputError` if malformed."""
     listed = settings.get("added_tokens_decoder") or {}
     try:
         added = {int(token): dict(entry) for token, entry in listed.items()}
@@ -147,7 +152,7 @@ def read_added(settings: Mapping[str, Any], path: Path) -> dict[int, Entry]:
             return dict(sorted(added.items()))
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
-    raise InputError(f"{path}: added_tokens_decoder is no mapping of ids to tokens.")
+    raise InputError(f"{path}: added_tokens_decoder is not a mapping of ids to tokens.")
 
 
 def make_entry(content: str, special: bool = False) -> dict[str, Any]:
@@ -158,52 +163,64 @@ def make_entry(content: str, special: bool = False) -> dict[str, Any]:
 def write_tokenizer(
     source: str | Path, target: str | Path, vocab: Vocab, settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a tokenizer's files with the markers and units of `vocab` after its text.
+    """Writes a tokenizer's files with the markers and units of `vocab` after its text ids.
 
     Args:
-      source: a folder with `tokenizer.model` or `tokenizer.json`; what it lists from
-        `vocab.text_size` on is replaced.
+      source: a folder with `tokenizer.model` or `tokenizer.json`; its tokens from the id
+        `vocab.text_size` are replaced.
       target: the folder to write to.
-      vocab: of the new tokenizer, with the text of the old one.
-      settings: for `tokenizer_config.json`; those of `source` if not given.
+      vocab: the layout of the new tokenizer, with the text ids of `source`.
+      settings: for `tokenizer_config.json`; those of `source` by default.
+
+    Raises:
+      InputError: a file of `source` cannot be read, or its own markers and units are pieces with
+        other ids.
     """
     source, target = Path(source), Path(target)
     settings = dict(read_settings(source) if settings is None else settings)
-    strings = vocab.token_strings()
-    listed = {vocab.text_size + i: make_entry(string) for i, string in enumerate(strings)}
+    markup_tokens = {
+        i: make_entry(string) for i, string in enumerate(vocab.token_strings(), vocab.text_size)
+    }
+    text_tokens = {
+        i: entry
+        for i, entry in read_added(settings, source / SETTINGS).items()
+        if i < vocab.text_size
+    }
     target.mkdir(parents=True, exist_ok=True)
     if (source / "tokenizer.model").is_file():
         (target / "tokenizer.model").write_bytes(files.read_bytes(source / "tokenizer.model"))
         if _are_pieces(source / "tokenizer.model", vocab):
-            listed = {}
-        added = read_added(settings, source / SETTINGS)
-        listed = {i: entry for i, entry in added.items() if i < vocab.text_size} | listed
-        if listed:
-            settings["added_tokens_decoder"] = {str(i): entry for i, entry in listed.items()}
+            markup_tokens = {}
+        added = text_tokens | markup_tokens
+        if added:
+            settings["added_tokens_decoder"] = {str(i): entry for i, entry in added.items()}
         settings["legacy"] = read_flag(settings, "legacy", source / SETTINGS)
         settings.setdefault("tokenizer_class", "LlamaTokenizer")
         settings.setdefault("add_bos_token", True)
     else:
-        path = source / "tokenizer.json"
-        content = config.read_mapping(path)
-        try:
-            kept = [entry for entry in content["added_tokens"] if entry["id"] < vocab.text_size]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: its added_tokens cannot be read.") from error
-        added = read_added(settings, source / SETTINGS)
-        listed = {i: entry for i, entry in added.items() if i < vocab.text_size} | listed
+        added = text_tokens | markup_tokens
         if "added_tokens_decoder" in settings:
-            settings["added_tokens_decoder"] = {str(i): entry for i, entry in listed.items()}
-        known = {entry["id"] for entry in kept}
-        flags = dict.fromkeys(FLAGS, False)
-        kept += [{"id": i} | flags | dict(entry) for i, entry in listed.items() if i not in known]
-        content["added_tokens"] = sorted(kept, key=lambda entry: entry["id"])
-        content |= {"truncation": None, "padding": None}
+            settings["added_tokens_decoder"] = {str(i): entry for i, entry in added.items()}
+        content = _replace_added(source / "tokenizer.json", added, vocab.text_size)
         text = json.dumps(content, ensure_ascii=False, indent=2)
         (target / "tokenizer.json").write_text(text, encoding="utf-8")
         settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
-    settings.pop("auto_map", None)  # names code that is not copied
+    settings.pop("auto_map", None)  # refers to code that is not copied
     files.write_json(target / SETTINGS, settings)
+
+
+def _replace_added(path: Path, added: Mapping[int, Entry], text_size: int) -> dict[str, Any]:
+    """The content of a `tokenizer.json` whose added tokens from the id `text_size` are replaced."""
+    content = config.read_mapping(path)
+    try:
+        entries = [entry for entry in content["added_tokens"] if entry["id"] < text_size]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: its added_tokens cannot be read.") from error
+    present = {entry["id"] for entry in entries}
+    flags = dict.fromkeys(FLAGS, False)
+    entries += [{"id": i} | flags | dict(entry) for i, entry in added.items() if i not in present]
+    content["added_tokens"] = sorted(entries, key=lambda entry: entry["id"])
+    return content | {"truncation": None, "padding": None}
 
 
 def _are_pieces(path: Path, vocab: Vocab) -> bool:
@@ -214,14 +231,14 @@ def _are_pieces(path: Path, vocab: Vocab) -> bool:
     for i, string in enumerate(vocab.token_strings(), vocab.text_size):
         if i >= processor.get_piece_size() or processor.id_to_piece(i) != string:
             raise InputError(
-                f"{path}: its units are pieces of it, which cannot be changed; {string} would "
-                f"have to be {i}."
+                f"{path}: its units are SentencePiece pieces, which cannot be changed; {string} "
+                f"would need the id {i}."
             )
     return True
 
 
 def _pattern(entry: Entry) -> str:
-    """What an added token matches: as transformers, it may take the spaces beside it."""
+    """A regular expression for an added token; as in transformers, it may match adjacent spaces."""
     pattern = re.escape(entry["content"])
     if entry.get("single_word"):
         pattern = rf"(?<!\w){pattern}(?!\w)"

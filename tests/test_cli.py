@@ -259,7 +259,7 @@ def test_transcripts_are_printed_with_how_sure_the_model_is(run, tmp_path):
     assert status == 0 and "T:" not in out
     lines = out.splitlines()
     assert lines[0] == f"{paths[0]}: turn on the heat in the living room"
-    assert lines[1].startswith("  mean log probability -0.0") and "understood from" in lines[1]
+    assert lines[1].startswith("  mean log probability -0.0") and "threshold" in lines[1]
     assert lines[2] == f"{paths[1]}: nothing was said"
     assert lines[3] == f"{paths[2]}: not understood" and len(lines) == 5
     status, out, _ = run(*given, "--json")

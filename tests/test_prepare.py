@@ -160,7 +160,7 @@ def test_rejects_have_reasons_and_the_rest_is_prepared(recordings, tokenizer, tm
     reasons = {reject["id"]: reject["reason"] for reject in rejects}
     for name, part in (
         ("line 2", "not JSON"),
-        ("good", "twice"),
+        ("good", "not unique"),
         ("line 4", "no id"),
         ("nothing", "neither audio nor text"),
         ("gone", "no such file"),

@@ -46,7 +46,7 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
     path = tmp_path / "x.arrayrecord"
     write_shard(path, UTTERANCES * 50)
     path.write_bytes(path.read_bytes()[:-70_000])
-    with pytest.raises(InputError, match="x.arrayrecord: is not a whole shard"):
+    with pytest.raises(InputError, match="x.arrayrecord: is not a complete shard"):
         Corpus(tmp_path)
     with pytest.raises(InputError, match="not an utterance"):
         Utterance.from_bytes(b"\x00junk")

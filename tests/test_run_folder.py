@@ -323,7 +323,7 @@ def test_only_known_models_are_made(tmp_path, model):
 @pytest.mark.parametrize("path", ["made:0", "made:²", "made:-1", "made:" + "9" * 5000, "made:../x"])
 def test_only_corpora_of_some_size_are_made(tmp_path, path):
     values = SMOKE | {"data": {"sources": [{"path": path}]}, "run_dir": str(tmp_path)}
-    with pytest.raises(InputError, match="is not a corpus that can be made"):
+    with pytest.raises(InputError, match="is not a synthetic corpus"):
         synthetic.write(config.from_dict(LmRunConfig, values))
 
 

@@ -121,9 +121,9 @@ def test_each_score_alone_can_refuse_a_transcript():
     scores = {(-0.3, -2.0): True, (-0.5, -2.0): False, (-0.3, -4.0): False, (-0.4, -3.0): True}
     for (log_prob, read_aloud), understood in scores.items():
         transcript = transcription.Transcript("a word", log_prob, read_aloud, None)
-        assert transcription.judge(how, transcript).understood is understood
+        assert transcription.apply_thresholds(how, transcript).understood is understood
     uncalibrated = TranscriptionConfig("{speech}", read_aloud="{text}")
-    assert transcription.judge(uncalibrated, transcript).understood is None
+    assert transcription.apply_thresholds(uncalibrated, transcript).understood is None
 
 
 @pytest.mark.slow
