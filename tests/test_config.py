@@ -113,7 +113,7 @@ def test_an_override_reaches_into_a_list_and_comes_once():
 
 @pytest.mark.parametrize("text", ["${oc.env:HOME}", "${rate}", "half \ud83d"])
 def test_references_and_half_characters_are_refused(text):
-    with pytest.raises(InputError, match="name holds"):
+    with pytest.raises(InputError, match="name contains"):
         config.from_dict(Outer, {"name": text})
 
 

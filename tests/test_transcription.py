@@ -156,7 +156,7 @@ def test_a_model_that_does_not_say_how_it_transcribes_is_named(base_folder, tmp_
     shutil.copytree(base_folder, folder)
     lm = SpiritLM.from_pretrained(folder)
     wave = np.sin(np.arange(16_000) ** 1.5 / 900).astype(np.float32)
-    with pytest.raises(InputError, match="transcription.json is not there"):
+    with pytest.raises(InputError, match="has no transcription.json"):
         lm.transcribe(wave)
     # With examples, and uncalibrated: no verdict. An end that is written at once leaves no words.
     prompt = "[Speech][Hu1][Hu2][Text]a<END>[Speech]{speech}[Text]"
@@ -172,7 +172,7 @@ def test_a_model_that_does_not_say_how_it_transcribes_is_named(base_folder, tmp_
     [
         ({"prompt": "[Text]T:"}, "{speech} once"),
         ({"read_aloud": "[Text]T:"}, "{text} once"),
-        ({"read_aloud": ""}, "needs read_aloud"),
+        ({"read_aloud": ""}, "needs the prompt read_aloud"),
         ({"min_read_aloud": float("nan")}, "min_read_aloud is nan"),
         ({"min_log_prob": 0.5}, "min_log_prob is 0.5"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
