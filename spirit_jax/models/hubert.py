@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import checkpoint, files, limits, model_folder
+from spirit_jax import checkpoint, limits, model_folder
 from spirit_jax.errors import InputError
 from spirit_jax.models.frames import length_mask
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
@@ -158,15 +158,15 @@ def fill_blanks(units_t: np.ndarray, blank: int, max_rounds: int = 10_000) -> np
     return np.where(distance <= max_rounds, units_t[nearest], units_t)
 
 
-def save(output: str | Path, model: HubertUnits, params: dict) -> None:
-    """Writes both as the folders `hubert` and `quantizer` of a new one, which is whole or absent.
+def save(folder: str | Path, model: HubertUnits, params: dict) -> None:
+    """Writes both networks as the folders `hubert` and `quantizer` of a folder.
 
     Raises:
-      InputError: `output` exists.
+      InputError: one of them is there already.
     """
-    with files.whole_folder(output) as folder:
-        checkpoint.save_network(folder / "hubert", model.config, params["hubert"])
-        checkpoint.save_network(folder / "quantizer", model.quantizer, params["quantizer"])
+    folder = Path(folder)
+    checkpoint.save_network(folder / "hubert", model.config, params["hubert"])
+    checkpoint.save_network(folder / "quantizer", model.quantizer, params["quantizer"])
 
 
 def load(encoder: str | Path, quantizer: str | Path) -> tuple[HubertUnits, dict]:
