@@ -1,4 +1,4 @@
-"""The demo: the small models of the package hear, write, read aloud and go on."""
+"""The demo: the packaged models transcribe, synthesise and continue text and speech."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from rich.console import Console
 
-matplotlib.use("Agg")  # a picture in a file needs no display
+matplotlib.use("Agg")  # draws to files, without a display
 from matplotlib import pyplot  # noqa: E402
 
 from spirit_jax import (  # noqa: E402
@@ -26,221 +26,246 @@ from spirit_jax.audio import SAMPLE_RATE, load_audio, write_wav  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.spiritlm import SpiritLM  # noqa: E402
 
-TEXT = "please turn on the lights in the kitchen"  # to read aloud
-START = "the young queen lost a book"  # of a story, to go on from
-UNCLEAR = "unclear: what the model takes the request for does not fit its words"
-VOICES = ("rms", "slt")
-MANNERS = ("lively", "sad")  # a recording of each is in assets
-RECORDINGS = ("question", "request")  # in assets, by a voice that no network was trained on
-# What stands before a text that is the same as the speech before or after it, and before what a
-# request asks for, in all that the model was trained on (configs/tiny).
-SAME, MEANING = "T:", "A:"
-MOST_PIECES, MOST_UNITS = 60, 300  # of an answer
-SILENCE = 0.1  # seconds before and after what is spoken: players cut off the first and last moment
-LONGEST_NAME = 40  # characters of what cannot be read
-PICTURE_SECONDS = 12  # more would be too dense to read
+TEXT = "please turn on the lights in the kitchen"  # to synthesise
+START = "the young queen lost a book"  # of a story, to continue
+UNCLEAR = "unclear: the generated intent does not match the transcript"
+SPEAKERS = ("rms", "slt")
+STYLES = ("lively", "sad")  # a recording of each is in assets
+RECORDINGS = ("question", "request")  # in assets, by a speaker that is not in the training data
+# In the training data (configs/tiny), the flag before a transcript, and before a request's intent.
+TRANSCRIPT, INTENT = "T:", "A:"
+MOST_PIECES, MOST_UNITS = 60, 300  # of a generated text, and of generated speech
+SILENCE = 0.1  # seconds of padding: players cut off the start and end of a file
+LONGEST_NAME = 40  # characters of an unreadable part of the text, in a message
+PICTURE_SECONDS = 12  # longer spectrograms would be too dense
 
 
 @dataclasses.dataclass(frozen=True)
-class Sound:
-    """A panel of the picture: what it shows, and float32 samples at 16 kHz."""
+class Panel:
+    """A spectrogram of the figure.
+
+    Attributes:
+      title: above the spectrogram.
+      wave: float32 (t,) samples at 16 kHz.
+    """
 
     title: str
     wave: np.ndarray
 
 
 @dataclasses.dataclass
-class Stage:
-    """Where the models' words and sounds go: a console, WAV files in a folder, and `sounds`."""
+class Results:
+    """The output of the demo.
+
+    Attributes:
+      output: folder for WAV files.
+      console: for printed lines.
+      panels: of the figure.
+    """
 
     output: Path
     console: Console
-    sounds: list[Sound] = dataclasses.field(default_factory=list)
+    panels: list[Panel] = dataclasses.field(default_factory=list)
 
-    def tell(self, what: str, content: str) -> None:
-        """Prints a line."""
-        line = f"{what:10} {content}"
+    def print(self, label: str, content: str) -> None:
+        """Prints a line with a label."""
+        line = f"{label:10} {content}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def tell_source(self, name: str) -> None:
-        """Says what is said in a recording of assets, and where its copy lies."""
-        said = files.read_json(model_folder.ASSETS / "recordings.json")[name]
-        self.tell("recording", f"{self.output / _asset(name).name}, which says {said!r}")
+    def print_recording(self, name: str) -> None:
+        """Prints the path and the reference transcript of a recording of assets."""
+        reference = files.read_json(model_folder.ASSETS / "recordings.json")[name]
+        self.print("recording", f"{self.output / _asset(name).name}: {reference!r}")
 
-    def speak(self, lm: SpiritLM, name: str, title: str, prompt: str, voice: str) -> None:
-        """Keeps the likeliest speech after a prompt string as NAME.wav."""
+    def synthesise(self, lm: SpiritLM, name: str, title: str, prompt: str, speaker: str) -> None:
+        """Writes the likeliest speech after a prompt string to NAME.wav, and adds a panel.
+
+        Args:
+          lm: the language model.
+          name: of the file, without suffix.
+          title: of the panel.
+          prompt: prompt string.
+          speaker: of the vocoder.
+        """
         (ids,) = lm.generate_ids([prompt], "speech", max_new_tokens=MOST_UNITS)
         strings = [lm.text_tokenizer.decode_prompt(ids)]
-        (said,) = lm.decode_outputs([prompt], strings, voice, least=1)  # a word may be short
-        wave = said[0].content if said else np.zeros(0, np.float32)
-        title = title if said else f"{title} (the model said nothing)"
+        (speech,) = lm.decode_outputs([prompt], strings, speaker, least=1)  # words may be short
+        wave = speech[0].content if speech else np.zeros(0, np.float32)
+        title = title if speech else f"{title} (no speech was generated)"
         wave = np.pad(wave, round(SILENCE * SAMPLE_RATE))
         path = self.output / f"{name}.wav"
         write_wav(path, wave)
-        self.tell("said", f"{path}, {len(wave) / SAMPLE_RATE:.1f} s: {title}")
-        self.sounds.append(Sound(title, wave))
+        self.print("speech", f"{path}, {len(wave) / SAMPLE_RATE:.1f} s: {title}")
+        self.panels.append(Panel(title, wave))
 
 
 def run(
     output: str | Path, speech: str | Path | None, text: str | None, console: Console
-) -> list[Sound]:
-    """Hears recordings, writes them down and answers, and reads a text aloud and goes on from it.
+) -> list[Panel]:
+    """Transcribes and answers recordings, synthesises a text, and continues a story.
 
     Args:
       output: folder for the WAV files and `demo.png`.
       speech: an audio file; `RECORDINGS` by default.
-      text: to read aloud and to go on from, in words of the small world that the models know;
+      text: the text to synthesise and to continue, in the words that the packaged models know;
         `TEXT` and `START` by default.
-      console: where to tell about it.
+      console: for printed lines.
 
     Returns:
-      What was heard and said, in order.
+      The panels of the figure, in order.
 
     Raises:
-      InputError: a recording cannot be used, or the folder not be written to.
+      InputError: a recording cannot be used, the text is too long, or the folder cannot be written.
     """
     start = time.monotonic()
     output = Path(output)
     story, unread = small_world.read_out(START if text is None else text)
     text, _ = small_world.read_out(TEXT if text is None else text)
-    name_unread(text, unread, console)
+    report_unknown(text, unread, console)
     paths = {name: _asset(name) for name in RECORDINGS} if speech is None else {"": speech}
     waves = {name: load_audio(path) for name, path in paths.items()}
-    stage = Stage(output, console)
+    results = Results(output, console)
     with console.status("loading spirit-tiny-base"):
         lm = SpiritLM.from_pretrained("spirit-tiny-base")
     check_length(lm, text)
-    for name in (*RECORDINGS, *MANNERS):
+    for name in (*RECORDINGS, *STYLES):
         with files.whole_file(output / _asset(name).name) as copy:
             shutil.copyfile(_asset(name), copy)
     for number, (name, wave) in enumerate(waves.items(), start=1):
         if speech is None:
-            stage.tell_source(name)
-        hear(stage, lm, wave, f"answer-{number}")
-    read(stage, lm, text)
-    go_on(stage, lm, story)
+            results.print_recording(name)
+        transcribe_and_answer(results, lm, wave, f"answer-{number}")
+    read(results, lm, text)
+    continue_story(results, lm, story)
     with console.status("loading spirit-tiny-expressive"):
         lm = SpiritLM.from_pretrained("spirit-tiny-expressive")
-    read_in_manners(stage, lm, text)
+    read_in_styles(results, lm, text)
     with console.status("drawing"):
-        draw(stage.output / "demo.png", stage.sounds)
-    stage.tell("drew", f"{stage.output / 'demo.png'}")
+        draw(results.output / "demo.png", results.panels)
+    results.print("figure", f"{results.output / 'demo.png'}")
     console.print(f"done in {time.monotonic() - start:.0f} s")
-    return stage.sounds
+    return results.panels
 
 
-def name_unread(text: str, unread: list[str], console: Console) -> None:
-    """Says once what of a text is not read aloud, and which words the models do not know.
+def report_unknown(text: str, unread: list[str], console: Console) -> None:
+    """Prints which parts of a text are not synthesised, and which words the models do not know.
 
     Args:
-      text, unread: what `small_world.read_out` gives.
-      console: where to say it.
+      text: words from `small_world.read_out`.
+      unread: unreadable parts from `small_world.read_out`.
+      console: to print to.
 
     Raises:
-      InputError: nothing is left to read.
+      InputError: the text has no words.
     """
     left_out = ", ".join(repr(part[:LONGEST_NAME]) for part in unread)
     if not text:
         raise InputError(
-            "There is no word to read aloud in that text"
+            "The text has no words that can be read"
             + (f": {left_out} cannot be read." if unread else ".")
         )
     if unread:
         console.print(f"Left out, since the models cannot read it: {left_out}.", markup=False)
     known = (model_folder.ASSETS / "spirit-tiny-base" / "words.txt").read_text().split()
     if unknown := list(dict.fromkeys(word for word in text.split() if word not in known)):
-        console.print(f"The models have never met {', '.join(unknown)}: expect nonsense there.")
+        console.print(f"The models do not know {', '.join(unknown)}; expect errors there.")
 
 
 def check_length(lm: SpiritLM, text: str) -> None:
-    """Raises an `InputError` for a text that leaves no room for the speech that reads it aloud."""
-    tokens = len(lm.text_tokenizer.encode(f"[Text]{SAME} {text}[Speech]"))
+    """Raises an `InputError` if a text is so long that its speech does not fit in the positions."""
+    tokens = len(lm.text_tokenizer.encode(f"[Text]{TRANSCRIPT} {text}[Speech]"))
     most = lm.max_tokens - MOST_UNITS
     if tokens > most:
         raise InputError(f"The text has {tokens} tokens; at most {most} can be read. Shorten it.")
 
 
-def hear(stage: Stage, lm: SpiritLM, wave: np.ndarray, name: str) -> None:
-    """Writes a recording down and goes on from it, as a question goes on with its answer, aloud.
+def transcribe_and_answer(results: Results, lm: SpiritLM, wave: np.ndarray, name: str) -> None:
+    """Transcribes a recording; continues a question with its answer, or gives a request's intent.
 
-    Where nothing is left to say, it tells what was meant: what a request asks for. Of a recording
-    that is not understood it tells no more than that.
-    """
-    prefix = lm.text_tokenizer.word_prefix
-    with stage.console.status("listening"):
-        (transcript,) = lm.transcribe([wave])
-    heard = f"{len(wave) / SAMPLE_RATE:.1f} s"
-    if not transcript.said:
-        stage.tell("heard", f"{heard}: {transcription.NOTHING_SAID}")
-        return
-    string = units.to_string(lm.speech_tokenizer.encode(wave))
-    stage.tell("heard", f"{heard}, {units.count_hubert(string)} units: {string[:60]}...")
-    words = transcript.describe()
-    stage.tell("wrote", repr(words) if transcript.understood else words)
-    stage.tell("sure", transcription.describe_scores(lm.transcription_config, transcript))
-    stage.sounds.append(Sound(f"heard, and written down as: {words}", wave))
-    if not transcript.understood:
-        return
-    with stage.console.status("writing"):
-        goes_on = complete(lm, f"[Text]{prefix}{markup.escape(words)}")
-    if goes_on:
-        stage.tell("goes on", repr(goes_on))
-        prompt = f"[Text]{prefix}{SAME} {markup.escape(goes_on)}[Speech]"
-        stage.speak(lm, name, f"reads what it wrote: {goes_on}", prompt, VOICES[-1])
-    elif small_world.intent_of(words):
-        stage.tell("meant", meaning(lm, string, words))
-
-
-def meaning(lm: SpiritLM, string: str, words: str) -> str:
-    """What a spoken request asks for, if the model takes it for what its words say.
+    The answer is synthesised. A recording that is not understood is only transcribed.
 
     Args:
-      lm: the model.
+      results: where to print and write.
+      lm: the language model.
+      wave: float32 (t,) samples at 16 kHz.
+      name: of the answer's WAV file, without suffix.
+    """
+    prefix = lm.text_tokenizer.word_prefix
+    with results.console.status("transcribing"):
+        (transcript,) = lm.transcribe([wave])
+    length = f"{len(wave) / SAMPLE_RATE:.1f} s"
+    if not transcript.said:
+        results.print("input", f"{length}: {transcription.NOTHING_SAID}")
+        return
+    string = units.to_string(lm.speech_tokenizer.encode(wave))
+    results.print("input", f"{length}, {units.count_hubert(string)} units: {string[:60]}...")
+    words = transcript.describe()
+    results.print("transcript", repr(words) if transcript.understood else words)
+    results.print("scores", transcription.describe_scores(lm.transcription_config, transcript))
+    results.panels.append(Panel(f"input, transcribed as: {words}", wave))
+    if not transcript.understood:
+        return
+    with results.console.status("generating"):
+        answer = complete(lm, f"[Text]{prefix}{markup.escape(words)}")
+    if answer:
+        results.print("answer", repr(answer))
+        prompt = f"[Text]{prefix}{TRANSCRIPT} {markup.escape(answer)}[Speech]"
+        results.synthesise(lm, name, f"answer, synthesised: {answer}", prompt, SPEAKERS[-1])
+    elif small_world.intent_of(words):
+        results.print("intent", find_intent(lm, string, words))
+
+
+def find_intent(lm: SpiritLM, string: str, words: str) -> str:
+    """The intent of a spoken request, or `UNCLEAR` if it does not match the transcript.
+
+    Args:
+      lm: the language model.
       string: the unit string of the recording.
       words: of its transcript.
     """
-    prompt = f"[Speech]{string}[Text]{lm.text_tokenizer.word_prefix}{MEANING}"
-    # As long as a transcript's prompt: in as many rows, the programs of the transcript serve.
+    prompt = f"[Speech]{string}[Text]{lm.text_tokenizer.word_prefix}{INTENT}"
+    # The batch size and length of transcription, so that no other program is compiled.
     rows = [prompt] * transcription.ROWS
     ids, *_ = lm.generate_ids(rows, max_new_tokens=lm.transcription_config.max_new_tokens)
-    meant = first_text(lm, ids)
-    return repr(meant) if meant == small_world.intent_of(words) else UNCLEAR
+    intent = first_text(lm, ids)
+    return repr(intent) if intent == small_world.intent_of(words) else UNCLEAR
 
 
-def read(stage: Stage, lm: SpiritLM, text: str) -> None:
-    """Reads a text aloud in all voices."""
+def read(results: Results, lm: SpiritLM, text: str) -> None:
+    """Synthesises a text with each speaker."""
     prefix = lm.text_tokenizer.word_prefix
-    with stage.console.status("speaking"):
-        for voice in VOICES:
-            prompt = f"[Text]{prefix}{SAME} {text}[Speech]"
-            stage.speak(lm, f"read-{voice}", f"{voice} reads: {text}", prompt, voice)
+    with results.console.status("synthesising"):
+        for speaker in SPEAKERS:
+            prompt = f"[Text]{prefix}{TRANSCRIPT} {text}[Speech]"
+            title = f"{speaker} reads: {text}"
+            results.synthesise(lm, f"read-{speaker}", title, prompt, speaker)
 
 
-def go_on(stage: Stage, lm: SpiritLM, text: str) -> None:
-    """Goes on from a text, in text and in speech."""
+def continue_story(results: Results, lm: SpiritLM, text: str) -> None:
+    """Continues a text in text and in speech."""
     prompt = f"[Text]{lm.text_tokenizer.word_prefix}{text}"
-    with stage.console.status("making up what comes next"):
-        stage.tell("goes on", f"{text!r}: {complete(lm, prompt)!r}")
+    with results.console.status("continuing a story"):
+        results.print("story", f"{text!r}: {complete(lm, prompt)!r}")
         prompt += "[Speech]"
-        stage.speak(lm, "goes-on", f"what may come after: {text}", prompt, VOICES[-1])
+        results.synthesise(lm, "story", f"continuation of: {text}", prompt, SPEAKERS[-1])
 
 
-def read_in_manners(stage: Stage, lm: SpiritLM, text: str) -> None:
-    """Reads a text aloud as recordings of each manner begin: by their style and pitch."""
+def read_in_styles(results: Results, lm: SpiritLM, text: str) -> None:
+    """Synthesises a text with the style and first pitch unit of a recording of each style."""
     prefix = lm.text_tokenizer.word_prefix
-    with stage.console.status("speaking in two manners"):
-        for manner in MANNERS:
-            like = lm.speech_tokenizer.encode(load_audio(_asset(manner)))
-            stage.tell_source(manner)
-            start = f"[St{np.bincount(like.style).argmax()}][Pi{like.pitch[0]}]"
-            prompt = f"[Text]{prefix}{SAME} {text}[Speech]{start}"
-            title = f"{manner}, {VOICES[-1]} reads: {text}"
-            stage.speak(lm, f"read-{manner}", title, prompt, VOICES[-1])
+    with results.console.status("synthesising in two styles"):
+        for style in STYLES:
+            recording = lm.speech_tokenizer.encode(load_audio(_asset(style)))
+            results.print_recording(style)
+            start = f"[St{np.bincount(recording.style).argmax()}][Pi{recording.pitch[0]}]"
+            prompt = f"[Text]{prefix}{TRANSCRIPT} {text}[Speech]{start}"
+            title = f"{style}, {SPEAKERS[-1]} reads: {text}"
+            results.synthesise(lm, f"read-{style}", title, prompt, SPEAKERS[-1])
 
 
 def complete(lm: SpiritLM, prompt: str) -> str:
     """The likeliest text after a prompt string, up to the first marker or unit."""
-    # With room for as much as speech takes, so that the programs that speak serve here too.
+    # The limit of speech, so that no other program is compiled than for synthesis.
     (ids,) = lm.generate_ids([prompt], max_new_tokens=MOST_UNITS)
     return first_text(lm, ids)
 
@@ -251,27 +276,27 @@ def first_text(lm: SpiritLM, ids: list[int]) -> str:
     return lm.text_tokenizer.decode(list(text_ids)).strip()
 
 
-def draw(path: str | Path, sounds: list[Sound]) -> None:
-    """Spectrograms of sounds with their F0, one below the other on the same scales.
+def draw(path: str | Path, panels: list[Panel]) -> None:
+    """Draws spectrograms with F0, one below the other with the same axes.
 
     Args:
       path: PNG file to write.
-      sounds: what to draw; longer ones than `PICTURE_SECONDS` are cut.
+      panels: what to draw; cut after `PICTURE_SECONDS`.
     """
     figure, axes = pyplot.subplots(
-        len(sounds),
+        len(panels),
         1,
-        figsize=(11, 1.9 * len(sounds)),
+        figsize=(11, 1.9 * len(panels)),
         sharex=True,
         squeeze=False,
         layout="constrained",
     )
-    for axis, sound in zip(axes[:, 0], sounds, strict=True):
-        wave = sound.wave[: PICTURE_SECONDS * SAMPLE_RATE]
+    for axis, panel in zip(axes[:, 0], panels, strict=True):
+        wave = panel.wave[: PICTURE_SECONDS * SAMPLE_RATE]
         noise = 1e-6 * np.random.default_rng(0).standard_normal(len(wave))  # silence has no dB
         axis.specgram(wave + noise, NFFT=512, noverlap=384, Fs=SAMPLE_RATE, vmin=-130, vmax=-30)
         axis.set(ylabel="Hz", ylim=(0, 6000))
-        axis.set_title(sound.title, fontsize=9, loc="left")
+        axis.set_title(panel.title, fontsize=9, loc="left")
         f0_t, voiced_t = f0.pyin_f0(wave)
         times = np.arange(len(f0_t)) / f0.FRAME_RATE
         pitch = axis.twinx()

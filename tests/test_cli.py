@@ -212,30 +212,34 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path):
     starts = "new", tmp_path / "out", "--speech", "spirit-tiny-expressive"
     for more in ((), ("a.jsonl", "--start", "b"), ("--start", "b", "--pieces", "9")):
         status, _, err = run(*starts, *more)
-        assert status == 1 and "or --start alone" in err and not (tmp_path / "out").exists()
+        assert (
+            status == 1
+            and "TEXTS (and --pieces) or --start" in err
+            and not (tmp_path / "out").exists()
+        )
 
 
 @pytest.mark.slow  # test_transcription has its parts, and .ci/run calls the command
 @pytest.mark.filterwarnings("error")
-def test_the_demo_hears_writes_and_reads_aloud(run, tmp_path):
+def test_the_demo_transcribes_answers_and_synthesises(run, tmp_path):
     text = "Turn on 42 xylophones at 3:30, please! (#5)"
     status, out, _ = run("demo", "--text", text, "--output", tmp_path / "demo")
     assert status == 0
-    told = [" ".join(line.split()) for line in out.splitlines()]
-    # By a voice that is new to the models: a question with its answer, a request with its meaning.
-    assert "wrote 'what is two plus two'" in told and "goes on 'two plus two is four'" in told
-    assert "wrote 'turn on the heat in the living room'" in told
-    assert "meant 'activate heat living room'" in told
-    assert sum(line.startswith("sure mean log probability -0.0") for line in told) == 2
-    for name, said in files.read_json(model_folder.ASSETS / "recordings.json").items():
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    # By a speaker that is new to the models: a question and its answer, a request and its intent.
+    assert "transcript 'what is two plus two'" in lines and "answer 'two plus two is four'" in lines
+    assert "transcript 'turn on the heat in the living room'" in lines
+    assert "intent 'activate heat living room'" in lines
+    assert sum(line.startswith("scores mean log probability -0.0") for line in lines) == 2
+    for name, reference in files.read_json(model_folder.ASSETS / "recordings.json").items():
         path = tmp_path / "demo" / f"{name}.flac"
-        assert f"recording {path}, which says {said!r}" in told
+        assert f"recording {path}: {reference!r}" in lines
         assert path.read_bytes() == (model_folder.ASSETS / path.name).read_bytes()
-    assert "never met xylophones" in out and "cannot read it: '#5'." in out
+    assert "do not know xylophones" in out and "cannot read it: '#5'." in out
     assert "rms reads: turn on forty two xylophones at half past three please" in out
     made = {path.name: path for path in (tmp_path / "demo").iterdir() if path.suffix != ".flac"}
     read = {f"read-{name}.wav" for name in ("rms", "slt", "lively", "sad")}
-    spoken = read | {"answer-1.wav", "goes-on.wav"}
+    spoken = read | {"answer-1.wav", "story.wav"}
     assert spoken | {"demo.png"} == set(made)
     assert made["demo.png"].read_bytes().startswith(b"\x89PNG")
     for name in spoken:
@@ -268,7 +272,7 @@ def test_transcripts_are_printed_with_how_sure_the_model_is(run, tmp_path):
     assert [row["understood"] for row in rows] == [True, None, False]
     assert rows[0]["text"] == "turn on the heat in the living room" and rows[0]["log_prob"] > -0.1
     for more, message in {
-        ("--to", "text"): "--transcribe writes down what is said, so --to would do nothing",
+        ("--to", "text"): "--transcribe only transcribes, so --to would do nothing",
         ("text:hello",): "speech:FILE alone",
     }.items():
         status, _, err = run(*given, *more)
@@ -279,7 +283,7 @@ def test_transcripts_are_printed_with_how_sure_the_model_is(run, tmp_path):
 
 def test_a_demo_without_words_is_refused(run, tmp_path):
     status, _, err = run("demo", "--text", "...", "--output", tmp_path / "demo")
-    assert status == 1 and "no word to read aloud" in err
+    assert status == 1 and "no words that can be read" in err
     assert not (tmp_path / "demo").exists()
 
 

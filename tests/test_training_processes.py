@@ -124,7 +124,7 @@ def test_processes_that_do_not_meet_say_so(make_config, tmp_path):
     _, error = alone.communicate(timeout=60)
     assert alone.returncode != 0 and len(error.splitlines()) == 1, error
     # The coordination service may end the process itself, or raise an error.
-    assert error == f"error: {LOST}\n" or "did not meet at localhost:" in error
+    assert error == f"error: {LOST}\n" or "cannot connect through localhost:" in error
 
 
 @pytest.mark.parametrize(

@@ -195,26 +195,28 @@ def test_what_was_calibrated_is_not_copied_to_a_model_trained_further(tmp_path):
     transcription.copy_config(tmp_path / "none", tmp_path)  # has none
 
 
-def hear(lm, wave, tmp_path, capsys):
+def run_on(lm, wave, tmp_path, capsys):
     """What the demo tells of a recording."""
-    demo.hear(demo.Stage(tmp_path, Console(width=500)), lm, wave, "answer")
+    results = demo.Results(tmp_path, Console(width=500))
+    demo.transcribe_and_answer(results, lm, wave, "answer")
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_the_demo_goes_on_from_nothing_that_is_not_understood(lm, recordings, tmp_path, capsys):
-    told = hear(lm, recordings[4], tmp_path, capsys)
-    assert "wrote not understood" in told and told[-1].startswith("sure mean log probability -")
-    assert len(told) == 3 and not list(tmp_path.iterdir())
-    told = hear(lm, np.zeros(16_000, np.float32), tmp_path, capsys)
-    assert told == ["heard 1.0 s: nothing was said"]
+def test_the_demo_does_not_answer_what_is_not_understood(lm, recordings, tmp_path, capsys):
+    lines = run_on(lm, recordings[4], tmp_path, capsys)
+    assert "transcript not understood" in lines
+    assert lines[-1].startswith("scores mean log probability -")
+    assert len(lines) == 3 and not list(tmp_path.iterdir())
+    lines = run_on(lm, np.zeros(16_000, np.float32), tmp_path, capsys)
+    assert lines == ["input 1.0 s: nothing was said"]
 
 
-def test_a_meaning_that_contradicts_the_words_is_not_given(lm, recordings):
+def test_an_intent_that_contradicts_the_transcript_is_not_given(lm, recordings):
     string = lm.speech_tokenizer.encode_string(recordings[1])
     words = lm.transcribe(recordings[1]).text
-    assert demo.meaning(lm, string, words) == "'activate heat living room'"
+    assert demo.find_intent(lm, string, words) == "'activate heat living room'"
     for other in ("turn off the heat in the living room", "turn on the heat", "it is hot"):
-        assert demo.meaning(lm, string, other) == demo.UNCLEAR
+        assert demo.find_intent(lm, string, other) == demo.UNCLEAR
 
 
 def test_brackets_in_what_the_demo_writes_are_text(base_folder):

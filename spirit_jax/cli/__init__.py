@@ -1,6 +1,7 @@
-"""The command `spirit-jax`: a file a command. Only in this package is the environment read.
+"""The command `spirit-jax`, with one module for each subcommand.
 
-Nothing heavy is imported until a command needs it, so help and errors appear at once.
+Only this package reads the environment. JAX and the models are imported inside the commands, so
+help and errors appear at once.
 """
 
 import os
@@ -31,8 +32,8 @@ from spirit_jax.files import find_lack
 USAGE_ERROR = typer.BadParameter.__base__  # click's, or that of the copy inside Typer
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         print(f"spirit-jax {spirit_jax.__version__}")
         raise typer.Exit()
 
@@ -61,14 +62,14 @@ def describe(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version)
     ] = False,
 ) -> None:
-    """Spirit LM: encode speech, resynthesise it, and generate text and speech."""
+    """Spirit LM: a language model of text and speech, and its training."""
 
 
 def main() -> None:
     """Runs the command line.
 
-    A bad input is one line on standard error: exit status 1, or 2 for a command line that has no
-    such command, option or argument. Ctrl-C gives 130.
+    An error is one line on standard error. The exit status is 1 for a bad input, 2 for an unknown
+    command, option or argument, and 130 after Ctrl-C.
     """
     options.prepare_environment()
     try:
@@ -78,7 +79,7 @@ def main() -> None:
         _fail(str(error), 1)
     except USAGE_ERROR as error:
         message = error.format_message().rstrip(".")
-        if not message:  # no arguments at all: the help has been printed
+        if not message:  # no arguments: the help has been printed
             sys.exit(2)
         place = error.ctx.command_path if error.ctx else "spirit-jax"
         _fail(f"{message}{'' if message.endswith('?') else '.'} See {place} --help.", 2)

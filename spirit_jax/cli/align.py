@@ -1,4 +1,4 @@
-"""`spirit-jax align`: when each word of a corpus is spoken."""
+"""`spirit-jax align`: adds word times to a corpus."""
 
 import sys
 from pathlib import Path
@@ -13,10 +13,10 @@ from spirit_jax.data.manifest import check_source
 from spirit_jax.errors import InputError
 
 FIRST_STEP = (
-    "English needs no more than --aligner pocketsphinx; a CTC network is finer, and for other "
-    "languages: download facebook/wav2vec2-base-960h (English), facebook/mms-1b-all (1,162 "
-    "languages) or any other Wav2Vec2ForCTC of Hugging Face, then python -m convert.ctc --hf "
-    "HF_DIR --output ALIGNER, and --model ALIGNER."
+    "For English use --aligner pocketsphinx. For other languages, and for more exact times, use a "
+    "CTC network: download facebook/wav2vec2-base-960h (English), facebook/mms-1b-all (1,162 "
+    "languages) or another Wav2Vec2ForCTC from Hugging Face, run python -m convert.ctc --hf HF_DIR "
+    "--output ALIGNER, and give --model ALIGNER."
 )
 
 
@@ -28,7 +28,7 @@ def align(
     ],
     output: Annotated[Path, typer.Argument(help="The manifest to write, with words")],
     model: Annotated[
-        Path | None, typer.Option(help="CTC aligner, as python -m convert.ctc writes")
+        Path | None, typer.Option(help="CTC aligner, written by python -m convert.ctc")
     ] = None,
     aligner: Annotated[
         str | None, typer.Option(help="Instead: pocketsphinx, for English ('.[corpora]')")
@@ -39,17 +39,17 @@ def align(
     whisperx: Annotated[
         Path | None, typer.Option(help="Instead: folder of WhisperX's ID.json files")
     ] = None,
-    tier: Annotated[str, typer.Option(help="Tier of the TextGrids that has the words")] = "words",
+    tier: Annotated[str, typer.Option(help="Name of the TextGrids' tier with the words")] = "words",
     min_score: Annotated[
-        float | None, typer.Option(help="Reject what aligns worse (0 is best)")
+        float | None, typer.Option(help="Reject items with a lower score (0 is best)")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Recordings aligned at a time")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Recordings in a batch")] = 16,
 ) -> None:
-    """Find when each word of a corpus is spoken, or take it from another tool's files.
+    """Compute the times of each word of a corpus, or read them from another tool's files.
 
-    A folder has a text beside each recording: a.wav and a.txt.
-    Items that cannot be aligned are listed, with reasons, in OUTPUT.rejects.jsonl. A run that was
-    stopped resumes where it was.
+    In a folder each recording has a text of the same name: a.wav and a.txt.
+    Items that cannot be aligned are listed, with reasons, in OUTPUT.rejects.jsonl. An interrupted
+    run resumes.
     """
     ways = {
         "--model": model,
@@ -63,7 +63,7 @@ def align(
     if given > 1:
         raise InputError(f"Word times come from one of {', '.join(ways)}; give only one.")
     if aligner not in (None, "pocketsphinx"):
-        raise InputError(f"--aligner {aligner}: is not known; expected pocketsphinx. {FIRST_STEP}")
+        raise InputError(f"--aligner {aligner}: is unknown; expected pocketsphinx. {FIRST_STEP}")
     check_source(str(source))
     checks.new_file(output)
     if model is not None:
@@ -71,39 +71,39 @@ def align(
     elif aligner is None:
         checks.existing(textgrid or whisperx)
         idle = "min_score", "batch_size"
-        checks.refuse_idle(context, idle, "Word times of other tools are taken as they are")
+        checks.refuse_idle(context, idle, "Word times of other tools are used unchanged")
     if textgrid is None:
         checks.refuse_idle(context, ("tier",), "There are no TextGrids")
     from spirit_jax.data import progress
     from spirit_jax.data.align_corpus import align_corpus
 
-    computing = None
+    word_aligner = None
     if aligner is not None:
         from spirit_jax.data.pocketsphinx_aligner import PocketsphinxAligner
 
-        computing = PocketsphinxAligner()
+        word_aligner = PocketsphinxAligner()
     elif model is not None:
         from spirit_jax.data.align import Aligner
 
-        computing = Aligner.from_pretrained(model)
-    with progress.counting("aligning", count_items(str(source), 1)) as done:
+        word_aligner = Aligner.from_pretrained(model)
+    with progress.counting("aligning", count_items(str(source), 1)) as add:
         counted = 0
 
-        def tell(total: int) -> None:
+        def show_total(total: int) -> None:
             nonlocal counted
-            done(total - counted)
+            add(total - counted)
             counted = total
 
         summary = align_corpus(
             source,
             output,
-            computing,
+            word_aligner,
             textgrid=textgrid,
             whisperx=whisperx,
             tier=tier,
             min_score=min_score,
             batch_size=batch_size,
-            progress=tell,
+            progress=show_total,
         )
     print(f"{output}: {summary.aligned} items with word times, {summary.rejected} rejected")
     if summary.rejected:

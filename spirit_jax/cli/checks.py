@@ -9,23 +9,23 @@ from spirit_jax.errors import InputError
 
 
 def existing_file(path: Path) -> Path:
-    """The path; raises `InputError` unless there is a file."""
+    """The path; raises `InputError` unless it is that of a file."""
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; a file was expected.")
+        raise InputError(f"{path}: is a folder; expected a file.")
     if not path.exists():
         raise InputError(f"{path}: there is no such file.")
     return path
 
 
 def existing(path: Path) -> Path:
-    """The path; raises `InputError` unless there is a file or a folder."""
+    """The path; raises `InputError` unless it is that of a file or a folder."""
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder.")
     return path
 
 
 def empty_folder(path: Path) -> Path:
-    """The path of a folder to fill; raises `InputError` where it holds something already."""
+    """The path of a folder to fill; raises `InputError` if it is not empty."""
     output_folder(path)
     if path.is_dir() and any(path.iterdir()):
         raise InputError(f"{path}: is not empty; choose another folder.")
@@ -37,10 +37,14 @@ def new_file(path: Path, overwrite: bool | None = None) -> Path:
 
     Args:
       path: to check.
-      overwrite: whether --overwrite is given; None for a command without that option.
+      overwrite: whether --overwrite is given; None for a command without this option.
+
+    Returns:
+      The path.
 
     Raises:
-      InputError: it is a folder, lies below a file, or exists and `overwrite` is not set.
+      InputError: the path is a folder, a parent of it is a file, or it exists and `overwrite` is
+        not set.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file to write.")
@@ -53,11 +57,11 @@ def new_file(path: Path, overwrite: bool | None = None) -> Path:
 
 
 def output_folder(path: Path) -> Path:
-    """The path of a folder to write to; raises `InputError` where a file is in its place."""
-    for place in (path, *path.absolute().parents):
-        if place.exists():
-            if not place.is_dir():
-                raise InputError(f"{place}: is a file; a folder was expected.")
+    """The path of a folder to write to; raises `InputError` if it or a parent is a file."""
+    for folder in (path, *path.absolute().parents):
+        if folder.exists():
+            if not folder.is_dir():
+                raise InputError(f"{folder}: is a file; expected a folder.")
             break
     return path
 
@@ -71,12 +75,15 @@ def free_name(folder: Path, stem: str, suffix: str) -> Path:
 
 
 def refuse_idle(context: typer.Context, names: Sequence[str], reason: str) -> None:
-    """Raises an `InputError` that names the options which are given and would do nothing.
+    """Raises an `InputError` if options are given that would have no effect.
 
     Args:
       context: of the command.
-      names: of its parameters, such as "top_p".
-      reason: why they do nothing, such as "--greedy draws no token".
+      names: parameters, such as "top_p".
+      reason: why they have no effect, such as "--greedy samples no token".
+
+    Raises:
+      InputError: one of the options is given; the message names all that are.
     """
     idle = [f"--{name.replace('_', '-')}" for name in names if is_given(context, name)]
     if idle:
@@ -84,6 +91,6 @@ def refuse_idle(context: typer.Context, names: Sequence[str], reason: str) -> No
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether a parameter is on the command line, and not its default."""
+    """Whether a parameter is given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"

@@ -1,4 +1,4 @@
-"""`spirit-jax demo`: the small models that come with the package at work."""
+"""`spirit-jax demo`: runs the packaged models."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +10,14 @@ from spirit_jax.cli import checks
 
 
 def demo(
-    speech: Annotated[Path | None, typer.Option(help="A recording of your own to hear")] = None,
-    text: Annotated[str | None, typer.Option(help="To read aloud, and to go on from")] = None,
+    speech: Annotated[Path | None, typer.Option(help="Recording to transcribe")] = None,
+    text: Annotated[str | None, typer.Option(help="Text to synthesise and to continue")] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to")] = Path("spirit-jax-demo"),
 ) -> None:
-    """Hear a request, write down what was said and meant, read aloud, and make a story up.
+    """Transcribe recordings, find their intent, synthesise a text, and continue a story.
 
-    The small models that do it come with the package. They know the words and sentences of a small
-    world: requests to a house, times, dates, weather, numbers, spelling, very short stories.
+    The packaged models know the words and sentences of a small domain: requests to a smart home,
+    times, dates, weather, numbers, spelling and very short stories.
     """
     if speech is not None:
         checks.existing_file(speech)

@@ -1,4 +1,4 @@
-"""`spirit-jax encode`: recordings to units."""
+"""`spirit-jax encode`: encodes recordings as units."""
 
 import json
 import sys
@@ -15,13 +15,15 @@ from spirit_jax.errors import InputError, LackError
 
 def encode(
     model: ModelDir,
-    audio: Annotated[list[Path], typer.Argument(help="Audio files: any rate, channels and length")],
-    string: Annotated[bool, typer.Option("--string", help="The token string instead")] = False,
+    audio: Annotated[
+        list[Path], typer.Argument(help="Audio files of any rate, number of channels and length")
+    ],
+    string: Annotated[bool, typer.Option("--string", help="Print unit strings instead")] = False,
     strict: Annotated[bool, typer.Option(help="Exit with status 1 if a file was skipped")] = False,
 ) -> None:
-    """Print the units of recordings, a JSON line a file.
+    """Print the units of recordings, one JSON object for each file.
 
-    A file that cannot be read is skipped, named on standard error and counted.
+    Files that cannot be read are skipped, and named on standard error.
     """
     model_folder.find_speech_tokenizer(model)
     skipped = [path for path in audio if _skips(lambda path=path: checks.existing_file(path))]
@@ -35,12 +37,12 @@ def encode(
 
 
 def _encode(model: Path, audio: list[Path], string: bool) -> list[Path]:
-    """Prints a line for each recording that can be used; returns the others."""
+    """Prints a line for each recording that can be used; returns the skipped ones."""
     from spirit_jax.data import progress
     from spirit_jax.speech_tokenizer import SpeechTokenizer
 
     tokenizer = SpeechTokenizer.from_pretrained(model)
-    tokenizer.require_encoder()  # one error for all files
+    tokenizer.require_encoder()  # one error instead of one for each file
     skipped = []
 
     def print_line(path: Path) -> None:
@@ -57,7 +59,7 @@ def _encode(model: Path, audio: list[Path], string: bool) -> list[Path]:
 
 
 def _skips(use) -> bool:
-    """Whether a file cannot be used; says why on standard error."""
+    """Calls a function; prints its `InputError` and returns True if it raises one."""
     try:
         use()
     except LackError:

@@ -1,4 +1,4 @@
-"""`spirit-jax eval`: what a model writes and says, measured by tasks."""
+"""`spirit-jax eval`: evaluates a language model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,18 +14,19 @@ from spirit_jax.cli.options import ModelDir, Overwrite
 def evaluate(
     model: ModelDir,
     run: Annotated[
-        Path, typer.Option("--config", help="Tasks, YAML; its fields are in docs/evaluation.md")
+        Path, typer.Option("--config", help="YAML file of tasks; see docs/evaluation.md")
     ],
-    output: Annotated[Path, typer.Option(help="Folder for figures, answers and sounds")],
+    output: Annotated[Path, typer.Option(help="Folder for scores, answers and audio")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as seed=1")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Evaluate a model by tasks: what it writes and says of recordings and texts, and likelihoods.
+    """Evaluate a language model by generated answers and by likelihoods of pairs.
 
-    Prints a table. OUTPUT has figures.json, TASK.jsonl with every prompt and answer, and what was
-    said. Judges, recognisers or classifiers of what was said, are commands in the config.
+    Prints a table of scores. OUTPUT gets figures.json, TASK.jsonl with every prompt and answer, and
+    WAV files of generated speech. Speech recognisers or classifiers that judge generated speech are
+    commands in the config.
     """
     from spirit_jax import config
     from spirit_jax.evaluation.configs import EvalConfig

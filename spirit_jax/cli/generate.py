@@ -1,4 +1,4 @@
-"""`spirit-jax generate`: a prompt of text and speech, continued; or recordings, written down."""
+"""`spirit-jax generate`: continues a prompt of text and speech, or transcribes recordings."""
 
 import dataclasses
 import json
@@ -20,28 +20,36 @@ def generate(
     model: ModelDir,
     inputs: Annotated[list[str], typer.Argument(help='The prompt: "text:..." and speech:FILE')],
     to: Annotated[str, typer.Option(help="text, speech or arbitrary")] = "arbitrary",
-    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to add")] = 200,
-    temperature: Annotated[float, typer.Option(help="Below 1 is more careful")] = 0.9,
-    top_p: Annotated[float, typer.Option(help="Draw within this probability")] = 0.95,
-    top_k: Annotated[int, typer.Option(help="Draw among this many; 0 for all")] = 0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 repeats less")] = 1.0,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token")] = False,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate")] = 200,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature; below 1 is less random")
+    ] = 0.9,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the likeliest tokens of this total probability")
+    ] = 0.95,
+    top_k: Annotated[
+        int, typer.Option(help="Sample among this many likeliest tokens; 0 for all")
+    ] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 reduces repetition")] = 1.0,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Take the likeliest token instead of sampling")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Random seed of sampling")] = 0,
     speaker: Annotated[str | None, typer.Option(help="Speaker, by name or number")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the WAV files")] = Path("."),
     transcribe: Annotated[
-        bool, typer.Option("--transcribe", help="Write down what is said in each speech:FILE")
+        bool, typer.Option("--transcribe", help="Transcribe each speech:FILE separately")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --transcribe: print a JSON line a file")
+        bool, typer.Option("--json", help="With --transcribe: print a JSON object for each file")
     ] = False,
 ) -> None:
     """Continue a prompt of text and speech; prints text, writes speech to WAV files.
 
-    Files are speech-0.wav, speech-1.wav, ...: the first numbers that OUTPUT does not have yet.
+    The files are speech-0.wav, speech-1.wav, ...; existing files are not overwritten.
 
-    With --transcribe, print what is said in recordings, each by itself, and how sure the model is
-    of it: "not understood" where it is not, "nothing was said" of silence and noise.
+    With --transcribe, print the transcript and scores of each recording: "not understood" if the
+    scores are below their thresholds, "nothing was said" for silence and noise.
     """
     from spirit_jax.vocab import Modality
 
@@ -55,7 +63,7 @@ def generate(
         idle = "temperature", "top_p", "top_k", "seed"
         checks.refuse_idle(context, idle, "--greedy takes the likeliest token each time")
     if Modality.of(to) is Modality.TEXT:
-        checks.refuse_idle(context, ("speaker", "output"), "--to text speaks nothing")
+        checks.refuse_idle(context, ("speaker", "output"), "--to text generates no speech")
     sampling = {} if greedy else {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     options = GenerationConfig(
         max_new_tokens,
@@ -82,18 +90,18 @@ def generate(
             audio_lib.write_wav(path, piece.content)
             print(f"speech: {path}")
     if not pieces:
-        print("nothing was generated (the model ended at once)", file=sys.stderr)
+        print("nothing was generated (the first token was EOS)", file=sys.stderr)
 
 
 def _transcribe(
     context: typer.Context, model: Path, inputs: list[tuple[str, str]], as_json: bool
 ) -> None:
-    """Prints the transcript of each recording, with how sure the model is."""
+    """Prints the transcript and scores of each recording."""
     used = "context", "model", "inputs", "transcribe", "as_json"
     idle = [name for name in context.params if name not in used]
-    checks.refuse_idle(context, idle, "--transcribe writes down what is said")
+    checks.refuse_idle(context, idle, "--transcribe only transcribes")
     if texts := [content for kind, content in inputs if kind == "text"]:
-        raise InputError(f"--transcribe takes speech:FILE alone, not 'text:{texts[0][:40]}'.")
+        raise InputError(f"--transcribe takes only speech:FILE, not 'text:{texts[0][:40]}'.")
     from spirit_jax import transcription
 
     transcription.read_config(model_folder.find_language_model(model))
@@ -113,7 +121,7 @@ def _transcribe(
 def _parse_input(item: str) -> tuple[str, str]:
     kind, separator, content = item.partition(":")
     if not separator or kind not in ("text", "speech"):
-        raise InputError(f"'{item}' is no input; write \"text:...\" or speech:FILE.")
+        raise InputError(f"'{item}' is not an input; write \"text:...\" or speech:FILE.")
     if kind == "speech":
         checks.existing_file(Path(content))
     return kind, content

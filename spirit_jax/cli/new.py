@@ -1,4 +1,4 @@
-"""`spirit-jax new`: a model folder to train a language model in."""
+"""`spirit-jax new`: writes a model folder from which a language model is trained."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,31 +16,31 @@ def new(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Sources as prepare takes them; the text vocabulary is learnt from their texts"
+            help="Sources (as for prepare) whose texts the text tokenizer is trained on"
         ),
     ] = None,
     *,
     speech: Annotated[
-        str, typer.Option(help="Model whose speech tokenizer it gets, by folder or name")
+        str, typer.Option(help="Model whose speech tokenizer is copied, by folder or name")
     ],
     start: Annotated[
         str | None,
-        typer.Option(help="Model whose language model it starts from, by folder or name"),
+        typer.Option(help="Model whose language model is copied, by folder or name"),
     ] = None,
     pieces: Annotated[
         int | None, typer.Option(help="Size of the text vocabulary; 1000 if not given")
     ] = None,
 ) -> None:
-    """Make a model folder, to train a language model of your own in.
+    """Write a model folder from which a language model is trained.
 
-    From TEXTS: a vocabulary and a speech tokenizer. A run config then says model: OUTPUT,
-    random_init: true and the sizes of the language model. With --start: the language model of
-    another, with new rows for the units that it lacks (Expressive from Base, say).
+    With TEXTS: a new text tokenizer, and a copied speech tokenizer. The run config then needs
+    model: OUTPUT, random_init: true and the sizes of the language model. With --start: a copied
+    language model, with new embedding rows for missing units (such as Expressive from Base).
 
-    prepare takes --model OUTPUT.
+    Prepare corpora for it with prepare --model OUTPUT.
     """
     if (start is None) != bool(texts) or (start is not None and pieces is not None):
-        raise InputError("Give TEXTS (and --pieces) to learn a vocabulary from, or --start alone.")
+        raise InputError("Give either TEXTS (and --pieces) or --start.")
     if pieces is not None and pieces < 1:
         raise InputError(f"--pieces is {pieces}; expected 1 or more.")
     files.refuse_existing(output)

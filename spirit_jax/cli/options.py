@@ -1,4 +1,4 @@
-"""What several commands share. Only in this package is the environment read."""
+"""Options and settings that several commands share."""
 
 import logging
 import os
@@ -15,16 +15,16 @@ ModelDir = Annotated[
     Path, typer.Argument(help="Model folder, or a packaged model such as spirit-tiny-base")
 ]
 Distributed = Annotated[
-    bool, typer.Option(help="One of several processes, as a pod's or a cluster's says")
+    bool, typer.Option(help="Join a run of several processes on a TPU pod or cluster")
 ]
 PeerTimeout = Annotated[
-    int, typer.Option(help="Of several processes: seconds until a silent one counts as lost")
+    int, typer.Option(help="Seconds without heartbeat after which another process is lost")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files")]
 
 
 def count_items(source: str, parts: int) -> int | None:
-    """About how many items of a source are a part's; None where counting would take long."""
+    """About how many items each of `parts` parts has; None if counting would take too long."""
     from spirit_jax.data.manifest import read_source
 
     if source.startswith("tfds:"):
@@ -33,25 +33,25 @@ def count_items(source: str, parts: int) -> int | None:
 
 
 def prepare_environment() -> None:
-    """What JAX and other libraries look at when they are imported, and what they may print.
+    """Sets environment variables that JAX and other libraries read, and hides their warnings.
 
-    Compiled programs are kept on disk for the next start. Warnings of libraries, which a user can
-    do nothing about, are not printed, unless PYTHONWARNINGS or -W asks for them.
+    Compiled programs are cached on disk. Warnings of libraries are only printed if PYTHONWARNINGS
+    or -W asks for them.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "spirit_jax" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA and TensorFlow: errors alone
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA and TensorFlow: only errors
     if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
-        os.environ["PYTHONWARNINGS"] = "ignore"  # for processes that are started later
+        os.environ["PYTHONWARNINGS"] = "ignore"  # for child processes
         warnings.simplefilter("ignore")
         show_input_warnings()
         logging.disable(logging.WARNING)
 
 
 def show_input_warnings() -> None:
-    """Prints this package's own warnings, which are about the input, as one line each."""
+    """Prints each `InputWarning` as one line, and each only once."""
 
     def show(message, category, *rest):
         if issubclass(category, InputWarning):

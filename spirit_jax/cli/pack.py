@@ -1,4 +1,4 @@
-"""`spirit-jax pack`: trained networks to a speech tokenizer folder."""
+"""`spirit-jax pack`: packs trained networks into a speech tokenizer folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,21 +18,21 @@ def pack(
     ],
     pitch: Annotated[Path | None, typer.Option(help="Folder with pitch, for Expressive")] = None,
     style: Annotated[Path | None, typer.Option(help="Folder with style, for Expressive")] = None,
-    vocoder: Annotated[Path | None, typer.Option(help="Folder with hifigan, to speak")] = None,
+    vocoder: Annotated[Path | None, typer.Option(help="Folder with hifigan, to decode")] = None,
     f0_method: Annotated[str, typer.Option(help="pyin or fcpe")] = "pyin",
-    half: Annotated[bool, typer.Option("--half", help="Store float16: half the size")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store parameters as float16")] = False,
     share: Annotated[
-        Path | None, typer.Option(help="Set whose equal networks are used, not stored again")
+        Path | None, typer.Option(help="Folder whose identical networks are not stored again")
     ] = None,
 ) -> None:
-    """Pack trained networks, as `train --export` writes them, into a speech tokenizer folder.
+    """Pack networks that `train --export` wrote into a speech tokenizer folder.
 
-    A network may come from a model as well, by its folder or by name (spirit-tiny-base).
+    A network can also come from a model, by folder or name (spirit-tiny-base).
     """
     files.refuse_existing(output)
     checks.output_folder(output.absolute().parent)
     if (pitch is None) != (style is None):
-        raise InputError("Pitch and style units go together: give both networks, or none.")
+        raise InputError("Give both --pitch and --style, or neither.")
     if pitch is None:
         checks.refuse_idle(context, ("f0_method",), "Without --pitch there is no F0")
     if f0_method not in ("pyin", "fcpe"):

@@ -1,4 +1,4 @@
-"""`spirit-jax prepare`: recordings and text to a corpus to train on."""
+"""`spirit-jax prepare`: prepares a corpus for training."""
 
 import json
 import re
@@ -24,20 +24,23 @@ def prepare(
     output: Annotated[Path, typer.Argument(help="Folder for the prepared corpus")],
     model: Annotated[
         Path | None,
-        typer.Option(help="Model whose speech tokenizer makes units, by folder or name"),
+        typer.Option(help="Model whose speech tokenizer computes units, by folder or name"),
     ] = None,
     shard: Annotated[
-        str, typer.Option(metavar="I/N", help="The I-th of N parts; by process on a pod")
+        str,
+        typer.Option(metavar="I/N", help="Prepare part I of N; on a pod the part of the process"),
     ] = "",
-    plot: Annotated[Path | None, typer.Option(help="Draw units and lengths to this file")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Plot unit frequencies and lengths to this file")
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with status 1 if items were rejected")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
     max_seconds: Annotated[float, typer.Option(help="Split longer recordings at silences")] = 60.0,
-    shard_items: Annotated[int, typer.Option(help="About how many items a shard holds")] = 512,
+    shard_items: Annotated[int, typer.Option(help="Approximate number of items in a shard")] = 512,
     threads: Annotated[int, typer.Option(help="Threads that read recordings")] = 4,
     beam: Annotated[
         list[str] | None,
-        typer.Option(help="Run as an Apache Beam pipeline; options such as --runner=DirectRunner"),
+        typer.Option(help="Run as an Apache Beam pipeline with this option (repeatable)"),
     ] = None,
     distributed: Distributed = False,
     peer_timeout: PeerTimeout = processes.PEER_TIMEOUT,
@@ -45,19 +48,21 @@ def prepare(
         bool, typer.Option("--overwrite", help="Replace the file of --plot if it exists")
     ] = False,
 ) -> None:
-    """Turn recordings and text into a corpus to train on: units, text and word times.
+    """Prepare a corpus for training: units, text and word times of recordings and texts.
 
-    A manifest has a JSON object a line: id, audio (a path from the manifest's folder), text, words
-    ([[word, start, end], ...] in seconds), speaker and document; id and one of audio and text are
-    needed. A run that was stopped resumes where it was. Items that cannot be used are listed, with
-    reasons, in OUTPUT/rejects-*.jsonl.
+    A manifest has a JSON object on each line: id, audio (a path, relative to the manifest), text,
+    words ([[word, start, end], ...] in seconds), speaker and document. Required are id, and audio
+    or text. An interrupted run resumes. Items that cannot be used are listed, with reasons, in
+    OUTPUT/rejects-*.jsonl.
     """
     settings = PrepareConfig(shard_items, max_seconds, threads)
     part, parts = _parse_shard(shard) if shard else (0, 0)
     if shard and processes.is_one_of_several(distributed):
-        raise InputError("--shard and --distributed: each process takes the part of its number.")
+        raise InputError(
+            "Give either --shard or --distributed, which prepares the part of each process."
+        )
     if shard and beam is not None:
-        raise InputError("--shard and --beam: a Beam pipeline shares the items out itself.")
+        raise InputError("Give either --shard or --beam, which distributes the items itself.")
     check_source(source)
     if model is not None:
         model_folder.find_speech_tokenizer(model)
@@ -92,7 +97,7 @@ def prepare(
 def _prepare(
     source: str, output: Path, model: Path | None, settings: PrepareConfig, part: int, parts: int
 ) -> dict:
-    """Prepares a part, 1 to `parts`; that of this process where `parts` is 0."""
+    """Prepares part 1 to `parts`, or the part of this process if `parts` is 0."""
     import jax
 
     from spirit_jax.data import prepare as prepare_lib
@@ -104,9 +109,9 @@ def _prepare(
     tokenizer = None
     if model is not None:
         tokenizer = SpeechTokenizer.from_pretrained(model)
-        tokenizer.require_encoder()  # one error, and not one an item
-    with progress.counting("preparing", count_items(source, parts)) as done:
-        return prepare_lib.prepare(source, output, tokenizer, settings, part, parts, done)
+        tokenizer.require_encoder()  # one error instead of one for each item
+    with progress.counting("preparing", count_items(source, parts)) as add:
+        return prepare_lib.prepare(source, output, tokenizer, settings, part, parts, add)
 
 
 def _parse_shard(shard: str) -> tuple[int, int]:

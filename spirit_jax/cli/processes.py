@@ -1,8 +1,8 @@
-"""Runs of several processes: how they meet, and what is said when one of them is lost.
+"""Runs of several processes: initialisation, and error messages when a process is lost.
 
-JAX's coordination service ends a process by abort() in C++ when another process is lost, with pages
-of its own log. Python cannot catch that, so what is written to standard error passes a filter, a
-process of its own, which says one sentence in place of them.
+When a process is lost, JAX's coordination service ends the others by abort() in C++, with pages of
+log. Python cannot catch this. So standard error is sent through a filter in a separate process,
+which replaces that log by one sentence.
 """
 
 import os
@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from spirit_jax import files
 from spirit_jax.errors import InputError
 
-PEER_TIMEOUT = 100  # seconds without a sign of life after which a process counts as lost
+PEER_TIMEOUT = 100  # seconds without heartbeat after which a process counts as lost
 LOST = (
     "another process of the run ended or cannot be reached, so this one ends too. Start all of "
     "them again; a training resumes from its newest checkpoint."
 )
-# What the coordination service and collective operations say when a process is lost.
+# Messages of the coordination service and of collective operations when a process is lost.
 _SERVICE = re.compile(rb"^[EF]\d{4} .*(coordination|distributed|preemption|client\.h)")
 _PHRASES = ("gloo", "connection", "unavailable", "deadline_exceeded", "heartbeat", "coordination")
 
@@ -29,10 +29,10 @@ _joined = False  # whether this process is one of several
 
 
 def read_environment(environment: Mapping[str, str]) -> dict[str, str | int]:
-    """What the environment says of the run's processes, as `jax.distributed.initialize` takes it.
+    """Arguments of `jax.distributed.initialize` from environment variables.
 
     Raises:
-      InputError: a number is none, or out of range, or the address is not HOST:PORT.
+      InputError: a number is invalid or out of range, or the address is not HOST:PORT.
     """
     given: dict[str, str | int] = {}
     address = environment.get("JAX_COORDINATOR_ADDRESS")
@@ -55,22 +55,22 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, str | int]:
 
 
 def is_one_of_several(distributed: bool) -> bool:
-    """Whether this process belongs to a run of several, by option or environment."""
+    """Whether this process is part of a run of several processes, by option or environment."""
     return distributed or "JAX_COORDINATOR_ADDRESS" in os.environ
 
 
 def join(distributed: bool, peer_timeout: int = PEER_TIMEOUT) -> None:
-    """Meets the other processes of a run, if there are any; see `end_together`.
+    """Connects to the other processes of a run, if there are any; see `end_together`.
 
-    What the environment does not say, the cluster does. Processes wait three times `peer_timeout`
-    for each other at the start.
+    JAX finds missing settings from the cluster. At the start, processes wait for each other for
+    three times `peer_timeout`.
 
     Args:
-      distributed: as the option says.
-      peer_timeout: seconds without a sign of life after which a process counts as lost.
+      distributed: whether --distributed is given.
+      peer_timeout: seconds without heartbeat after which a process counts as lost.
 
     Raises:
-      InputError: the environment is wrong, or the processes do not meet.
+      InputError: an environment variable is invalid, or the processes cannot connect.
     """
     global _joined
     if peer_timeout < 1:
@@ -90,14 +90,15 @@ def join(distributed: bool, peer_timeout: int = PEER_TIMEOUT) -> None:
         )
     except Exception as error:
         reason = files.describe(error)
-        where = given.get("coordinator_address", "the coordinator")
-        raise InputError(f"The processes of the run did not meet at {where} ({reason}).") from error
+        address = given.get("coordinator_address", "the coordinator")
+        message = f"The processes of the run cannot connect through {address} ({reason})."
+        raise InputError(message) from error
 
 
 def end_together(error: BaseException) -> None:
-    """Ends a process of several with one sentence, and at once; returns where it is alone.
+    """Ends a process of a run of several at once, with one sentence; else does nothing.
 
-    A usual exit would wait for the other processes first. They notice that this one is lost.
+    A normal exit would wait for the other processes. They detect that this one is lost.
 
     Args:
       error: why this process ends.
@@ -110,22 +111,22 @@ def end_together(error: BaseException) -> None:
         message = LOST
     else:
         traceback.print_exception(error)
-        message = "this process failed; the traceback says where."
+        message = "this process failed; see the traceback."
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)
 
 
 def _filter_errors() -> None:
-    """Sends all that this process writes to standard error, from C++ too, through the filter."""
+    """Sends the standard error of this process, including that of C++, through the filter."""
     command = [sys.executable, "-m", "spirit_jax.cli.processes"]
-    passing = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    error_filter = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     sys.stderr.flush()
-    os.dup2(passing.stdin.fileno(), 2)
+    os.dup2(error_filter.stdin.fileno(), 2)
 
 
-def _pass_on() -> None:
-    """Copies standard input to standard error, up to a message that a process is lost."""
+def _copy_errors() -> None:
+    """Copies standard input to standard error, until a message that a process is lost."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     lost = ended = False
@@ -142,4 +143,4 @@ def _pass_on() -> None:
 
 
 if __name__ == "__main__":
-    _pass_on()
+    _copy_errors()

@@ -1,4 +1,4 @@
-"""`spirit-jax resynth`: a recording spoken again from its units."""
+"""`spirit-jax resynth`: encodes a recording and decodes it again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,12 +19,12 @@ def resynth(
     style: Annotated[str | None, typer.Option(help="Style, by name or number (Base)")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Speak a recording again from its units alone, with their timing."""
+    """Resynthesise a recording from its units, with their durations."""
     model_folder.find_speech_tokenizer(model)
     checks.existing_file(source)
     checks.new_file(output, overwrite)
     if output.suffix.lower() not in ("", ".wav"):
-        raise InputError(f"{output}: a WAV file is written; give a name that ends in .wav.")
+        raise InputError(f"{output}: the output is a WAV file; give a name that ends in .wav.")
     from spirit_jax import audio as audio_lib
     from spirit_jax.speech_tokenizer import SpeechTokenizer
 

@@ -1,4 +1,4 @@
-"""`spirit-jax train`: every network, by a run config."""
+"""`spirit-jax train`: trains or exports a network, from a run config."""
 
 import collections
 import shlex
@@ -17,36 +17,37 @@ from spirit_jax.training import find_recipe, read_run_config
 
 
 def train(
-    run: Annotated[Path, typer.Option("--config", help="Run config, YAML; see docs/training.md")],
+    run: Annotated[Path, typer.Option("--config", help="YAML run config; see docs/training.md")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as steps=200")
     ] = None,
     export: Annotated[
-        Path | None, typer.Option(help="Write the newest checkpoint as a folder to use, and end")
+        Path | None, typer.Option(help="Export the newest checkpoint to this folder")
     ] = None,
     half: Annotated[
-        bool, typer.Option("--half", help="With --export: a language model in float16")
+        bool, typer.Option("--half", help="With --export: store a language model as float16")
     ] = False,
     allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="Resume with settings that make it another run")
+        bool, typer.Option("--allow-changes", help="Resume although the settings have changed")
     ] = False,
     distributed: Distributed = False,
     peer_timeout: PeerTimeout = processes.PEER_TIMEOUT,
 ) -> None:
-    """Train a network; a run that was stopped resumes from its newest checkpoint.
+    """Train a network; an interrupted run resumes from its newest checkpoint.
 
-    The config's `recipe` says which: lm, the language model, on prepared corpora (the default), or
-    a network of the speech tokenizer, on recordings: hubert, quantizer, pitch, style or vocoder.
+    The `recipe` of the config names the network: lm, the language model, on prepared corpora (the
+    default), or a network of the speech tokenizer, on recordings: hubert, quantizer, pitch, style
+    or vocoder.
 
-    Prints a line of metrics now and then; all are in RUN_DIR/metrics.jsonl, and for TensorBoard in
-    RUN_DIR/tensorboard. SIGTERM and Ctrl-C save a checkpoint and end the run. A run that is
-    resumed with another seed, corpus or network is refused, unless --allow-changes is given.
+    Prints metrics every few seconds; all are in RUN_DIR/metrics.jsonl, and for TensorBoard in
+    RUN_DIR/tensorboard. SIGTERM and Ctrl-C save a checkpoint and end the run. A run whose seed,
+    corpus or network has changed only resumes with --allow-changes.
 
-    Of several processes every one runs this same command, with --distributed or
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set.
+    In a run of several processes each runs this command, with --distributed or with
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
-    # Until the run is open, Ctrl-C ends the process at once: Python's own exception is lost where
-    # it comes within a callback of the garbage collector.
+    # Until the run is open, Ctrl-C ends the process by its default handler: a KeyboardInterrupt
+    # within a callback of the garbage collector would be lost.
     handler = signal.SIG_DFL if export is None else signal.getsignal(signal.SIGINT)
     before = signal.signal(signal.SIGINT, handler)
     try:
@@ -68,7 +69,7 @@ def _train(
     settings = read_run_config(run, overrides)
     name = settings.recipe
     if half and (export is None or name != "lm"):
-        raise InputError("--half is for --export of a language model; pack has one of its own.")
+        raise InputError("--half is for --export of a language model; pack has its own --half.")
     if export is None:
         _check_paths(settings)
     else:
@@ -84,7 +85,7 @@ def _train(
     recipe = find_recipe(name)(settings, **{"half": True} if half else {})
     if export is not None:
         step = write_export(recipe, export, allow_changes)
-        print(f"{export}: the network after step {step}")
+        print(f"{export}: exported step {step}")
         return
     started, last = time.monotonic(), 0.0
     pace = Pace(settings.steps)
@@ -104,7 +105,7 @@ def _train(
 
 
 def _check_paths(settings) -> None:
-    """Raises an `InputError` for a model, corpus or recording of a run that is not there."""
+    """Raises an `InputError` if a model, corpus or recording of a run does not exist."""
     checks.output_folder(Path(settings.run_dir))
     if settings.recipe == "lm":
         synthetic.resolve(settings)
@@ -124,10 +125,12 @@ def _check_paths(settings) -> None:
 
 
 class Pace:
-    """The time that is left of a run, by its recent steps; the first ones of a start compile.
+    """Estimates the remaining time of a run from its recent steps.
+
+    The first steps after a start are not counted, since they include compilation.
 
     Args:
-      steps: of the run.
+      steps: number of steps of the run.
     """
 
     SKIPPED, RECENT = 2, 50  # steps
@@ -138,21 +141,21 @@ class Pace:
         self._seconds: collections.deque[float] = collections.deque(maxlen=self.RECENT)
 
     def add(self, step: int, seconds: float) -> None:
-        """Notes how long a step took."""
+        """Adds the duration of a step in seconds."""
         self._added, self._step = self._added + 1, step
         if self._added > self.SKIPPED:
             self._seconds.append(seconds)
 
     @property
     def left(self) -> float | None:
-        """Seconds; None as long as there is no step to judge by."""
+        """Remaining seconds; None before the first counted step."""
         if not self._seconds:
             return None
         return (self.steps - self._step) * sum(self._seconds) / len(self._seconds)
 
 
 def _describe(metrics: dict, pace: Pace) -> str:
-    """A line about a step, with the time that is left."""
+    """A line with the metrics of a step and the remaining time."""
     names = ("loss", "loss_text", "loss_speech", "eval_loss", "grad_norm", "mfu")
     shown = " ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
     rate = f"{metrics['tokens_per_second']:.0f} tokens/s"
@@ -162,5 +165,5 @@ def _describe(metrics: dict, pace: Pace) -> str:
 
 
 def _given(overrides: list[str]) -> str:
-    """The overrides as they stand on a command line, after a space each."""
+    """The overrides quoted for a shell, each after a space."""
     return "".join(f" {shlex.quote(override)}" for override in overrides)
