@@ -197,19 +197,19 @@ def test_pairs_go_to_the_ending_that_the_model_finds_likelier(lm, manifest, tmp_
         for part, text, name in zip(("context", "right", "wrong"), texts, audio, strict=False)
     }
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"id": 2}))
-    hear = tasks.Hearing(lm)
+    encode = tasks.UnitStrings(lm)
     contexts = {}
     for context in ("text", "speech"):
         for ending in ("text", "speech"):
             config = pairs.PairsConfig("p", str(tmp_path / "pairs.jsonl"), ending, context)
-            figures, rows = pairs.run_pairs(lm, config, hear, QUIET)
+            figures, rows = pairs.run_pairs(lm, config, encode, QUIET)
             assert [row["id"] for row in rows] == ["1", "2"] and figures["raw"] in (0, 100)
             assert figures["normalised"] == 100 * (rows[0]["right"] > rows[0]["wrong"])
             contexts[context, ending] = rows[0]
     space = lm.text_tokenizer.word_prefix
     total, count = lm.score([(f"[Text]{space}tone", " a")])[0]
     assert contexts["text", "text"]["wrong"] == pytest.approx(total / count)
-    heard = [hear(f"{folder}/{name}") for name in audio[:3]]
+    heard = [encode(f"{folder}/{name}") for name in audio[:3]]
     total, count = lm.score([(f"[Speech]{heard[0]}[Text]{space}", "a")])[0]
     assert contexts["speech", "text"]["wrong"] == pytest.approx(total / count)
     total, count = lm.score([(f"[Speech]{heard[0]}", heard[1])])[0]
@@ -217,7 +217,7 @@ def test_pairs_go_to_the_ending_that_the_model_finds_likelier(lm, manifest, tmp_
 
 
 def test_ties_of_pairs_count_half():
-    assert pairs.likelier(np.array([[1.0, 0.0], [2.0, 2.0], [0.0, 1.0], [0.0, 1.0]])) == 37.5
+    assert pairs.percent_larger(np.array([[1.0, 0.0], [2.0, 2.0], [0.0, 1.0], [0.0, 1.0]])) == 37.5
 
 
 def test_a_line_that_is_no_pair_is_said(lm, tmp_path):
@@ -225,10 +225,10 @@ def test_a_line_that_is_no_pair_is_said(lm, tmp_path):
     (tmp_path / "alone.jsonl").write_text(
         '{"id": 7, "right": {"text": "b"}, "wrong": {"text": "c"}}'
     )
-    for name, says in (("pairs", "line 1 is no pair"), ("alone", "7: has no context")):
+    for name, says in (("pairs", "line 1 is not a pair"), ("alone", "7: has no context")):
         config = pairs.PairsConfig("p", str(tmp_path / f"{name}.jsonl"), context="text")
         with pytest.raises(InputError, match=says):
-            pairs.run_pairs(lm, config, tasks.Hearing(lm), QUIET)
+            pairs.run_pairs(lm, config, tasks.UnitStrings(lm), QUIET)
 
 
 def test_names_that_lead_elsewhere_or_are_there_twice_are_refused(lm, tmp_path):

@@ -1,4 +1,4 @@
-"""How an evaluation is configured. Importing this is cheap."""
+"""Settings of an evaluation. This module imports no JAX."""
 
 import dataclasses
 from pathlib import PurePath
@@ -10,27 +10,26 @@ from spirit_jax.generation.config import GenerationConfig
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """A task.
+    """A task: prompts from a template, whose answers are compared with references.
 
     Attributes:
-      name: in the table.
-      manifest: of items, as `spirit-jax prepare` takes it; of a field `label` besides, if labels
-        are compared.
-      ask: the prompt; {speech}, {text} and {label} stand for what an item has.
-      output: "text" or "speech", the kind of the answer.
-      compare: "words", with an item's text, or "label".
-      shot: an example before the prompt, of one item.
-      shots: how many there are.
-      examples: the manifest they are drawn from.
-      end: what ends an answer of text; "" for the end of the generation. "[Speech]", of a next
-        example, ends it where the model goes over to speech.
-      limit: items that are drawn; 0 for all.
-      speakers: whose recordings are taken; all by default.
-      voice: that speaks answers of speech; the default one if "".
-      judge: see `scoring.ask_judge`; needed to compare speech. Texts are compared as they are
-        without one.
-      language: of the words that are compared, such as "en" or "hi"; see `scoring.normalise`.
-      generation: how answers are made.
+      name: shown in the table; also the name of the output files.
+      manifest: of items, as for `spirit-jax prepare`; with a field `label` to compare labels.
+      ask: template of the prompt, with the placeholders {speech}, {text} and {label}.
+      output: "text" or "speech", the modality of the answer.
+      compare: "words", with the item's text, or "label".
+      shot: template of an example before the prompt (few-shot).
+      shots: number of examples.
+      examples: manifest from which the examples are drawn.
+      end: string that ends a text answer; "" for the end of the generation. "[Speech]" ends it
+        where the model switches to speech, as before a next example.
+      limit: number of items, drawn at random; 0 for all.
+      speakers: use only items of these speakers; all by default.
+      voice: speaker of the vocoder for speech answers; "" for the default speaker.
+      judge: command of a speech recogniser or classifier for the answers; see
+        `scoring.ask_judge`. Required for speech answers.
+      language: of the compared words, such as "en" or "hi"; see `scoring.normalise`.
+      generation: settings of generation.
     """
 
     name: str
@@ -53,7 +52,7 @@ class TaskConfig:
         if self.output not in ("text", "speech") or self.compare not in ("words", "label"):
             raise InputError(f"{self.name}: output is text or speech, compare words or label.")
         if self.output == "speech" and not self.judge:
-            raise InputError(f"{self.name}: speech is compared by what a judge says of it.")
+            raise InputError(f"{self.name}: answers of speech need a judge.")
         if (self.end and self.output == "speech") or (self.voice and self.output == "text"):
             raise InputError(f"{self.name}: end is for answers of text, voice for those of speech.")
         if self.shots < 0 or self.limit < 0 or (self.shots and not (self.shot and self.examples)):
@@ -65,15 +64,16 @@ MODALITIES = ("text", "speech")
 
 @dataclasses.dataclass(frozen=True)
 class PairsConfig:
-    """A set of pairs, in one way.
+    """Likelihood comparison of pairs of endings.
 
     Attributes:
-      name: in the table.
-      manifest: a JSON object a line: id, "right" and "wrong", and a "context" if there is one, each
-        an object with a text and an audio (a path from the manifest's folder).
-      ending: "text" or "speech".
-      context: the same; "" for the modality of the ending, and where pairs may have no context.
-      limit: pairs that are taken, from the first on; 0 for all.
+      name: shown in the table; also the name of the output file.
+      manifest: JSON lines with id, "right", "wrong" and optionally "context", which are objects
+        with a text and an audio path (relative to the manifest).
+      ending: modality of the endings, "text" or "speech".
+      context: modality of the context, "text" or "speech"; "" for that of the ending. If set, every
+        pair must have a context.
+      limit: number of pairs, from the start of the manifest; 0 for all.
     """
 
     name: str
@@ -94,9 +94,10 @@ class EvalConfig:
     """What to evaluate.
 
     Attributes:
-      tasks: that a model answers.
-      pairs: that it tells apart by likelihood.
-      seed: of what is drawn: items, shots, answers (there, a generation's own is added to it).
+      tasks: generated answers.
+      pairs: likelihood comparisons.
+      seed: random seed of items, examples and sampling; for sampling, the seed of the task's
+        generation settings is added.
     """
 
     tasks: tuple[TaskConfig, ...] = ()
@@ -107,12 +108,12 @@ class EvalConfig:
         limits.check_numbers(self, seed=limits.SEED)
 
     def check_names(self) -> None:
-        """Raises an `InputError` where there is nothing to run, or a name is no folder's name."""
+        """Raises an `InputError` if nothing is to run, or a name is not a unique file name."""
         names = [part.name for part in (*self.tasks, *self.pairs)]
         if not names:
             raise InputError("The config has neither tasks nor pairs.")
         for name in names:
             if name in ("", "..") or names.count(name) > 1 or PurePath(name).name != name:
                 raise InputError(
-                    f"'{name}' cannot name a task: it is no folder's name, or there twice."
+                    f"'{name}' cannot name a task: it is not a file name, or not unique."
                 )

@@ -1,7 +1,7 @@
-"""Likelihood pairs: does a model find the right ending likelier than the wrong one?
+"""Likelihood pairs: is the right ending more likely than the wrong one?
 
-As in the paper's StoryCloze, WUGGY and BLIMP tasks (arXiv 2402.05755, section 4.1), in text, in
-speech, and across: the context in one modality, the endings in the other.
+Source: the StoryCloze, WUGGY and BLIMP tasks of arXiv 2402.05755, section 4.1. Context and endings
+are both in text, both in speech, or in different modalities.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,42 +19,58 @@ from spirit_jax.spiritlm import SpiritLM
 
 
 def run_pairs(
-    lm: SpiritLM, pairs: PairsConfig, hear: Callable[[Any], str], console: Console
+    lm: SpiritLM, pairs: PairsConfig, encode: Callable[[Any], str], console: Console
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Scores all pairs.
 
+    Args:
+      lm: the language model.
+      pairs: manifest and modalities.
+      encode: recording to unit string; see `tasks.UnitStrings`.
+      console: for progress bars.
+
     Returns:
-      "normalised" and "raw", percent of pairs whose right ending is likelier, by a token's mean log
-      probability and by its sum (ties count half); and a row for each pair.
+      (scores by name, a row for each pair). The scores are percentages of pairs whose right ending
+      is more likely: "normalised" by mean log probability of a token, "raw" by the sum. Ties count
+      half.
 
     Raises:
-      InputError: a line that is no pair, or lacks the text or audio.
+      InputError: a line is not a pair, or lacks the text or audio.
     """
     rows = _read(Path(pairs.manifest))[: pairs.limit or None]
-    scored: list[tuple[str, str]] = []
+    strings: list[tuple[str, str]] = []
     for row in track(rows, f"{pairs.name}: prompts", console=console):
-        scored += _strings(lm, pairs, row, hear)
+        strings += _prompt_strings(lm, pairs, row, encode)
     with console.status(f"{pairs.name}: scoring"):
-        found = lm.score(scored)
-    sums = np.array([total for total, _ in found]).reshape(-1, 2)
-    means = np.array([total / count for total, count in found]).reshape(-1, 2)
-    told = [
+        scores = lm.score(strings)
+    sums_n2 = np.array([total for total, _ in scores]).reshape(-1, 2)
+    means_n2 = np.array([total / count for total, count in scores]).reshape(-1, 2)
+    results = [
         {"id": row["id"], "right": float(right), "wrong": float(wrong)}
-        for row, (right, wrong) in zip(rows, means, strict=True)
+        for row, (right, wrong) in zip(rows, means_n2, strict=True)
     ]
-    return {"normalised": likelier(means), "raw": likelier(sums)}, told
+    return {"normalised": percent_larger(means_n2), "raw": percent_larger(sums_n2)}, results
 
 
-def check_pairs(lm: SpiritLM, pairs: PairsConfig, hear: Callable[[Any], str]) -> None:
-    """Raises an `InputError` for a pair that cannot be used; `hear` is `tasks.check_audio`."""
+def check_pairs(lm: SpiritLM, pairs: PairsConfig, encode: Callable[[Any], str]) -> None:
+    """Checks all pairs before anything is encoded.
+
+    Args:
+      lm: the language model.
+      pairs: manifest and modalities.
+      encode: `tasks.check_audio`.
+
+    Raises:
+      InputError: a pair cannot be used.
+    """
     for row in _read(Path(pairs.manifest))[: pairs.limit or None]:
-        _strings(lm, pairs, row, hear)
+        _prompt_strings(lm, pairs, row, encode)
 
 
-def likelier(scores_n2: np.ndarray) -> float:
-    """Percent of rows whose first score is the larger; ties count half."""
-    apart = scores_n2[:, 0] - scores_n2[:, 1]
-    return float(100 * np.mean(np.where(apart == 0, 0.5, apart > 0)))
+def percent_larger(scores_n2: np.ndarray) -> float:
+    """Percent of rows whose first score is larger than the second; ties count half."""
+    difference_n = scores_n2[:, 0] - scores_n2[:, 1]
+    return float(100 * np.mean(np.where(difference_n == 0, 0.5, difference_n > 0)))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -68,32 +84,32 @@ def _read(path: Path) -> list[dict[str, Any]]:
                     row[side]["audio"] = path.parent / row[side]["audio"]
             rows.append(row | {"id": str(row["id"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problem = f"line {number} is no pair with id, right and wrong"
+            problem = f"line {number} is not a pair with id, right and wrong"
             raise InputError(f"{path}: {problem}.") from error
     if not rows:
         raise InputError(f"{path}: has no pairs.")
     return rows
 
 
-def _strings(lm: SpiritLM, pairs: PairsConfig, row: dict, hear: Callable) -> Sequence:
-    """(context, ending) with the right ending, and with the wrong one."""
+def _prompt_strings(lm: SpiritLM, pairs: PairsConfig, row: dict, encode: Callable) -> Sequence:
+    """(context, ending) with the right ending, and with the wrong ending."""
     prefix = lm.text_tokenizer.word_prefix
 
     def content(part: str, modality: str) -> str:
         value = row[part].get("audio" if modality == "speech" else "text")
         if not value:
             raise InputError(f"{row['id']}: its {part} has no {modality}.")
-        return hear(value) if modality == "speech" else markup.escape(value)
+        return encode(value) if modality == "speech" else markup.escape(value)
 
-    before = pairs.context or pairs.ending
+    context_modality = pairs.context or pairs.ending
     marker = {"text": f"[Text]{prefix}", "speech": "[Speech]"}
-    context, joint = marker[pairs.ending], ""
+    context, space = marker[pairs.ending], ""
     if pairs.context and "context" not in row:
         raise InputError(f"{row['id']}: has no context.")
     if "context" in row:
-        context = marker[before] + content("context", before)
-        if before != pairs.ending:
+        context = marker[context_modality] + content("context", context_modality)
+        if context_modality != pairs.ending:
             context += marker[pairs.ending]
-        elif before == "text":
-            joint = " "
-    return [(context, joint + content(side, pairs.ending)) for side in ("right", "wrong")]
+        elif context_modality == "text":
+            space = " "
+    return [(context, space + content(side, pairs.ending)) for side in ("right", "wrong")]

@@ -1,4 +1,4 @@
-"""A model through a list of tasks: figures, and every answer to look at."""
+"""Runs an evaluation: scores of all tasks, and files with every answer."""
 
 import dataclasses
 import itertools
@@ -16,113 +16,110 @@ from spirit_jax.data.manifest import source_checksum
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import EvalConfig
 from spirit_jax.evaluation.pairs import check_pairs, run_pairs
-from spirit_jax.evaluation.tasks import Hearing, TaskConfig, check_audio, check_task, run_task
+from spirit_jax.evaluation.tasks import TaskConfig, UnitStrings, check_audio, check_task, run_task
 from spirit_jax.spiritlm import SpiritLM
 
 FIGURES = "figures.json"
 LOCK = "eval.lock"
-NOTE = "made_of.json"  # what the results in a folder come from
+INPUTS = "made_of.json"  # the model, config and manifests of the results in a folder
 
 
 def evaluate(
     lm: SpiritLM, config: EvalConfig, output: str | Path, console: Console
 ) -> dict[str, dict[str, float]]:
-    """Runs all tasks and pairs; figures are written after each.
+    """Runs all tasks and pairs; scores are written after each.
 
-    All inputs are checked before the folder is made.
-
-    Results of the same evaluation in the folder are written again. Those of another model, config
-    or manifest are moved to a folder `earlier-N` in it: results are never mixed.
+    All inputs are checked before the folder is created. Results of the same evaluation are
+    overwritten. Results of another model, config or manifest are moved to a subfolder `earlier-N`.
 
     Args:
       lm: the model.
-      config: what to run.
-      output: a folder for figures.json, NAME.jsonl with every answer, and NAME/ID.wav.
+      config: tasks and pairs.
+      output: folder for figures.json, NAME.jsonl with every answer, and NAME/ID.wav.
       console: for progress bars.
 
     Returns:
-      Figures by task, with the number of items as "items".
+      Scores by name, for each task, with the number of items as "items".
 
     Raises:
-      InputError: nothing to run, names that are no folder's or there twice, a manifest, item or
-        judge that cannot be used, or a folder that another process evaluates into.
+      InputError: there are no tasks, a name is duplicate or not a file name, a manifest, item or
+        judge cannot be used, or another process writes to the folder.
     """
     config.check_names()
     output = Path(output)
-    made_of = _describe(lm, config)
-    for part in config.tasks:
-        check_task(lm, part, output / part.name, config.seed)
-    for part in config.pairs:
-        check_pairs(lm, part, check_audio)
-    with lock.hold(output, LOCK, choice="output folder") as held:
-        _begin(output, made_of)
-        return _run(lm, config, output, held, console)
+    inputs = _list_inputs(lm, config)
+    for task in config.tasks:
+        check_task(lm, task, output / task.name, config.seed)
+    for pairs in config.pairs:
+        check_pairs(lm, pairs, check_audio)
+    with lock.hold(output, LOCK, choice="output folder") as output_lock:
+        _write_inputs(output, inputs)
+        return _run(lm, config, output, output_lock, console)
 
 
 def _run(
-    lm: SpiritLM, config: EvalConfig, output: Path, held: lock.Lock, console: Console
+    lm: SpiritLM, config: EvalConfig, output: Path, output_lock: lock.Lock, console: Console
 ) -> dict[str, dict[str, float]]:
     figures: dict[str, dict[str, float]] = {}
-    hear = Hearing(lm)
+    encode = UnitStrings(lm)
     for part in (*config.tasks, *config.pairs):
         if isinstance(part, TaskConfig):
-            scores, rows = run_task(lm, part, output / part.name, hear, config.seed, console)
+            scores, rows = run_task(lm, part, output / part.name, encode, config.seed, console)
         else:
-            scores, rows = run_pairs(lm, part, hear, console)
-        held.check()
+            scores, rows = run_pairs(lm, part, encode, console)
+        output_lock.check()
         figures[part.name] = scores | {"items": len(rows)}
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        files.write_text(output / f"{part.name}.jsonl", lines)
+        files.write_json_lines(output / f"{part.name}.jsonl", rows)
         config_lib.write(figures, output / FIGURES)
     return figures
 
 
 def table(figures: dict[str, dict[str, float]]) -> Table:
-    """A line for each task."""
-    shown = Table("task", "items", "figures", box=None, pad_edge=False)
-    for name, found in figures.items():
-        values = (f"{key} {value:.1f}" for key, value in found.items() if key != "items")
-        shown.add_row(name, str(found["items"]), "  ".join(values))
-    return shown
+    """The scores as a table with a row for each task."""
+    rows = Table("task", "items", "figures", box=None, pad_edge=False)
+    for name, scores in figures.items():
+        values = (f"{key} {value:.1f}" for key, value in scores.items() if key != "items")
+        rows.add_row(name, str(scores["items"]), "  ".join(values))
+    return rows
 
 
-def _describe(lm: SpiritLM, config: EvalConfig) -> dict[str, Any]:
-    """What the results of an evaluation depend on, by name, as JSON has it."""
-    sources = [one.manifest for one in (*config.tasks, *config.pairs)]
+def _list_inputs(lm: SpiritLM, config: EvalConfig) -> dict[str, Any]:
+    """Everything that the results of an evaluation depend on, as JSON values by name."""
+    sources = [part.manifest for part in (*config.tasks, *config.pairs)]
     sources += [task.examples for task in config.tasks if task.examples]
     contents = {f"content of {source}": source_checksum(source) for source in sources}
     model = {"model": model_folder.fingerprint(lm.folder)}
     return model | json.loads(json.dumps(dataclasses.asdict(config))) | contents
 
 
-def _begin(output: Path, made_of: dict[str, Any]) -> None:
-    """Notes what a folder of results is made of; results of something else are set aside first."""
-    note = output / NOTE
+def _write_inputs(output: Path, inputs: dict[str, Any]) -> None:
+    """Writes the inputs of the results; results with other inputs are moved away first."""
+    path = output / INPUTS
     try:
-        before = checksums.read_json(note) if note.is_file() else {}
-        if before != made_of and (note.is_file() or (output / FIGURES).is_file()):
-            _set_aside(output, before, made_of)
-        checksums.write_json(note, made_of)
+        earlier = checksums.read_json(path) if path.is_file() else {}
+        if earlier != inputs and (path.is_file() or (output / FIGURES).is_file()):
+            _move_earlier(output, earlier, inputs)
+        checksums.write_json(path, inputs)
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
 
 
-def _set_aside(output: Path, before: dict[str, Any], made_of: dict[str, Any]) -> None:
-    """Moves results to a folder of their own, and says so."""
-    names = {one["name"] for one in (*before.get("tasks", ()), *before.get("pairs", ()))}
+def _move_earlier(output: Path, before: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Moves the results of another evaluation to a subfolder, and prints a notice."""
+    names = {part["name"] for part in (*before.get("tasks", ()), *before.get("pairs", ()))}
     if (output / FIGURES).is_file():
         names |= {name for name in files.read_json(output / FIGURES) if Path(name).name == name}
     number = next(n for n in itertools.count(1) if not (output / f"earlier-{n}").exists())
     earlier = output / f"earlier-{number}"
     earlier.mkdir()
-    for file in [*sorted(names), *(f"{name}.jsonl" for name in names), FIGURES, NOTE]:
+    for file in [*sorted(names), *(f"{name}.jsonl" for name in names), FIGURES, INPUTS]:
         if (output / file).exists():
             (output / file).rename(earlier / file)
     differ = sorted(
-        name for name in before.keys() | made_of.keys() if before.get(name) != made_of.get(name)
+        name for name in before.keys() | inputs.keys() if before.get(name) != inputs.get(name)
     )
     print(
-        f"notice: the results in {output} are of another evaluation ({', '.join(differ)} differ); "
+        f"notice: the results in {output} were of another evaluation ({', '.join(differ)} differ); "
         f"they are in {earlier} now.",
         file=sys.stderr,
     )

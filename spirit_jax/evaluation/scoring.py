@@ -1,4 +1,4 @@
-"""How far answers are from what was wanted: words, characters, labels."""
+"""Scores of generated answers: word and character error rates, and accuracy."""
 
 import functools
 import re
@@ -12,85 +12,101 @@ import numpy as np
 from spirit_jax import bucketing, files
 from spirit_jax.errors import InputError
 
-# Written without spaces between words: there each character counts as a word, as Whisper's
-# evaluation has it.
+# Languages without spaces between words: each character counts as a word, as in the evaluation of
+# Whisper.
 UNSPACED = ("bo", "ja", "km", "lo", "my", "th", "yue", "zh")
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\u00b4\u2032", "'"))
 _UNSPACED_NAMES = ("CJK", "HIRAGANA", "KATAKANA", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN")
 
 
 def normalise(texts: Sequence[str], language: str = "", like: Sequence[str] = ()) -> list[str]:
-    """Texts as error rates compare them: by the normaliser of Whisper's evaluation.
+    """Normalises texts before they are compared, like the evaluation of Whisper.
 
-    English: numbers are digits, contractions are written out, spellings are American, fillers are
-    left out. Other languages: lower case without punctuation; marks such as vowel signs stay.
+    English: numbers become digits, contractions are expanded, spellings become American, and
+    fillers are removed. Other languages: lower case without punctuation; combining marks are kept.
     Source: arXiv 2212.04356, appendix C; the package whisper-normalizer.
 
     Args:
-      texts: of any kind.
-      language: a code such as "en" or "hi". By default the references tell: English where all
-        their letters are ASCII, and each character is a word where most are of a script that is
-        written without spaces.
-      like: the references, where they are not the texts themselves.
+      texts: any texts.
+      language: a code such as "en" or "hi". By default it is guessed from the references: English
+        if all letters are ASCII; a language without spaces between words if most letters are of
+        such a script.
+      like: the references, if `texts` are not the references.
+
+    Returns:
+      The normalised texts, in order.
     """
     change = _normaliser(language or _guess_language(like or texts))
     return [change(text) for text in texts]
 
 
 def error_rates(
-    wanted: Sequence[str], given: Sequence[str], language: str = ""
+    references: Sequence[str], hypotheses: Sequence[str], language: str = ""
 ) -> dict[str, float]:
-    """Edits in 100 words, "wer", and in 100 characters, "cer", of normalised texts, by jiwer.
+    """Word and character error rates of normalised texts, by jiwer.
 
     Args:
-      wanted: the references.
-      given: as many hypotheses.
+      references: correct texts.
+      hypotheses: generated texts, as many as references.
       language: see `normalise`.
 
+    Returns:
+      "wer" and "cer", in percent.
+
     Raises:
-      InputError: there is not a word in what is wanted.
+      InputError: the references have no words, or the numbers of texts differ.
     """
     import jiwer
 
-    _check_texts(wanted, given)
-    references = normalise(wanted, language)
-    hypotheses = normalise(given, language, like=wanted)
-    if not any(references):
+    _check_texts(references, hypotheses)
+    correct = normalise(references, language)
+    generated = normalise(hypotheses, language, like=references)
+    if not any(correct):
         raise InputError("There are no words to compare with.")
-    wer = jiwer.wer(references, hypotheses)
-    if (language or _guess_language(wanted)) in UNSPACED:
-        references, hypotheses = (
-            [text.replace(" ", "") for text in texts] for texts in (references, hypotheses)
+    wer = jiwer.wer(correct, generated)
+    if (language or _guess_language(references)) in UNSPACED:
+        correct, generated = (
+            [text.replace(" ", "") for text in texts] for texts in (correct, generated)
         )
-    return {"wer": 100.0 * wer, "cer": 100.0 * jiwer.cer(references, hypotheses)}
+    return {"wer": 100.0 * wer, "cer": 100.0 * jiwer.cer(correct, generated)}
 
 
-def accuracy(wanted: Sequence[str], given: Sequence[str], language: str = "") -> float:
-    """Percent of answers that are what was wanted, as normalised texts.
+def accuracy(references: Sequence[str], hypotheses: Sequence[str], language: str = "") -> float:
+    """Percentage of hypotheses that equal their reference after normalisation.
 
-    A text of which nothing is left, such as "?", is compared as it is.
+    Texts that are empty after normalisation, such as "?", are compared unnormalised.
+
+    Args:
+      references: correct texts.
+      hypotheses: generated texts, as many as references.
+      language: see `normalise`.
+
+    Raises:
+      InputError: the numbers of texts differ, or there are none.
     """
-    _check_texts(wanted, given)
-    wanted_keys = normalise(wanted, language)
-    given_keys = normalise(given, language, like=wanted)
-    right = [
-        one == other if one or other else first.strip() == second.strip()
-        for one, other, first, second in zip(wanted_keys, given_keys, wanted, given, strict=True)
+    _check_texts(references, hypotheses)
+    correct = normalise(references, language)
+    generated = normalise(hypotheses, language, like=references)
+    is_right = [
+        a == b if a or b else reference.strip() == hypothesis.strip()
+        for a, b, reference, hypothesis in zip(
+            correct, generated, references, hypotheses, strict=True
+        )
     ]
-    return 100.0 * float(np.mean(right))
+    return 100.0 * float(np.mean(is_right))
 
 
-def _check_texts(wanted: Sequence[str], given: Sequence[str]) -> None:
-    """Raises `InputError` unless there are as many answers as references, and all are texts."""
-    for texts in (wanted, given):
+def _check_texts(references: Sequence[str], hypotheses: Sequence[str]) -> None:
+    """Raises `InputError` unless there are as many hypotheses as references, and all are texts."""
+    for texts in (references, hypotheses):
         if not all(isinstance(text, str) for text in bucketing.as_list(texts, "texts")):
-            raise InputError("What is compared must be texts.")
-    if not len(wanted) == len(given) > 0:
-        raise InputError(f"There are {len(wanted)} references for {len(given)} answers.")
+            raise InputError("References and hypotheses must be texts.")
+    if not len(references) == len(hypotheses) > 0:
+        raise InputError(f"There are {len(references)} references for {len(hypotheses)} answers.")
 
 
 def _compose(text: str) -> str:
-    """A text with one form of each letter (no ligatures, no full width) and of the apostrophe."""
+    """A text in NFKC (no ligatures, no full width), with one form of the apostrophe."""
     return unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES)
 
 
@@ -115,8 +131,8 @@ def _normaliser(language: str) -> Callable[[str], str]:
 
     def change(text: str) -> str:
         text = _compose(text)
-        text = "".join(each for each in text if unicodedata.category(each) != "Cf")  # unseen
-        if language != "en":  # "SS" is "ß" in capitals, and "i" is the Turkish "İ" in small letters
+        text = "".join(each for each in text if unicodedata.category(each) != "Cf")  # invisible
+        if language != "en":  # casefold: "ß" is "SS" in capitals; "İ" is "i" in lower case
             text = text.replace("\u0130", "i").casefold()
         words = normalizer(text).split()
         return " ".join(word for word in words if any(map(str.isalnum, word)))  # "..." leaves "."
@@ -125,21 +141,24 @@ def _normaliser(language: str) -> Callable[[str], str]:
 
 
 def check_judge(command: Sequence[str]) -> None:
-    """Raises an `InputError` if there is no such program; see `ask_judge`."""
+    """Raises an `InputError` if the program of a judge does not exist; see `ask_judge`."""
     if shutil.which(command[0]) is None:
         raise InputError(f"The judge '{command[0]}' cannot be started (there is no such program).")
 
 
 def ask_judge(command: Sequence[str], lines: Sequence[str]) -> list[str]:
-    """What a judge, a recogniser or classifier, says of sounds or texts.
+    """Runs a judge, such as a speech recogniser or classifier, on WAV files or texts.
 
     Args:
-      command: a program and its arguments. It reads a line each from its standard input, the path
-        of a WAV file or a text, and writes a line each to its standard output.
-      lines: for it to read.
+      command: a program and its arguments. It reads a line for each input from standard input, the
+        path of a WAV file or a text, and writes a line for each to standard output.
+      lines: its inputs.
+
+    Returns:
+      A line of output for each input.
 
     Raises:
-      InputError: it cannot be started, fails, or does not answer every line.
+      InputError: the program cannot be started, fails, or writes another number of lines.
     """
     if not lines:
         return []
@@ -161,6 +180,7 @@ def ask_judge(command: Sequence[str], lines: Sequence[str]) -> list[str]:
     answers = done.stdout.splitlines()
     if len(answers) != len(lines):
         raise InputError(
-            f"The judge '{name}' answered {len(answers)} of {len(lines)} lines; one each is needed."
+            f"The judge '{name}' answered {len(answers)} of {len(lines)} lines; it must answer "
+            "each with one line."
         )
     return answers

@@ -1,6 +1,6 @@
-"""How good units are: whether they stay when the sound changes, and whether they tell phones.
+"""Quality of units: robustness to changes of the audio, and how well they predict phones.
 
-Letters: t frames of a recording, n frames of all recordings.
+Axes: t frames of a recording, n frames of all recordings, u units, p phones.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,17 @@ from spirit_jax.units import dedup
 
 
 def unit_edit_distance(clean_t: np.ndarray, changed_t: np.ndarray) -> float:
-    """Edits from a recording's units to those of it changed, per 100 units of the former.
+    """Edit distance between the deduplicated units of a recording and of a changed version of it.
 
-    Repeats are dropped from both. The measure of arXiv 2209.15483 (section 3.1), which takes its
-    mean over recordings. No units on either side are 0 apart; any from none are 100.
+    Source: arXiv 2209.15483, section 3.1, which reports the mean over recordings.
+
+    Args:
+      clean_t: integer units of the recording.
+      changed_t: integer units of the changed recording.
+
+    Returns:
+      Edits per 100 units of the recording. If the recording has no units: 0 if the changed one
+      has none either, else 100.
     """
     clean, changed = (units_t[dedup(units_t)] for units_t in (clean_t, changed_t))
     if not len(clean):
@@ -29,17 +36,19 @@ def phone_probe(
     test_units_n: np.ndarray,
     test_phones_n: np.ndarray,
 ) -> float:
-    """Share of test frames whose phone is the one that their unit most often has in training.
+    """Accuracy of predicting the phone of a frame as the most frequent phone of its unit.
 
-    It is what a linear classifier of one-hot units comes to. A unit that training lacks stands for
-    the phone that is most frequent there.
+    This equals a linear classifier of one-hot units. For a unit that is not in the training frames,
+    the most frequent phone of all is predicted.
 
     Args:
-      train_units_n, test_units_n: integers from 0, a unit a frame.
-      train_phones_n, test_phones_n: names or numbers, as many.
+      train_units_n: integer units of the training frames.
+      train_phones_n: names or numbers of their phones.
+      test_units_n: integer units of the test frames.
+      test_phones_n: names or numbers of their phones.
 
     Returns:
-      0 to 1.
+      Accuracy on the test frames, 0 to 1.
     """
     names, train_n = np.unique(train_phones_n, return_inverse=True)
     units = int(max(np.max(train_units_n), np.max(test_units_n))) + 1
@@ -56,17 +65,21 @@ def labels_at_frames(
     center: float = 0.0225,
     nothing: str = "",
 ) -> np.ndarray:
-    """What is said in the middle of every frame.
+    """The label at the centre of each frame.
 
     Args:
       spans: (label, start, end) in seconds, in order, without overlap.
-      frames: how many there are.
-      rate: of frames, a second.
-      center: in seconds, of the first frame: half of what it sees (22.5 ms for the release's).
-      nothing: the label of a frame that is in no span.
+      frames: number of frames.
+      rate: frames per second.
+      center: centre of the first frame in seconds: half its receptive field (22.5 ms for the
+        release's HuBERT).
+      nothing: the label of a frame outside all spans.
+
+    Returns:
+      str (frames,).
     """
     times_t = center + np.arange(frames) / rate
-    found_t = np.full(frames, nothing, dtype=object)
+    labels_t = np.full(frames, nothing, dtype=object)
     for label, start, end in spans:
-        found_t[(times_t >= start) & (times_t < end)] = label
-    return found_t.astype(str)
+        labels_t[(times_t >= start) & (times_t < end)] = label
+    return labels_t.astype(str)

@@ -1,4 +1,4 @@
-"""How to generate. Importing this is cheap."""
+"""Settings of generation. This module imports no JAX."""
 
 import dataclasses
 from typing import Any
@@ -11,22 +11,22 @@ FOR_SAMPLING = ("temperature", "top_p", "top_k")
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """How to generate.
+    """Settings of generation.
 
     Attributes:
-      max_new_tokens: the most tokens to add to a prompt.
-      do_sample: draw tokens at random; otherwise take the likeliest each time.
-      temperature: logits are divided by it before a draw; below 1 is more careful. 1e-6 to 1e6.
-      top_p: draw among the likeliest tokens that together have this probability.
-      top_k: draw among this many likeliest tokens; 0 for all.
-      repetition_penalty: logits of tokens seen before are divided by it (multiplied, if negative).
-        1e-6 to 1e6.
-      seed: of the draws, 0 to 2**32 - 1. The same seed draws the same tokens; a row's draws do not
-        depend on the other rows. Without `do_sample` nothing is drawn.
+      max_new_tokens: the most tokens to generate.
+      do_sample: sample tokens; otherwise take the likeliest token (greedy decoding).
+      temperature: logits are divided by it before sampling; 1e-6 to 1e6, below 1 is less random.
+      top_p: sample among the likeliest tokens that together have this probability.
+      top_k: sample among this many likeliest tokens; 0 for all.
+      repetition_penalty: positive logits of tokens of the prompt and output are divided by it,
+        negative ones multiplied; 1e-6 to 1e6.
+      seed: random seed of sampling, 0 to 2**32 - 1. The samples of a row do not depend on the
+        other rows of a batch.
 
     Raises:
-      InputError: a value of the wrong type or outside its range; a temperature, top_p or top_k
-        other than the default without `do_sample`.
+      InputError: a value has the wrong type or is out of range, or temperature, top_p or top_k is
+        not the default without `do_sample`.
     """
 
     max_new_tokens: int = 200
@@ -60,8 +60,8 @@ class GenerationConfig:
         idle = [name for name in FOR_SAMPLING if getattr(self, name) != _default(self, name)]
         if idle and not self.do_sample:
             raise InputError(
-                f"{' and '.join(idle)} would change nothing without do_sample=True: give that too, "
-                "or leave out what is for sampling."
+                f"{' and '.join(idle)} would change nothing without do_sample=True; give it too, "
+                "or leave out the sampling options."
             )
 
 

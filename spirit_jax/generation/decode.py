@@ -1,11 +1,11 @@
 """Batched generation: one compiled prefill and one compiled decode loop for all rows.
 
-Prompts of unequal length are padded on the left, so that every row writes the same cache slot in
-a step; positions count from each row's first token and the padding is masked, so a row's result
-does not depend on the others. Rows, prompt lengths and output lengths are padded to a few sizes,
-so that few programs are compiled.
+Prompts are left-padded, so that all rows write the same cache slot in a step. Positions count from
+the first token of each row and the padding is masked, so a row does not depend on the others. The
+number of rows, prompt lengths and output lengths are padded to powers of two, so that few programs
+are compiled.
 
-Letters: b rows, t prompt positions, n new tokens, v vocabulary.
+Axes: b rows, t prompt positions, n new tokens, v vocabulary.
 """
 
 import contextlib
@@ -35,16 +35,16 @@ from spirit_jax.models.llama import Llama, init_cache
 
 @struct.dataclass
 class DecodeState:
-    """What the decode loop carries from step to step.
+    """The state of the decode loop.
 
     Attributes:
-      step: int32 scalar, the tokens made so far.
-      tokens_bn: int32, the tokens made; the rest is the padding id.
-      log_probs_bn: float32, how likely each of them was; see `Continuation`.
+      step: int32 scalar, number of generated tokens.
+      tokens_bn: int32, generated tokens, then the padding id.
+      log_probs_bn: float32, log probability of each generated token; see `Continuation`.
       last_b: int32, the newest token of each row.
-      positions_b: int32, the rotary position of the next token.
-      done_b: bool, rows that ended; they run on harmlessly and write padding.
-      seen_bv: bool, the tokens of prompt and output, for a repetition penalty; else None.
+      positions_b: int32, rotary position of the newest token.
+      done_b: bool, rows that have ended; they write padding until all rows have.
+      seen_bv: bool, tokens of prompt and output, for a repetition penalty; else None.
       cache: keys and values of all tokens before `last_b`.
     """
 
@@ -60,13 +60,12 @@ class DecodeState:
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
-    """What a prompt was continued with.
+    """The generated tokens after a prompt.
 
     Attributes:
-      ids: the new token ids, the EOS included where it came.
-      log_probs: the natural logarithm of each id's probability after the ids before it, by the
-        model's own distribution over the allowed ids: at temperature 1, without a repetition
-        penalty, top-k or top-p.
+      ids: generated token ids, including EOS if it was generated.
+      log_probs: natural log probability of each id, in the model's distribution over the allowed
+        ids, at temperature 1 and without repetition penalty, top-k or top-p.
     """
 
     ids: list[int]
@@ -82,7 +81,19 @@ def prefill(
     slots: int,
     static: StaticSampling,
 ) -> tuple[jax.Array, KVCache, jax.Array | None]:
-    """Reads left-padded prompts: (float32 logits_bv of the next token, the cache, seen_bv)."""
+    """Computes the cache of left-padded prompts.
+
+    Args:
+      model: the language model.
+      params: its parameters.
+      tokens_bt: int32 token ids.
+      segments_bt: int32, 1 for tokens and 0 for padding.
+      slots: number of positions of the cache.
+      static: which sampling rules are compiled.
+
+    Returns:
+      (float32 logits_bv of the next token, the cache, bool seen_bv or None).
+    """
     positions_bt = jnp.maximum(jnp.cumsum(segments_bt, axis=1) - 1, 0)
     cache = init_cache(model, tokens_bt.shape[0], slots)
     logits_btv, cache = model.apply(
@@ -113,32 +124,49 @@ def decode(
     buffer: int,
     static: StaticSampling,
 ) -> DecodeState:
-    """Makes up to `limits_b` tokens a row, its EOS included: the state after the last step.
+    """Generates up to `limits_b` tokens for each row, including EOS.
 
-    The cache given is taken over, not copied.
+    Args:
+      model: the language model.
+      params: its parameters.
+      logits_bv: float32 logits of the first token.
+      cache: of the prompts; it is donated.
+      seen_bv: bool tokens of the prompts, for a repetition penalty; else None.
+      lengths_b: int32 prompt lengths.
+      limits_b: int32 largest numbers of tokens to generate.
+      allowed_v: bool tokens that may be generated.
+      eos_e: int32 ids of EOS.
+      pad: int32 scalar, written after the end of a row.
+      seed: uint32 scalar, random seed.
+      sampling: temperature, top-p, top-k and repetition penalty.
+      buffer: largest of `limits_b`, padded.
+      static: which sampling rules are compiled.
+
+    Returns:
+      The state after the last step.
     """
     rows_b = jnp.arange(lengths_b.shape[0])
     row_keys_b = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows_b)
 
     def choose(state: DecodeState, logits_bv: jax.Array) -> DecodeState:
         keys_b = jax.vmap(jax.random.fold_in, (0, None))(row_keys_b, state.step)
-        chosen_b = next_tokens(logits_bv, allowed_v[None], state.seen_bv, keys_b, sampling, static)
-        own_bv = jax.nn.log_softmax(jnp.where(allowed_v[None], logits_bv, NEVER), axis=-1)
-        log_probs_b = jnp.take_along_axis(own_bv, chosen_b[:, None], axis=-1)
-        chosen_b = jnp.where(state.done_b, pad, chosen_b)
+        next_b = next_tokens(logits_bv, allowed_v[None], state.seen_bv, keys_b, sampling, static)
+        log_probs_bv = jax.nn.log_softmax(jnp.where(allowed_v[None], logits_bv, NEVER), axis=-1)
+        log_probs_b1 = jnp.take_along_axis(log_probs_bv, next_b[:, None], axis=-1)
+        next_b = jnp.where(state.done_b, pad, next_b)
         seen_bv = state.seen_bv
         if static.penalise:
-            seen_bv = seen_bv.at[rows_b, chosen_b].max(~state.done_b)
+            seen_bv = seen_bv.at[rows_b, next_b].max(~state.done_b)
         return state.replace(
             step=state.step + 1,
             tokens_bn=jax.lax.dynamic_update_slice(
-                state.tokens_bn, chosen_b[:, None], (0, state.step)
+                state.tokens_bn, next_b[:, None], (0, state.step)
             ),
             log_probs_bn=jax.lax.dynamic_update_slice(
-                state.log_probs_bn, log_probs_b, (0, state.step)
+                state.log_probs_bn, log_probs_b1, (0, state.step)
             ),
-            last_b=chosen_b,
-            done_b=state.done_b | jnp.isin(chosen_b, eos_e) | (state.step + 1 >= limits_b),
+            last_b=next_b,
+            done_b=state.done_b | jnp.isin(next_b, eos_e) | (state.step + 1 >= limits_b),
             seen_bv=seen_bv,
         )
 
@@ -171,7 +199,7 @@ def decode(
 
 
 def generate(*args: Any, **kwargs: Any) -> list[list[int]]:
-    """The new ids alone of `continue_prompts`, whose arguments it takes."""
+    """The generated ids of `continue_prompts`, with the same arguments."""
     return [continuation.ids for continuation in continue_prompts(*args, **kwargs)]
 
 
@@ -184,19 +212,24 @@ def continue_prompts(
     config: GenerationConfig,
     mesh: jax.sharding.Mesh | None = None,
 ) -> list[Continuation]:
-    """Continues every prompt.
+    """Continues a batch of prompts.
 
     Args:
-      model, params: the language model; `params` may be sharded over `mesh`.
-      prompts: token ids, each prompt at least one.
-      allowed_v: bool (v,), the tokens that may be made; the modality is a mask, and so are the
+      model: the language model.
+      params: its parameters; may be sharded over `mesh`.
+      prompts: token ids, at least one for each prompt.
+      allowed_v: bool (v,), tokens that may be generated: those of the output modality, without
         padding rows of the vocabulary.
       eos: ids that end a row.
-      config: how to generate; tokens that would pass the model's last position are not made.
+      config: number of tokens and sampling settings. Generation also ends at the model's last
+        position.
       mesh: shards the rows over its `data` and `fsdp` axes.
 
+    Returns:
+      A continuation for each prompt, in order.
+
     Raises:
-      InputError: an empty prompt, an id outside the vocabulary, or a prompt that leaves no room.
+      InputError: a prompt is empty, has an id outside the vocabulary, or fills all positions.
     """
     if not prompts:
         return []
@@ -205,8 +238,8 @@ def continue_prompts(
     limits = [min(config.max_new_tokens, model.config.max_positions - n) for n in lengths]
     if min(limits) < 1:
         raise InputError(
-            f"A prompt has {max(lengths)} tokens, and the model has {model.config.max_positions} "
-            "positions: there is no room for a new one."
+            f"A prompt has {max(lengths)} tokens, but the model has {model.config.max_positions} "
+            "positions: there is no room for another token."
         )
     rows = power_of_two(len(prompts), sharding.batch_multiple(mesh))
     width, buffer = (
@@ -261,10 +294,10 @@ def continue_prompts(
 def _check(prompts: Sequence[Sequence[int]], model: Llama) -> None:
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
-            raise InputError(f"Prompt {i} has no tokens; a prompt has at least the BOS token.")
+            raise InputError(f"Prompt {i} has no tokens; it needs at least the BOS token.")
         outside = [token for token in prompt if not 0 <= token < model.config.vocab_size]
         if outside:
             raise InputError(
-                f"Prompt {i} has the token {outside[0]}, and the vocabulary has "
+                f"Prompt {i} has the token {outside[0]}, but the vocabulary has "
                 f"{model.config.vocab_size}."
             )

@@ -1,7 +1,6 @@
-"""From logits to the next token: penalties, masks, temperature, top-k and top-p.
+"""Chooses the next token: repetition penalty, mask, temperature, top-k and top-p.
 
-Letters: b batch, v vocabulary. Names and order are Hugging Face's: repetition penalty, mask, then
-for sampling temperature, top-k, top-p.
+The names and the order are those of Hugging Face transformers. Axes: b batch, v vocabulary.
 """
 
 import dataclasses
@@ -17,31 +16,37 @@ NEVER = np.float32(-np.inf)
 
 
 def penalise_repetition(logits_bv: jax.Array, seen_bv: jax.Array, penalty: jax.Array) -> jax.Array:
-    """Makes tokens that were seen before less likely (CTRL, arXiv 1909.05858, section 4.1)."""
+    """Reduces the logits of seen tokens (CTRL, arXiv 1909.05858, section 4.1).
+
+    Args:
+      logits_bv: float32.
+      seen_bv: bool.
+      penalty: scalar; positive logits are divided by it, negative ones multiplied.
+    """
     penalised_bv = jnp.where(logits_bv > 0, logits_bv / penalty, logits_bv * penalty)
     return jnp.where(seen_bv, penalised_bv, logits_bv)
 
 
 def keep_top_k(logits_bv: jax.Array, k: jax.Array) -> jax.Array:
-    """Forbids all but the `k` likeliest tokens (ties with the last of them stay)."""
+    """Masks all but the `k` likeliest tokens; ties with the last of them are kept."""
 
-    def count(kept_bv, _):
-        return jnp.sum(kept_bv, axis=-1)
+    def count(mask_bv, _):
+        return jnp.sum(mask_bv, axis=-1)
 
     return _keep_largest(logits_bv, count, k)
 
 
 def keep_top_p(logits_bv: jax.Array, p: jax.Array) -> jax.Array:
-    """Forbids all but the smallest set of likeliest tokens whose probability reaches `p`."""
+    """Masks all but the smallest set of likeliest tokens whose probability reaches `p`."""
 
-    def mass(kept_bv, probs_bv):
-        return jnp.sum(jnp.where(kept_bv, probs_bv, 0.0), axis=-1)
+    def mass(mask_bv, probs_bv):
+        return jnp.sum(jnp.where(mask_bv, probs_bv, 0.0), axis=-1)
 
     return _keep_largest(logits_bv, mass, p)
 
 
 def _keep_largest(logits_bv: jax.Array, measure, enough: jax.Array) -> jax.Array:
-    """Keeps the fewest largest logits whose `measure(kept, probabilities)` is at least `enough`.
+    """Keeps the fewest largest logits for which `measure(mask_bv, probs_bv)` reaches `enough`.
 
     The threshold is found by bisection over the bits of a float32 probability, whose integer order
     is its numeric order: 31 sums over the vocabulary take a twentieth of the time of sorting it.
@@ -64,7 +69,7 @@ def _keep_largest(logits_bv: jax.Array, measure, enough: jax.Array) -> jax.Array
 
 @struct.dataclass
 class SamplingParams:
-    """The numbers of a `GenerationConfig` that the compiled loop takes as arguments."""
+    """The numbers of a `GenerationConfig` that are arguments of the compiled loop."""
 
     temperature: jax.Array
     top_p: jax.Array
@@ -84,11 +89,11 @@ def next_tokens(
 
     Args:
       logits_bv: float32.
-      allowed_bv: bool, the tokens that may be chosen.
-      seen_bv: bool, the tokens of prompt and output so far; only for a repetition penalty.
-      keys_b: a random key a row.
-      params: numbers that may differ from call to call without compiling anew.
-      config: which of the rules are in use; decides what is compiled.
+      allowed_bv: bool, tokens that may be chosen.
+      seen_bv: bool, tokens of prompt and output; only needed for a repetition penalty.
+      keys_b: random keys.
+      params: settings that can change without a new compilation.
+      config: which sampling rules are compiled.
     """
     if config.penalise:
         logits_bv = penalise_repetition(logits_bv, seen_bv, params.repetition_penalty)
@@ -114,7 +119,7 @@ class StaticSampling:
 
     @classmethod
     def of(cls, config: GenerationConfig) -> "StaticSampling":
-        """The rules that `config` needs."""
+        """The sampling rules that a config needs."""
         return cls(
             sample=config.do_sample,
             use_top_k=config.do_sample and config.top_k > 0,
