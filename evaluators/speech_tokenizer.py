@@ -2,7 +2,7 @@
 
     python -m evaluators.speech_tokenizer --corpus runs/world --base runs/tiny/base \\
         --expressive runs/tiny/expressive --voice runs/tiny/with-voice \\
-        --plain runs/tiny/units2/network
+        --plain runs/tiny/hubert2/network
 
 Prints each figure with its target, and ends with status 1 if one is missed. With --output, the
 resynthesised test recordings and the figures (figures.json) are written there.

@@ -136,7 +136,7 @@ def read_config(folder: str | Path) -> TranscriptionConfig:
     if not path.is_file():
         raise InputError(
             f"{folder}: has no {CONFIG_NAME}, which has the prompt of transcription; write one, or "
-            "give a prompt with examples (docs/evaluation.md has both)."
+            "give a prompt with examples (docs/eval.md has both)."
         )
     return config.read(TranscriptionConfig, path)
 

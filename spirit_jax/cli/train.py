@@ -17,7 +17,7 @@ from spirit_jax.training import find_recipe, read_run_config
 
 
 def train(
-    run: Annotated[Path, typer.Option("--config", help="YAML run config; see docs/training.md")],
+    run: Annotated[Path, typer.Option("--config", help="YAML run config; see docs/train.md")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as steps=200")
     ] = None,

@@ -2,7 +2,7 @@
 
 The tasks of the paper (arXiv 2402.05755, sections 4.1 and 5.1) are settings of three fields: the
 prompt template (`ask`, after some `shots`), the modality of the answer (`output`), and whether
-words or labels are compared (`compare`). docs/evaluation.md lists them.
+words or labels are compared (`compare`). docs/eval.md lists them.
 """
 
 import dataclasses
