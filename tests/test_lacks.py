@@ -23,7 +23,7 @@ from spirit_jax.data.word_times import read_textgrid, read_whisperx
 from spirit_jax.errors import InputError, LackError
 from spirit_jax.evaluation import scoring
 from spirit_jax.evaluation.configs import EvalConfig
-from spirit_jax.training import unit_targets
+from spirit_jax.training.hubert import targets as unit_targets
 
 LACKS = {
     "memory": (MemoryError(), "memory is used up"),

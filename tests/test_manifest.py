@@ -261,12 +261,12 @@ def test_files_that_are_not_read_are_named_with_counts(folder):
     skipped, unused = (str(one.message) for one in caught)
     assert "skipped 7 files: 3 hidden, 2 .TextGrid, 1 " in skipped
     assert "1 .jpg" in skipped and "1 without a suffix" in skipped
-    assert "1 texts belong to no recording and were not read: n.txt" in unused
+    assert "1 texts without a recording were not read: n.txt" in unused
 
 
 def test_recordings_without_text_among_others_are_counted(folder):
     (folder / "a.txt").unlink()
-    with pytest.warns(InputWarning, match="1 of 2 recordings have a text beside them"):
+    with pytest.warns(InputWarning, match="only 1 of 2 recordings have a text"):
         texts(folder)
     (folder / "sub" / "b.TXT").unlink()
     assert texts(folder) == {"a": "", "sub/b": ""}

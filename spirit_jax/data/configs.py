@@ -1,4 +1,4 @@
-"""How prepared corpora, recordings and their changes are configured. Importing this is cheap."""
+"""Settings of corpora, recordings and augmentation. This module imports no JAX."""
 
 import dataclasses
 
@@ -10,16 +10,17 @@ RULES = ("spans", "poisson", "half", "coin")
 
 @dataclasses.dataclass(frozen=True)
 class InterleaveConfig:
-    """How long spans are.
+    """How the lengths of text and speech spans are drawn.
 
     Attributes:
-      rule: "spans", lengths uniform within the bounds below (the paper); "poisson", lengths of
-        Poisson(`mean_words`), of which `speech_share` is speech (Zeng et al., arXiv 2411.17607);
-        "half", a text span within its bounds and then half as many words of speech; "coin", each
-        word is speech with a chance of `speech_share`.
-      text_words, speech_words: least and most words of a span, for "spans" and "half".
-      mean_words: of a span, for "poisson".
-      speech_share: of words, for "poisson" and "coin".
+      rule: "spans", uniform within the bounds below (Spirit LM, arXiv 2402.05755); "poisson", with
+        Poisson lengths and a share `speech_share` of speech (Zeng et al., arXiv 2411.17607);
+        "half", a text span within its bounds, then half as many words of speech; "coin", each word
+        is speech with the probability `speech_share`.
+      text_words: smallest and largest number of words of a text span, for "spans" and "half".
+      speech_words: the same of a speech span, for "spans" and "half".
+      mean_words: mean number of words of a span, for "poisson".
+      speech_share: share of words that are speech, for "poisson" and "coin".
     """
 
     rule: str = "spans"
@@ -34,7 +35,7 @@ class InterleaveConfig:
         for name in ("text_words", "speech_words"):
             low, high = getattr(self, name)
             if not 1 <= low <= high:
-                raise InputError(f"{name} is {low} to {high}; expected 1 or more, rising.")
+                raise InputError(f"{name} is {low} to {high}; expected 1 <= low <= high.")
         if not 0 < self.speech_share < 1 or self.mean_words <= 0:
             raise InputError("speech_share must lie between 0 and 1, and mean_words above 0.")
 
@@ -44,20 +45,20 @@ FORMATS = ("interleaved", "text", "speech", "asr", "tts")
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """One part of a mixture.
+    """A source of the training mixture.
 
     Attributes:
       path: a prepared corpus.
-      name: for metrics.
-      share: of the tokens of the mixture, relative to the other sources'.
-      format: "interleaved"; "text" or "speech" alone; "asr", speech and then its text, and "tts",
-        text and then its speech, an utterance after another.
-      interleave: how, for "interleaved".
-      flag: a word before the text of a pair ("asr", "tts"), which tells a pair from the interleaved
-        data, where the text goes on after the speech.
-      crop: of utterances in pairs, the share that is cut to a random run of its words.
-      shuffle: of utterances in pairs, the share whose words are put in another order, in runs of at
-        most three, so that what is said cannot be guessed from what is usual.
+      name: shown in metrics.
+      share: share of the tokens of the mixture, relative to the other sources.
+      format: "interleaved"; "text" or "speech" only; or pairs: "asr", the speech of each utterance
+        and then its text, or "tts", the text of each utterance and then its speech.
+      interleave: spans, for "interleaved".
+      flag: a word before the text of pairs. It distinguishes pairs from interleaved data, where
+        the text after speech continues it.
+      crop: probability that an utterance of a pair is cropped to a random run of its words.
+      shuffle: probability that the words of an utterance of a pair are shuffled, in runs of at most
+        three, so that the model cannot guess words from the words before.
     """
 
     path: str
@@ -75,7 +76,9 @@ class SourceConfig:
         if not self.share > 0:
             raise InputError(f"share of {self.path} is {self.share}; it must be above 0.")
         if min(self.crop, self.shuffle) < 0 or self.crop + self.shuffle > 1:
-            raise InputError(f"{self.path}: crop and shuffle are shares of one whole, 0 or more.")
+            raise InputError(
+                f"{self.path}: crop and shuffle must be 0 or more, and at most 1 together."
+            )
         if (self.flag or self.changes) and self.format not in ("asr", "tts"):
             raise InputError(
                 f"{self.path}: flag, crop and shuffle are for pairs, not for '{self.format}'."
@@ -83,21 +86,21 @@ class SourceConfig:
 
     @property
     def changes(self) -> bool:
-        """Whether utterances in pairs are changed."""
+        """Whether utterances of pairs may be cropped or shuffled."""
         return bool(self.crop or self.shuffle)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What to train on.
+    """The data of language model training.
 
     Attributes:
       sources: the mixture.
       seq_len: tokens of a row.
       batch_rows: rows of a step, over all hosts.
-      shards: virtual shards; divides `batch_rows` or is divided by it.
-      seed: of all random choices.
-      cross_documents: attention crosses the documents of a row, as in the paper.
+      shards: number of virtual shards; divides `batch_rows` or is divided by it.
+      seed: random seed.
+      cross_documents: whether attention crosses the documents of a row, as in the paper.
       packing_bins: rows that are filled at a time, by first fit.
     """
 
@@ -122,13 +125,13 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SpeechDataConfig:
-    """What recordings to train on.
+    """The data of speech network training.
 
     Attributes:
-      sources: manifests or folders, as `data.manifest.read_source` takes them.
+      sources: manifests or folders; see `data.manifest.read_source`.
       held_out: the same, for evaluation.
-      batch_rows: recordings (or segments of them) of a step, over all hosts.
-      seed: of all random choices.
+      batch_rows: recordings or segments of a step, over all hosts.
+      seed: random seed.
     """
 
     sources: tuple[str, ...] = ()
@@ -147,14 +150,17 @@ KINDS = ("stretch", "pitch", "reverberation", "noise")
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to a recording; each change is drawn by itself.
+    """Augmentation of recordings; each change is drawn independently.
 
     Attributes:
-      stretch, pitch, reverberation, noise: the probability of each.
-      stretch_rates: how many times as fast.
-      pitch_semitones: up, or down where negative.
-      reverberation_seconds: until the echo is 60 dB weaker (RT60).
-      noise_db: by how much the recording is louder than the noise.
+      stretch: probability of time stretching.
+      pitch: probability of a pitch shift.
+      reverberation: probability of reverberation.
+      noise: probability of additive noise.
+      stretch_rates: smallest and largest factor of speed.
+      pitch_semitones: smallest and largest shift; negative is down.
+      reverberation_seconds: smallest and largest reverberation time (RT60).
+      noise_db: smallest and largest signal-to-noise ratio in dB.
     """
 
     stretch: float = 0.5
@@ -172,19 +178,19 @@ class AugmentConfig:
         for name in ("stretch_rates", "pitch_semitones", "reverberation_seconds", "noise_db"):
             bounds = getattr(self, name)
             if len(bounds) != 2 or bounds[0] > bounds[1]:
-                raise InputError(f"augment.{name} is {bounds}, expected the least and the most.")
+                raise InputError(f"augment.{name} is {bounds}; expected [smallest, largest].")
         if min(self.stretch_rates[0], self.reverberation_seconds[0]) <= 0:
             raise InputError("augment.stretch_rates and reverberation_seconds must be above 0.")
 
 
 @dataclasses.dataclass(frozen=True)
 class F0Config:
-    """How F0 is found, and where it is kept.
+    """Estimation of F0 and its cache.
 
     Attributes:
-      folder: of the files; "" for RUN_DIR/f0.
-      resolution: of probabilistic YIN, in semitones; the default is what `SpeechTokenizer` uses.
-      workers: processes that compute; 0 for one a core.
+      folder: of the cache; "" for RUN_DIR/f0.
+      resolution: of probabilistic YIN, in semitones; by default as in `SpeechTokenizer`.
+      workers: number of processes; 0 for the number of cores.
     """
 
     folder: str = ""
@@ -198,13 +204,13 @@ class F0Config:
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """How a corpus is prepared.
+    """Settings of the preparation of a corpus.
 
     Attributes:
-      shard_items: items of a shard, about: a document is never parted.
+      shard_items: approximate number of items of a shard; documents are not split.
       max_seconds: longer recordings are split at silences.
-      threads: that read recordings while units are computed.
-      window: recordings read ahead, which are encoded together.
+      threads: number of threads that read recordings while units are computed.
+      window: number of recordings that are read ahead and encoded together.
     """
 
     shard_items: int = 512

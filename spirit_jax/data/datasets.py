@@ -1,4 +1,4 @@
-"""A TensorFlow dataset as a source."""
+"""Reads the items of a TensorFlow dataset."""
 
 import re
 import warnings
@@ -13,14 +13,14 @@ from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.files import describe, unreadable
 
 T = TypeVar("T")
-FIELDS = ("id", "text", "speaker_id")  # that items are made of, beside the audio
+FIELDS = ("id", "text", "speaker_id")  # read in addition to the audio
 
 
 def read_dataset(source: str) -> Iterator[Item]:
-    """The records of "tfds:NAME[/CONFIG]:SPLIT", or of the folder of a dataset in place of a name.
+    """The items of "tfds:NAME[/CONFIG]:SPLIT", where NAME may also be the folder of a dataset.
 
     Raises:
-      InputError: the library or the dataset is not there, or the dataset has no audio.
+      InputError: the library is not installed, or the dataset does not exist or has no audio.
     """
     match = re.fullmatch(r"tfds:([^:]+):([^:]+)", source)
     if not match:
@@ -33,30 +33,31 @@ def read_dataset(source: str) -> Iterator[Item]:
         ) from error
     name, split = match.groups()
     try:
-        make = tfds.builder_from_directory if Path(name).is_dir() else tfds.builder
-        builder = make(name)
+        load_builder = tfds.builder_from_directory if Path(name).is_dir() else tfds.builder
+        builder = load_builder(name)
         records = builder.as_data_source(split=split)
         features = dict(builder.info.features.items())
-        audio = [key for key, one in features.items() if isinstance(one, tfds.features.Audio)]
-    except Exception as error:  # whatever the library raises for a corpus that is not there
+        audio = [key for key, kind in features.items() if isinstance(kind, tfds.features.Audio)]
+    except Exception as error:  # the library raises many kinds for a missing dataset
         raise InputError(f"{source}: cannot be read ({describe(error)}).") from error
     if not audio:
         raise InputError(f"{source}: has no audio.")
-    others = [key for key in features if key not in (audio[0], *FIELDS)]
-    if others:
-        warnings.warn(f"{source}: does not read {', '.join(others)}.", InputWarning, stacklevel=1)
+    ignored = [key for key in features if key not in (audio[0], *FIELDS)]
+    if ignored:
+        message = f"{source}: the fields {', '.join(ignored)} are ignored."
+        warnings.warn(message, InputWarning, stacklevel=1)
     rate = features[audio[0]].sample_rate or 16_000
     for number, record in enumerate(_read_all(records, source)):
         samples = np.asarray(record[audio[0]])
         if np.issubdtype(samples.dtype, np.integer):
-            samples = samples.astype(np.int16)  # the datasets keep 16 bits in wider integers
+            samples = samples.astype(np.int16)  # datasets store 16-bit samples as wider integers
         texts = {field: _as_text(record.get(field)) for field in FIELDS}
         item_id = texts["id"] or f"{split}-{number}"
         yield Item(item_id, (samples, rate), texts["text"], speaker=texts["speaker_id"])
 
 
 def _read_all(records: Iterable[T], source: str) -> Iterator[T]:
-    """The records, and an `InputError` for whatever the library raises for one."""
+    """The records; an error of the library becomes an `InputError`."""
     try:
         yield from records
     except GeneratorExit:
@@ -69,5 +70,5 @@ def _read_all(records: Iterable[T], source: str) -> Iterator[T]:
 def _as_text(value: Any) -> str:
     if value is None:
         return ""
-    # Bytes that are no UTF-8 become lone surrogates, with which the item is refused.
+    # Bytes that are not UTF-8 become lone surrogates, for which `check_item` rejects the item.
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

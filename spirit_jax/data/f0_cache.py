@@ -1,8 +1,8 @@
-"""F0 of a whole corpus: computed once, by several processes, and kept on disk.
+"""The F0 of a corpus, computed by several processes and cached on disk.
 
-Recordings are taken in chunks, each of which is one file that is whole or absent, named by what it
-was made of. So a stopped run goes on where it was, changed recordings are computed anew, and runs
-that name the same folder share the chunks that have the same recordings in the same order.
+Each chunk of recordings is one file, whose name is a hash of its inputs. So an interrupted run
+resumes, changed recordings are computed again, and runs with the same folder share chunks with the
+same recordings in the same order.
 """
 
 import dataclasses
@@ -24,17 +24,16 @@ from spirit_jax.data.manifest import Item, fingerprint
 from spirit_jax.data.progress import watch
 from spirit_jax.errors import InputError
 
-CHUNK = 32  # recordings a file
+CHUNK = 32  # recordings in a file
 
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """F0 of one recording.
+    """F0 of a recording, with 200 frames per second.
 
     Attributes:
-      f0_t: float32 in Hz, 200 frames a second, interpolated over unvoiced frames; 0 where no
-        frame is voiced.
-      voiced_t: float32, 1 on voiced frames, else 0.
+      f0_t: float32 in Hz, interpolated over unvoiced frames; 0 if no frame is voiced.
+      voiced_t: float32, 1 for voiced frames, else 0.
     """
 
     f0_t: np.ndarray
@@ -42,30 +41,33 @@ class Track:
 
     @property
     def voiced_f0(self) -> np.ndarray:
-        """F0 of the voiced frames alone."""
+        """F0 of the voiced frames only."""
         return self.f0_t[self.voiced_t > 0]
 
     @property
     def mean(self) -> float:
-        """F0 in Hz over voiced frames, 0 without any."""
+        """Mean F0 of the voiced frames in Hz; 0 without any."""
         return float(self.voiced_f0.mean()) if len(self.voiced_f0) else 0.0
 
 
 def find_f0(wave_t: np.ndarray, resolution: float = f0.PYIN_RESOLUTION) -> Track:
-    """F0 of samples at 16 kHz, by `f0.pyin_f0`."""
+    """F0 of float32 samples at 16 kHz, by `f0.pyin_f0`; `resolution` is in semitones."""
     return Track(*f0.pyin_f0(wave_t, resolution))
 
 
 def read_tracks(items: Sequence[Item], config: F0Config, folder: str | Path) -> list[Track]:
-    """The F0 of recordings, in order; what is not in `folder` yet is computed.
+    """The F0 of recordings, from the cache or computed and cached.
 
     Args:
-      items: with audio.
-      config: how F0 is found; its own `folder`, where there is one, is taken instead.
-      folder: of the files.
+      items: items with audio.
+      config: resolution, workers and optionally the folder of the cache.
+      folder: of the cache, if `config` has none.
+
+    Returns:
+      A track for each item, in order.
 
     Raises:
-      InputError: a recording cannot be read.
+      InputError: a recording cannot be read, or the folder cannot be written.
     """
     folder = Path(config.folder or folder)
     try:
@@ -81,21 +83,21 @@ def read_tracks(items: Sequence[Item], config: F0Config, folder: str | Path) -> 
     workers = min(config.workers or os.cpu_count() or 1, len(jobs))
     compute = functools.partial(_compute, resolution=config.resolution)
     if workers > 1:
-        # Not forked: JAX has threads, which a fork would leave with their locks held.
+        # Not "fork", since JAX has threads whose locks may be held at the time of the fork.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             _wait(pool.map(compute, jobs), len(jobs))
     elif jobs:
         _wait(map(compute, jobs), len(jobs))
-    return [one for path in paths for one in _read(path)]
+    return [track for path in paths for track in _read(path)]
 
 
 def speaker_means(items: Sequence[Item], tracks: Sequence[Track]) -> dict[str, float]:
-    """Mean F0 in Hz over the voiced frames of each speaker who has a name, and any."""
+    """Mean F0 in Hz of each named speaker's voiced frames; speakers without any are left out."""
     frames: dict[str, list[np.ndarray]] = {}
-    for item, one in zip(items, tracks, strict=True):
-        if item.speaker and len(one.voiced_f0):
-            frames.setdefault(item.speaker, []).append(one.voiced_f0)
+    for item, track in zip(items, tracks, strict=True):
+        if item.speaker and len(track.voiced_f0):
+            frames.setdefault(item.speaker, []).append(track.voiced_f0)
     return {name: float(np.concatenate(parts).mean()) for name, parts in frames.items()}
 
 
@@ -104,22 +106,22 @@ def _compute(job: tuple[list[Audio], Path], resolution: float) -> None:
     audios, path = job
     tracks = [find_f0(load_audio(audio), resolution) for audio in audios]
     arrays = {
-        "lengths": np.array([len(one.f0_t) for one in tracks]),
-        "f0": np.concatenate([one.f0_t for one in tracks]),
-        "voiced": np.concatenate([one.voiced_t for one in tracks]).astype(bool),
+        "lengths": np.array([len(track.f0_t) for track in tracks]),
+        "f0": np.concatenate([track.f0_t for track in tracks]),
+        "voiced": np.concatenate([track.voiced_t for track in tracks]).astype(bool),
     }
     with files.whole_file(path) as unfinished, open(unfinished, "wb") as file:
         np.savez(file, **arrays)
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the file of a chunk is there and can be read; a damaged one is computed again."""
+    """Whether the file of a chunk exists and can be read; a damaged file is reported."""
     if not path.exists():
         return False
     try:
         _read(path)
         return True
-    except Exception as error:  # whatever a damaged file makes the libraries raise
+    except Exception as error:  # the libraries raise many kinds for a damaged file
         if files.find_lack(error):
             raise files.unreadable(path, error, "is damaged.") from error
         print(f"notice: {path} is damaged and computed again", file=sys.stderr)
@@ -136,7 +138,7 @@ def _read(path: Path) -> list[Track]:
 
 
 def _digest(items: Sequence[Item], config: F0Config) -> str:
-    """A name for what F0 is made of: the settings and the audio."""
+    """A hash of the settings and the audio."""
     digest = hashlib.sha256(f"pyin {config.resolution}".encode())
     for item in items:
         digest.update(fingerprint(item))

@@ -1,6 +1,6 @@
-"""A folder as a source: recordings, each with its text beside it, or texts.
+"""Reads the items of a folder: recordings, optionally with texts of the same name, or texts.
 
-What is neither is named once with counts, so that nothing is passed over in silence.
+Other files are skipped, and counted in a warning.
 """
 
 import collections
@@ -14,13 +14,14 @@ from spirit_jax.audio import SUFFIXES
 from spirit_jax.data.items import Item
 from spirit_jax.errors import InputError, InputWarning, LackError
 
-NAMED = 3  # files that a notice names
+NAMED = 3  # largest number of files that a warning names
 
 
 def read_folder(folder: Path) -> Iterator[Item]:
-    """The recordings of a folder and those in it with the .txt beside each, or its .txt files.
+    """The recordings of a folder and its subfolders with their texts, or its .txt files.
 
-    Links to folders are followed, each folder once. Hidden files are left out.
+    The text of a recording is in a .txt file with the same name. Links to folders are followed,
+    each folder once. Hidden files are skipped.
 
     Raises:
       InputError: a folder in it cannot be read.
@@ -33,34 +34,35 @@ def read_folder(folder: Path) -> Iterator[Item]:
     with_text = 0
     for path in recordings:
         name = path.relative_to(folder).with_suffix("").as_posix()
-        beside = next((t for t in _beside(path, ".txt", ".TXT") if t in texts), None)
-        unused.discard(beside)
-        with_text += beside is not None
-        item = read_text_item(beside, name) if beside else Item(name)
+        candidates = (path.with_suffix(suffix) for suffix in (".txt", ".TXT"))
+        text_path = next((candidate for candidate in candidates if candidate in texts), None)
+        unused.discard(text_path)
+        with_text += text_path is not None
+        item = read_text_item(text_path, name) if text_path else Item(name)
         if stems[path.with_suffix("")] > 1:
             problem = f"{path}: other recordings have the same name and another suffix."
             name = path.relative_to(folder).as_posix()
             yield Item(name, audio=path, problem=problem)
         else:
             yield Item(name, path, item.text, problem=item.problem)
-    others = [path for path in paths if path not in texts and path.suffix.lower() not in SUFFIXES]
+    unknown = [path for path in paths if path not in texts and path.suffix.lower() not in SUFFIXES]
     if not recordings:
-        partners = {path.with_suffix(""): path for path in others}
+        by_stem = {path.with_suffix(""): path for path in unknown}
         for path in sorted(texts):
             name = path.relative_to(folder).with_suffix("").as_posix()
-            partner = partners.get(path.with_suffix(""))
-            if partner is None:
+            other = by_stem.get(path.with_suffix(""))
+            if other is None:
                 yield read_text_item(path, name)
             else:
-                reason = f"{partner}: a {partner.suffix} file cannot be read as a recording"
+                reason = f"{other}: a {other.suffix} file cannot be read as a recording"
                 yield Item(name, problem=f"{reason}; convert it, such as to .flac.")
         unused = set()
-    skipped.update(path.suffix or "without a suffix" for path in others)
-    _say(folder, skipped, sorted(unused), len(recordings), with_text)
+    skipped.update(path.suffix or "without a suffix" for path in unknown)
+    _warn(folder, skipped, sorted(unused), len(recordings), with_text)
 
 
 def read_text_item(path: Path, name: str) -> Item:
-    """The item of a text file, its white space made single spaces."""
+    """The item of a text file; runs of white space become single spaces."""
     try:
         if not path.is_file():
             return Item(name, problem=f"{path}: is not a file that can be read.")
@@ -72,12 +74,8 @@ def read_text_item(path: Path, name: str) -> Item:
     return Item(name, text=text, problem="" if text else f"{path}: is empty.")
 
 
-def _beside(path: Path, *suffixes: str) -> list[Path]:
-    return [path.with_suffix(suffix) for suffix in suffixes]
-
-
 def list_files(folder: Path) -> tuple[list[Path], collections.Counter]:
-    """All files of a folder that are not hidden, in order, and counts of what is left out."""
+    """(all files of a folder and its subfolders that are not hidden, counts of skipped ones)."""
 
     def fail(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({files.describe(error)}).") from error
@@ -87,7 +85,7 @@ def list_files(folder: Path) -> tuple[list[Path], collections.Counter]:
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         seen.add(os.path.realpath(root))
-        kept = []
+        subfolders = []
         for name in sorted(folders):
             real = os.path.realpath(os.path.join(root, name))
             if name.startswith("."):
@@ -96,8 +94,8 @@ def list_files(folder: Path) -> tuple[list[Path], collections.Counter]:
                 skipped["link to a folder that is read already"] += 1
             else:
                 seen.add(real)
-                kept.append(name)
-        folders[:] = kept
+                subfolders.append(name)
+        folders[:] = subfolders
         for name in names:
             if name.startswith("."):
                 skipped["hidden"] += 1
@@ -106,14 +104,14 @@ def list_files(folder: Path) -> tuple[list[Path], collections.Counter]:
     return sorted(paths), skipped
 
 
-def _say(
+def _warn(
     folder: Path,
     skipped: collections.Counter,
     unused: Sequence[Path],
     recordings: int,
     with_text: int,
 ) -> None:
-    """Warns of what was not read, and of recordings without text among others with it."""
+    """Warns of skipped files, and of recordings without text if others have one."""
     if skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common())
         warnings.warn(
@@ -122,8 +120,8 @@ def _say(
     if unused:
         some = ", ".join(str(path.relative_to(folder)) for path in unused[:NAMED])
         some += ", ..." if len(unused) > NAMED else ""
-        reason = f"{len(unused)} texts belong to no recording and were not read: {some}."
+        reason = f"{len(unused)} texts without a recording were not read: {some}."
         warnings.warn(f"{folder}: {reason}", InputWarning, stacklevel=1)
     if 0 < with_text < recordings:
-        reason = f"{with_text} of {recordings} recordings have a text beside them, the others none."
+        reason = f"only {with_text} of {recordings} recordings have a text."
         warnings.warn(f"{folder}: {reason}", InputWarning, stacklevel=1)

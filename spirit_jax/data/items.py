@@ -1,4 +1,4 @@
-"""One thing to prepare: a recording, a text, or both."""
+"""The items of a source: recordings, texts, or both."""
 
 import dataclasses
 import math
@@ -17,14 +17,15 @@ class Item:
 
     Attributes:
       id: unique in its source.
-      audio: a path, a piece of a file, or (samples, rate); None for text alone.
-      text: what is said; "" if that is not known.
-      words: (word, start, end) in seconds from the start of `audio`, as the source has them: NaN
-        for a time that is not known; empty if no words are known. See `timing.fit_words`.
-      speaker, document: see `records.Utterance`.
-      style: the manner of speaking, a name; "" if that is not known.
-      label: what a task compares, such as an intent; "" if that is not known.
-      problem: why the item cannot be used; "" if nothing is known against it.
+      audio: a path, a segment of a file, or (samples, rate); None for text only.
+      text: the transcript; "" if unknown.
+      words: (word, start, end) in seconds from the start of `audio`, as in the source; NaN for an
+        unknown time; empty if unknown. See `timing.fit_words`.
+      speaker: see `records.Utterance`.
+      document: see `records.Utterance`.
+      style: name of the speaking style; "" if unknown.
+      label: compared by evaluation tasks, such as an intent; "" if unknown.
+      problem: why the item cannot be used; "" if it can.
     """
 
     id: str
@@ -39,26 +40,27 @@ class Item:
 
     @property
     def audio_path(self) -> Path | None:
-        """The file that the recording is in; None where there is none."""
+        """The file of the recording; None if there is none."""
         audio = self.audio.path if isinstance(self.audio, AudioPiece) else self.audio
         return Path(audio) if isinstance(audio, str | Path) else None
 
     @property
     def audio_name(self) -> str:
-        """The path, with the bounds of a piece, or "" where there is none."""
+        """The path, with the bounds of a segment; "" if there is no file."""
         if self.audio_path is None:
             return ""
         if not isinstance(self.audio, AudioPiece):
             return str(self.audio)
-        piece = self.audio
-        end = math.inf if piece.seconds is None else piece.start + piece.seconds
-        return f"{piece.path} ({piece.start:g} to {end:g} s)"
+        segment = self.audio
+        end = math.inf if segment.seconds is None else segment.start + segment.seconds
+        return f"{segment.path} ({segment.start:g} to {end:g} s)"
 
 
 def fingerprint(item: Item) -> bytes:
-    """What tells a recording from others, and from one that had its name before.
+    """Bytes that change when a recording changes.
 
-    It is the id, and the path with size and time of change, or the samples where there is no path.
+    They are the id, and the path with size and modification time, or the samples if there is no
+    path.
 
     Raises:
       InputError: the recording cannot be read.
@@ -67,16 +69,17 @@ def fingerprint(item: Item) -> bytes:
     if path is None:
         return item.id.encode() + load_audio(item.audio).tobytes()
     try:
-        about = os.stat(path)
+        stat = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise unreadable(path, error, f"cannot be read ({describe(error)}).") from error
-    return f"{item.id}{item.audio_name} {about.st_size} {about.st_mtime_ns}".encode()
+    return f"{item.id}{item.audio_name} {stat.st_size} {stat.st_mtime_ns}".encode()
 
 
 def check_item(item: Item) -> Item:
-    """The item, with a problem in place of the rest if its strings cannot be stored.
+    """The item, or one with only a `problem` if its strings cannot be stored.
 
-    An id is part of file names, so it has no control characters.
+    Strings must not have lone surrogates; an id is part of file names, so it must not have control
+    characters.
     """
     problem = item.problem
     strings = (item.id, item.text, item.speaker, item.document, item.style, item.label)
@@ -94,5 +97,5 @@ def _is_broken(text: str) -> bool:
 
 
 def _escape(text: str) -> str:
-    """The text with lone surrogates, which no file can hold, as backslash escapes."""
+    """The text with lone surrogates, which cannot be stored, as backslash escapes."""
     return text.encode("utf-8", "backslashreplace").decode()

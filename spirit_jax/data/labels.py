@@ -1,16 +1,16 @@
-"""What is a word of a transcript, and what is a label of something that is no word.
+"""Distinguishes words of a transcript from labels of noises and unknown words.
 
-One rule for every reader. What stands in <>, [] or {} is a label: <unk>, [laughter], {LG}. So is
-what stands in () or between asterisks if all of it is in `NOISES`: (laughs), *coughs*, but not
-(and so on). A few labels stand for words that were spoken and are not known, such as <unk> and
-[inaudible]: `UNKNOWN_NAMES`. Bare codes such as "sil" are words of some languages, so they count as
-labels in TextGrids alone: `CODES`.
+All readers use these rules. Text in <>, [] or {} is a label: <unk>, [laughter], {LG}. Text in () or
+between asterisks is a label if all its words are in `NOISES`: (laughs), *coughs*, but not
+(and so on). The labels in `UNKNOWN_NAMES`, such as <unk> and [inaudible], mark spoken but unknown
+words. Bare codes such as "sil" are words in some languages, so they are only labels in TextGrids:
+`CODES`.
 """
 
 import re
 import unicodedata
 
-UNKNOWN = "<unk>"  # the one form in which a spoken word that is not known is passed on
+UNKNOWN = "<unk>"  # stands for every spoken but unknown word
 
 UNKNOWN_NAMES = frozenset(
     "unk oov spn unknown inaudible unintelligible indistinct spoken_noise xxx".split()
@@ -34,14 +34,14 @@ _LABEL = re.compile(
 
 
 def read_label(text: str, is_textgrid: bool = False) -> str | None:
-    """What the text of an interval or word is, if it is a label as a whole.
+    """Classifies the text of an interval or word.
 
     Args:
-      text: as it is in the file.
-      is_textgrid: bare codes such as "sil" and "spn" are labels too.
+      text: as written in the file.
+      is_textgrid: whether bare codes such as "sil" and "spn" are labels too.
 
     Returns:
-      `UNKNOWN` for a spoken word that is not known, "" for any other label, None for words.
+      `UNKNOWN` for the label of an unknown word, "" for another label, None for words.
     """
     text = text.strip()
     if is_textgrid and text.lower() in CODES:
@@ -53,44 +53,44 @@ def read_label(text: str, is_textgrid: bool = False) -> str | None:
 
 
 def split_words(text: str, is_turkish: bool = False) -> list[str]:
-    """As `normalise_words`, with `UNKNOWN` where a label says that unknown words are spoken.
+    """As `normalise_words`, with `UNKNOWN` for the label of an unknown word.
 
     Args:
-      text: of any kind.
-      is_turkish: the small letter of I is the dotless one.
+      text: any text.
+      is_turkish: whether the lower case of "I" is the dotless "ı".
     """
 
     def replace(match: re.Match) -> str:
         meaning = _meaning(match)
         return match[0] if meaning is None else f" {meaning and mark} "
 
-    mark = "\ue000"  # of private use, so no letter; it survives until the words are apart
+    mark = "\ue000"  # a private-use character in place of `UNKNOWN` until the words are split
     text = unicodedata.normalize("NFKC", text).replace(mark, " ")
     text = _LABEL.sub(replace, text)
     text = (text.replace("I", "\u0131") if is_turkish else text).lower().replace("\u2019", "'")
-    text = text.replace("i\u0307", "i")  # what lower() makes of the Turkish capital dotted I
+    text = text.replace("i\u0307", "i")  # lower() of the Turkish capital dotted I
     text = "".join(character for character in text if unicodedata.category(character) != "Cf")
-    kept = (
+    characters = (
         character
         if character in ("'", mark) or unicodedata.category(character)[0] in "LMN"
         else " "
         for character in text
     )
-    stripped = (word.strip("'") for word in "".join(kept).split())
+    stripped = (word.strip("'") for word in "".join(characters).split())
     return [UNKNOWN if word == mark else word for word in stripped if word]
 
 
 def normalise_words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation but apostrophes within words.
+    """The words of a text in lower case, without punctuation except apostrophes within words.
 
-    Letters of all scripts and digits stay. Other signs divide words, hyphens too. Labels such as
-    [laughter] are left out.
+    Letters of all scripts and digits are kept. Other characters, including hyphens, separate words.
+    Labels such as [laughter] are removed.
     """
     return [word for word in split_words(text) if word != UNKNOWN]
 
 
 def _meaning(match: re.Match) -> str | None:
-    """As `read_label`, of a match of `_LABEL`."""
+    """As `read_label`, for a match of `_LABEL`."""
     inside = next(group for group in match.groups() if group is not None).strip().lower()
     words = re.split(r"[\s,-]+", inside)
     if inside in UNKNOWN_NAMES:

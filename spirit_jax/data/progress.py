@@ -1,4 +1,4 @@
-"""How far a long computation is, on standard error."""
+"""Progress of long computations, on standard error."""
 
 import contextlib
 import sys
@@ -16,39 +16,41 @@ from rich.progress import (
     track,
 )
 
-SECONDS = 30  # between two lines
+SECONDS = 30  # between two printed lines
 
 T = TypeVar("T")
 
 
-def watch(things: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Gives things, with a bar on a terminal and a line now and then otherwise.
+def watch(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Iterates over items, with a bar on a terminal or else a line every `SECONDS`.
 
     Args:
-      things: given as they come.
-      what: they are, such as "recordings".
-      total: how many are expected; fewer may come.
+      items: to iterate over.
+      what: label, such as "recordings".
+      total: expected number of items; there may be fewer.
     """
     if sys.stderr.isatty():
-        yield from track(things, what, total, console=Console(stderr=True))
+        yield from track(items, what, total, console=Console(stderr=True))
         return
-    told = time.monotonic()
-    for done, thing in enumerate(things):
-        if time.monotonic() - told > SECONDS:
-            told = time.monotonic()
+    printed = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - printed > SECONDS:
+            printed = time.monotonic()
             print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
-        yield thing
+        yield item
 
 
 @contextlib.contextmanager
 def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A function to tell of items as they are done: lines with the rate, on a terminal a bar.
+    """Yields a function to call with the number of items just done, which shows progress.
+
+    Progress is a bar on a terminal, or else a line with the rate every `SECONDS`.
 
     Args:
-      what: is being done, such as "preparing".
-      total: items in all; None if that is not known.
+      what: label, such as "preparing".
+      total: number of items; None if unknown.
     """
-    started, count, told = time.monotonic(), 0, 0.0
+    started, count, printed = time.monotonic(), 0, 0.0
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     is_terminal = sys.stderr.isatty()
     console = Console(stderr=True)
@@ -57,15 +59,15 @@ def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     ) as bar:
         task = bar.add_task(what, total=total, rate="")
 
-        def done(items: int) -> None:
-            nonlocal count, told
+        def add(items: int) -> None:
+            nonlocal count, printed
             count += items
             elapsed = time.monotonic() - started
             rate = f"{count / max(elapsed, 1e-9):.1f} a second"
             bar.update(task, advance=items, rate=rate)
-            if not is_terminal and elapsed - told > SECONDS:
-                told = elapsed
+            if not is_terminal and elapsed - printed > SECONDS:
+                printed = elapsed
                 of = "" if total is None else f" of {total}"
                 print(f"{what}: {count}{of} items, {rate}", file=sys.stderr, flush=True)
 
-        yield done
+        yield add

@@ -1,8 +1,7 @@
-"""What became of a corpus that was prepared: hours, units, rejects, and a picture of them."""
+"""The report of a prepared corpus: hours, units, rejected items, and a plot."""
 
 import collections
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,22 @@ from spirit_jax.errors import InputError, LackError
 
 @dataclasses.dataclass
 class Counts:
-    """What became of a portion of items.
+    """Statistics of a portion of items.
 
     Attributes:
-      items: that were used.
-      utterances: made of them.
+      items: number of used items.
+      utterances: number of their utterances.
       seconds: of speech.
-      units: phonetic units, without repeats.
-      frames: phonetic units with repeats.
-      words: with times.
-      words_repaired: words that had no times, or impossible ones; see `timing.fit_words`.
+      units: number of phonetic units without repeats.
+      frames: number of phonetic units with repeats.
+      words: number of words with times.
+      words_repaired: number of words whose times were missing or impossible; see
+        `timing.fit_words`.
       characters: of text.
-      texts_lost: recordings with text that were split without word times.
-      histogram: how often each phonetic unit comes, with repeats.
-      lengths: seconds of utterances.
+      texts_lost: number of recordings that lost their text, since they were split without word
+        times.
+      histogram: counts of the phonetic units, with repeats.
+      lengths: of the utterances in seconds.
       rejects: items that were not used, with reasons.
     """
 
@@ -48,32 +49,38 @@ class Counts:
     lengths: list[float] = dataclasses.field(default_factory=list)
     rejects: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
-    def add(self, item: Item, made: Sequence[Utterance], repaired: int = 0) -> None:
-        """An item, its utterances, and how many of its words had times repaired."""
+    def add(self, item: Item, utterances: Sequence[Utterance], repaired: int = 0) -> None:
+        """Adds an item.
+
+        Args:
+          item: the item.
+          utterances: its utterances.
+          repaired: number of words whose times were repaired.
+        """
         self.items += 1
         self.words_repaired += repaired
-        self.utterances += len(made)
-        self.texts_lost += len(made) > 1 and bool(item.text) and not item.words
-        for one in made:
-            self.characters += len(one.text)
-            self.words += len(one.words)
-            if one.units is not None:
-                self.seconds += one.seconds
-                self.lengths.append(round(one.seconds, 2))
-                self.units += len(units_lib.dedup(one.units.hubert))
-                self.frames += len(one.units.hubert)
-                self.histogram.update(str(unit) for unit in one.units.hubert)
+        self.utterances += len(utterances)
+        self.texts_lost += len(utterances) > 1 and bool(item.text) and not item.words
+        for utterance in utterances:
+            self.characters += len(utterance.text)
+            self.words += len(utterance.words)
+            if utterance.units is not None:
+                self.seconds += utterance.seconds
+                self.lengths.append(round(utterance.seconds, 2))
+                self.units += len(units_lib.dedup(utterance.units.hubert))
+                self.frames += len(utterance.units.hubert)
+                self.histogram.update(str(unit) for unit in utterance.units.hubert)
 
     def reject(self, name: str, audio: str, reason: str) -> None:
-        """An item that was not used."""
+        """Adds a rejected item: its id, its audio path, and the reason."""
         self.rejects.append({"id": name, "audio": audio, "reason": reason})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The statistics as JSON values."""
         return vars(self) | {"histogram": dict(self.histogram)}
 
     def join(self, other: dict[str, Any]) -> None:
-        """Adds what `to_dict` gave of another portion."""
+        """Adds the result of `to_dict` of another portion."""
         for name, value in other.items():
             if name == "histogram":
                 self.histogram.update(value)
@@ -82,7 +89,7 @@ class Counts:
 
 
 def read_note(path: str | Path) -> dict[str, Any]:
-    """What was written beside a shard: "items", "shard" and "counts"; see `prepare.make_shard`.
+    """The note of a shard: "items", "shard" and "counts"; see `prepare.make_shard`.
 
     Raises:
       InputError: the note is damaged or from an earlier version.
@@ -92,9 +99,10 @@ def read_note(path: str | Path) -> dict[str, Any]:
     except LackError:
         raise
     except InputError as error:
-        raise InputError(f"{error} Remove it and prepare again; its shard is made anew.") from error
+        message = f"{error} Remove it and prepare again; its shard is written again."
+        raise InputError(message) from error
     if not {"items", "shard", "counts"} <= note.keys():
-        raise InputError(f"{path}: is no note of a shard.")
+        raise InputError(f"{path}: is not the note of a shard.")
     return note
 
 
@@ -105,7 +113,16 @@ def read_notes(output: Path, part: int, parts: int) -> list[dict[str, Any]]:
 
 
 def write(output: Path, notes: Sequence[dict[str, Any]], part: int, parts: int) -> dict[str, Any]:
-    """Writes a part's report and rejects, from the notes of its shards; returns the report.
+    """Writes the report and the rejected items of a part.
+
+    Args:
+      output: the folder of the corpus.
+      notes: of the part's shards.
+      part: number of the part, from 1.
+      parts: number of parts.
+
+    Returns:
+      The report; see `summarise`.
 
     Raises:
       InputError: no item of the part could be used.
@@ -114,20 +131,21 @@ def write(output: Path, notes: Sequence[dict[str, Any]], part: int, parts: int) 
     for note in notes:
         total.join(note["counts"])
     name = f"{part:05d}-of-{parts:05d}"
-    lines = [json.dumps(reject) + "\n" for reject in total.rejects]
-    files.write_text(output / f"rejects-{name}.jsonl", "".join(lines))
+    files.write_json_lines(output / f"rejects-{name}.jsonl", total.rejects)
     summary = summarise(total)
     files.write_json(output / f"report-{name}.json", summary)
     if not total.items and total.rejects:
         first = total.rejects[0]
         has_line = first["reason"].lower().startswith(f"{first['id']}: ")  # an id such as "line 3"
-        named = first["reason"] if has_line else f"{first['id']}: {first['reason']}"
-        raise InputError(f"{output}: none of {len(lines)} items can be used; the first: {named}")
+        reason = first["reason"] if has_line else f"{first['id']}: {first['reason']}"
+        raise InputError(
+            f"{output}: none of {len(total.rejects)} items can be used; the first: {reason}"
+        )
     return summary
 
 
 def summarise(total: Counts) -> dict[str, Any]:
-    """The report: totals, and what they come to a second."""
+    """The report: totals, rates per second, and counts of reasons for rejection."""
     seconds = max(total.seconds, 1e-9)
     reasons = collections.Counter(_kind(reject["reason"]) for reject in total.rejects)
     return {
@@ -149,41 +167,43 @@ def summarise(total: Counts) -> dict[str, Any]:
 
 
 def _kind(reason: str) -> str:
-    """A reason without the names of what it is about."""
+    """A reason without names and numbers, to group reasons."""
     words = [w for w in reason.split() if not any(sign in w for sign in "/'\"0123456789")]
     return " ".join(words)[:80]
 
 
-def describe(told: dict[str, Any]) -> str:
-    """A report as a few lines for people."""
+def describe(summary: dict[str, Any]) -> str:
+    """A report as a few lines of text."""
     lines = [
-        f"{told['items']} items, {told['utterances']} utterances, {told['hours']:.2f} hours",
-        f"{told['units']} units, {told['units_per_second']:.1f} a second "
-        f"({told['frames_per_second']:.1f} with repeats), {len(told['histogram'])} different",
-        f"{told['words']} words with times, {told['characters']} characters of text",
+        f"{summary['items']} items, {summary['utterances']} utterances, "
+        f"{summary['hours']:.2f} hours",
+        f"{summary['units']} units, {summary['units_per_second']:.1f} a second "
+        f"({summary['frames_per_second']:.1f} with repeats), "
+        f"{len(summary['histogram'])} different",
+        f"{summary['words']} words with times, {summary['characters']} characters of text",
     ]
-    if told["words_repaired"]:
+    if summary["words_repaired"]:
         lines.append(
-            f"{told['words_repaired']} words had no times, or impossible ones, and got the time "
+            f"{summary['words_repaired']} words had no times, or impossible ones, and got the time "
             "between their neighbours"
         )
-    if told["texts_lost"]:
-        lines.append(f"{told['texts_lost']} long recordings lost their text: no word times")
-    lines += [f"rejected {count}: {reason}" for reason, count in told["rejects"].items()]
+    if summary["texts_lost"]:
+        lines.append(f"{summary['texts_lost']} long recordings lost their text: no word times")
+    lines += [f"rejected {count}: {reason}" for reason, count in summary["rejects"].items()]
     return "\n".join(lines)
 
 
-def plot(told: dict[str, Any], path: str | Path) -> None:
-    """Draws how often units come, and how long utterances are, to a picture file."""
+def plot(summary: dict[str, Any], path: str | Path) -> None:
+    """Plots the frequencies of units and the lengths of utterances to an image file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6), layout="constrained")
     above, below = figure.subplots(2, 1)
-    counts = np.sort(np.array(list(told["histogram"].values()), float))[::-1]
+    counts = np.sort(np.array(list(summary["histogram"].values()), float))[::-1]
     above.bar(np.arange(len(counts)), counts / max(counts.sum(), 1), width=1.0)
-    above.set(title=f"{len(counts)} phonetic units by how often they come", ylabel="share")
-    below.hist(told["lengths"], bins=40)
-    title = f"{told['utterances']} utterances, {told['hours']:.2f} hours, "
-    title += f"{told['units_per_second']:.1f} units a second"
+    above.set(title=f"{len(counts)} phonetic units by frequency", ylabel="share")
+    below.hist(summary["lengths"], bins=40)
+    title = f"{summary['utterances']} utterances, {summary['hours']:.2f} hours, "
+    title += f"{summary['units_per_second']:.1f} units a second"
     below.set(title=title, xlabel="seconds of an utterance", ylabel="utterances")
     figure.savefig(path)

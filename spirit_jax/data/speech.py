@@ -1,7 +1,7 @@
-"""Batches of recordings, for the trainings of the speech networks.
+"""Batches of recordings, for training the speech networks.
 
-What a row of a step is made of is a function of the seed and of the row's index alone, so that the
-place in the stream is one number and the order does not depend on the number of hosts.
+A row is a function of the seed and its index only. So the position in the stream is one number, and
+the order does not depend on the number of hosts.
 """
 
 import warnings
@@ -24,33 +24,33 @@ def read_items(sources: Sequence[str]) -> list[Item]:
     Raises:
       InputError: there are none, or one cannot be used.
     """
-    found = []
+    recordings = []
     for source in sources:
-        silent = 0
+        texts = 0
         for item in read_source(source):
             if item.problem:
                 raise InputError(f"{source}: {item.id}: {item.problem}")
             if item.audio is not None:
-                found.append(item)
-            silent += item.audio is None
-        if silent:
-            reason = f"{silent} items are text without a recording, and are left out."
+                recordings.append(item)
+            texts += item.audio is None
+        if texts:
+            reason = f"{texts} items are text without a recording, and are left out."
             warnings.warn(f"{source}: {reason}", InputWarning, stacklevel=2)
-    if not found:
+    if not recordings:
         raise InputError(f"There are no recordings in {', '.join(sources) or 'no sources'}.")
-    return found
+    return recordings
 
 
 def draw_items(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
-    """`limit` of the items drawn at random, in their order; all for 0."""
+    """Draws `limit` items at random without replacement, and keeps their order; 0 for all."""
     if not 0 < limit < len(items):
         return list(items)
-    drawn = np.random.default_rng(seed).choice(len(items), limit, replace=False)
-    return [items[place] for place in sorted(drawn)]
+    indices = np.random.default_rng(seed).choice(len(items), limit, replace=False)
+    return [items[i] for i in sorted(indices)]
 
 
 class SpeechStream(Iterator[Row]):
-    """One host's rows of each step; endless, shuffled anew every epoch."""
+    """An infinite iterator over the rows of one host, reshuffled every epoch."""
 
     def __init__(
         self,
@@ -59,13 +59,13 @@ class SpeechStream(Iterator[Row]):
         config: SpeechDataConfig,
         rows: Sequence[int] | None = None,
     ):
-        """Nothing is read yet.
+        """Creates the stream; reads nothing yet.
 
         Args:
-          items: what rows are made of.
-          make: the arrays of one row, the shapes of which do not change.
-          config: says how many rows a step has, and the seed.
-          rows: of a step, those that are this host's; all by default.
+          items: one for each row of an epoch.
+          make: (item, rng) to the arrays of a row, of fixed shapes.
+          config: rows of a step, and the seed.
+          rows: indices of this host's rows among the `batch_rows` of a step; all by default.
         """
         self._rows = range(config.batch_rows) if rows is None else rows
         self._batch_rows, self._step = config.batch_rows, 0
@@ -74,19 +74,19 @@ class SpeechStream(Iterator[Row]):
 
     def __next__(self) -> Row:
         first = self._step * self._batch_rows
-        made = [self._samples[first + row] for row in self._rows]
+        rows = [self._samples[first + row] for row in self._rows]
         self._step += 1
-        return stack(made)
+        return stack(rows)
 
     def get_state(self) -> dict[str, Any]:
-        """Where the stream stands."""
+        """The position in the stream."""
         return {"step": self._step}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where a state was taken, on this or another number of hosts."""
+        """Continues from a state of `get_state`, also with another number of hosts."""
         self._step = state["step"]
 
 
 def stack(rows: Sequence[Row]) -> Row:
-    """Rows as a batch, every array with a leading axis of rows."""
+    """A batch of rows: every array gets a leading axis."""
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
