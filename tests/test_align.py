@@ -404,7 +404,7 @@ def test_words_that_cannot_be_spelt_are_counted_with_their_letters(aligner, tmp_
     report = align_corpus(tmp_path / "a.jsonl", tmp_path / "out.jsonl", aligner)
     assert report.stars == 2 and report.letters == {"à": 1, "\u0301": 1}
     (note,) = report.notes()
-    assert "2 words are not known to the aligner" in note and "à (1)" in note
+    assert "2 words are unknown to the aligner" in note and "à (1)" in note
 
 
 def test_bad_words_of_other_tools_are_repaired_and_counted(corpus, tmp_path):

@@ -120,8 +120,8 @@ def test_textgrids_of_every_form_are_read(text, encoding, tmp_path):
         (SHORT[: SHORT.index("1.25")], "ends early"),
         (SHORT.replace('"sp"', "7"), "not a whole TextGrid"),
         (SHORT.replace("TextGrid", "PitchTier"), "header"),
-        (SHORT.replace("\n5\n0\n", "\n7\n0\n")[:-17], "4 of 7 intervals, and none from 2 to 2.5"),
-        (SHORT.replace('1\n1.25\n"sp"\n', ""), "4 of 5 intervals, and none from 1 to 1.25"),
+        (SHORT.replace("\n5\n0\n", "\n7\n0\n")[:-17], "4 of 7 intervals, but none from 2 to 2.5"),
+        (SHORT.replace('1\n1.25\n"sp"\n', ""), "4 of 5 intervals, but none from 1 to 1.25"),
         (SHORT.replace('"IntervalTier"\n', '"TextTier"\n'), "not a whole TextGrid"),
         (LONG.format(name="x").replace("clicks 3", "words"), "'words' has points"),
         ("ooBinaryFile", "ends early"),
@@ -420,7 +420,7 @@ def test_small_overlaps_are_cut_and_large_ones_refused():
         (("b", 1, 2.1), "beyond the audio"),
         (("b", 1, 1), "does not end after"),
         (("b", 1, float("nan")), "does not end after"),
-        (("b", 0.97, 0.99), "no time of its own"),
+        (("b", 0.97, 0.99), "within the word before it"),
         (("b", -1, 2), "before the word before"),
     ):
         with pytest.raises(InputError, match=f"^x: the word 'b'.*{named}"):

@@ -1,10 +1,11 @@
-"""Finds the times of the words of a known text in its recording, with a CTC recogniser.
+"""Forced alignment of a text with its recording, by a CTC speech recogniser.
 
-Letters: b batch, t time (frames), v labels that the network scores, and the star after them.
+The network scores every frame. The Viterbi path through the characters of the text gives the frames
+of each (`ctc.ctc_align`). A word that cannot be spelt with the network's labels (see `spelling`),
+such as a number in digits, becomes a star: a label that matches anything, slightly less likely than
+the best label.
 
-The network scores every frame; the likeliest way to say all of the text's characters in order
-gives each its frames (`ctc_align`). Words that the network cannot spell (`spelling`), such as
-numbers in digits, are stars: one label that may be anything, a little less likely than the best.
+Axes: b batch, t frames, v labels of the network and the star.
 """
 
 import dataclasses
@@ -25,23 +26,23 @@ from spirit_jax.errors import InputError
 from spirit_jax.models import ctc
 from spirit_jax.models.wav2vec2 import frame_lengths
 
-CHUNK_SECONDS, CONTEXT_SECONDS = 30, 2  # of long audio, scored with context on both sides
-BUCKET_SECONDS = (2, 4, 8, 16)  # chunks are padded to these, or to a chunk with its context
-BATCH_SECONDS = 320  # audio in one batch on an accelerator; a CPU gains nothing from batches
-STAR_COST = 0.1  # nats a frame, so that a star takes no silence around its word
+CHUNK_SECONDS, CONTEXT_SECONDS = 30, 2  # chunks of long audio, and their context on both sides
+BUCKET_SECONDS = (2, 4, 8, 16)  # lengths to which shorter chunks are padded
+BATCH_SECONDS = 320  # audio in a batch on an accelerator; on a CPU batches are not faster
+STAR_COST = 0.1  # nats per frame, so that a star does not take the silence around its word
 
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-    """A text with times.
+    """The alignment of a text.
 
     Attributes:
-      words: (word, start, end) in seconds, lower case without punctuation; rising and disjoint.
-      score: mean log-probability over the frames that characters and separators take; stars and
-        blanks do not count. Near 0 is good. Texts that are not what is said score some nats less.
-      problem: why there are no words; "" if there are.
-      stars: how many words the network could not spell.
-      unknown: the characters that are the reason, with the number of words they are in.
+      words: (word, start, end) in seconds, in order and disjoint; lower case, no punctuation.
+      score: mean log-probability of the frames of characters and separators, without stars and
+        blanks. Near 0 is good; a wrong text scores some nats less.
+      problem: why the text cannot be aligned; "" if it can.
+      stars: number of words that the network cannot spell.
+      unknown: the unknown characters, with the number of words that contain them.
     """
 
     words: Words = ()
@@ -52,10 +53,10 @@ class Aligned:
 
 
 class Aligner:
-    """Aligns recordings of any length to their texts; `from_pretrained` makes one.
+    """Aligns recordings of any length to their texts; create it with `from_pretrained`.
 
-    Results do not depend on what else is in a batch. Audio over 30 s is scored in chunks with
-    2 s of context, and aligned as a whole.
+    Results do not depend on the rest of the batch. Audio over 30 s is scored in chunks with 2 s of
+    context, and aligned as a whole.
     """
 
     @classmethod
@@ -68,15 +69,15 @@ class Aligner:
         model, params = ctc.load(model_folder.find_aligner(folder))
         if model.config.sample_rate != SAMPLE_RATE:
             raise InputError(
-                f"{folder}: works at {model.config.sample_rate} Hz; only {SAMPLE_RATE} is known."
+                f"{folder}: needs {model.config.sample_rate} Hz; only {SAMPLE_RATE} is supported."
             )
         return cls(model, params, str(folder))
 
     def __init__(self, model: ctc.CtcModel, params: dict, name: str = ""):
         self.config, self.name = model.config, name
         arrays = {path: np.asarray(a) for path, a in checkpoint.flatten(params).items()}
-        about = {path: checksums.of_bytes(np.ascontiguousarray(a)) for path, a in arrays.items()}
-        self.checksum = checksums.of_value([dataclasses.asdict(model.config), about])
+        hashes = {path: checksums.of_bytes(np.ascontiguousarray(a)) for path, a in arrays.items()}
+        self.checksum = checksums.of_value([dataclasses.asdict(model.config), hashes])
         self._speller = Speller(self.config, name or "the network")
         self._score = functools.partial(
             jax.jit(functools.partial(_score_frames, model)), jax.device_put(params)
@@ -96,15 +97,18 @@ class Aligner:
         return aligned
 
     def align_batch(self, audios: Sequence[Audio], texts: Sequence[str]) -> list[Aligned]:
-        """The same for many, in order; a text that cannot be aligned says so in `problem`.
+        """Aligns several recordings.
 
         Args:
           audios: each a path, the bytes of a file, an array at 16 kHz or (array, rate).
-          texts: what is said in each. Punctuation and labels such as [laughter] are left out; a
-            word with a letter that the network does not know is a star.
+          texts: transcripts. Punctuation and labels such as [laughter] are removed; a word with an
+            unknown letter becomes a star.
+
+        Returns:
+          An alignment for each recording, in order; its `problem` says if it cannot be aligned.
 
         Raises:
-          InputError: audio that cannot be used.
+          InputError: audio cannot be read.
         """
         waves = [load_audio(audio) for audio in audios]
         spelt = [self._speller.spell(text) for text in texts]
@@ -115,26 +119,26 @@ class Aligner:
         """Log-probabilities of every recording: (frames, v + 1)."""
         trunk = self.config.trunk
         chunk, context = (s * SAMPLE_RATE // trunk.stride for s in (CHUNK_SECONDS, CONTEXT_SECONDS))
-        rest = trunk.receptive_field - trunk.stride  # samples of a frame beyond the next one
-        items, kept = [], []
+        rest = trunk.receptive_field - trunk.stride  # samples of a frame after the next one begins
+        items, slices = [], []  # chunks with context; for each recording the frames without context
         for wave in waves:
             frames = int(frame_lengths(len(wave), trunk.conv_layers))
-            kept.append([])
+            slices.append([])
             for start in range(0, frames, chunk):
                 low, high = max(0, start - context), min(frames, start + chunk + context)
                 end = len(wave) if high == frames else high * trunk.stride + rest
                 items.append((wave[low * trunk.stride : end],))
-                kept[-1].append(slice(start - low, min(start + chunk, frames) - low))
+                slices[-1].append(slice(start - low, min(start + chunk, frames) - low))
         longest = (chunk + 2 * context + 1) * trunk.stride + max(rest, 0)
         buckets = [*(s * SAMPLE_RATE for s in BUCKET_SECONDS), longest]
         rows = self._batch_seconds * SAMPLE_RATE
         made = bucketing.run(self._score, items, buckets, lambda bucket: max(1, rows // bucket))
         scored = iter(made)
-        nothing = np.zeros((0, self._speller.star + 1), np.float32)
-        return [np.concatenate([nothing, *(next(scored)[k] for k in own)]) for own in kept]
+        empty = np.zeros((0, self._speller.star + 1), np.float32)
+        return [np.concatenate([empty, *(next(scored)[s] for s in parts)]) for parts in slices]
 
     def _find_paths(self, emissions, spelt: Sequence[Spelling]) -> list[tuple[np.ndarray, ...]]:
-        """(starts, ends, scores of labels) of each; rows of like sizes go together."""
+        """(starts, ends, scores of labels, score) of each; rows of similar sizes form a batch."""
         groups: dict[tuple[int, int], list[int]] = {}
         for index, (emission, spelling) in enumerate(zip(emissions, spelt, strict=True)):
             sizes = power_of_two(len(emission), 64), power_of_two(len(spelling.labels), 16)
@@ -146,15 +150,15 @@ class Aligner:
             labels_bl = np.zeros((rows, labels), np.int32)
             lengths_2b = np.zeros((2, rows), np.int32)
             for row, index in enumerate(members):
-                own = spelt[index].labels
+                labels_l = spelt[index].labels
                 log_probs_btv[row, : len(emissions[index])] = emissions[index]
-                labels_bl[row, : len(own)] = own
-                lengths_2b[:, row] = len(emissions[index]), len(own)
+                labels_bl[row, : len(labels_l)] = labels_l
+                lengths_2b[:, row] = len(emissions[index]), len(labels_l)
             path = self._find(log_probs_btv, lengths_2b[0], labels_bl, lengths_2b[1])
-            found = path.starts_bl, path.ends_bl, path.label_scores_bl, path.scores_b
-            found = [np.asarray(array) for array in found]
+            arrays = path.starts_bl, path.ends_bl, path.label_scores_bl, path.scores_b
+            arrays = [np.asarray(array) for array in arrays]
             for row, index in enumerate(members):
-                paths[index] = tuple(array[row] for array in found)
+                paths[index] = tuple(array[row] for array in arrays)
         return paths
 
     def _read(self, wave: np.ndarray, spelling: Spelling, path: tuple[np.ndarray, ...]) -> Aligned:
@@ -172,8 +176,8 @@ class Aligner:
             )
         words = []
         for number, word in enumerate(spelling.words):
-            own = np.flatnonzero(word_of_l == number)
-            frames = int(starts_l[own[0]]), int(ends_l[own[-1]])
+            indices = np.flatnonzero(word_of_l == number)
+            frames = int(starts_l[indices[0]]), int(ends_l[indices[-1]])
             start, end = (round(f * self.config.trunk.stride / SAMPLE_RATE, 4) for f in frames)
             words.append((word, start, end))
         counts_l = np.where(is_star_l, 0, ends_l - starts_l)
@@ -182,7 +186,7 @@ class Aligner:
 
 
 def _score_frames(model: ctc.CtcModel, params, wave_bt, lengths_b):
-    """Log-probabilities with the star's after them, and the true numbers of frames."""
+    """(log-probabilities with that of the star at the end, numbers of frames)."""
     logits_btv, frames_b = model.apply({"params": params}, wave_bt, lengths_b)
     log_probs_btv = jax.nn.log_softmax(logits_btv)
     star_bt1 = log_probs_btv.max(axis=-1, keepdims=True) - STAR_COST

@@ -1,8 +1,8 @@
 """Adds word times to the items of a corpus: computed here, or read from other tools' files.
 
-The source is a manifest or a folder, as `manifest.read_source` takes them. What is done goes to
-OUTPUT.partial, a line for every item in order, so that a run that was stopped resumes; at the end
-it becomes OUTPUT and, for items that failed, OUTPUT.rejects.jsonl.
+The source is a manifest or a folder; see `manifest.read_source`. Results are appended to
+OUTPUT.partial, a line for every item in order, so that an interrupted run resumes. At the end it is
+split into OUTPUT and, for items that failed, OUTPUT.rejects.jsonl.
 """
 
 import collections
@@ -28,16 +28,16 @@ from spirit_jax.data.align import Aligned
 from spirit_jax.data.manifest import PATHS, Item, Row, read_rows, source_checksum
 from spirit_jax.errors import InputError, InputWarning, LackError
 
-DECODERS = 4  # threads that read files ahead
-LETTERS = 10  # characters that a report names
+DECODERS = 4  # threads that read files in advance
+LETTERS = 10  # largest number of characters that a report lists
 
 
 class WordAligner(Protocol):
-    """What computes word times, such as `align.Aligner`.
+    """The interface of aligners, such as `align.Aligner`.
 
     Attributes:
-      name: of it, for messages.
-      checksum: tells it from others, so that a run is not resumed with another one.
+      name: for messages.
+      checksum: identifies the aligner; a run only resumes with the same one.
     """
 
     name: str
@@ -49,15 +49,15 @@ class WordAligner(Protocol):
 
 @dataclasses.dataclass
 class AlignReport:
-    """What became of a corpus.
+    """Statistics of an alignment.
 
     Attributes:
-      aligned: items that have words now.
-      rejected: items that could not be used.
-      repaired: words that had no times in a file, or impossible ones; see `timing.fit_words`.
-      unknown: labels of files that say that an unknown word is spoken; they are not in the words.
-      stars: words that the aligner does not know or cannot spell.
-      letters: the characters, or words, that are the reason, with the number of words.
+      aligned: number of items with word times.
+      rejected: number of items that could not be used.
+      repaired: number of words with missing or impossible times in a file; see `timing.fit_words`.
+      unknown: number of labels of unknown words in files; they are not among the words.
+      stars: number of words that the aligner does not know or cannot spell.
+      letters: the unknown characters or words, with the number of words.
     """
 
     aligned: int = 0
@@ -68,7 +68,7 @@ class AlignReport:
     letters: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def notes(self) -> list[str]:
-        """What a user should know of the words, a sentence each."""
+        """Warnings about the words, one sentence each."""
         notes = []
         if self.repaired:
             notes.append(
@@ -77,25 +77,25 @@ class AlignReport:
             )
         if self.unknown:
             notes.append(
-                f"{self.unknown} spoken words are unknown (labels such as <unk> and spn): their "
-                "speech has no text."
+                f"{self.unknown} spoken words are unknown (labels such as <unk> and spn); they are "
+                "left out of the words."
             )
         if self.stars:
             letters = ", ".join(f"{c} ({n})" for c, n in self.letters.most_common(LETTERS))
             letters += ", ..." if len(self.letters) > LETTERS else ""
             notes.append(
-                f"{self.stars} words are not known to the aligner, or have characters that are "
-                f"not, and got the time that others leave: {letters}."
+                f"{self.stars} words are unknown to the aligner or have unknown characters, so "
+                f"their times are less exact: {letters}."
             )
         return notes
 
 
 @dataclasses.dataclass
 class _Job:
-    """An item on its way."""
+    """An item while it is processed."""
 
     row: Row
-    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # that are written
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # to be written
     loaded: Any = None  # samples to align, or imported words
     counts: dict[str, Any] = dataclasses.field(default_factory=dict)  # see `AlignReport`
     problem: str = ""  # why it is rejected
@@ -115,27 +115,32 @@ def align_corpus(
 ) -> AlignReport:
     """Writes the manifest `output`: the items of `source` with `words` and, if computed, `score`.
 
-    Items that cannot be used are left out and listed with reasons in OUTPUT.rejects.jsonl. Words
-    that an item had are replaced; a `text` that is not there is made of imported words.
+    Items that cannot be used are listed with reasons in OUTPUT.rejects.jsonl instead. Existing
+    words are replaced. An item without `text` gets the imported words as its text.
 
     Args:
-      source: the manifest, or the folder of recordings with a .txt beside each.
-      output: the manifest to write; its audio paths stay relative where they were.
-      aligner: computes the times from `text`.
-      textgrid, whisperx: instead, a folder of ID.TextGrid or ID.json files.
-      tier: of the TextGrids.
-      min_score: items that score less are rejected; see `Aligned.score`.
-      batch_size: recordings that are aligned at a time; as many more are read ahead.
-      progress: is called with the number of items that are done, a batch at a time.
+      source: a manifest, or a folder of recordings with .txt files of the same names.
+      output: the manifest to write; relative audio paths stay relative.
+      aligner: computes the times from `text`. Give exactly one of `aligner`, `textgrid` and
+        `whisperx`.
+      textgrid: a folder of ID.TextGrid files.
+      whisperx: a folder of ID.json files.
+      tier: name of the TextGrids' tier with the words.
+      min_score: items with a lower score are rejected; see `Aligned.score`.
+      batch_size: recordings in a batch; as many more are read in advance.
+      progress: called after each batch with the number of items done so far.
+
+    Returns:
+      Statistics of all items.
 
     Raises:
       InputError: `output` exists, another process writes it, the source cannot be read, no item
-        could be used, or OUTPUT.partial is of another source, another aligner or other settings.
+        can be used, or OUTPUT.partial belongs to another source, aligner or other settings.
     """
     source, output = Path(source), Path(output)
     _check_arguments(output, (aligner, textgrid, whisperx), batch_size)
     rows = read_rows(str(source))
-    rows = itertools.chain([next(rows)], rows)  # an empty source leaves nothing behind
+    rows = itertools.chain([next(rows)], rows)  # raises for an empty source before it writes
     if aligner is not None:
         settings, load, find = _computing(aligner, min_score)
     else:
@@ -144,17 +149,17 @@ def align_corpus(
         settings, load, find = _importing(by_id, kind, str(textgrid or whisperx), tier)
         rows = _watch_unused(rows, by_id, str(textgrid or whisperx))
     prepare = functools.partial(_prepare, output, load)
-    with lock.hold(output.parent, output.name + ".lock", output, "output") as held:
-        files.refuse_existing(output)  # another process may have ended meanwhile
+    with lock.hold(output.parent, output.name + ".lock", output, "output") as output_lock:
+        files.refuse_existing(output)  # another process may have written it meanwhile
         partial = output.with_name(output.name + ".partial")
         try:
             done = _resume(partial, source, settings)
             with ThreadPoolExecutor(DECODERS) as pool, partial.open("a", encoding="utf-8") as file:
-                waiting = (pool.submit(prepare, row) for row in islice(rows, done, None))
-                jobs = _keep_ahead(waiting, batch_size)
+                futures = (pool.submit(prepare, row) for row in islice(rows, done, None))
+                jobs = _read_ahead(futures, batch_size)
                 while batch := list(islice(jobs, batch_size)):
                     find([job for job in batch if not job.problem])
-                    held.check()
+                    output_lock.check()
                     file.writelines(_to_line(job) for job in batch)
                     file.flush()
                     done += len(batch)
@@ -173,7 +178,7 @@ def _check_arguments(output: Path, ways: Sequence[Any], batch_size: int) -> None
 
 
 def _computing(aligner: WordAligner, min_score: float | None) -> tuple[dict, Callable, Callable]:
-    """(what the result depends on, how an item is loaded, how a batch gets words)."""
+    """(settings that the result depends on, function that loads an item, that aligns a batch)."""
     settings = {"aligner": aligner.name, "min_score": min_score}
     settings["content of the aligner"] = aligner.checksum
     return settings, _load_wave, functools.partial(_align, aligner, min_score)
@@ -202,19 +207,19 @@ def _watch_unused(rows: Iterable[Row], by_id: Mapping[str, Path], folder: str) -
 
 
 def _checksum_files(paths: Iterable[Path]) -> str:
-    """What tells files from others, and from what they were before."""
+    """A checksum of the names, sizes and modification times of files."""
     listing = []
     for path in paths:
-        about = path.stat()
-        listing.append((str(path), about.st_size, about.st_mtime_ns))
+        stat = path.stat()
+        listing.append((str(path), stat.st_size, stat.st_mtime_ns))
     return checksums.of_value(sorted(listing))
 
 
-def _keep_ahead(jobs: Iterable[Future], ahead: int) -> Iterator[Any]:
-    """The results of jobs in order, `ahead` of them started before they are asked for."""
+def _read_ahead(futures: Iterable[Future], ahead: int) -> Iterator[Any]:
+    """The results of futures in order, `ahead` of them started in advance."""
     started: deque[Future] = deque()
-    for job in jobs:
-        started.append(job)
+    for future in futures:
+        started.append(future)
         if len(started) > ahead:
             yield started.popleft().result()
     while started:
@@ -222,7 +227,7 @@ def _keep_ahead(jobs: Iterable[Future], ahead: int) -> Iterator[Any]:
 
 
 def _prepare(output: Path, load: Callable[[Item], Any], row: Row) -> _Job:
-    """The job of an item, with what `load` makes of it."""
+    """The job of an item, with the result of `load`."""
     job, item = _Job(row), row.item
     try:
         job.fields = _write_fields(row, output)
@@ -263,7 +268,7 @@ def _import_words(by_id: Mapping[str, Path], kind: str, tier: str, item: Item) -
     if path is None:
         raise InputError(f"There is no file {item.id}{word_times.SUFFIXES[kind]}.")
     entries = word_times.READERS[kind](path, tier)
-    seconds = len(load_audio(item.audio)) / SAMPLE_RATE  # what is there, not what a header says
+    seconds = len(load_audio(item.audio)) / SAMPLE_RATE  # decoded, since a header may be wrong
     imported = word_times.finish(entries, str(path), seconds, item.text)
     if not imported.words:
         raise InputError(f"{path}: has no words.")
@@ -289,7 +294,7 @@ def _align(aligner: WordAligner, min_score: float | None, jobs: Sequence[_Job]) 
 
 
 def _to_line(job: _Job) -> str:
-    """The line of OUTPUT.partial that stands for an item."""
+    """The line of OUTPUT.partial for an item."""
     if job.problem:
         names = ("id", *PATHS)
         known = {name: job.fields[name] for name in names if isinstance(job.fields.get(name), str)}
@@ -300,26 +305,26 @@ def _to_line(job: _Job) -> str:
 
 
 def _resume(partial: Path, source: Path, settings: Mapping[str, Any]) -> int:
-    """How many items OUTPUT.partial has; it is started if it is not there.
+    """The number of items in OUTPUT.partial, which is created if it does not exist.
 
-    Its first line says what it is made of. A last line that was cut short is taken off.
+    Its first line has the source and settings. A truncated last line is removed.
     """
-    made_of = {"source": str(source), "content of the source": source_checksum(str(source))}
-    if not made_of["content of the source"]:
+    inputs = {"source": str(source), "content of the source": source_checksum(str(source))}
+    if not inputs["content of the source"]:
         raise InputError(f"{source}: cannot be read (there is no such file or folder).")
-    made_of |= settings
+    inputs |= settings
     if not partial.is_file():
-        files.write_text(partial, json.dumps(made_of) + "\n")
+        files.write_text(partial, json.dumps(inputs) + "\n")
         return 0
     with partial.open("r+b") as file:
-        before = _parse_header(file.readline(), partial)
-        changed = [name for name in made_of if before.get(name) != made_of[name]]
+        stored = _parse_header(file.readline(), partial)
+        changed = [name for name in inputs if stored.get(name) != inputs[name]]
         if changed:
             differences = ", ".join(
                 name
                 if name.startswith("content")
-                else f"{name} {before.get(name)!r}, now {value!r}"
-                for name, value in made_of.items()
+                else f"{name} {stored.get(name)!r}, now {value!r}"
+                for name, value in inputs.items()
                 if name in changed
             )
             raise InputError(
@@ -344,7 +349,7 @@ def _parse_header(line: bytes, partial: Path) -> dict[str, Any]:
 
 
 def _split(partial: Path, source: Path, output: Path) -> AlignReport:
-    """Makes OUTPUT and the rejects of a whole OUTPUT.partial, and removes it."""
+    """Writes OUTPUT and the rejects from a complete OUTPUT.partial, and removes it."""
     rejects = output.with_name(output.name + ".rejects.jsonl")
     report, reason = AlignReport(), ""
     for entry in _read_partial(partial):
@@ -360,7 +365,7 @@ def _split(partial: Path, source: Path, output: Path) -> AlignReport:
         _write_entries(partial, "reject", rejects)
     else:
         rejects.unlink(missing_ok=True)  # of an earlier run
-    if report.aligned:  # OUTPUT last: where it is, all is done
+    if report.aligned:  # OUTPUT last: when it exists, the run is complete
         _write_entries(partial, "item", output)
     partial.unlink()
     if not report.aligned:
@@ -377,7 +382,7 @@ def _write_entries(partial: Path, kind: str, path: Path) -> None:
 
 
 def _read_partial(partial: Path) -> Iterator[dict[str, Any]]:
-    """The lines of OUTPUT.partial that stand for items."""
+    """The lines of OUTPUT.partial without the first."""
     for number, entry in files.read_json_lines(partial):
         if number == 1:
             continue

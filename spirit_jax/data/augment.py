@@ -1,7 +1,7 @@
-"""Changes of a recording that leave what is said as it is.
+"""Augmentation of recordings that does not change the words.
 
-Each is a function of (float32 samples at 16 kHz, rng, and ranges) that gives new float32 samples.
-They are those of arXiv 2209.15483 (section 3.2): time stretch, pitch, reverberation and noise.
+Time stretching, pitch shift, reverberation and additive noise, as in arXiv 2209.15483, section 3.2.
+Each function takes float32 samples at 16 kHz, a random generator and the range of its parameter.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ import scipy.signal
 from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.data.configs import KINDS, AugmentConfig
 
-FFT = 1024  # of stretching: 64 ms, two periods of the deepest voice
+FFT = 1024  # samples of a stretching window: 64 ms, two periods of the lowest voice
 
 Range = tuple[float, float]
 
 
 def augment(samples_t: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
-    """The changes that are drawn, in the order a recording meets them: voice, room, microphone."""
+    """Applies randomly chosen changes in the order of recording: voice, room, microphone."""
     changes = {
         "stretch": (stretch, config.stretch_rates),
         "pitch": (shift_pitch, config.pitch_semitones),
@@ -33,14 +33,14 @@ def augment(samples_t: np.ndarray, rng: np.random.Generator, config: AugmentConf
 
 
 def only(kind: str, config: AugmentConfig) -> AugmentConfig:
-    """The same with one kind of change, which always happens."""
+    """The config with one kind of change, which is always applied."""
     return dataclasses.replace(config, **{name: float(name == kind) for name in KINDS})
 
 
 def stretch(
     samples_t: np.ndarray, rng: np.random.Generator, rates: Range = (0.8, 1.2)
 ) -> np.ndarray:
-    """Faster or slower at the same pitch, by a phase vocoder; the length changes."""
+    """Changes the speed but not the pitch, by a phase vocoder; the length changes."""
     rate = rng.uniform(*rates)
     if len(samples_t) < FFT:
         return samples_t
@@ -50,7 +50,7 @@ def stretch(
 def shift_pitch(
     samples_t: np.ndarray, rng: np.random.Generator, semitones: Range = (-4.0, 4.0)
 ) -> np.ndarray:
-    """Higher or lower, formants included; the length stays."""
+    """Shifts pitch and formants; the length is kept."""
     steps = rng.uniform(*semitones)
     if len(samples_t) < FFT:
         return samples_t
@@ -63,9 +63,9 @@ def shift_pitch(
 def reverberate(
     samples_t: np.ndarray, rng: np.random.Generator, seconds: Range = (0.2, 0.8)
 ) -> np.ndarray:
-    """A room's echo: decaying noise after the direct sound, 0 to 10 dB weaker than it.
+    """Adds reverberation: decaying noise after the direct sound, 0 to 10 dB weaker.
 
-    Length and loudness stay, and so does the time of the direct sound.
+    Length, loudness and the time of the direct sound are kept.
     """
     decay = rng.uniform(*seconds)
     echo_t = rng.standard_normal(max(int(decay * SAMPLE_RATE), 1))
@@ -79,7 +79,7 @@ def reverberate(
 def add_noise(
     samples_t: np.ndarray, rng: np.random.Generator, decibels: Range = (5.0, 15.0)
 ) -> np.ndarray:
-    """Noise of a colour drawn from white (as for electronics) to brown (as for wind)."""
+    """Adds noise of a random colour from white (like electronics) to brown (like wind)."""
     noise_t = coloured_noise(max(len(samples_t), 1), rng.uniform(0, 2), rng)
     return mix(samples_t, noise_t, rng.uniform(*decibels))
 
@@ -90,13 +90,19 @@ def coloured_noise(size: int, exponent: float, rng: np.random.Generator) -> np.n
     `size` is at least 1.
     """
     spectrum_f = np.fft.rfft(rng.standard_normal(size))
-    # Under 50 Hz it is flat: no speech is there, and all of brown noise would be.
+    # Flat below 50 Hz, where speech has no energy but brown noise would have nearly all.
     frequency_f = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 50)
     return np.fft.irfft(spectrum_f * frequency_f ** (-exponent / 2), size).astype(np.float32)
 
 
 def mix(samples_t: np.ndarray, noise_t: np.ndarray, decibels: float) -> np.ndarray:
-    """A recording with another sound, `decibels` less loud, repeated or cut to its length."""
+    """Adds noise to a recording.
+
+    Args:
+      samples_t: float32 samples.
+      noise_t: float32 samples, repeated or cut to the same length.
+      decibels: signal-to-noise ratio.
+    """
     loudness = _loudness(noise_t)
     if not loudness:
         return samples_t

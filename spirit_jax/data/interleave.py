@@ -1,8 +1,8 @@
-"""Interleaving of aligned speech and text, drawn anew every time a document is used.
+"""Interleaving of aligned speech and text, with new random spans each time a document is used.
 
-Spirit LM (arXiv 2402.05755, section 3): spans of text and of speech take turns at word boundaries,
-with a marker at every switch. The units of a document are merged and deduplicated once and then cut
-by time.
+Source: Spirit LM (arXiv 2402.05755, section 3). Spans of text and speech alternate at word
+boundaries, with a marker at every switch. The units of an utterance are deduplicated and merged
+once, and then cut by time.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from spirit_jax.vocab import Modality, Vocab
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Words `start` to `stop` of a document, as text or as speech."""
+    """Words `start` to `stop` (excluded) of a document, as text or as speech."""
 
     modality: Modality
     start: int
@@ -29,7 +29,16 @@ class Span:
 
 
 def draw_spans(words: int, config: InterleaveConfig, rng: np.random.Generator) -> list[Span]:
-    """Spans that cover `words` words in order, text and speech in turn."""
+    """Draws alternating spans of text and speech that cover all words.
+
+    Args:
+      words: number of words of the document.
+      config: rule and lengths.
+      rng: random generator.
+
+    Returns:
+      The spans, in order.
+    """
     if config.rule == "coin":
         speech = rng.random(words) < config.speech_share
         bounds = [0, *(np.flatnonzero(speech[1:] != speech[:-1]) + 1), words] if words else [0]
@@ -56,7 +65,7 @@ def _draw_length(
 ) -> int:
     is_speech = modality is Modality.SPEECH
     if config.rule == "poisson":
-        # Spans take turns, so shares of words are shares of mean lengths.
+        # Spans alternate, so shares of words are shares of mean lengths.
         share = config.speech_share if is_speech else 1 - config.speech_share
         return max(1, int(rng.poisson(2 * config.mean_words * share)))
     if config.rule == "half" and is_speech:
@@ -72,8 +81,8 @@ class TokenLine:
 
     Attributes:
       ids_n: int32, token ids in order.
-      frames_n: int32, the phonetic frame at which each begins, rising.
-      rate: phonetic frames a second of this recording.
+      frames_n: int32, the phonetic frame at which each token begins, in order.
+      rate: phonetic frames per second of this recording.
     """
 
     ids_n: np.ndarray
@@ -82,7 +91,7 @@ class TokenLine:
 
     @classmethod
     def of(cls, utterance: Utterance, vocab: Vocab) -> "TokenLine":
-        """The token line of an utterance with units; `InputError` for units without a token."""
+        """The tokens of an utterance with units; raises `InputError` for a unit without a token."""
         vocab.check_units(vars(utterance.units), f"The utterance '{utterance.id}'")
         pitch = vocab.first_unit + vocab.hubert_units
         first_ids = {
@@ -115,29 +124,39 @@ def interleave(
     vocab: Vocab,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Token ids of a document's utterances with aligned words: int32, no BOS or EOS.
+    """Interleaved token ids of a document.
 
-    Spans run on from one utterance to the next. Within a span of speech the silences between its
-    words are kept. A word that has no frame of its own in the recording still has its text.
+    Spans may cross utterances. A span of speech keeps the silences between its words.
+
+    Args:
+      document: utterances with aligned words.
+      config: rule and lengths of spans.
+      tokenizer: the text tokenizer.
+      vocab: the token ids.
+      rng: random generator.
+
+    Returns:
+      int32 (n,), without BOS and EOS.
     """
     lines = [TokenLine.of(utterance, vocab) for utterance in document]
     words = [(i, *word) for i, utterance in enumerate(document) for word in utterance.words]
     pieces: list[np.ndarray] = []
     for span in draw_spans(len(words), config, rng):
-        chosen = words[span.start : span.stop]
+        span_words = words[span.start : span.stop]
         if span.modality is Modality.TEXT:
-            pieces.append(encode_text_span([word for _, word, _, _ in chosen], tokenizer, vocab))
+            texts = [word for _, word, _, _ in span_words]
+            pieces.append(encode_text_span(texts, tokenizer, vocab))
         else:
             pieces.append(np.array([vocab.speech_marker], np.int32))
-            for i in range(chosen[0][0], chosen[-1][0] + 1):
-                own = [(start, end) for j, _, start, end in chosen if j == i]
-                if own:
-                    pieces.append(lines[i].cut(own[0][0], own[-1][1]))
+            for i in range(span_words[0][0], span_words[-1][0] + 1):
+                times = [(start, end) for j, _, start, end in span_words if j == i]
+                if times:
+                    pieces.append(lines[i].cut(times[0][0], times[-1][1]))
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
 
 
 def encode_text_span(words: Sequence[str], tokenizer: TextTokenizer, vocab: Vocab) -> np.ndarray:
-    """`[Text]` and the ids of words, as a prompt has them; no word is a marker or unit."""
+    """int32 ids of `[Text]` and words, encoded as in a prompt; markup in the words is escaped."""
     text = markup.escape(tokenizer.word_prefix + " ".join(words))
     ids = tokenizer.encode("[Text]" + text)
     return np.array(ids[ids.index(vocab.text_marker) :], np.int32)

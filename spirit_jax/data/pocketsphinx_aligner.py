@@ -1,7 +1,7 @@
-"""Finds the times of the words of a known English text with pocketsphinx, which brings its model.
+"""Forced alignment of English texts with pocketsphinx and its packaged model.
 
-It needs no download and no accelerator, and is rougher than a CTC network: times are in steps of
-10 ms, and a word that its dictionary lacks is aligned as any speech.
+It needs no download and no accelerator, and is less exact than a CTC network: times are multiples
+of 10 ms, and a word that is not in its dictionary is aligned as any speech.
 """
 
 import collections
@@ -18,17 +18,17 @@ from spirit_jax.data.labels import normalise_words
 from spirit_jax.data.timing import Words
 from spirit_jax.errors import InputError
 
-FRAME_RATE = 100  # of pocketsphinx's frames, a second
-ANY_SPEECH = "+SPN+"  # the phone of its model that stands for speech it knows no word of
-VOICELESS = ("P", "T", "K", "F", "TH")  # after these, 's is S, and Z after other phones
-MOST_STARS = 0.5  # of the words of a text; with more, it is likely not English
+FRAME_RATE = 100  # frames per second of pocketsphinx
+ANY_SPEECH = "+SPN+"  # the phone of its model for unknown speech
+VOICELESS = ("P", "T", "K", "F", "TH")  # the ending 's is S after these, else Z
+MOST_STARS = 0.5  # share of unknown words above which a text is likely not English
 
 
 class PocketsphinxAligner:
-    """Aligns English recordings to their texts; has the interface of `align.Aligner`.
+    """Aligns English recordings to their texts; a `align_corpus.WordAligner`.
 
-    Numbers in digits are spelt out. A word that is neither in the dictionary (126,000 words) nor
-    such a word with 's is a star: it gets the time that the others leave, and is counted.
+    Numbers in digits are spelt out. A word that is not in the dictionary (126,000 words), with or
+    without a final 's, becomes a star, which matches any speech.
     """
 
     name = "pocketsphinx"
@@ -41,8 +41,8 @@ class PocketsphinxAligner:
             raise InputError(
                 f"pocketsphinx cannot be used ({error}); pip install 'spirit-jax[corpora]'."
             ) from error
-        # Wide beams: an alignment that is pruned is no alignment. The mean of each recording by
-        # itself ("batch"), so that a result does not depend on the recordings before it.
+        # Wide beams, since an alignment fails if its path is pruned. Mean normalisation for each
+        # recording ("batch"), so that a result does not depend on the recordings before it.
         self._decoder = pocketsphinx.Decoder(
             lm=None, loglevel="FATAL", cmn="batch", beam=1e-150, wbeam=1e-100, pbeam=1e-150
         )
@@ -51,14 +51,17 @@ class PocketsphinxAligner:
         self.checksum = f"pocketsphinx {_version()}"
 
     def align_batch(self, audios: Sequence[Audio], texts: Sequence[str]) -> list[Aligned]:
-        """The times of each text's words; a text that cannot be aligned says so in `problem`.
+        """Aligns recordings.
 
         Args:
           audios: each a path, the bytes of a file, an array at 16 kHz or (array, rate).
-          texts: what is said in each, in English.
+          texts: English transcripts.
+
+        Returns:
+          An alignment for each recording, in order; its `problem` says if it cannot be aligned.
 
         Raises:
-          InputError: audio that cannot be used.
+          InputError: audio cannot be read.
         """
         return [
             self._align(load_audio(audio), text) for audio, text in zip(audios, texts, strict=True)
@@ -89,9 +92,9 @@ class PocketsphinxAligner:
         return Aligned(timed, self._score, stars=stars, unknown=unknown)
 
     def _find(self, wave: np.ndarray, entries: Sequence[str]) -> list[tuple[str, int, int]]:
-        """(entry of the dictionary, first frame, last frame) of what pocketsphinx finds."""
+        """(entry of the dictionary, first frame, last frame) of each word of the alignment."""
         self._decoder.set_align_text(" ".join(entries))
-        self._decoder.reinit_feat()  # forgets the noise of the recording before
+        self._decoder.reinit_feat()  # resets the noise estimate of the previous recording
         self._decoder.start_utt()
         self._decoder.process_raw((wave.clip(-1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
         self._decoder.end_utt()
@@ -102,13 +105,13 @@ class PocketsphinxAligner:
             if not segment.word.startswith(("<", "[", "("))
         ]
         frames = sum(segment.end_frame - segment.start_frame + 1 for _, segment in spoken)
-        # Relative to the likeliest sound of each frame, so that 0 is best.
+        # Relative to the likeliest phone of each frame, so that 0 is best.
         logs = [math.log(max(segment.ascore, 1e-300)) for _, segment in spoken]
         self._score = sum(logs) / frames if frames else -math.inf
         return [(entry, segment.start_frame, segment.end_frame) for entry, segment in spoken]
 
     def _look_up(self, word: str) -> str:
-        """The entry of the decoder's dictionary for a word; it is made where there is none."""
+        """The entry of the decoder's dictionary for a word; it is added if there is none."""
         if word not in self._known:
             number = len(self._known)
             phones = self._decoder.lookup_word(word)
@@ -125,8 +128,8 @@ class PocketsphinxAligner:
     def _spell_out(self, word: str) -> str:
         """The phones of a number in digits, or of a known word with 's; "" for other words."""
         if word.isascii() and word.isdigit() and len(word) <= 9:
-            said = re.findall("[a-z]+", self._to_words(int(word)))
-            phones = [self._decoder.lookup_word(each) for each in said]
+            words = re.findall("[a-z]+", self._to_words(int(word)))
+            phones = [self._decoder.lookup_word(each) for each in words]
             return " ".join(phones) if all(phones) else ""
         stem, _, ending = word.rpartition("'")
         phones = self._decoder.lookup_word(stem) if ending == "s" and stem else None

@@ -1,7 +1,7 @@
-"""How the labels of a CTC network spell the words of a text.
+"""Spells the words of a text with the labels of a CTC network.
 
-Labels and text are compared in NFKC and lower case. A word is spelt whole or not at all: with any
-letter that the network does not know, all of it is a star, which may be anything.
+Labels and text are compared in NFKC and lower case. A word with any unknown letter becomes a star,
+which matches anything.
 """
 
 import collections
@@ -15,21 +15,21 @@ from spirit_jax.errors import InputError
 from spirit_jax.models.ctc import CtcConfig
 
 NO_WORD = -1
-# Signs that transcriptions of speech sounds have, and hardly any orthography.
+# Characters of phonetic alphabets that are very rare in orthographies.
 _PHONETIC = frozenset("ɹɾɐɑɒɜɚɝɫʁʌʔˈˌː")
-_MOST_LONG = 3  # the share of labels with several letters is less than one in so many
+_MOST_LONG = 3  # at most one in this many labels may have several letters
 
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """Words as labels.
+    """The labels of a text.
 
     Attributes:
-      words: in order, without those of which a transcript says only that they are unknown.
+      words: in order, without labels of unknown words.
       labels: of all words in order, with separators between them.
-      word_of: each label's word by number, or `NO_WORD` for separators and unknown words.
-      stars: how many of the words are stars.
-      unknown: the letters that the network does not know, with the number of words they are in.
+      word_of: index of each label's word; `NO_WORD` for separators and unknown words.
+      stars: number of words that are stars.
+      unknown: the unknown letters, with the number of words that contain them.
     """
 
     words: tuple[str, ...]
@@ -78,14 +78,14 @@ class Speller:
         self._is_turkish = "ı" in texts.values() or "İ" in texts.values()
         self._is_turkish &= not {"w", "W"} & set(texts.values())
         self._ids: dict[str, int] = {}
-        # Many networks know capitals only. One that knows both has a letter's own label first.
+        # Many networks have only capitals. If one has both cases, the exact label is preferred.
         for read in (lambda text: text, _compose, self._fold):
             for number, text in texts.items():
                 if len(folded := read(text)) == 1:
                     self._ids.setdefault(folded, number)
 
     def spell(self, text: str) -> Spelling:
-        """A text's words as labels."""
+        """The labels of a text."""
         words: list[str] = []
         labels: list[int] = []
         word_of: list[int] = []
@@ -100,12 +100,12 @@ class Speller:
                 continue
             spelt = [self._spell_letter(letter) for letter in word]
             missing = {c for c, ids in zip(word, spelt, strict=True) if ids is None}
-            own = [self.star] if missing else [number for ids in spelt for number in ids]
-            own = own or [self.star]  # nothing but apostrophes that the network does not know
+            word_labels = [self.star] if missing else [number for ids in spelt for number in ids]
+            word_labels = word_labels or [self.star]  # only apostrophes without a label
             unknown.update(sorted(missing))
-            stars += own == [self.star]
-            labels += own
-            word_of += [len(words)] * len(own)
+            stars += word_labels == [self.star]
+            labels += word_labels
+            word_of += [len(words)] * len(word_labels)
             words.append(word)
         return Spelling(tuple(words), tuple(labels), tuple(word_of), stars, dict(unknown))
 
@@ -119,7 +119,7 @@ class Speller:
         return None if None in parts else parts
 
     def _find(self, part: str) -> int | None:
-        """A part of a letter; a final Hangul consonant may have the label of the letter itself."""
+        """The label of a part of a letter; final Hangul consonants may use that of the letter."""
         name = unicodedata.name(part, "")
         if part not in self._ids and name.startswith("HANGUL JONGSEONG "):
             letter = name.replace("JONGSEONG", "LETTER")
@@ -145,6 +145,6 @@ def _check_letters(labels: Sequence[str], name: str) -> None:
     if len(phonetic) > 1 or len(long) * _MOST_LONG > len(letters):
         some = ", ".join((sorted(phonetic) or long)[:5])
         raise InputError(
-            f"{name}: its labels are phonemes or pieces of words ({some}), with which no text can "
-            "be spelt; take a network that was trained on letters."
+            f"{name}: its labels are phonemes or pieces of words ({some}), which cannot spell a "
+            "text; use a network that was trained on letters."
         )

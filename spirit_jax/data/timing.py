@@ -1,9 +1,9 @@
-"""Times of words: the rules they keep, and repair of the few that do not keep them.
+"""Validation and repair of word times.
 
-Words are `(word, start, end)` in seconds, rising and disjoint. Other tools leave some without
-times, of no length, or overlapping. Such a word gets the time between its neighbours, and an
-overlap is cut at its middle, so that a bad word does not cost a recording. Times that contradict
-each other or the recording in more than a few words are refused: they are of another recording.
+Words are `(word, start, end)` in seconds, in order and disjoint. Other tools write some words
+without times, with no length, or overlapping. Such a word gets the time between its neighbours, and
+an overlap is cut at its middle, so that a few bad words do not cost a recording. If more than a few
+times contradict each other or the length of the recording, the recording is rejected.
 """
 
 import bisect
@@ -16,11 +16,11 @@ from spirit_jax.errors import InputError
 Word = tuple[str, float, float]
 Words = tuple[Word, ...]
 
-TOLERANCE = 0.05  # seconds that words may overlap or outlast their audio; they are cut
-BEYOND = 0.5  # seconds that a word may outlast its audio and be repaired
-SHORTEST = 0.001  # seconds of a word, once it is cut
-GAP = 0.02  # seconds for each word without times that a gap between others must have
-WRONG_SHARE = 10  # a recording is refused if more than one word, and one of so many, contradicts
+TOLERANCE = 0.05  # seconds by which words may overlap or exceed the audio; they are cut
+BEYOND = 0.5  # seconds by which a word may exceed the audio and still be repaired
+SHORTEST = 0.001  # seconds, shortest word
+GAP = 0.02  # seconds of a gap that are needed for each word without times
+WRONG_SHARE = 10  # rejected if more than one word, and more than one in this many, contradict
 
 
 class Entry(NamedTuple):
@@ -28,8 +28,8 @@ class Entry(NamedTuple):
 
     Attributes:
       word: one or several, separated by spaces.
-      start, end: seconds; None if they are not known.
-      low, high: seconds between which it is, of its segment; None if they are not known.
+      start, end: seconds; None if unknown.
+      low, high: bounds of its segment in seconds; None if unknown.
     """
 
     word: str
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """Words with times that keep the rules, and how many had none or had to be repaired."""
+    """Words with valid times, and the number of words that were repaired."""
 
     words: Words
     repaired: int = 0
@@ -56,17 +56,21 @@ def as_seconds(value: Any) -> float | None:
 
 
 def check_words(words: Sequence[Word], where: str, seconds: float | None = None) -> Words:
-    """Words as rising, disjoint times within the audio.
+    """Checks that words are in order, disjoint and within the audio.
 
     Overlaps, and times beyond the audio, of up to `TOLERANCE` are cut.
 
     Args:
       words: in order.
-      where: names the recording in messages.
-      seconds: the audio's length, if it is known.
+      where: name of the recording, for messages.
+      seconds: length of the audio, if known.
+
+    Returns:
+      The words, with times rounded to 0.1 ms.
 
     Raises:
-      InputError: a time that is none, a word that ends before it starts, or times further out.
+      InputError: a time is not finite, a word ends before it starts, or words overlap or exceed
+        the audio by more.
     """
     checked: list[Word] = []
     last = 0.0
@@ -77,26 +81,29 @@ def check_words(words: Sequence[Word], where: str, seconds: float | None = None)
         if start < last - TOLERANCE:
             raise InputError(f"{what} starts before the word before it ends, at {last} s.")
         if seconds is not None and end > seconds + TOLERANCE:
-            raise InputError(f"{what} is beyond the audio, which has {seconds:.3f} s.")
+            raise InputError(f"{what} is beyond the audio of {seconds:.3f} s.")
         start, end = max(start, last), end if seconds is None else min(end, seconds)
         if end - start < SHORTEST:
-            raise InputError(f"{what} has no time of its own.")
+            raise InputError(f"{what} is within the word before it.")
         checked.append((word, round(start, 4), round(end, 4)))
         last = checked[-1][2]
     return tuple(checked)
 
 
 def fit_words(entries: Sequence[Entry], where: str, seconds: float | None = None) -> Fitted:
-    """Words with times that keep the rules of `check_words`; repairs those that do not.
+    """Repairs words whose times violate the rules of `check_words`.
 
     Args:
-      entries: in the order in which they are spoken.
-      where: names the recording in messages.
-      seconds: the audio's length, if it is known.
+      entries: in spoken order.
+      where: name of the recording, for messages.
+      seconds: length of the audio, if known.
+
+    Returns:
+      Words with valid times, and the number of repaired words.
 
     Raises:
-      InputError: more than a few words contradict the others or the audio's length, or there is no
-        time for a word.
+      InputError: more than a few words contradict the others or the length of the audio, or there
+        is no time for a word.
     """
     if all(entry.start is not None and entry.end is not None for entry in entries):
         try:
@@ -123,7 +130,7 @@ def fit_words(entries: Sequence[Entry], where: str, seconds: float | None = None
 def _drop_bad(
     entries: Sequence[Entry], seconds: float | None
 ) -> tuple[list[tuple[float, float] | None], int]:
-    """The times of entries, None for bad ones, and how many contradict the others or the audio."""
+    """(times of entries, None for invalid ones; number that contradict others or the audio)."""
     times: list[tuple[float, float] | None] = []
     contradictions = 0
     for entry in entries:
@@ -147,25 +154,25 @@ def _drop_bad(
 
 
 def _longest_rising(values: Sequence[float]) -> list[int]:
-    """The indices of the longest run of values, not necessarily next to each other, that rises."""
-    tails: list[float] = []  # the least last value of a run of each length
-    last_of: list[int] = []  # where that value is
-    before: list[int] = []
+    """The indices of the longest non-decreasing subsequence."""
+    tails: list[float] = []  # the smallest last value of a subsequence of each length
+    last_of: list[int] = []  # the index of that value
+    previous: list[int] = []  # the index before each value in its subsequence
     for index, value in enumerate(values):
         length = bisect.bisect_right(tails, value)
-        before.append(last_of[length - 1] if length else -1)
+        previous.append(last_of[length - 1] if length else -1)
         tails[length:] = [value] if length == len(tails) else [value, *tails[length + 1 :]]
         last_of[length : length + 1] = [index]
     chain = []
     index = last_of[-1] if last_of else -1
     while index >= 0:
         chain.append(index)
-        index = before[index]
+        index = previous[index]
     return chain[::-1]
 
 
 def _cut_overlaps(times: list[tuple[float, float] | None]) -> int:
-    """Cuts overlaps of times in place; returns how many were larger than `TOLERANCE`."""
+    """Cuts overlaps in place; returns the number of those larger than `TOLERANCE`."""
     cut, last = 0, None
     for index, time in enumerate(times):
         if time is None:
@@ -192,13 +199,13 @@ def _fill(
     where: str,
     seconds: float | None,
 ) -> list[Word]:
-    """All words with times: those without share the gap between their neighbours.
+    """All words with times: words without times share the gap between their neighbours.
 
-    Where there is no gap they share a neighbour's time, one of the same segment if there is.
+    If there is no gap, they share the time of a neighbour, if possible of the same segment.
     """
     bounds = [(as_seconds(entry.low), as_seconds(entry.high)) for entry in entries]
     words: list[Word] = []
-    segments: list[tuple] = []  # of the words so far
+    segments: list[tuple] = []  # bounds of the segment of each word in `words`
     index = 0
     while index < len(entries):
         if times[index] is not None:
@@ -239,12 +246,12 @@ def _fill(
 
 
 def _least(word: str) -> float:
-    """Seconds that a word, or several in one string, must have."""
+    """Shortest time in seconds of a word, or of several in one string."""
     return 2 * SHORTEST * max(1, len(word.split()))
 
 
 def share_time(words: Sequence[str], start: float, end: float) -> list[Word]:
-    """Divides a stretch of time among words by their lengths in characters."""
+    """Divides a time span among words in proportion to their numbers of characters."""
     total = sum(map(len, words))
     shared, done = [], 0
     for word in words:

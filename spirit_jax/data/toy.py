@@ -21,16 +21,27 @@ MOST_FRAMES = 2  # that a unit lasts
 
 
 def make_utterances(count: int, seed: int = 0) -> Iterator[Utterance]:
-    """`count` utterances with all three streams of units and word times."""
+    """Random utterances with all three unit streams and word times.
+
+    Args:
+      count: number of utterances.
+      seed: random seed.
+    """
     limits.check_seed(seed)
     rng = np.random.default_rng(seed)
     for number in range(count):
         parts = (rng.choice(WHO), rng.choice(DOES), rng.choice(WHO), rng.choice(WHERE))
-        yield _speak(f"toy-{number}", " ".join(parts), rng)
+        yield _synthesise(f"toy-{number}", " ".join(parts), rng)
 
 
 def write_toy_corpus(folder: str | Path, count: int = 200, seed: int = 0) -> None:
-    """Writes a prepared corpus of one shard, whole or not at all, unless the folder is there."""
+    """Writes a prepared corpus of one shard, unless the folder exists.
+
+    Args:
+      folder: to write.
+      count: number of utterances.
+      seed: random seed.
+    """
     if not Path(folder).exists():
         with files.whole_folder(folder) as unfinished:
             path = unfinished / f"toy{SUFFIX}"
@@ -38,13 +49,13 @@ def write_toy_corpus(folder: str | Path, count: int = 200, seed: int = 0) -> Non
             write_list(unfinished, [Shard.of(path, records)], {})
 
 
-def _speak(name: str, text: str, rng: np.random.Generator) -> Utterance:
+def _synthesise(name: str, text: str, rng: np.random.Generator) -> Utterance:
     hubert: list[int] = []
     words = []
     for word in text.split():
         start = len(hubert)
-        for place, letter in enumerate(word):
-            unit = (ord(letter) * 7 + place * 3) % (HUBERT_UNITS - 1)
+        for index, letter in enumerate(word):
+            unit = (ord(letter) * 7 + index * 3) % (HUBERT_UNITS - 1)
             hubert += [unit] * int(rng.integers(1, MOST_FRAMES + 1))
         words.append((word, start / HUBERT_RATE, len(hubert) / HUBERT_RATE))
     seconds = len(hubert) / HUBERT_RATE

@@ -1,8 +1,8 @@
-"""Word times that other tools computed.
+"""Reads word times from the files of other tools.
 
-Words are `(word, start, end)` in seconds. They are read from the Montreal Forced Aligner's
-TextGrids and from the JSON of WhisperX, and of Whisper, faster-whisper and whisper-timestamped with
-word timestamps. `labels` says what is a word, and `timing` what becomes of bad times.
+Supported are TextGrids of the Montreal Forced Aligner, and the JSON of WhisperX and, with word
+timestamps, of Whisper, faster-whisper and whisper-timestamped. Words are `(word, start, end)` in
+seconds. `labels` distinguishes words from labels, and `timing` repairs invalid times.
 """
 
 import difflib
@@ -44,9 +44,9 @@ class Imported(NamedTuple):
     """The words of a file.
 
     Attributes:
-      words: lower case without punctuation, with times that keep the rules of `check_words`.
-      repaired: how many had no times, or impossible ones, and got the time that others leave.
-      unknown: how many labels say that a word is spoken, but not which; they are no words.
+      words: lower case without punctuation, with valid times (see `check_words`).
+      repaired: number of words whose times were missing or impossible.
+      unknown: number of labels of unknown words; they are not among the words.
     """
 
     words: Words
@@ -57,13 +57,16 @@ class Imported(NamedTuple):
 def finish(
     entries: Sequence[Entry], where: str, seconds: float | None = None, text: str = ""
 ) -> Imported:
-    """The words of a file's entries, with times that keep the rules.
+    """The words of a file's entries, with valid times.
 
     Args:
-      entries: as a reader below gives them.
-      where: names the file in messages.
-      seconds: the recording's length, if it is known.
-      text: what is said, if it is known; its words take the place of unknown ones.
+      entries: from a reader below.
+      where: name of the file, for messages.
+      seconds: length of the recording, if known.
+      text: the transcript, if known; its words replace unknown words.
+
+    Returns:
+      The words, and numbers of repaired and unknown words.
 
     Raises:
       InputError: see `timing.fit_words`.
@@ -83,7 +86,7 @@ def finish(
 
 
 def _name_unknown(entries: Sequence[Entry], words: Sequence[str]) -> list[Entry]:
-    """Entries with the words of a known text where theirs are unknown."""
+    """Entries whose unknown words are replaced by the words of a text."""
     named = list(entries)
     if not words or all(entry.word != UNKNOWN for entry in entries):
         return named
@@ -105,10 +108,13 @@ def read_textgrid(path: str | Path, tier: str = "words") -> Words:
 
     Args:
       path: the file.
-      tier: the name of the tier; "SPEAKER - words", as MFA writes it, is "words" too.
+      tier: name of the tier. "words" also matches MFA's "SPEAKER - words".
+
+    Returns:
+      The words, in order.
 
     Raises:
-      InputError: the file is no such TextGrid, or has none or several such tiers.
+      InputError: the file is not such a TextGrid, or has no or several such tiers.
     """
     return finish(textgrid_entries(path, tier), str(path)).words
 
@@ -122,27 +128,28 @@ def textgrid_entries(path: str | Path, tier: str = "words") -> list[Entry]:
         lambda name: name.casefold() == wanted,
         lambda name: name.casefold().endswith(f" - {wanted}"),
     ):
-        found = [one for one in tiers if is_same(one.name)]
-        if found:
+        matching = [candidate for candidate in tiers if is_same(candidate.name)]
+        if matching:
             break
-    if len(found) != 1:
-        named = ", ".join(one.name for one in tiers if one.items is not None) or "none"
+    if len(matching) != 1:
+        names = ", ".join(candidate.name for candidate in tiers if candidate.items is not None)
         raise InputError(
-            f"{path}: has {len(found) or 'no'} tiers '{tier}' among {named}; name one."
+            f"{path}: has {len(matching) or 'no'} tiers '{tier}' among {names or 'none'}; name one."
         )
-    if found[0].items is None:
-        raise InputError(f"{path}: the tier '{found[0].name}' has points, and no intervals.")
+    words_tier = matching[0]
+    if words_tier.items is None:
+        raise InputError(f"{path}: the tier '{words_tier.name}' has points instead of intervals.")
     entries = []
-    for label, start, end in found[0].items:
+    for label, start, end in words_tier.items:
         meaning = read_label(label, is_textgrid=True)
         word = meaning if meaning is not None else " ".join(normalise_words(label))
         if word:
-            entries.append(Entry(word, start, end, max(found[0].start, 0.0), found[0].end))
+            entries.append(Entry(word, start, end, max(words_tier.start, 0.0), words_tier.end))
     return entries
 
 
-# Praat reads quoted strings, flags in <> and numbers that stand alone; all else is for the eye.
-# Behind an exclamation mark, the rest of a line is a comment.
+# Praat reads quoted strings, flags in <> and separate numbers, and ignores everything else. After
+# an exclamation mark, the rest of a line is a comment.
 _TOKEN = re.compile(
     r'(?<![^\s"])!(?P<comment>[^\n]*)'
     r'|"(?P<string>(?:[^"]|"")*)"'
@@ -152,7 +159,7 @@ _TOKEN = re.compile(
 
 
 class _Tier(NamedTuple):
-    """A tier from `start` to `end` s with (label, start, end) items; None if it has points."""
+    """A tier from `start` to `end` s with (label, start, end) items; None for a tier of points."""
 
     name: str
     start: float
@@ -176,20 +183,20 @@ class _Tokens:
         return match["flag"] if match["string"] is None else match["string"].replace('""', '"')
 
     def take(self, kind: type) -> Any:
-        """The next one; raises `ValueError` if it is not of this type."""
+        """The next token; raises `ValueError` if it has another type."""
         token, self.next = self.next, next(self._tokens, None)
         if token is None:
             raise ValueError("it ends early")
         if not isinstance(token, kind):
-            raise ValueError(f"{token!r} is not at its place")
+            raise ValueError(f"unexpected {token!r}")
         return token
 
 
 def _parse_textgrid(path: str | Path) -> list[_Tier]:
-    """All tiers. The counts in the file are not relied on: programs write wrong ones."""
+    """All tiers. The counts in the file are not used, since some programs write wrong ones."""
     text = files.read_text(path)
     if text.startswith("ooBinaryFile"):
-        raise InputError(f"{path}: is a binary TextGrid, and ends early here; save it as text.")
+        raise InputError(f"{path}: is a binary TextGrid, which is not supported; save it as text.")
     tokens = _Tokens(text)
     tiers = []
     try:
@@ -209,7 +216,7 @@ def _parse_textgrid(path: str | Path) -> list[_Tier]:
 def _take_tier(tokens: _Tokens) -> _Tier:
     kind, name = tokens.take(str), tokens.take(str)
     if kind not in ("IntervalTier", "TextTier"):
-        raise ValueError(f"{kind!r} is no kind of tier")
+        raise ValueError(f"{kind!r} is not a kind of tier")
     start, end, count = (tokens.take(float) for _ in range(3))
     items = []
     while isinstance(tokens.next, float):
@@ -222,15 +229,15 @@ def _take_tier(tokens: _Tokens) -> _Tier:
 
 
 def _check_whole(name: str, start: float, end: float, count: int, items: Sequence) -> None:
-    """Raises `ValueError` unless intervals, of which `count` were promised, leave nothing out."""
+    """Raises `ValueError` if intervals overlap or have gaps; `count` is the announced number."""
     last = start
     for _, low, high in [*items, ("", end, end)]:
         if low < last - TOLERANCE:
             raise ValueError(f"the tier '{name}' has intervals that overlap at {low:g} s")
         if low > last + TOLERANCE:
             raise ValueError(
-                f"the tier '{name}' has {len(items)} of {count} intervals, and none from "
-                f"{last:g} to {low:g} s; it ends early or lacks some"
+                f"the tier '{name}' has {len(items)} of {count} intervals, but none from "
+                f"{last:g} to {low:g} s; it is truncated or incomplete"
             )
         last = max(last, high)
 
@@ -238,18 +245,18 @@ def _check_whole(name: str, start: float, end: float, count: int, items: Sequenc
 def read_whisperx(path: str | Path) -> Words:
     """The words of a WhisperX JSON file.
 
-    A word without times (WhisperX gives none to numbers) gets its share of the gap between its
-    neighbours, or, if there is no gap, of its neighbour's time. The words of a segment that could
-    not be aligned share the segment's time.
+    Words without times (WhisperX writes none for numbers) share the gap between their neighbours
+    or, if there is no gap, a neighbour's time. The words of a segment that could not be aligned
+    share the time of the segment.
 
     Raises:
-      InputError: the file is no such JSON, or no word in a segment with words has times.
+      InputError: the file is not such JSON, or no word of a segment has times.
     """
     return finish(whisperx_entries(path), str(path)).words
 
 
 def whisperx_entries(path: str | Path) -> list[Entry]:
-    """The words of all segments in the order of their times; see `read_whisperx`."""
+    """The words of all segments, sorted by time; see `read_whisperx`."""
     data = files.read_json(path)
     try:
         segments = data.get("segments") or []
@@ -288,7 +295,7 @@ def _read_segment(segment: Mapping[str, Any]) -> list[Entry]:
 
 def _read_word(word: Mapping[str, Any]) -> tuple[str, Any, Any]:
     label = word["word"] if "word" in word else word["text"]  # "text": whisper-timestamped's
-    if as_seconds(label) is not None:  # a number that a program wrote without quotes
+    if as_seconds(label) is not None:  # a number without quotes
         label = str(label)
     if not isinstance(label, str):
         raise TypeError(f"a word is {label!r}")
@@ -296,7 +303,7 @@ def _read_word(word: Mapping[str, Any]) -> tuple[str, Any, Any]:
 
 
 def _join_labels(words: Sequence[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
-    """Words, with labels that were parted ("[background", "noise]") in one piece."""
+    """Words, with split labels ("[background", "noise]") joined."""
     joined: list[tuple[str, Any, Any]] = []
     index = 0
     while index < len(words):
@@ -319,7 +326,7 @@ def _join_labels(words: Sequence[tuple[str, Any, Any]]) -> list[tuple[str, Any, 
 def _add_missing(
     entries: list[Entry], spoken: Sequence[str], low: float | None, high: float | None
 ) -> list[Entry]:
-    """A segment's entries with those words of its text that are not among them, without times."""
+    """Adds the words of a segment's text that its entries lack, without times."""
     listed = [word for entry in entries for word in entry.word.split()]
     if listed == spoken:
         return entries
@@ -335,19 +342,19 @@ def _add_missing(
 
 
 def find_files(folder: str | Path, suffix: str) -> dict[str, Path]:
-    """The files of a folder and those in it, by the id of the recording that each is about.
+    """The files of a folder and its subfolders, by the id of their recording.
 
-    An id is the path within the folder without its suffix; or the file's name alone where there
-    is one such file, since MFA sorts its files by speaker.
+    An id is the path within the folder without suffix. The file name alone is an id too if it is
+    unique, since MFA writes a subfolder for each speaker.
 
     Raises:
-      InputError: there is no such folder, or no such file in it.
+      InputError: there is no such folder, or it has no such file.
     """
     folder = Path(folder)
-    known = list_files(folder)[0] if folder.is_dir() else []
-    paths = [path for path in known if path.suffix.lower() == suffix.lower()]
+    all_paths = list_files(folder)[0] if folder.is_dir() else []
+    paths = [path for path in all_paths if path.suffix.lower() == suffix.lower()]
     if not paths:
-        raise InputError(f"{folder}: holds no *{suffix} files.")
+        raise InputError(f"{folder}: has no *{suffix} files.")
     by_name: dict[str, list[Path]] = {}
     for path in paths:
         by_name.setdefault(path.stem, []).append(path)

@@ -1,9 +1,9 @@
-"""How something is said, as numbers of every second of a recording: what style units are made of.
+"""Acoustic features of speaking style, from which style units are clustered.
 
-No labels of styles are published, so they are clusters of these features. Which features is after
-the expressive part of the acoustic sets used in speech research (eGeMAPS, Eyben et al. 2016): level
-and range of loudness and of F0, voicing, spectral tilt and pace. All are relative to the recording
-or the speaker where the network cannot hear what is absolute, as loudness, which it normalises.
+No labels of styles are published, so style units are clusters of these features. They follow the
+prosodic part of eGeMAPS (Eyben et al. 2016): level and range of loudness and of F0, voicing,
+spectral tilt and speaking rate. Loudness and F0 are relative to the recording or the speaker, since
+the network normalises its input.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,23 @@ from spirit_jax.data.f0_cache import Track
 
 NAMES = ("level", "range", "F0 level", "F0 range", "voiced", "tilt", "pace")
 HOP, WINDOW, FFT = 160, 400, 512  # samples
-FLOOR = 40.0  # dB under the loudest frame: what is less loud counts as that
+FLOOR = 40.0  # dB below the loudest frame; quieter frames are raised to this level
 EDGE = 1000.0  # Hz, between the low and the high part of the spectrum
-PEAK = 3.0  # dB that a syllable's loudness stands out by
+PEAK = 3.0  # dB, smallest prominence of a syllable's loudness peak
 
 
 def style_features(
     wave_t: np.ndarray, track: Track, f0_mean: float, unit_samples: int = SAMPLE_RATE
 ) -> np.ndarray:
-    """The features of every whole unit of a recording, and of a last one of at least half of it.
+    """The features of each style unit of a recording.
+
+    A last unit that is at least half as long as the others counts too.
 
     Args:
       wave_t: float32 samples at 16 kHz.
       track: its F0.
-      f0_mean: in Hz, what F0 is relative to (the speaker's mean).
-      unit_samples: a unit's length; a multiple of 160.
+      f0_mean: reference F0 in Hz (the speaker's mean).
+      unit_samples: length of a unit in samples; a multiple of 160.
 
     Returns:
       float32 (units, 7), the columns named by `NAMES`: mean loudness relative to the recording's,
@@ -46,7 +48,7 @@ def style_features(
     power_ft, decibels_t = loudness(wave_t)
     high_f = librosa.fft_frequencies(sr=SAMPLE_RATE, n_fft=FFT) >= EDGE
     peaks, _ = scipy.signal.find_peaks(_smooth(decibels_t, 7), prominence=PEAK)
-    # A rate in one second is a small whole number; its neighbours make it finer.
+    # Peaks in one second are a small whole number; smoothing gives a finer rate.
     frames_second = SAMPLE_RATE // HOP
     pace_t = _smooth(
         np.bincount(peaks, minlength=len(decibels_t)) * frames_second, 2 * frames_second
@@ -57,14 +59,14 @@ def style_features(
     for unit in range(units):
         frames = _part(unit, unit_samples // HOP)
         pitches = _part(unit, unit_samples // f0.HOP)
-        heard = semitones_t[pitches][voiced_t[pitches]]
+        voiced_semitones = semitones_t[pitches][voiced_t[pitches]]
         low, high = (power_ft[part][:, frames].sum() + 1e-9 for part in (~high_f, high_f))
         rows.append(
             (
                 decibels_t[frames].mean() - decibels_t.mean(),
                 decibels_t[frames].std(),
-                heard.mean() if len(heard) else 0.0,
-                heard.std() if len(heard) else 0.0,
+                voiced_semitones.mean() if len(voiced_semitones) else 0.0,
+                voiced_semitones.std() if len(voiced_semitones) else 0.0,
                 voiced_t[pitches].mean(),
                 10 * np.log10(high / low),
                 pace_t[frames].mean(),
@@ -74,7 +76,7 @@ def style_features(
 
 
 def loudness(wave_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Power (frequency, t) and level in dB (t,), 100 frames a second, of samples at 16 kHz."""
+    """(power_ft, level in dB (t,)) of samples at 16 kHz, with 100 frames per second."""
     spectrum = librosa.stft(wave_t, n_fft=FFT, hop_length=HOP, win_length=WINDOW)
     power_ft = np.square(np.abs(spectrum))
     decibels_t = 10 * np.log10(power_ft.sum(axis=0) + 1e-9)
@@ -93,7 +95,7 @@ def _part(unit: int, size: int) -> slice:
 
 
 def _smooth(values_t: np.ndarray, size: int) -> np.ndarray:
-    """Averages with a Hann window; what is beyond an end does not count."""
+    """Moving average with a Hann window, normalised at the ends."""
     window = scipy.signal.windows.hann(size + 2)[1:-1]
     sums_t, weights_t = (
         scipy.ndimage.convolve1d(array, window, mode="constant")
