@@ -1,4 +1,4 @@
-"""Audio in and out: any file, rate and channels to one channel at 16 kHz, and back to WAV."""
+"""Reads audio of any format, rate and number of channels as mono at 16 kHz, and writes WAV."""
 
 import dataclasses
 import functools
@@ -20,20 +20,20 @@ from spirit_jax.files import unreadable, whole_file
 SAMPLE_RATE = 16_000
 MIN_SAMPLES = 1_280  # a shorter chunk (80 ms) has no units
 MAX_CHANNELS = 64
-MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz; others are mistakes, and slow ones grow huge at 16 kHz
+MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz; others are errors, and low rates need much memory
 
-PIECE_TOLERANCE = 0.05  # seconds by which a length in a manifest may be off: they are rounded
+PIECE_TOLERANCE = 0.05  # seconds; lengths in manifests are rounded
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioPiece:
-    """A piece of a recording.
+    """A segment of a recording.
 
     Attributes:
       path: of the whole recording.
-      start: seconds from its start.
-      seconds: how long the piece is; None for all that follows. A piece from the very start whose
-        length is that of the recording, to within `PIECE_TOLERANCE`, is the whole recording.
+      start: in seconds.
+      seconds: length; None up to the end. If `start` is 0 and the length differs from that of the
+        recording by at most `PIECE_TOLERANCE`, the segment is the whole recording.
     """
 
     path: str | Path
@@ -45,16 +45,20 @@ Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int] | AudioPiece
 
 
 def load_audio(audio: Audio, channel: int | None = None) -> np.ndarray:
-    """Audio as float32 samples in -1..1, one channel at 16 kHz.
+    """Reads audio as mono at 16 kHz.
 
     Args:
-      audio: a path; the bytes of a file; an array at 16 kHz; (array, rate); or a piece of a file.
-        An array is (samples,) or has its channels on the shorter axis; integers are scaled by their
-        range.
-      channel: which channel to take, from 0; the mean of all by default.
+      audio: a path; the bytes of a file; an array at 16 kHz; (array, rate); or a segment of a file.
+        An array is (samples,), or its shorter axis is the channels; integers are scaled by the
+        range of their type.
+      channel: index of a channel; by default the mean of all.
+
+    Returns:
+      float32 (t,) samples in -1..1.
 
     Raises:
-      InputError: no audio, none whole, NaN or infinite samples, or no such channel.
+      InputError: the audio cannot be read, is truncated, has NaN or infinite samples, or has no
+        such channel.
     """
     try:
         return _load(audio, channel)
@@ -100,7 +104,7 @@ def _load(audio: Audio, channel: int | None) -> np.ndarray:
 
 
 def seconds(audio: str | Path | bytes) -> float:
-    """How long a recording is, as its samples say and not as its header does.
+    """The length of a recording, from its decoded samples (headers may be wrong).
 
     Raises:
       InputError: see `load_audio`.
@@ -110,29 +114,29 @@ def seconds(audio: str | Path | bytes) -> float:
 
 
 def chunks(samples_t: np.ndarray, seconds: float = 100.0) -> Iterator[np.ndarray]:
-    """Cuts audio into pieces of `seconds`; a piece under 80 ms is left out.
+    """Splits audio into chunks of `seconds`; a last chunk under 80 ms is dropped.
 
     Raises:
       InputError: `seconds` is under 80 ms.
     """
     size = round(seconds * SAMPLE_RATE)
     if size < MIN_SAMPLES:
-        raise InputError(f"Audio cannot be cut into pieces of {seconds} s; 80 ms is the least.")
+        raise InputError(f"Audio cannot be split into chunks of {seconds} s; 80 ms is the least.")
     for start in range(0, len(samples_t), size):
         if len(chunk := samples_t[start : start + size]) >= MIN_SAMPLES:
             yield chunk
 
 
 def write_wav(path: str | Path, samples_t: np.ndarray) -> None:
-    """Writes one channel at 16 kHz as 16-bit WAV, whole or not at all; clips to -1..1.
+    """Writes mono samples at 16 kHz as 16-bit WAV, clipped to -1..1, with `files.whole_file`.
 
     Raises:
-      InputError: the place cannot be written to.
+      InputError: the file cannot be written.
     """
     path = Path(path)
     if not path.name:
-        raise InputError(f"'{path}': is no name for an audio file.")
-    data = io.BytesIO()  # of a file that it cannot open or write, libsndfile does not say why
+        raise InputError(f"'{path}': is not a name for an audio file.")
+    data = io.BytesIO()  # libsndfile does not report why it cannot write a file
     soundfile.write(data, samples_t, SAMPLE_RATE, subtype="PCM_16", format="WAV")
     with whole_file(path) as unfinished:
         unfinished.write_bytes(data.getvalue())
@@ -140,26 +144,26 @@ def write_wav(path: str | Path, samples_t: np.ndarray) -> None:
 
 def _load_piece(piece: AudioPiece, channel: int | None) -> np.ndarray:
     try:
-        about = os.stat(piece.path)
+        stat = os.stat(piece.path)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise unreadable(piece.path, error, "there is no such file.") from error
-    samples_t = _load_whole(str(piece.path), channel, about.st_size, about.st_mtime_ns)
-    whole = len(samples_t) / SAMPLE_RATE
+    samples_t = _load_whole(str(piece.path), channel, stat.st_size, stat.st_mtime_ns)
+    total = len(samples_t) / SAMPLE_RATE
     start = piece.start
-    seconds = whole - start if piece.seconds is None else piece.seconds
-    if not (start >= 0 and 0 < seconds <= whole - start + PIECE_TOLERANCE):
+    seconds = total - start if piece.seconds is None else piece.seconds
+    if not (start >= 0 and 0 < seconds <= total - start + PIECE_TOLERANCE):
         raise InputError(
-            f"{piece.path}: has {whole:.2f} s; there is no piece of {seconds:.2f} s at "
+            f"{piece.path}: has {total:.2f} s; there is no segment of {seconds:.2f} s at "
             f"{start:.2f} s in it."
         )
-    if start == 0 and abs(seconds - whole) <= PIECE_TOLERANCE:
+    if start == 0 and abs(seconds - total) <= PIECE_TOLERANCE:
         return samples_t.copy()
     return samples_t[round(start * SAMPLE_RATE) : round((start + seconds) * SAMPLE_RATE)].copy()
 
 
-@functools.lru_cache(maxsize=4)  # the pieces of a recording usually come one after the other
+@functools.lru_cache(maxsize=4)  # the segments of a recording are usually read in sequence
 def _load_whole(path: str, channel: int | None, size: int, modified: int) -> np.ndarray:
-    """A recording; `size` and `modified` tell it from another one that had its name before."""
+    """A recording; `size` and `modified` are part of the cache key, since a file may change."""
     return load_audio(path, channel)
 
 
@@ -181,6 +185,6 @@ def _as_channels(array: np.ndarray) -> np.ndarray:
         raise InputError(
             f"The array has shape {array.shape}; expected (samples,) or with channels."
         )
-    if not array.size:  # the axis that is empty is time
+    if not array.size:  # the empty axis is time
         return np.zeros((0, max(1, *array.shape)))
     return array if array.shape[0] >= array.shape[1] else array.T

@@ -1,7 +1,7 @@
-"""Audio files: which recordings a file holds, and whether they are as long as the file promises.
+"""Finds the recordings in an audio file, and checks that they are complete.
 
-Libraries read a file that was cut short as a shorter recording, and of joined files the first. So
-each container's own sizes are compared with what is there, before anything is decoded.
+Libraries read a truncated file as a shorter recording, and of concatenated files only the first.
+So the sizes in each container's headers are compared with the file before anything is decoded.
 """
 
 import re
@@ -10,33 +10,33 @@ from collections.abc import Callable, Iterator
 
 from spirit_jax import flac_frames, media_containers, mpeg_audio
 from spirit_jax.errors import InputError
-from spirit_jax.media_containers import Piece, check_size
+from spirit_jax.media_containers import FileSegment, check_size
 
 
 def find_format(data) -> str:
-    """FFmpeg's name of a file's container, by its first bytes; "" if it is none of the known."""
+    """FFmpeg's name of a file's container, from its first bytes; "" if unknown."""
     head = bytes(data[:32])
-    for name, (place, magic, starts) in _MAGIC.items():
-        if head[place:].startswith(magic) and head.startswith(starts):
+    for name, (offset, magic, starts) in _MAGIC.items():
+        if head[offset:].startswith(magic) and head.startswith(starts):
             return name
     if head[4:8] in _MP4_BOXES:
         return "mov"
     return "aac" if media_containers.is_adts(head[:3]) else ""
 
 
-def find_pieces(data, name: str) -> list[Piece]:
-    """The recordings of a file in order: one, or several where files were joined.
+def find_pieces(data, name: str) -> list[FileSegment]:
+    """The recordings of a file, in order: one, or several if files were concatenated.
 
     Args:
       data: the bytes of the file.
-      name: of its container, see `find_format`.
+      name: of its container; see `find_format`.
 
     Raises:
-      InputError: the file is cut short, or holds several recordings that cannot be separated.
+      InputError: the file is truncated, or has several recordings that cannot be separated.
     """
     find_piece = _FINDERS.get(name)
     if find_piece is None:
-        return [Piece(0, len(data))]
+        return [FileSegment(0, len(data))]
     pieces, start = [], 0
     while start < len(data) and (start == 0 or find_format(data[start : start + 32]) == name):
         pieces.append(find_piece(data, start))
@@ -46,7 +46,7 @@ def find_pieces(data, name: str) -> list[Piece]:
 
 
 def skip_padding(data, position: int) -> int:
-    """The place behind the zeros and tags (ID3, APE, Lyrics3) at a place of a file."""
+    """The position after zeros and tags (ID3, APE, Lyrics3) at a position of a file."""
     while position < len(data):
         size = _ZEROS.match(data, position).end() - position
         size = size or mpeg_audio.tag_size(data, position)
@@ -57,22 +57,28 @@ def skip_padding(data, position: int) -> int:
 
 
 def check_rest(data, position: int, name: str) -> None:
-    """Raises an `InputError` if anything is behind the recordings of a container `name`."""
+    """Raises an `InputError` if the file has anything after its recordings.
+
+    Args:
+      data: the bytes of the file.
+      position: end of the recordings.
+      name: of their container.
+    """
     if position >= len(data):
         return
     other = find_format(data[position : position + 32])
     if not other and mpeg_audio.find_streams(data[position:]):
         other = "mp3"
     if other:
-        raise InputError(f"holds several recordings, joined: {name}, then {other}; separate them.")
+        raise InputError(f"has several recordings, joined: {name}, then {other}; separate them.")
     raise InputError(
-        f"has {len(data) - position} bytes behind its sound that are no part of it (is the size in "
-        "its header right?); convert it, or cut them off."
+        f"has {len(data) - position} bytes after its audio (is the size in its header right?); "
+        "convert it, or cut them off."
     )
 
 
 _ONE_BY_ONE = b"\1\0\0\0" * 2  # the size of the first array of MAT4, the sampling rate
-_MAGIC = {  # where something stands, what, and what the file begins with
+_MAGIC = {  # offset of the magic bytes, the magic bytes, and the start of the file
     "wav": (8, b"WAVE", (b"RIFF", b"RIFX", b"RF64", b"BW64")),
     "aiff": (8, b"AIF", b"FORM"),
     "svx": (8, (b"8SVX", b"16SV"), b"FORM"),
@@ -100,14 +106,14 @@ _MAGIC = {  # where something stands, what, and what the file begins with
 }
 _ZEROS = re.compile(b"\0*")
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")
-# Programs that write into a pipe put the largest size there, rounded down in some way.
+# Programs that write to a pipe use the largest possible size, or somewhat less.
 _UNKNOWN_SIZES = (range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
 _MPEG_CODECS = (0x50, 0x55)  # in WAV
-_FLAC_START = b"fLaC\0\0\0\x22"  # its magic, then the block that is always first
+_FLAC_START = b"fLaC\0\0\0\x22"  # the magic bytes and the header of the STREAMINFO block
 
 
 def _chunks(data, start: int, end: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """(name, where its body starts, size) of the chunks of a RIFF or IFF file."""
+    """(name, start of its body, size) of the chunks of a RIFF or IFF file."""
     while start + 8 <= end:
         name, size = struct.unpack(order + "4sI", data[start : start + 8])
         yield name, start + 8, size
@@ -115,7 +121,7 @@ def _chunks(data, start: int, end: int, order: str) -> Iterator[tuple[bytes, int
 
 
 def _is_all_chunks(data, start: int, order: str) -> bool:
-    """Whether a file goes on with chunks, or ends; sound looks otherwise."""
+    """Whether a file continues with valid chunks up to its end."""
     while start + 8 <= len(data):
         name, size = struct.unpack(order + "4sI", data[start : start + 8])
         if not all(32 <= letter < 127 for letter in name) or start + 8 + size > len(data):
@@ -125,13 +131,13 @@ def _is_all_chunks(data, start: int, order: str) -> bool:
 
 
 def _is_unknown(size: int, data, body: int, order: str) -> bool:
-    """Whether a chunk's size was never filled in: a program was stopped, or wrote into a pipe."""
+    """Whether a chunk's size was never filled in: its program was killed, or wrote to a pipe."""
     if size == 0:
         return not _is_all_chunks(data, body, order)
     return body + size > len(data) and any(size in sizes for sizes in _UNKNOWN_SIZES)
 
 
-def _find_wav(data, start: int) -> Piece:
+def _find_wav(data, start: int) -> FileSegment:
     """WAV, in RIFF, RIFX (big-endian), RF64 and BW64."""
     order = ">" if data[start : start + 4] == b"RIFX" else "<"
     large, frame, codec = None, 1, 0
@@ -142,42 +148,41 @@ def _find_wav(data, start: int) -> Piece:
             codec, *_, frame = struct.unpack(order + "HHIIH", data[body : body + 14])
             frame = max(1, frame)
         elif name == b"data":
-            there = len(data) - body
+            present = len(data) - body
             if large is not None and size in (0, 0xFFFFFFFF):
                 size = large[0]
                 if size in (0, 2**64 - 1):
-                    filled = there // frame * frame
+                    filled = present // frame * frame
                     sizes = struct.pack("<QQQ", body + filled - 8, filled, filled // frame)
-                    return Piece(start, len(data), ((large[1], sizes),))
+                    return FileSegment(start, len(data), ((large[1], sizes),))
             elif _is_unknown(size, data, body, order):
-                filled = min(there, 0xFFFFFFFE) // frame * frame
+                filled = min(present, 0xFFFFFFFE) // frame * frame
                 sizes = struct.pack(order + "I", filled)
                 mpeg = (body, len(data)) if codec in _MPEG_CODECS else None
-                return Piece(start, len(data), ((body - 4, sizes),), mpeg)
-            check_size(there // frame * frame, size // frame * frame)
+                return FileSegment(start, len(data), ((body - 4, sizes),), mpeg)
+            check_size(present // frame * frame, size // frame * frame)
             end = _end_of_chunks(data, start, body + size, order)
             if codec in _MPEG_CODECS:
-                return Piece(start, end, mpeg=(body, body + size))
-            return Piece(start, end)
-    return Piece(start, len(data), has_sound=False)
+                return FileSegment(start, end, mpeg=(body, body + size))
+            return FileSegment(start, end)
+    return FileSegment(start, len(data), has_sound=False)
 
 
 def _end_of_chunks(data, start: int, position: int, order: str) -> int:
-    """Where a file ends, and another may begin, behind the chunk with its sound."""
+    """The end of a file, after its audio chunk; another file may follow."""
     (size,) = struct.unpack(order + "I", data[start + 4 : start + 8])
     whole = start + 8 + size if size != 0xFFFFFFFF else position
     while position < len(data):
-        place = position + (position - start) % 2  # some programs leave out the byte between
-        if not _is_chunk(data, place, whole, order):
-            place = position
-        if not _is_chunk(data, place, whole, order) or find_format(data[place : place + 32]):
+        padded = position + (position - start) % 2  # some programs leave out the padding byte
+        chunk = padded if _is_chunk(data, padded, whole, order) else position
+        if not _is_chunk(data, chunk, whole, order) or find_format(data[chunk : chunk + 32]):
             break
-        position = place + 8 + struct.unpack(order + "I", data[place + 4 : place + 8])[0]
+        position = chunk + 8 + struct.unpack(order + "I", data[chunk + 4 : chunk + 8])[0]
     return min(position, len(data))
 
 
 def _is_chunk(data, position: int, whole: int, order: str) -> bool:
-    """Whether a chunk is there that is whole, or is within the file by the file's own size."""
+    """Whether a complete chunk is at a position, or one within the size of the file's header."""
     if position + 8 > len(data):
         return False
     name, size = struct.unpack(order + "4sI", data[position : position + 8])
@@ -185,32 +190,32 @@ def _is_chunk(data, position: int, whole: int, order: str) -> bool:
     return is_name and (position < whole or position + 8 + size <= len(data))
 
 
-def _find_iff(data, start: int) -> Piece:
-    """AIFF, AIFF-C, and 8SVX of the Amiga."""
+def _find_iff(data, start: int) -> FileSegment:
+    """AIFF, AIFF-C and 8SVX."""
     frame, frames, frames_at = 1, None, None
     for name, body, size in _chunks(data, start + 12, len(data), ">"):
         if name == b"COMM" and body + 18 <= len(data):
             channels, frames, bits = struct.unpack(">HIH", data[body : body + 8])
             frame, frames_at = max(1, channels * ((bits + 7) // 8)), body + 2
         elif name in (b"SSND", b"BODY"):
-            there = len(data) - body
+            present = len(data) - body
             if name == b"SSND" and (
                 _is_unknown(size, data, body, ">")
-                or (body + size > len(data) and size >> 16 == 0x7F00)  # SoX, into a pipe
+                or (body + size > len(data) and size >> 16 == 0x7F00)  # SoX, to a pipe
                 or (size <= 8 and not _is_all_chunks(data, body + 8, ">"))
             ):
-                filled = (there - 8) // frame * frame
+                filled = (present - 8) // frame * frame
                 repairs = [(body - 4, struct.pack(">I", filled + 8))]
                 if frames_at is not None:
                     repairs.append((frames_at, struct.pack(">I", filled // frame)))
-                return Piece(start, len(data), tuple(repairs))
-            check_size(there // frame * frame, size // frame * frame)
-            return Piece(start, _end_of_chunks(data, start, body + size, ">"))
-    return Piece(start, len(data), has_sound=frames == 0)
+                return FileSegment(start, len(data), tuple(repairs))
+            check_size(present // frame * frame, size // frame * frame)
+            return FileSegment(start, _end_of_chunks(data, start, body + size, ">"))
+    return FileSegment(start, len(data), has_sound=frames == 0)
 
 
-def _find_w64(data, start: int) -> Piece:
-    """Wave64: like WAV, with names of 16 bytes and sizes of 8 that count themselves."""
+def _find_w64(data, start: int) -> FileSegment:
+    """Wave64: like WAV, with names of 16 bytes, and sizes of 8 bytes that include the header."""
     position = start + 40
     while position + 24 <= len(data):
         (size,) = struct.unpack("<Q", data[position + 16 : position + 24])
@@ -218,55 +223,57 @@ def _find_w64(data, start: int) -> Piece:
             end = position + size
             if size in (0, 24) or size >= 2**62:  # never filled in
                 sizes = struct.pack("<Q", len(data) - position)
-                return Piece(start, len(data), ((position + 16, sizes),))
+                return FileSegment(start, len(data), ((position + 16, sizes),))
             check_size(len(data) - position - 24, size - 24)
             (whole,) = struct.unpack("<Q", data[start + 16 : start + 24])
-            return Piece(start, max(end, start + whole) if start + whole <= len(data) else end)
+            return FileSegment(
+                start, max(end, start + whole) if start + whole <= len(data) else end
+            )
         position += max(24, size + -size % 8)
-    return Piece(start, len(data), has_sound=False)
+    return FileSegment(start, len(data), has_sound=False)
 
 
-def _find_au(data, start: int) -> Piece:
+def _find_au(data, start: int) -> FileSegment:
     if start + 24 > len(data):
-        return Piece(start, len(data))
+        return FileSegment(start, len(data))
     offset, size = struct.unpack(">II", data[start + 4 : start + 12])
     body = start + offset
     if size == 0 and body < len(data):
-        return Piece(start, len(data), ((start + 8, b"\xff" * 4),))
+        return FileSegment(start, len(data), ((start + 8, b"\xff" * 4),))
     if size == 0xFFFFFFFF:  # "unknown", by the format's definition
-        return Piece(start, len(data))
+        return FileSegment(start, len(data))
     check_size(len(data) - body, size)
-    return Piece(start, body + size)
+    return FileSegment(start, body + size)
 
 
-def _find_caf(data, start: int) -> Piece:
+def _find_caf(data, start: int) -> FileSegment:
     position, has_sound = start + 8, False
     while position + 12 <= len(data):
         name, size = struct.unpack(">4sq", data[position : position + 12])
         is_name = all(32 <= letter < 127 for letter in name)
         is_other = has_sound and find_format(data[position : position + 32])
         if not is_name or is_other or (has_sound and size > len(data) - position - 12):
-            return Piece(start, position, has_sound=has_sound)
+            return FileSegment(start, position, has_sound=has_sound)
         position += 12
-        if size < 0:  # "to the end of the file", which no library takes
+        if size < 0:  # "up to the end of the file", which libraries do not support
             sizes = struct.pack(">q", len(data) - position)
-            return Piece(start, len(data), ((position - 8, sizes),))
+            return FileSegment(start, len(data), ((position - 8, sizes),))
         if name == b"data":
             check_size(len(data) - position, size)
             has_sound = True
         position += size
-    return Piece(start, min(position, len(data)), has_sound=has_sound)
+    return FileSegment(start, min(position, len(data)), has_sound=has_sound)
 
 
-def _find_flac(data, start: int) -> Piece:
+def _find_flac(data, start: int) -> FileSegment:
     following = data.find(_FLAC_START, start + 4)
     end = following if following > 0 else len(data)
     ends = flac_frames.find_ends(data, start, end)
-    return Piece(start, next((e for e in ends if skip_padding(data, e) >= end), ends[0]))
+    return FileSegment(start, next((e for e in ends if skip_padding(data, e) >= end), ends[0]))
 
 
-def _find_mat4(data, start: int) -> Piece:
-    """MATLAB 4: arrays, each behind its type, its two sizes, and the length of its name."""
+def _find_mat4(data, start: int) -> FileSegment:
+    """MATLAB 4: arrays with a header of type, two sizes and the length of the name."""
     position = start
     while position + 20 <= len(data):
         order = "<" if data[position + 3] == 0 else ">"
@@ -277,41 +284,41 @@ def _find_mat4(data, start: int) -> Piece:
         position += 20 + name
         check_size(len(data) - position, rows * columns * width)
         position += rows * columns * width
-    return Piece(start, position)
+    return FileSegment(start, position)
 
 
-def _find_counted(place: int, order: str, width: int, body: int) -> Callable:
-    """Of formats whose header has the number of samples at a fixed place."""
+def _find_counted(offset: int, order: str, width: int, body: int) -> Callable:
+    """A finder for formats whose header has the number of samples at a fixed offset."""
 
-    def find(data, start: int) -> Piece:
-        header = data[start + place : start + place + struct.calcsize(order)]
+    def find(data, start: int) -> FileSegment:
+        header = data[start + offset : start + offset + struct.calcsize(order)]
         if len(header) == struct.calcsize(order):
             size = width * struct.unpack(order, header)[0]
             check_size(len(data) - start - body, size)
-            return Piece(start, start + body + size)
-        raise InputError("is cut short: its header is not whole.")
+            return FileSegment(start, start + body + size)
+        raise InputError("is truncated: its header is incomplete.")
 
     return find
 
 
-def _find_avr(data, start: int) -> Piece:
+def _find_avr(data, start: int) -> FileSegment:
     check_size(len(data) - start, 128)  # its header
     stereo, bits = struct.unpack(">HH", data[start + 12 : start + 16])
     (frames,) = struct.unpack(">I", data[start + 26 : start + 30])
     size = frames * (2 if stereo else 1) * (bits // 8)
     check_size(len(data) - start - 128, size)
-    return Piece(start, start + 128 + size)
+    return FileSegment(start, start + 128 + size)
 
 
-def _find_mpc2k(data, start: int) -> Piece:
+def _find_mpc2k(data, start: int) -> FileSegment:
     check_size(len(data) - start, 42)  # its header
     (frames,) = struct.unpack("<I", data[start + 30 : start + 34])
     size = 2 * frames * (2 if data[start + 21] else 1)
     check_size(len(data) - start - 42, size)
-    return Piece(start, start + 42 + size)
+    return FileSegment(start, start + 42 + size)
 
 
-def _find_nist(data, start: int) -> Piece:
+def _find_nist(data, start: int) -> FileSegment:
     """NIST Sphere: its header is text, such as "sample_count -i 16000"."""
     lines = bytes(data[start : start + 1024]).decode("latin-1").splitlines()
     fields = {parts[0]: parts[2] for line in lines if len(parts := line.split()) == 3}
@@ -320,29 +327,32 @@ def _find_nist(data, start: int) -> Piece:
         count = int(fields["sample_count"]) * int(fields.get("channel_count", 1))
         width = int(fields.get("sample_n_bytes", 1))
     except (IndexError, KeyError, ValueError):
-        return Piece(start, len(data))
+        return FileSegment(start, len(data))
     if fields.get("sample_coding", "pcm") in ("pcm", "ulaw", "alaw", "mu-law"):
         check_size(len(data) - start - size, count * width)
-        return Piece(start, start + size + count * width)
-    return Piece(start, len(data))
+        return FileSegment(start, start + size + count * width)
+    return FileSegment(start, len(data))
 
 
-def _find_voc(data, start: int) -> Piece:
-    """Creative Voice: blocks with sizes of 3 bytes, until a zero; libsndfile reads one of sound."""
+def _find_voc(data, start: int) -> FileSegment:
+    """Creative Voice: blocks with sizes of 3 bytes, until a zero.
+
+    libsndfile reads only one audio block.
+    """
     position = start + int.from_bytes(data[start + 20 : start + 22], "little")
     blocks = 0
     while position + 4 < len(data) and 0 < data[position] < 10:
         size = int.from_bytes(data[position + 1 : position + 4], "little")
-        if data[position] in (1, 2, 9):  # sound
+        if data[position] in (1, 2, 9):  # audio
             check_size(len(data) - position - 4, size)
             blocks += 1
         position += 4 + size
     if blocks > 1:
-        raise InputError("has its sound in several blocks, which cannot be read; convert it.")
-    return Piece(start, min(position + (data[position : position + 1] == b"\0"), len(data)))
+        raise InputError("has several blocks of audio, which is not supported; convert it.")
+    return FileSegment(start, min(position + (data[position : position + 1] == b"\0"), len(data)))
 
 
-_FINDERS: dict[str, Callable[..., Piece]] = {
+_FINDERS: dict[str, Callable[..., FileSegment]] = {
     "wav": _find_wav,
     "aiff": _find_iff,
     "svx": _find_iff,

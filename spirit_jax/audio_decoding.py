@@ -1,4 +1,4 @@
-"""Audio files to samples: libsndfile for what it reads right, FFmpeg's libraries for the rest."""
+"""Decodes audio files: with libsndfile where it is correct, else with FFmpeg's libraries."""
 
 import io
 import os
@@ -12,14 +12,14 @@ from spirit_jax import audio_containers, mpeg_audio
 from spirit_jax.errors import InputError
 from spirit_jax.files import find_lack, read_bytes, unreadable
 
-# Containers that libsndfile does not know. They are named to FFmpeg: left to itself it also takes
-# playlists, which name other files.
+# Containers that libsndfile does not support. FFmpeg gets the name of the container, since it would
+# also open playlists, which refer to other files.
 FFMPEG_ONLY = ("mov", "matroska", "asf", "aac", "amr")
-# Containers of libsndfile that hold codecs which only FFmpeg knows.
+# Containers of libsndfile that may have codecs which only FFmpeg supports.
 FFMPEG_TOO = ("wav", "aiff", "caf", "w64", "au", "ogg")
-# Their headers do not say how long the sound is, so that one which was cut short would not show.
+# Their headers do not give the length, so truncation cannot be detected.
 _UNSUPPORTED = ("RAW", "PAF", "PVF", "IRCAM", "SD2", "XI", "MAT5")
-_HTK = b"\0\2\0\0"  # at byte 8: samples of two bytes, and that they are samples
+_HTK = b"\0\2\0\0"  # at byte 8 of an HTK file: two bytes a sample, and the kind "waveform"
 SUFFIXES = tuple(
     sorted(
         {f".{name.lower()}" for name in soundfile.available_formats() if name not in _UNSUPPORTED}
@@ -27,18 +27,17 @@ SUFFIXES = tuple(
         | set(".snd .sph .wma .webm .3gp .bwf .spx".split())
     )
 )
-_UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile says of a length that a file does not tell
-_BLOCK = 1 << 24  # samples read at a time: a damaged header may promise more than memory holds
-_EMPTY_ID3 = b"ID3\4\0\0\0\0\0\x0a" + bytes(
-    10
-)  # by it libsndfile knows MP3 whatever the first frame
+_UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's value for an unknown length
+_BLOCK = 1 << 24  # samples read at a time, since a damaged header may announce too many
+# An empty tag, after which libsndfile recognises MP3 with any first frame.
+_EMPTY_ID3 = b"ID3\4\0\0\0\0\0\x0a" + bytes(10)
 
 
 def decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
-    """A file's samples, counted rather than taken from what its header says.
+    """Decodes a file, and checks that it is complete.
 
-    Files that were joined are read whole. The delay of MP3's encoder and decoder is left out: what
-    the file says, or 1,105 samples, LAME's, where it does not.
+    Concatenated files are read as one recording. The delay of an MP3's encoder and decoder is
+    removed: the delay in the file, or else LAME's 1,105 samples.
 
     Args:
       audio: a path, or the bytes of a file.
@@ -47,8 +46,8 @@ def decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
       (name for messages, float64 samples (t, channels), rate in Hz).
 
     Raises:
-      InputError: no such file, none that can be read, one that is cut short, or joined files of
-        several rates or numbers of channels.
+      InputError: the file does not exist, cannot be read, is truncated, or has recordings with
+        different rates or numbers of channels.
     """
     in_memory = isinstance(audio, bytes)
     name = "the bytes given" if in_memory else str(audio)
@@ -60,15 +59,15 @@ def decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
     except InputError as error:
         raise unreadable(name, error, str(error)) from error
     except (soundfile.LibsndfileError, MemoryError) as error:
-        reason = "is not audio that can be read (or is cut short)."
+        reason = "is not audio that can be read (or is truncated)."
         raise unreadable(name, error, reason) from error
     kinds = {(rate, samples_tc.shape[1]) for samples_tc, rate in pieces}
     if not pieces:
-        raise InputError(f"{name}: has no sound that can be decoded.")
+        raise InputError(f"{name}: has no audio that can be decoded.")
     if len(kinds) != 1:
         raise InputError(
-            f"{name}: holds {len(pieces)} recordings, joined, of several sampling rates or numbers "
-            "of channels; separate them."
+            f"{name}: has {len(pieces)} recordings, joined, with different sampling rates or "
+            "numbers of channels; separate them."
         )
     samples_tc = pieces[0][0] if len(pieces) == 1 else np.concatenate([each for each, _ in pieces])
     return name, samples_tc, pieces[0][1]
@@ -98,23 +97,23 @@ def _decode_pieces(data: bytes) -> list[tuple[np.ndarray, int]]:
             end = audio_containers.skip_padding(data, streams[-1].frames[-1][1])
             audio_containers.check_rest(data, end, "mp3")
             return [_decode_mpeg(data, stream) for stream in streams]
-        # Of anything else libsndfile reads what it takes for MPEG frames.
-        raise InputError("is not audio that can be read (or is cut short).")
+        # libsndfile would read other files as MPEG audio.
+        raise InputError("is not audio that can be read (or is truncated).")
     body = data[start:] if start else data
     decoded = []
     for piece in audio_containers.find_pieces(body, container):
         if piece.mpeg is not None:
-            sound = body[slice(*piece.mpeg)]
-            decoded += [_decode_mpeg(sound, each) for each in mpeg_audio.find_streams(sound)]
+            mpeg = body[slice(*piece.mpeg)]
+            decoded += [_decode_mpeg(mpeg, stream) for stream in mpeg_audio.find_streams(mpeg)]
         else:
             decoded.append(_decode_piece(_cut_out(body, piece), container))
             if not piece.has_sound and not len(decoded[-1][0]):
-                raise InputError("is cut short: the part with the sound is not there.")
+                raise InputError("is truncated: the audio part is missing.")
     return decoded
 
 
-def _cut_out(data: bytes, piece: audio_containers.Piece) -> bytes:
-    """The file that a piece is, with its sizes filled in."""
+def _cut_out(data: bytes, piece: audio_containers.FileSegment) -> bytes:
+    """The bytes of a recording as a file of its own, with its header sizes filled in."""
     if not piece.repairs:
         whole = piece.start == 0 and piece.end >= len(data)
         return data if whole else data[piece.start : piece.end]
@@ -140,30 +139,30 @@ def _decode_piece(data: bytes, container: str) -> tuple[np.ndarray, int]:
         return _read_all(file)
 
 
-def _decode_mpeg(data: bytes, stream: mpeg_audio.Stream) -> tuple[np.ndarray, int]:
-    """Samples of a stream from libsndfile where it finds as many as were counted."""
+def _decode_mpeg(data: bytes, stream: mpeg_audio.MpegStream) -> tuple[np.ndarray, int]:
+    """The samples of a stream, from libsndfile if their number is the counted one."""
     rate = stream.header.rate
-    if len(stream.frames) == 1:  # of which libsndfile prints a warning
+    if len(stream.frames) == 1:  # for which libsndfile prints a warning
         return mpeg_audio.decode(data, stream), rate
     try:
-        samples_tc, found_rate = _read_soundfile(
+        samples_tc, read_rate = _read_soundfile(
             _EMPTY_ID3 + data[stream.start : stream.frames[-1][1]]
         )
     except (soundfile.LibsndfileError, InputError) as error:
         if find_lack(error):
             raise
     else:
-        if found_rate == rate and len(samples_tc) == stream.samples:
+        if read_rate == rate and len(samples_tc) == stream.samples:
             return samples_tc, rate
-        if found_rate == rate and len(samples_tc) == stream.coded:
+        if read_rate == rate and len(samples_tc) == stream.coded:
             return stream.trim(samples_tc), rate
     return mpeg_audio.decode(data, stream), rate
 
 
 class _Memory(io.BytesIO):
-    """A file in memory whose `seek` to before its beginning does nothing.
+    """A file in memory that ignores a `seek` to a negative position.
 
-    Damaged headers send libsndfile there, and an exception in its callback would be printed.
+    libsndfile does so for damaged headers, and an exception in its callback would be printed.
     """
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -187,14 +186,14 @@ def _read_soundfile(data: bytes) -> tuple[np.ndarray, int]:
 
 
 def _read_all(file: soundfile.SoundFile, strict: bool = True) -> tuple[np.ndarray, int]:
-    """(float64 samples, rate); `strict` refuses fewer samples than the file promises."""
+    """(float64 samples, rate); `strict` raises for fewer samples than the header announces."""
     blocks = [np.zeros((0, file.channels))]
     while len(block := file.read(max(1, _BLOCK // file.channels), dtype="float64", always_2d=True)):
         blocks.append(block)
     samples_tc = blocks[1] if len(blocks) == 2 else np.concatenate(blocks)
     if strict and len(samples_tc) < file.frames:
         raise InputError(
-            f"is cut short, {len(samples_tc)} of {file.frames} samples are there "
+            f"is truncated, {len(samples_tc)} of {file.frames} samples are there "
             f"({len(samples_tc) / file.samplerate:.2f} of "
             f"{file.frames / file.samplerate:.2f} s)."
         )
@@ -202,15 +201,15 @@ def _read_all(file: soundfile.SoundFile, strict: bool = True) -> tuple[np.ndarra
 
 
 def _read_ffmpeg(data: bytes, container: str) -> tuple[np.ndarray, int]:
-    """(float64 samples, rate) of the first sound stream of a file."""
-    import av  # takes a third of a second
+    """(float64 samples, rate) of the first audio stream of a file."""
+    import av  # slow to import
 
     try:
         return _demux(data, container)
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError("is not audio that can be read (or is cut short).") from error
+        raise InputError("is not audio that can be read (or is truncated).") from error
 
 
 def _demux(data: bytes, container: str) -> tuple[np.ndarray, int]:
@@ -220,16 +219,16 @@ def _demux(data: bytes, container: str) -> tuple[np.ndarray, int]:
     to_float64 = av.AudioResampler(format="dblp")
     with av.open(_Memory(data), format=container, metadata_errors="replace") as file:
         if not file.streams.audio:
-            raise InputError("has no sound in it.")
+            raise InputError("has no audio.")
         stream = file.streams.audio[0]
-        if container == "flac":  # has checksums, which nothing looks at unless asked to
+        if container == "flac":  # checks its checksums, which is not the default
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         for packet in file.demux(stream):
             if packet.is_corrupt:
-                raise InputError("is cut short or damaged.")
+                raise InputError("is truncated or damaged.")
             for frame in packet.decode():
                 blocks += [each.to_ndarray().T for each in to_float64.resample(frame)]
         rate = stream.codec_context.sample_rate
     if not blocks:
-        raise InputError("has no sound that can be decoded.")
+        raise InputError("has no audio that can be decoded.")
     return np.concatenate(blocks), rate

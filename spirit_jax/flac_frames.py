@@ -1,30 +1,30 @@
-"""Where a FLAC stream ends: its frames carry their numbers and checksums (RFC 9639)."""
+"""Finds the end of a FLAC stream by the checksums of its frames (RFC 9639)."""
 
 import re
 from collections.abc import Iterator
 
 from spirit_jax.errors import InputError
 
-_LONGEST = 1 << 20  # bytes of a frame; those of speech have some thousands
+_LONGEST = 1 << 20  # bytes of a frame; frames of speech have some thousands
 _SYNC = re.compile(b"\xff[\xf8\xf9]")
 
 
 def find_ends(data, start: int, end: int) -> list[int]:
-    """Where the last frame may end, by its checksum; what is behind it is no part of the stream.
+    """Possible ends of the last frame, by its checksum.
 
-    The checksum has 16 bits and a frame does not say how long it is, so a place within the frame
-    can look like its end; the right one is among them.
+    A frame does not contain its length, and its checksum has only 16 bits. So positions within the
+    frame can look like its end; the right one is among those returned.
 
     Args:
       data: the bytes of the file.
-      start: of the stream in them.
-      end: the place that the stream cannot go beyond.
+      start: of the stream.
+      end: position that the stream cannot exceed.
 
     Returns:
-      the places in order; `end` alone if there is no frame.
+      The positions in order; only `end` if there is no frame.
 
     Raises:
-      InputError: the last frame is not whole.
+      InputError: the last frame is incomplete.
     """
     last = next(_headers_from_end(data, start, end), None)
     if last is None:
@@ -35,33 +35,33 @@ def find_ends(data, start: int, end: int) -> list[int]:
         if checksum == 0:
             ends.append(position)
     if not ends:
-        raise InputError("is cut short or damaged: its last frame is not whole.")
+        raise InputError("is truncated or damaged: its last frame is incomplete.")
     return ends
 
 
 def _headers_from_end(data, start: int, end: int) -> Iterator[int]:
-    """Where frames begin, by the checksums of their headers, the last first."""
+    """The starts of frames, by the checksums of their headers, from last to first."""
     block = 1 << 16
     for low in range(max(start, end - block), start - block, -block):
         low = max(low, start)
-        places = [match.start() for match in _SYNC.finditer(data, low, min(end, low + block + 1))]
-        for place in reversed(places):
-            if _is_header(data, place, end):
-                yield place
+        matches = _SYNC.finditer(data, low, min(end, low + block + 1))
+        for position in reversed([match.start() for match in matches]):
+            if _is_header(data, position, end):
+                yield position
 
 
-def _is_header(data, place: int, end: int) -> bool:
-    if place + 6 > end or data[place + 2] >> 4 == 0 or data[place + 2] & 15 == 15:
+def _is_header(data, position: int, end: int) -> bool:
+    if position + 6 > end or data[position + 2] >> 4 == 0 or data[position + 2] & 15 == 15:
         return False
-    if data[place + 3] >> 4 > 10 or data[place + 3] & 1:
+    if data[position + 3] >> 4 > 10 or data[position + 3] & 1:
         return False
-    first, size = data[place + 4], 5
+    first, size = data[position + 4], 5
     if first >= 0x80:
         size += max(0, 7 - (first ^ 0xFF).bit_length())
-    size += {6: 1, 7: 2}.get(data[place + 2] >> 4, 0)
-    size += {12: 1, 13: 2, 14: 2}.get(data[place + 2] & 15, 0)
+    size += {6: 1, 7: 2}.get(data[position + 2] >> 4, 0)
+    size += {12: 1, 13: 2, 14: 2}.get(data[position + 2] & 15, 0)
     checksum = 0
-    for byte in data[place : min(place + size + 1, end)]:
+    for byte in data[position : min(position + size + 1, end)]:
         checksum = _TABLE_8[checksum ^ byte]
     return checksum == 0
 

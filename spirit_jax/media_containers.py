@@ -1,4 +1,7 @@
-"""Containers of compressed sound: is as much there as they promise? See `audio_containers`."""
+"""Finds recordings in containers of compressed audio, and checks that they are complete.
+
+See `audio_containers`.
+"""
 
 import dataclasses
 import struct
@@ -7,14 +10,15 @@ from spirit_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """A recording within a file.
+class FileSegment:
+    """The bytes of a recording within a file.
 
     Attributes:
-      start, end: its bytes in the file.
-      repairs: (place in the file, bytes) of sizes that its writer never filled in.
-      mpeg: where MPEG audio is in it, (start, end); None where there is none.
-      has_sound: whether the part with the sound is there. It may be empty.
+      start: first byte in the file.
+      end: byte after the last.
+      repairs: (position in the file, bytes) of header sizes that were never filled in.
+      mpeg: (start, end) of MPEG audio in it; None if there is none.
+      has_sound: whether the audio part is present; it may be empty.
     """
 
     start: int
@@ -25,15 +29,15 @@ class Piece:
 
 
 def check_size(present: int, promised: int) -> None:
-    """Raises an `InputError` where fewer bytes are there than a header promises."""
+    """Raises an `InputError` if fewer bytes are present than a header announces."""
     if present < promised:
         share = max(0, present) / promised
         raise InputError(
-            f"is cut short: {max(0, present)} of {promised} bytes of sound are there ({share:.0%})."
+            f"is truncated: {max(0, present)} of {promised} bytes of audio are there ({share:.0%})."
         )
 
 
-def find_ogg(data, start: int) -> Piece:
+def find_ogg(data, start: int) -> FileSegment:
     """An Ogg link: pages of streams that begin together, until all have ended (RFC 3533)."""
     position, running, began = start, set(), False
     while (position := data.find(b"OggS", position)) >= 0 and position + 27 <= len(data):
@@ -52,16 +56,16 @@ def find_ogg(data, start: int) -> Piece:
             running.discard(serial)
         position = end
         if not running and not data[position : position + 4] == b"OggS":
-            return Piece(start, position)
+            return FileSegment(start, position)
     if running or not began:
         raise InputError(
-            "is cut short: its last page does not end the recording (if all is there, "
-            "ffmpeg -i FILE -c copy NEW writes the end)."
+            "is truncated: its last page does not end the recording (if it is complete, "
+            "ffmpeg -i FILE -c copy NEW repairs it)."
         )
-    return Piece(start, position if position >= 0 else len(data))
+    return FileSegment(start, position if position >= 0 else len(data))
 
 
-def find_mov(data, start: int) -> Piece:
+def find_mov(data, start: int) -> FileSegment:
     """MP4, M4A, MOV, 3GP: boxes."""
     position, names = start, []
     while position + 8 <= len(data):
@@ -70,41 +74,41 @@ def find_mov(data, start: int) -> Piece:
             (size,) = struct.unpack(">Q", data[position + 8 : position + 16])
         size = size or len(data) - position
         if size < 8 or (names and not name.isalnum() and not name.strip().isalnum()):
-            break  # no box: what was appended is no part of it
+            break  # not a box: something was appended
         check_size(len(data) - position, size)
         names.append(name)
         position += size
     if b"moov" not in names:
-        raise InputError("is cut short: its index (the box 'moov') is not there.")
+        raise InputError("is truncated: its index (the box 'moov') is missing.")
     if names.count(b"moov") > 1:
-        raise InputError("holds several recordings, joined; separate them.")
-    return Piece(start, min(position, len(data)))
+        raise InputError("has several recordings, joined; separate them.")
+    return FileSegment(start, min(position, len(data)))
 
 
 _EBML, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 
 
-def find_matroska(data, start: int) -> Piece:
-    """Matroska and WebM: elements; what is written live has segments and clusters without size."""
+def find_matroska(data, start: int) -> FileSegment:
+    """Matroska and WebM: elements. Live streams have segments and clusters of unknown size."""
     position, headers = start, 0
     while position < len(data):
         name, after = _read_vint(data, position, keep_marker=True)
         size, body = _read_vint(data, after) if after else (0, 0)
         if not body:
             if data[position] and len(data) - position < 12:
-                raise InputError("is cut short: its last element is not whole.")
-            break  # no element: what was appended is no part of it
+                raise InputError("is truncated: its last element is incomplete.")
+            break  # not an element: something was appended
         headers += name == _EBML
         if size is not None:
             check_size(len(data) - body, size)
         position = body if name in (_SEGMENT, _CLUSTER) or size is None else body + size
     if headers > 1:
-        raise InputError("holds several recordings, joined; separate them.")
-    return Piece(start, min(position, len(data)))
+        raise InputError("has several recordings, joined; separate them.")
+    return FileSegment(start, min(position, len(data)))
 
 
 def _read_vint(data, position: int, keep_marker: bool = False) -> tuple[int | None, int]:
-    """(value, where it ends) of a number of EBML; None is "unknown", and an end of 0 no number."""
+    """(value, end) of an EBML number; the value None is "unknown", the end 0 means no number."""
     if position >= len(data) or not (first := data[position]):
         return 0, 0
     length = 9 - first.bit_length()
@@ -117,34 +121,34 @@ def _read_vint(data, position: int, keep_marker: bool = False) -> tuple[int | No
     return None if value == (1 << 7 * length) - 1 else value, position + length
 
 
-def find_asf(data, start: int) -> Piece:
-    """ASF (WMA): objects with names of 16 bytes and sizes of 8 that count themselves."""
+def find_asf(data, start: int) -> FileSegment:
+    """ASF (WMA): objects with names of 16 bytes, and sizes of 8 bytes that include the header."""
     position = start
     while position + 24 <= len(data):
         (size,) = struct.unpack("<Q", data[position + 16 : position + 24])
         is_data = data[position : position + 4] == b"6&\xb2u"
-        if size < 24 or (is_data and size <= 50):  # written live
+        if size < 24 or (is_data and size <= 50):  # a live stream
             break
         if position > start and data[position : position + 4] == data[start : start + 4]:
-            raise InputError("holds several recordings, joined; separate them.")
+            raise InputError("has several recordings, joined; separate them.")
         check_size(len(data) - position, size)
         position += size
-    return Piece(start, len(data))
+    return FileSegment(start, len(data))
 
 
 def is_adts(head: bytes) -> bool:
-    """Whether three bytes begin a frame of AAC."""
+    """Whether three bytes are the start of an AAC frame."""
     return len(head) == 3 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0 and head[2] >> 2 & 15 < 13
 
 
-def find_adts(data, start: int) -> Piece:
-    """AAC in frames of their own."""
+def find_adts(data, start: int) -> FileSegment:
+    """AAC as ADTS frames, without a container."""
     position = start
     while position + 7 <= len(data) and is_adts(data[position : position + 3]):
         size = int.from_bytes(data[position + 3 : position + 6], "big") >> 5 & 0x1FFF
         check_size(len(data) - position, size)
         position += max(7, size)
-    return Piece(start, position)
+    return FileSegment(start, position)
 
 
 _AMR_BYTES = {
@@ -153,7 +157,7 @@ _AMR_BYTES = {
 }
 
 
-def find_amr(data, start: int) -> Piece:
+def find_amr(data, start: int) -> FileSegment:
     for magic, sizes in _AMR_BYTES.items():
         if data[start : start + len(magic)] == magic:
             position = start + len(magic)
@@ -162,5 +166,5 @@ def find_amr(data, start: int) -> Piece:
                 check_size(len(data) - position, size)
                 position += size
             if position < len(data):
-                raise InputError("holds several recordings, joined; separate them.")
-    return Piece(start, len(data))
+                raise InputError("has several recordings, joined; separate them.")
+    return FileSegment(start, len(data))

@@ -1,8 +1,8 @@
-"""MPEG audio (MP3, MP2, MP1): the frames that a file has, counted, and how to decode them.
+"""Finds and decodes the frames of MPEG audio (MP3, MP2, MP1).
 
-An MP3 file is a row of frames. How many there are is written down in an Xing, Info or VBRI header
-frame, if at all, and joined files have several such rows; so nothing but counting the frames tells
-how long a file is. Source: ISO/IEC 11172-3 and 13818-3; the header frames as LAME writes them.
+An MP3 file is a sequence of frames. Only some files give their number, in a Xing, Info or VBRI
+header frame, and concatenated files have several sequences. So the frames are counted.
+Source: ISO/IEC 11172-3 and 13818-3; the header frames as LAME writes them.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ import numpy as np
 from spirit_jax import files
 from spirit_jax.errors import InputError
 
-# A decoder's own delay, and what LAME adds: an MP3 begins with that many samples of nothing.
+# Delays of the codec in samples: an MP3 begins with that much silence.
 DECODER_DELAY = 529
-ENCODER_DELAY = 576  # where a file does not say; LAME's, which nearly every program uses
-MAX_LEADING = 4096  # bytes that are no MPEG audio before the first frame
+ENCODER_DELAY = 576  # default of files without this number; LAME's, which most programs use
+MAX_LEADING = 4096  # bytes of other data before the first frame
 
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _HEADER_MARK = re.compile(b"Xing|Info|VBRI")
@@ -35,15 +35,15 @@ _KILOBITS[False, 3] = _KILOBITS[False, 2]
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What the four bytes before each frame say.
+    """The header of a frame, its first four bytes.
 
     Attributes:
       mpeg1: True for MPEG 1, False for MPEG 2 and 2.5.
       layer: 1, 2 or 3.
       rate: in Hz.
       channels: 1 or 2.
-      size: of the frame in bytes; 0 where it is not said (free format).
-      padding: bytes that the frame has more than others of its bit rate.
+      size: of the frame in bytes; 0 if it is not given (free format).
+      padding: padding bytes, included in the size.
     """
 
     mpeg1: bool
@@ -55,12 +55,12 @@ class Header:
 
     @functools.cached_property
     def kind(self) -> tuple:
-        """What all frames of a stream have in common."""
+        """The properties that all frames of a stream share."""
         return self.mpeg1, self.layer, self.rate, self.channels
 
     @property
     def samples(self) -> int:
-        """Samples of a frame, of each channel."""
+        """Samples per channel of a frame."""
         return {1: 384, 2: 1152, 3: 1152 if self.mpeg1 else 576}[self.layer]
 
     @property
@@ -70,18 +70,18 @@ class Header:
 
 
 @dataclasses.dataclass
-class Stream:
-    """A row of frames that one encoder wrote.
+class MpegStream:
+    """A sequence of frames from one encoder.
 
     Attributes:
       header: of its first frame.
-      start: where it begins in the file, with its header frame.
-      frames: (start, end) of each in the file, in bytes, without the header frame.
-      delay: samples at the beginning that are the codec's, not the recording's.
-      padding: the same at the end.
-      promised: frames that the header frame promises; 0 where it does not.
-      promised_bytes: the same in bytes, with the header frame.
-      header_bytes: of the header frame; 0 without one.
+      start: position in the file, including its header frame.
+      frames: (start, end) positions of the frames in the file, without the header frame.
+      delay: samples at the start that the codec added.
+      padding: samples at the end that the codec added.
+      promised: number of frames in the header frame; 0 if unknown.
+      promised_bytes: number of bytes in the header frame, which includes itself; 0 if unknown.
+      header_bytes: size of the header frame; 0 without one.
       free: whether it is in free format, which FFmpeg does not decode.
     """
 
@@ -107,86 +107,86 @@ class Stream:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all is there that the header frame promises."""
+        """Whether all frames or bytes that the header frame announces are present."""
         counted = self.header_bytes + sum(end - start for start, end in self.frames)
         return len(self.frames) >= self.promised or 0 < self.promised_bytes <= counted
 
     def trim(self, samples_tc: np.ndarray) -> np.ndarray:
-        """The recording in what a decoder returned."""
+        """Decoded samples without delay and padding."""
         return samples_tc[self.delay : self.delay + self.samples]
 
 
-def find_streams(data) -> list[Stream]:
-    """The streams of a file, in order; none if it is no MPEG audio.
+def find_streams(data) -> list[MpegStream]:
+    """The streams of a file, in order; empty if it is not MPEG audio.
 
     Args:
       data: the bytes of the file.
 
     Raises:
-      InputError: it is cut short: a frame or what a header frame promises is not all there.
+      InputError: a frame is incomplete, or frames are missing.
     """
-    streams: list[Stream] = []
+    streams: list[MpegStream] = []
     covered = 0
     for position, end, header, is_free in _frames(data):
         covered += end - position
-        if header is None:  # a tag, which is larger than the sound where it holds a picture
+        if header is None:  # a tag; with a picture it may be larger than the audio
             continue
-        if end > len(data):  # the last frame is not whole
+        if end > len(data):  # the last frame is incomplete
             if streams and streams[-1].promised and streams[-1].is_whole:
                 break
             raise InputError(
-                f"is cut short: its last frame has {len(data) - position} of "
+                f"is truncated: its last frame has {len(data) - position} of "
                 f"{end - position} bytes."
             )
-        described = _read_header_frame(data, position, header)
-        if described is not None:
-            streams.append(described)
+        stream = _read_header_frame(data, position, header)
+        if stream is not None:
+            streams.append(stream)
             continue
         if not streams or streams[-1].header.kind != header.kind or _is_complete(streams[-1]):
             delay = _default_delay(data[position:end], header)
-            streams.append(Stream(header, position, delay=delay))
+            streams.append(MpegStream(header, position, delay=delay))
         streams[-1].free |= is_free
         streams[-1].frames.append((position, end))
     for stream in streams:
         if not stream.is_whole:
             raise InputError(
-                f"is cut short: {len(stream.frames)} of {stream.promised} frames are there."
+                f"is truncated: {len(stream.frames)} of {stream.promised} frames are there."
             )
     return [stream for stream in streams if stream.frames] if 2 * covered > len(data) else []
 
 
-def decode(data, stream: Stream) -> np.ndarray:
-    """The samples of a stream, float64 (t, channels); a frame that is damaged is silent."""
+def decode(data, stream: MpegStream) -> np.ndarray:
+    """The samples of a stream, float64 (t, channels); damaged frames become silence."""
     if stream.free:
-        raise InputError("is MP3 in free format, which cannot be read; convert it to WAV.")
-    import av  # takes a third of a second
+        raise InputError("is MP3 in free format, which is not supported; convert it to WAV.")
+    import av  # slow to import
 
     codec = av.CodecContext.create(f"mp{stream.header.layer}float", "r")
     shape = stream.header.samples, stream.header.channels
-    pieces = []
+    blocks = []
     for start, end in stream.frames:
         try:
             decoded = codec.decode(av.Packet(bytes(data[start:end])))
-        except av.FFmpegError as error:  # such as a frame whose beginning was in another one
+        except av.FFmpegError as error:  # such as a frame that needs bits of a missing frame
             if files.find_lack(error):
                 raise files.unreadable("a frame", error, "is damaged.") from error
             decoded = []
         arrays = [frame.to_ndarray().T for frame in decoded]
-        piece = arrays[0] if len(arrays) == 1 else np.zeros(shape)
-        pieces.append(piece if piece.shape == shape else np.zeros(shape))
-    return stream.trim(np.concatenate(pieces).astype(np.float64))
+        block_tc = arrays[0] if len(arrays) == 1 else np.zeros(shape)
+        blocks.append(block_tc if block_tc.shape == shape else np.zeros(shape))
+    return stream.trim(np.concatenate(blocks).astype(np.float64))
 
 
-def _is_complete(stream: Stream) -> bool:
-    """Whether frames that follow belong to another stream."""
-    # Some encoders count the header frame, and some do not: one frame more is theirs.
+def _is_complete(stream: MpegStream) -> bool:
+    """Whether the next frame belongs to another stream."""
+    # Some encoders count the header frame and some do not, so one more frame is accepted.
     return 0 < stream.promised < len(stream.frames)
 
 
 def _frames(data) -> Iterator[tuple[int, int, Header | None, bool]]:
-    """(start, end, header, is free format) of every frame; the last may end behind the file.
+    """(start, end, header, is free format) of every frame; the last may exceed the file.
 
-    Tags come too, with None for a header.
+    Tags are included, with None as header.
     """
     position, kind, free_size, in_step = 0, None, 0, False
     while 0 <= position <= len(data) - 4:
@@ -212,7 +212,7 @@ def _frames(data) -> Iterator[tuple[int, int, Header | None, bool]]:
 
 
 def tag_size(data, position: int) -> int:
-    """Bytes of the ID3, APE or Lyrics3 tag at a place of a file; 0 if none is there."""
+    """Size of the ID3, APE or Lyrics3 tag at a position of a file; 0 if there is none."""
     if data[position] not in b"IATL":
         return 0
     start = bytes(data[position : position + 32])
@@ -221,7 +221,7 @@ def tag_size(data, position: int) -> int:
         return 10 + size + (10 if start[5] & 0x10 else 0)
     if start.startswith(b"APETAGEX") and len(start) == 32:
         size, _, flags = struct.unpack("<III", start[12:24])
-        return 32 + (size if flags & 0x20000000 else 0)  # a header; else what it ends was passed
+        return 32 + (size if flags & 0x20000000 else 0)  # of a footer, the tag is before it
     if start.startswith(b"TAG") and position + 128 <= len(data):
         return 128
     if start.startswith(b"LYRICSBEGIN"):
@@ -234,7 +234,7 @@ def _parse_header(data, position: int) -> Header | None:
     return _parse_word(int.from_bytes(data[position : position + 4], "big"))
 
 
-@functools.lru_cache(4096)  # few differ in a file
+@functools.lru_cache(4096)  # a file has few different headers
 def _parse_word(word: int) -> Header | None:
     version, layer = word >> 19 & 3, 4 - (word >> 17 & 3)
     bit_rate, rate, mode = word >> 12 & 15, word >> 10 & 3, word >> 6 & 3
@@ -252,7 +252,7 @@ def _parse_word(word: int) -> Header | None:
 
 
 def _is_followed(data, position: int, header: Header) -> bool:
-    """Whether a frame ends where another one, a tag or the file begins or ends."""
+    """Whether another frame, a tag or the end of the file follows a frame."""
     end = position + header.size
     if end >= len(data) - 4:
         return end == len(data)
@@ -262,7 +262,7 @@ def _is_followed(data, position: int, header: Header) -> bool:
 
 
 def _measure_free(data, position: int, header: Header) -> int:
-    """Bytes of a frame in free format without padding: as far as the next header of its kind."""
+    """Size of a frame in free format without padding: the distance to the next such header."""
     place = position
     while 0 < (place := data.find(data[position : position + 2], place + 4)) < position + 16_384:
         following = _parse_header(data, place)
@@ -271,17 +271,17 @@ def _measure_free(data, position: int, header: Header) -> int:
     return 0
 
 
-def _read_header_frame(data, position: int, header: Header) -> Stream | None:
-    """A stream as its header frame describes it; None if the frame is one of sound."""
+def _read_header_frame(data, position: int, header: Header) -> MpegStream | None:
+    """The stream that a header frame describes; None if the frame has audio."""
     if header.layer != 3 or not _HEADER_MARK.search(data, position + 13, position + 42):
         return None
     frame = bytes(data[position : position + header.size])
     delay = ENCODER_DELAY + DECODER_DELAY
-    stream = Stream(header, position, delay=delay, header_bytes=len(frame))
+    stream = MpegStream(header, position, delay=delay, header_bytes=len(frame))
     if frame[36:40] == b"VBRI" and len(frame) >= 54:
         stream.promised_bytes, stream.promised = struct.unpack(">II", frame[46:54])
         return stream
-    for place in (4 + header.side_bytes, 6 + header.side_bytes):  # the latter behind a checksum
+    for place in (4 + header.side_bytes, 6 + header.side_bytes):  # the second with a checksum
         if frame[place : place + 4] in (b"Xing", b"Info"):
             break
     else:
@@ -302,7 +302,7 @@ def _read_header_frame(data, position: int, header: Header) -> Stream | None:
 
 
 def _default_delay(frame, header: Header) -> int:
-    """The delay of a stream without a header frame, 0 if it begins amid a recording."""
+    """The delay of a stream without a header frame; 0 if it begins within a recording."""
     if header.layer != 3:
         return 0
     frame = bytes(frame)

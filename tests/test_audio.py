@@ -202,7 +202,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, form, subtype, part):
     whole = encode(noise, SAMPLE_RATE, form, subtype)
     path = tmp_path / "cut.audio"
     path.write_bytes(whole[: int(part * len(whole))])
-    with pytest.raises(InputError, match="cut.audio.*cut short"):
+    with pytest.raises(InputError, match="cut.audio.*truncated"):
         load_audio(path)
 
 
@@ -319,10 +319,10 @@ def test_a_piece_of_a_recording_is_its_samples(tmp_path):
     load_audio(piece)[:] = 0  # nobody else's samples
     np.testing.assert_array_equal(load_audio(piece), samples)
     for start, seconds in ((0.5, 0.6), (1.0, None), (2.0, 1.0), (-0.1, 0.5), (0.1, 0.0)):
-        with pytest.raises(InputError, match="a.wav: has 1.00 s; there is no piece"):
+        with pytest.raises(InputError, match="a.wav: has 1.00 s; there is no segment"):
             load_audio(audio.AudioPiece(tmp_path / "a.wav", start, seconds))
     for start, seconds in ((float("nan"), 0.5), (0.0, float("nan")), (0.0, float("inf"))):
-        with pytest.raises(InputError, match="no piece"):
+        with pytest.raises(InputError, match="no segment"):
             load_audio(audio.AudioPiece(tmp_path / "a.wav", start, seconds))
     for name in ("gone.wav", "a\0.wav"):
         with pytest.raises(InputError, match="no such file"):

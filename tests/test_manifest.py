@@ -351,7 +351,7 @@ def test_pieces_and_bad_words_are_prepared(tone, tmp_path, expressive_folder):
     np.testing.assert_array_equal(piece.units.hubert, units.hubert)
     assert piece.words == (("so", 0.0, 0.1), ("it", 0.1, 0.3), ("is", 0.3, 0.45))
     assert report["words_repaired"] == 1 and report["rejected"] == 1
-    assert any("there is no piece" in reason for reason in report["rejects"])
+    assert any("there is no segment" in reason for reason in report["rejects"])
 
 
 def test_two_recordings_of_an_item_are_named(tone, tmp_path):

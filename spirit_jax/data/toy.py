@@ -1,7 +1,7 @@
-"""A corpus that is made up: sentences of a few words, each "spoken" as units of its own.
+"""A synthetic prepared corpus, for tests and trial runs: short sentences with units.
 
-For trying a training out, and for tests: nothing has to be fetched, and there is something to
-learn, since a word's units follow from its text.
+Nothing has to be downloaded, and a model can learn from it, since the units of a word are
+a function of its letters.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from spirit_jax.vocab import HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS
 WHO = ("the cat", "a dog", "my friend", "the old king", "a small bird")
 DOES = ("sees", "follows", "finds", "likes", "waits for")
 WHERE = ("in the garden", "by the river", "at night", "every morning", "near the house")
-MOST_FRAMES = 2  # that a unit lasts
+MOST_FRAMES = 2  # longest duration of a unit
 
 
 def make_utterances(count: int, seed: int = 0) -> Iterator[Utterance]:
