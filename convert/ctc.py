@@ -1,9 +1,9 @@
-"""A CTC aligner: from a Hugging Face folder of a Wav2Vec2ForCTC, MMS too.
+"""Converts a Wav2Vec2ForCTC of Hugging Face, including MMS, to a CTC aligner.
 
 python -m convert.ctc --hf HF_DIR --output DIR [--language eng]
 
-MMS folders know many languages: vocab.json is nested, and adapter.LANGUAGE.safetensors holds what
-suits the network to each.
+MMS folders have many languages: vocab.json is nested, and adapter.LANGUAGE.safetensors has the
+language adapter.
 """
 
 import argparse
@@ -37,22 +37,25 @@ SEPARATORS = ("|", " ", "\u2581", "<space>", "[SPACE]")
 
 
 def convert_ctc(folder: str | Path, output: str | Path, language: str | None = None) -> CtcConfig:
-    """Writes the network folder of an aligner, and gives its config.
+    """Writes the network folder of an aligner.
 
     Args:
-      folder: of Hugging Face's files.
+      folder: the Hugging Face folder.
       output: the network folder to write.
-      language: which one, where the folder knows several; the one it names as its own by default.
+      language: of an MMS folder; by default its `target_lang`.
+
+    Returns:
+      The config of the aligner.
 
     Raises:
-      InputError: the folder is not whole, holds another network or lacks the language, or `output`
-        is there already.
+      InputError: the folder is incomplete, has another network or lacks the language, or `output`
+        exists.
     """
     folder = Path(folder)
     path = folder / "config.json"
     hf = config.read_mapping(path)
     trunk = read_hf_trunk(folder, hf, ("wav2vec2",), normalize=True)
-    if trunk["norm_first"]:  # the others have none, whatever the config says
+    if trunk["norm_first"]:  # other networks have no adapter, whatever the config has
         trunk["adapter_size"] = hf.get("adapter_attn_dim") or 0
     tokenizer = _read_if_there(folder / "tokenizer_config.json")
     vocab = config.read_mapping(folder / "vocab.json")
@@ -62,12 +65,12 @@ def convert_ctc(folder: str | Path, output: str | Path, language: str | None = N
         raise InputError(f"{folder / 'vocab.json'}: has no labels.")
     if all(isinstance(labels, Mapping) for labels in vocab.values()):
         default = tokenizer.get("target_lang")
-        chosen = language or default
-        vocab = _pick_language(folder, vocab, chosen)
-        if chosen != default or _find_adapter(folder, chosen):
-            tensors |= _read_adapter(folder, chosen)
+        selected = language or default
+        vocab = _pick_language(folder, vocab, selected)
+        if selected != default or _find_adapter(folder, selected):
+            tensors |= _read_adapter(folder, selected)
     elif language is not None:
-        raise InputError(f"{folder / 'vocab.json'}: knows one language; none can be chosen.")
+        raise InputError(f"{folder / 'vocab.json'}: has one language; leave out --language.")
     if "lm_head.bias" not in tensors:
         raise InputError(f"{folder}: has no lm_head.bias; expected a Wav2Vec2ForCTC.")
     labels = _list_labels(folder / "vocab.json", vocab, len(tensors["lm_head.bias"]))
@@ -86,7 +89,7 @@ def convert_ctc(folder: str | Path, output: str | Path, language: str | None = N
 
 
 def rules(cfg: CtcConfig) -> list[Rule]:
-    """Hugging Face's names to ours."""
+    """Rules from Hugging Face's names to this package's."""
     adapter = layer_pattern(TRUNK + "encoder") + r"adapter_layer\."
     target = r"trunk/layers/\1/adapter/"
     return [
@@ -122,7 +125,7 @@ def _read_adapter(folder: Path, language: str) -> dict[str, np.ndarray]:
 
 
 def _list_labels(path: Path, vocab: Mapping[str, Any], count: int) -> list[str]:
-    """The text of each of `count` labels."""
+    """The labels by index; raises `InputError` for an invalid or duplicate index."""
     labels = [""] * count
     for label, number in vocab.items():
         if type(number) is not int or not 0 <= number < count:
@@ -136,7 +139,7 @@ def _list_labels(path: Path, vocab: Mapping[str, Any], count: int) -> list[str]:
 
 
 def find_blank(hf: Mapping[str, Any], tokenizer: Mapping[str, Any], labels: Sequence[str]) -> int:
-    """The number of CTC's blank, which for Hugging Face is the padding; its default is 0."""
+    """The index of the CTC blank, which is Hugging Face's padding token; 0 by default."""
     if isinstance(hf.get("pad_token_id"), int):
         return hf["pad_token_id"]
     for name in (_text_of(tokenizer.get("pad_token")), *BLANKS):
@@ -152,7 +155,7 @@ def find_separator(tokenizer: Mapping[str, Any], labels: Sequence[str]) -> str:
 
 
 def _text_of(token: Any) -> str:
-    """A token's text, which tokenizer_config.json has as a string or as an object."""
+    """The text of a token, which is a string or an object in tokenizer_config.json."""
     text = token.get("content") if isinstance(token, Mapping) else token
     return text if isinstance(text, str) else ""
 

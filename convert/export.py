@@ -1,4 +1,4 @@
-"""Writes the language model of a model folder as a Hugging Face Llama folder.
+"""Exports the language model of a model folder as a Hugging Face Llama folder.
 
 python -m convert.export --model MODEL_DIR --output HF_DIR
 """
@@ -23,8 +23,14 @@ SHARD_BYTES = 2 << 30
 def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | list[int]) -> None:
     """Writes a network folder as `config.json` and (sharded) safetensors, a shard at a time.
 
+    Args:
+      network: the network folder of the language model.
+      output: the Hugging Face folder to write.
+      bos: id of BOS.
+      eos: id or ids of EOS.
+
     Raises:
-      InputError: `output` exists already, or the network folder is not whole.
+      InputError: `output` exists, or the network folder is incomplete.
     """
     network = Path(network)
     cfg = config.read(LlamaConfig, network / "config.json")
@@ -50,7 +56,7 @@ def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | l
 
 
 def as_numpy(tree):
-    """Asks `load_params` for host arrays of these shapes."""
+    """A tree of numpy arrays, for `load_params` to read host arrays of these shapes."""
     return checkpoint.unflatten(
         {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in checkpoint.flatten(tree).items()}
     )
@@ -75,18 +81,18 @@ def _bytes(leaf) -> int:
 
 
 def export_model(model: str | Path, output: str | Path) -> None:
-    """Writes the language model and the text tokenizer of a model folder, whole or not at all.
+    """Exports the language model and the text tokenizer of a model folder.
 
     Args:
-      model: the folder, or the name of a model that comes with the package.
+      model: the model folder, or the name of a packaged model.
       output: the Hugging Face folder to write.
 
     Raises:
-      InputError: `output` exists already, or the model folder is not whole.
+      InputError: `output` exists, or the model folder is incomplete.
     """
     model = model_folder.find_language_model(model)
     vocab = config.read(Vocab, model / "vocab.json")
-    load_text_tokenizer(model / "text_tokenizer", vocab)  # raises where it is not whole
+    load_text_tokenizer(model / "text_tokenizer", vocab)  # raises if it is damaged
     with files.whole_folder(output) as folder:
         export_llama(model / "llama", folder / "llama", vocab.bos, list(vocab.eos))
         for file in (folder / "llama").iterdir():

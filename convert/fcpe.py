@@ -1,10 +1,10 @@
-"""FCPE, the F0 estimator: from the weights in PyPI's package torchfcpe (MIT).
+"""Converts the F0 estimator FCPE, from the weights in the PyPI package torchfcpe (MIT).
 
 python -m convert.fcpe --weights fcpe_c_v001.pt --output DIR
 python -m convert.fcpe --weights fcpe_c_v001.pt --model MODEL_DIR
 
-The second form gives F0 to a model folder that was converted without. Take the weights by
-`pip download --no-deps torchfcpe==0.0.4`; the wheel is a zip file, and they are in
+The second form adds FCPE to a model folder that was converted without it. To get the weights, run
+`pip download --no-deps torchfcpe==0.0.4`; the wheel is a zip file with the weights in
 torchfcpe/assets.
 """
 
@@ -30,9 +30,9 @@ ASSET = "assets/fcpe_c_v001.pt"
 
 
 def find_weights(path: str | Path | None = None) -> Path | None:
-    """The weights' file: `path`, else $SPIRIT_FCPE_PT, else that of an installed torchfcpe.
+    """The weight file: `path`, else $SPIRIT_FCPE_PT, else that of an installed torchfcpe.
 
-    The package is looked up and not imported. None if there is none.
+    None if there is none. The package is not imported.
     """
     path = path or os.environ.get("SPIRIT_FCPE_PT")
     if path:
@@ -45,10 +45,10 @@ def find_weights(path: str | Path | None = None) -> Path | None:
 
 
 def convert_fcpe(path: str | Path, output: str | Path) -> FcpeConfig:
-    """Writes the network folder of FCPE, and gives its config.
+    """Writes the network folder of FCPE, and returns its config.
 
     Raises:
-      InputError: the file is not FCPE's, or `output` is there already.
+      InputError: the file has another network, or `output` exists.
     """
     state = torch_files.load_parts(path, "model", "config_dict")
     cfg = read_config(path, state["config_dict"])
@@ -62,7 +62,7 @@ def convert_fcpe(path: str | Path, output: str | Path) -> FcpeConfig:
 
 
 def read_config(path: str | Path, values: Mapping[str, Any]) -> FcpeConfig:
-    """Our config of the file's `config_dict`."""
+    """Converts the file's `config_dict`."""
     with reading_config(path):
         torch_files.check_plain(dict(values), path)
         mel, model = values["mel"], values["model"]
@@ -92,16 +92,16 @@ RULES = [
     *linear_rules(_LAYER + r"conformer\.net\.4\.conv", r"layers_\1/depthwise"),
     Rule(_LAYER + r"conformer\.net\.6\.weight", r"layers_\1/narrow/kernel", lambda x: x[..., 0].T),
     Rule(_LAYER + r"conformer\.net\.6\.bias", r"layers_\1/narrow/bias"),
-    Rule(_LAYER + r"norm\..*", None),  # of the attention that these weights are without
+    Rule(_LAYER + r"norm\..*", None),  # of attention layers, which these weights do not have
     *norm_rules("norm", "norm"),
     *linear_rules("output_proj", "out"),
     Rule("cent_table", "cents"),
-    Rule("gaussian_blurred_cent_mask", None),  # of training
+    Rule("gaussian_blurred_cent_mask", None),  # only for training
 ]
 
 
 def add_to_model(path: str | Path, model: str | Path) -> None:
-    """Puts FCPE into the speech tokenizer of a model folder, and its hash beside the others."""
+    """Adds FCPE to the speech tokenizer of a model folder, with its hash."""
     if model_folder.find_model(model) != Path(model):
         raise InputError(f"{model}: comes with the package and is not changed; copy it first.")
     folder = Path(model) / model_folder.SPEECH_TOKENIZER

@@ -1,4 +1,4 @@
-"""A unit HiFi-GAN: from the release's folder (config.json, generator.pt, speakers.txt, styles.txt).
+"""Converts a unit HiFi-GAN of the release (config.json, generator.pt, speakers.txt, styles.txt).
 
 python -m convert.hifigan --checkpoint FOLDER --output DIR
 """
@@ -15,15 +15,15 @@ from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, abstract_params
 
-DEFAULT_SPEAKER, DEFAULT_STYLE = 2, 8  # the release's
-NUM_SPEAKERS, NUM_STYLES = 200, 100  # the release's, where its config gives no number
+DEFAULT_SPEAKER, DEFAULT_STYLE = 2, 8  # of the release
+NUM_SPEAKERS, NUM_STYLES = 200, 100  # of the release, if its config has no number
 
 
 def convert_hifigan(folder: str | Path, output: str | Path) -> HifiGanConfig:
-    """Writes the network folder of a vocoder, and gives its config.
+    """Writes the network folder of a vocoder, and returns its config.
 
     Raises:
-      InputError: the folder is not whole or holds another network, or `output` is there already.
+      InputError: the folder is incomplete or has another network, or `output` exists.
     """
     folder = Path(folder)
     cfg = read_config(folder)
@@ -40,10 +40,10 @@ def convert_hifigan(folder: str | Path, output: str | Path) -> HifiGanConfig:
 
 
 def read_config(folder: Path) -> HifiGanConfig:
-    """Our config of a folder in the release's form."""
+    """Converts the config of a release folder."""
     path = folder / "config.json"
     h = config.read_mapping(path)
-    # Older relatives take F0 itself, or bins of it; their keys are not known.
+    # Older vocoders take F0 or bins of it as input; they are not supported.
     refuse(path, h, f0=None, f0_quant_num_bin=0, embedder_params=None, resblock="1")
     with reading_config(path):
         duration = h.get("dur_predictor_params") or {}
@@ -74,47 +74,47 @@ def read_config(folder: Path) -> HifiGanConfig:
     width = cfg.embedding_dim * len(cfg.channels)
     if h.get("model_in_dim", width) != width:
         raise InputError(
-            f"{path}: model_in_dim is {show(h['model_in_dim'])}, and {len(cfg.channels)} channels "
-            f"({', '.join(cfg.channels)}) of {cfg.embedding_dim} make {width}."
+            f"{path}: model_in_dim is {show(h['model_in_dim'])}, but {len(cfg.channels)} channels "
+            f"({', '.join(cfg.channels)}) of {cfg.embedding_dim} give {width}."
         )
     return cfg
 
 
 def rules(cfg: HifiGanConfig) -> list[Rule]:
-    """The release's names to ours."""
+    """Rules from the release's names to this package's."""
     names = {"dict": "code", "f0_dict": "pitch", "style_dict": "style"}
     names |= {"spkr": "speaker", "style": "style_id"}
-    found = [
-        Rule(rf"{theirs}\.weight", f"embed_{ours}/embedding") for theirs, ours in names.items()
+    table_rules = [
+        Rule(rf"{source}\.weight", f"embed_{target}/embedding") for source, target in names.items()
     ]
     for i in range(2):
-        found += linear_rules(rf"dur_predictor\.conv{i + 1}\.0", f"duration/conv{i}")
-        found += norm_rules(rf"dur_predictor\.ln{i + 1}", f"duration/norm{i}")
-    found += linear_rules(r"dur_predictor\.proj", "duration/out")
-    found += linear_rules(r"(conv_pre|conv_post)", r"generator/\1")
-    found.append(Rule(r"ups\.(\d+)\.weight", r"generator/up\1/kernel", _turn_transposed))
-    found.append(Rule(r"ups\.(\d+)\.bias", r"generator/up\1/bias"))
+        table_rules += linear_rules(rf"dur_predictor\.conv{i + 1}\.0", f"duration/conv{i}")
+        table_rules += norm_rules(rf"dur_predictor\.ln{i + 1}", f"duration/norm{i}")
+    table_rules += linear_rules(r"dur_predictor\.proj", "duration/out")
+    table_rules += linear_rules(r"(conv_pre|conv_post)", r"generator/\1")
+    table_rules.append(Rule(r"ups\.(\d+)\.weight", r"generator/up\1/kernel", _transpose_conv))
+    table_rules.append(Rule(r"ups\.(\d+)\.bias", r"generator/up\1/bias"))
     blocks = len(cfg.resblock_kernels)
     for j in range(blocks * len(cfg.upsample_rates)):
         target = f"generator/res{j // blocks}_{j % blocks}"
-        found += linear_rules(rf"resblocks\.{j}\.convs1\.(\d+)", target + r"/dilated\1")
-        found += linear_rules(rf"resblocks\.{j}\.convs2\.(\d+)", target + r"/plain\1")
-    return found
+        table_rules += linear_rules(rf"resblocks\.{j}\.convs1\.(\d+)", target + r"/dilated\1")
+        table_rules += linear_rules(rf"resblocks\.{j}\.convs2\.(\d+)", target + r"/plain\1")
+    return table_rules
 
 
-def _turn_transposed(array: np.ndarray) -> np.ndarray:
+def _transpose_conv(array: np.ndarray) -> np.ndarray:
     """torch's ConvTranspose1d (in, out, k) to (k, in, out)."""
     return np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
 def _read_names(path: Path, count: int) -> tuple[str, ...]:
-    """The lines of a file, if there is one; raises `InputError` for more than `count`."""
+    """The lines of a file, if it exists; raises `InputError` for more than `count`."""
     if not count or not path.is_file():
         return ()
     text = files.read_text(path).rstrip("\n")
     names = tuple(line.strip() for line in text.split("\n")) if text else ()
     if len(names) > count:
-        raise InputError(f"{path}: has {len(names)} names, and the vocoder {count} of them.")
+        raise InputError(f"{path}: has {len(names)} names, but the vocoder has {count}.")
     return names
 
 

@@ -1,4 +1,4 @@
-"""HuBERT and its quantizer: from the release's files, or a Hugging Face folder and centroids.
+"""Converts HuBERT and its quantizer, from the release or from Hugging Face and centroids.
 
 python -m convert.hubert --checkpoint mhubert_base_25hz.pt --quantizer L11_quantizer_500.pt --output DIR
 python -m convert.hubert --hf HF_DIR [--kmeans centroids.npy] --output DIR
@@ -45,18 +45,18 @@ from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, abstract_params
 FAIRSEQ_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 FAIRSEQ_EXTRACTOR_MODES = {"default": "group", "layer_norm": "layer"}
 FAIRSEQ_INPUT_NORM_EPS = 1e-5
-MAX_EXPRESSION = 1000  # characters; the real one has 46
+MAX_EXPRESSION = 1000  # characters; the release's has 46
 MAX_CONV_LAYERS = 64
 MAX_KMEANS_BYTES = 1 << 28
 
 
 def parse_conv_layers(expression: Any, where: str) -> tuple[tuple[int, int, int], ...]:
-    """The (channels, kernel, stride) triples that fairseq keeps as a Python expression.
+    """(channels, kernel, stride) triples from fairseq's Python expression.
 
-    Read by walking its syntax tree: whole numbers, lists, tuples, + and * only.
+    The syntax tree may only have whole numbers, lists, tuples, + and *; nothing is executed.
 
     Raises:
-      InputError: anything else, or an unreasonable number of layers.
+      InputError: the expression is of another form, or has too many layers.
     """
     problem = InputError(
         f"{where}: conv_feature_layers is {str(expression)[:100]!r}, expected a list of "
@@ -71,8 +71,8 @@ def parse_conv_layers(expression: Any, where: str) -> tuple[tuple[int, int, int]
     if not isinstance(layers, list | tuple) or not 0 < len(layers) <= MAX_CONV_LAYERS:
         raise problem
     for layer in layers:
-        whole = isinstance(layer, list | tuple) and all(type(n) is int and n > 0 for n in layer)
-        if not whole or len(layer) != 3:
+        is_whole = isinstance(layer, list | tuple) and all(type(n) is int and n > 0 for n in layer)
+        if not is_whole or len(layer) != 3:
             raise problem
     return tuple(tuple(layer) for layer in layers)
 
@@ -91,7 +91,7 @@ def _evaluate(node: ast.AST) -> Any:
             left, right = _evaluate(node.left), _evaluate(node.right)
             if isinstance(left, int):
                 left, right = right, left
-            # Before it is made: a short expression can ask for more than the memory holds.
+            # Checked first: a short expression can describe a list that does not fit in memory.
             if not isinstance(left, int) and len(left) * right > MAX_CONV_LAYERS:
                 raise ValueError("too long")
             return left * right
@@ -100,10 +100,10 @@ def _evaluate(node: ast.AST) -> Any:
 
 
 def read_release_encoder(path: str | Path, layer: int = 11) -> tuple[HubertConfig, dict[str, Any]]:
-    """Config and parameters of a fairseq-style HuBERT file, up to transformer layer `layer`.
+    """Config and parameters of a fairseq HuBERT file, up to transformer layer `layer` (from 1).
 
     Raises:
-      InputError: the file is damaged, or holds a network of another form.
+      InputError: the file is damaged, or has another network.
     """
     saved = torch_files.load_parts(path, "model_cfg", "model_weight")
     cfg, task = saved["model_cfg"], saved.get("task_cfg") or {}
@@ -127,7 +127,7 @@ def read_release_encoder(path: str | Path, layer: int = 11) -> tuple[HubertConfi
 
 
 def _read_release_trunk(path: str | Path, cfg: Mapping[str, Any], layer: int) -> dict[str, Any]:
-    """The fields of `TrunkConfig` that fairseq's config asks for; absent ones have its defaults."""
+    """The fields of `TrunkConfig` from fairseq's config, with fairseq's defaults."""
     mode = cfg.get("extractor_mode", "default")
     norm_first = cfg.get("layer_norm_first", False)
     conv_layers = parse_conv_layers(
@@ -147,14 +147,14 @@ def _read_release_trunk(path: str | Path, cfg: Mapping[str, Any], layer: int) ->
         "ffn_size": cfg.get("encoder_ffn_embed_dim", 3072),
         "activation": read_activation(path, cfg.get("activation_fn", "gelu")),
         "norm_first": norm_first,
-        # fairseq's TransformerEncoder applies its own LayerNorm only where no layer is named, so
-        # not even to the output of the last.
+        # fairseq's TransformerEncoder applies its final LayerNorm only if no layer is selected, so
+        # it is not applied even to the output of the last layer.
         "final_norm": not norm_first,
     }
 
 
 def release_rules(cfg: TrunkConfig, total_layers: int) -> list[Rule]:
-    """fairseq's names to ours; layers from `cfg.num_layers` to `total_layers` are not needed."""
+    """Rules from fairseq's names to this package's, for the first `cfg.num_layers` layers."""
     conv, layer = r"feature_extractor\.conv_layers\.(\d+)\.", layer_pattern("encoder")
     return [
         *norm_rules(conv + (r"2\.1" if cfg.conv_norm == "layer" else "2"), r"conv/\1/norm"),
@@ -168,16 +168,16 @@ def release_rules(cfg: TrunkConfig, total_layers: int) -> list[Rule]:
         *norm_rules(layer + r"self_attn_layer_norm", r"layers/\1/attention_norm"),
         *linear_rules(layer + r"(fc1|fc2)", r"layers/\1/\2"),
         *norm_rules(layer + r"final_layer_norm", r"layers/\1/ffn_norm"),
-        # What only its training needed.
+        # Only needed for training.
         Rule(r"label_embs_concat|mask_emb|final_proj\..*", None),
     ]
 
 
 def read_hf_encoder(folder: str | Path, layer: int = 11) -> tuple[HubertConfig, dict[str, Any]]:
-    """Config and parameters of a Hugging Face HubertModel folder, up to layer `layer`.
+    """Config and parameters of a Hugging Face HubertModel folder, up to layer `layer` (from 1).
 
     Raises:
-      InputError: the folder is not whole, or holds a network of another form.
+      InputError: the folder is incomplete, or has another network.
     """
     path = Path(folder) / "config.json"
     hf = config.read_mapping(path)
@@ -188,7 +188,7 @@ def read_hf_encoder(folder: str | Path, layer: int = 11) -> tuple[HubertConfig, 
     total = hf.get("num_hidden_layers", HF_DEFAULTS["num_hidden_layers"])
     rules = [
         *hf_rules(ours.trunk, total, r"(?:hubert\.|wav2vec2\.)?"),
-        # Heads, and what only their training needed.
+        # Heads, and tensors that are only needed for training.
         Rule(r"label_embs_concat|(?:final_proj|lm_head|projector|classifier)\..*", None),
         Rule(r"(?:quantizer|project_hid|project_q)\..*", None),
     ]
@@ -200,7 +200,7 @@ def read_release_quantizer(path: str | Path) -> tuple[QuantizerConfig, dict[str,
     """Config and parameters of the release's quantizer file.
 
     Raises:
-      InputError: the file is damaged, or holds a network of another form.
+      InputError: the file is damaged, or has another network.
     """
     saved = torch_files.load_parts(path, "model_cfg", "model_weight")
     cfg = saved["model_cfg"]
@@ -213,7 +213,7 @@ def read_release_quantizer(path: str | Path) -> tuple[QuantizerConfig, dict[str,
         raise InputError(f"{path}: model_cfg asks for layers of {hidden} channels.")
     values = {"kind": "mlp", "vocab_size": vocab_size, "dim": dim, "hidden_sizes": hidden}
     ours = config.from_dict(QuantizerConfig, values, source=str(path))
-    # A leaky ReLU without parameters stands between two of the numbered layers.
+    # Every second numbered layer is a leaky ReLU without parameters.
     rules = [rule for i in range(3) for rule in linear_rules(str(2 * i), f"linear{i}")]
     tensors = torch_files.as_float32(saved["model_weight"], path)
     return ours, table.convert(tensors, rules, _quantizer_shapes(ours), str(path))
@@ -223,7 +223,7 @@ def read_kmeans(path: str | Path) -> tuple[QuantizerConfig, dict[str, Any]]:
     """Config and parameters of a file of centroids, (units, channels).
 
     Args:
-      path: `.npy`, or `.npz`, `.safetensors`, `.pt`, `.bin` that hold one matrix.
+      path: a `.npy` file, or a `.npz`, `.safetensors`, `.pt` or `.bin` file with one matrix.
 
     Raises:
       InputError: another kind of file, or not exactly one matrix in it.
@@ -231,7 +231,7 @@ def read_kmeans(path: str | Path) -> tuple[QuantizerConfig, dict[str, Any]]:
     path = Path(path)
     matrices = [array for array in _read_arrays(path) if array.ndim == 2 and array.size]
     if len(matrices) != 1:
-        raise InputError(f"{path}: holds {len(matrices)} matrices, expected one, of centroids.")
+        raise InputError(f"{path}: has {len(matrices)} matrices; expected one, of centroids.")
     if matrices[0].dtype.kind not in "fiu":
         raise InputError(f"{path}: its centroids are of type {matrices[0].dtype}, not numbers.")
     centroids = np.asarray(matrices[0], np.float32)
@@ -249,12 +249,12 @@ def _read_arrays(path: Path) -> list[np.ndarray]:
             if path.suffix == ".npz":
                 with zipfile.ZipFile(path) as archive:
                     if sum(part.file_size for part in archive.infolist()) > MAX_KMEANS_BYTES:
-                        raise InputError(f"{path}: is far larger than centroids are.")
+                        raise InputError(f"{path}: is too large for centroids.")
             saved = np.load(path, allow_pickle=False, mmap_mode="r")
             return [saved] if path.suffix == ".npy" else [saved[name] for name in saved]
         except InputError:
             raise
-        except Exception as error:  # a damaged header can raise whatever its parser raises
+        except Exception as error:  # numpy raises many kinds for a damaged header
             reason = "is not a whole numpy file of numbers."
             raise files.unreadable(path, error, reason) from error
     if path.suffix == ".safetensors":
@@ -279,18 +279,17 @@ def convert_hubert(
     """Writes the network folders `hubert` and `quantizer` in `output`.
 
     Args:
-      output: the folder to write, whole or not at all; or one that is there, which gets each
-        network whole or not at all.
-      encoder: what `read_release_encoder` or `read_hf_encoder` gave.
-      quantizer: what `read_release_quantizer` or `read_kmeans` gave.
+      output: the folder to write; an existing folder gets the networks as new subfolders.
+      encoder: from `read_release_encoder` or `read_hf_encoder`.
+      quantizer: from `read_release_quantizer` or `read_kmeans`.
 
     Raises:
-      InputError: the two do not fit each other, or one is there already.
+      InputError: the two do not match, or a network folder exists.
     """
     networks = {"hubert": encoder} | ({"quantizer": quantizer} if quantizer else {})
     if quantizer and quantizer[0].dim != encoder[0].trunk.hidden_size:
         raise InputError(
-            f"The quantizer takes {quantizer[0].dim} channels, and the encoder gives "
+            f"The quantizer needs {quantizer[0].dim} channels, but the encoder has "
             f"{encoder[0].trunk.hidden_size}."
         )
     output = Path(output)

@@ -1,9 +1,9 @@
-"""Llama checkpoints in Hugging Face form: to a model folder, with or without new speech tokens.
+"""Converts Hugging Face Llama checkpoints to model folders, with or without new speech tokens.
 
 python -m convert.llama --checkpoint HF_DIR --add-speech-tokens base --output MODEL_DIR
 python -m convert.llama --checkpoint EXPORTED_DIR --output MODEL_DIR
 
-The second form is for a folder that has speech tokens, as `convert.export` writes it.
+The second form is for a folder with speech tokens, such as one that `convert.export` wrote.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.models.attention import RopeScaling
 from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params, draw_rows
 
-# What transformers takes for a setting that a config.json does not have.
+# Defaults of transformers for settings that are not in config.json.
 HF_DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -45,10 +45,10 @@ EMBEDDINGS, HEAD = ("model.embed_tokens.weight", "embed_tokens.weight"), "lm_hea
 
 
 def read_config(folder: str | Path) -> LlamaConfig:
-    """The sizes in a Hugging Face `config.json` of the Llama family.
+    """Converts the Hugging Face `config.json` of a Llama.
 
     Raises:
-      InputError: another architecture, or a setting that changes the network and is not known.
+      InputError: another architecture, or an unsupported setting that changes the network.
     """
     path = Path(folder) / "config.json"
     hf = config.read_mapping(path)
@@ -88,10 +88,10 @@ def read_config(folder: str | Path) -> LlamaConfig:
 
 
 def _read_rope(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary settings, with the precedence that transformers 5 gives them.
+    """The rotary settings, with the precedence of transformers 5.
 
-    `rope_scaling` (before transformers 5) comes before `rope_parameters`, and what is in them
-    before what is beside them.
+    `rope_scaling` (before transformers 5) precedes `rope_parameters`, and settings in them precede
+    top-level settings.
     """
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     if not isinstance(rope, Mapping) or any(isinstance(v, Mapping) for v in rope.values()):
@@ -100,7 +100,7 @@ def _read_rope(hf: Mapping[str, Any]) -> dict[str, Any]:
     rope = {"rope_theta": DEFAULT_THETA if theta is None else theta, **rope}
     partial = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
     if partial not in (None, 1):
-        raise InputError(f"partial_rotary_factor is {show(partial)}; only 1 is known here.")
+        raise InputError(f"partial_rotary_factor is {show(partial)}; only 1 is supported.")
     return rope
 
 
@@ -114,7 +114,7 @@ def _read_rope_scaling(hf: Mapping[str, Any], rope: Mapping[str, Any]) -> RopeSc
         raise InputError(
             f"its RoPE is of the type {show(kind)}; known are default, linear and llama3."
         )
-    # transformers: beside the others, else among them, else the positions that the model has.
+    # As in transformers: the top-level setting, else that in `rope`, else the model's positions.
     original = hf.get("original_max_position_embeddings")
     if original is None:
         original = rope.get("original_max_position_embeddings", hf["max_position_embeddings"])
@@ -124,7 +124,14 @@ def _read_rope_scaling(hf: Mapping[str, Any], rope: Mapping[str, Any]) -> RopeSc
 
 
 def write_config(cfg: LlamaConfig, eos: int | list[int], bos: int, dtype: str) -> dict[str, Any]:
-    """The Hugging Face `config.json` of a Llama: the inverse of `read_config`."""
+    """The Hugging Face `config.json` of a Llama, the inverse of `read_config`.
+
+    Args:
+      cfg: the network.
+      eos: id or ids of EOS.
+      bos: id of BOS.
+      dtype: name of the parameters' dtype.
+    """
     hf: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -161,7 +168,7 @@ def write_config(cfg: LlamaConfig, eos: int | list[int], bos: int, dtype: str) -
 
 
 def rules(cfg: LlamaConfig) -> list[Rule]:
-    """Hugging Face's names and shapes to ours; torch's Linear is (out, in)."""
+    """Rules from Hugging Face's names and shapes to this package's; torch's Linear is (out, in)."""
 
     def split_out(array: np.ndarray) -> np.ndarray:  # (heads * k, d) -> (d, heads, k)
         return np.ascontiguousarray(array.T).reshape(array.shape[1], -1, cfg.head_dim)
@@ -172,7 +179,7 @@ def rules(cfg: LlamaConfig) -> list[Rule]:
     def split_bias(array: np.ndarray) -> np.ndarray:
         return array.reshape(-1, cfg.head_dim)
 
-    base = r"(?:model\.)?"  # absent from the weights of a LlamaModel
+    base = r"(?:model\.)?"  # not in the weights of a LlamaModel
     layer = base + r"layers\.(\d+)\."
     attention, mlp = layer + r"self_attn\.", layer + r"mlp\."
     return [
@@ -187,13 +194,13 @@ def rules(cfg: LlamaConfig) -> list[Rule]:
         Rule(layer + r"post_attention_layernorm\.weight", r"layers/\1/mlp_norm/scale"),
         Rule(base + r"norm\.weight", "final_norm/scale"),
         Rule(r"lm_head\.weight", None if cfg.tie_embeddings else "head", table.transpose),
-        # Rotary frequencies that old checkpoints carry; the config gives them.
+        # Rotary frequencies of old checkpoints, which are computed from the config instead.
         Rule(base + r"(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", None),
     ]
 
 
 def export_rules(cfg: LlamaConfig) -> list[Rule]:
-    """Our names and shapes to Hugging Face's: the inverse of `rules`."""
+    """Rules from this package's names and shapes to Hugging Face's, the inverse of `rules`."""
 
     def join_out(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array.reshape(array.shape[0], -1).T)
@@ -228,13 +235,15 @@ def convert_llama(
     Args:
       folder: the checkpoint.
       output: the network folder to write.
-      new_vocab_size: rows of the embedding and head afterwards; new rows are drawn from a normal
-        distribution with the mean and spread of the old ones, so that the model starts near where
-        it was.
+      new_vocab_size: rows of the new embedding and head. New rows are drawn from a normal
+        distribution with the mean and deviation of the old rows (see `llama.draw_rows`).
       seed: of the new rows.
 
     Returns:
-      The config of what was written.
+      The config of the written network.
+
+    Raises:
+      InputError: the checkpoint is damaged or has another network, or `output` exists.
     """
     limits.check_seed(seed)
     where = str(folder)
@@ -248,8 +257,8 @@ def convert_llama(
         raise InputError(f"{folder}: has {source.vocab_size} rows already, more than {rows}.")
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
-        moves = table.run(tensors, steps, shapes, where)
-        for path, array in show_progress(moves, len(steps), "converting the language model"):
+        converted = table.run(tensors, steps, shapes, where)
+        for path, array in show_progress(converted, len(steps), "converting the language model"):
             if path in ("embed/embedding", "head") and rows > source.vocab_size:
                 array = _add_rows(array, path, rows, seed)
             yield path, array
@@ -263,10 +272,10 @@ def convert_llama(
 def _settle_head(
     cfg: LlamaConfig, tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[LlamaConfig, list[Rule]]:
-    """Whether head and embedding are one, decided by the config and the tensors together.
+    """Decides whether head and embedding are tied, from the config and the tensors.
 
-    As transformers 5 does: where the config ties them and both are there, they are one only if they
-    are equal; where one is there, it is both.
+    As in transformers 5: if the config ties them but both tensors are present, they are tied only
+    if they are equal; if one is present, it is used for both.
     """
     embedding = next((name for name in EMBEDDINGS if name in tensors), None)
     if not cfg.tie_embeddings or HEAD not in tensors:
@@ -276,8 +285,8 @@ def _settle_head(
     if np.array_equal(tensors[embedding], tensors[HEAD]):
         return cfg, rules(cfg)
     print(
-        f"{where}: its config ties the output head to the embedding, but both are there and "
-        "differ; both are kept.",
+        f"{where}: its config ties the output head to the embedding, but the tensors differ; both "
+        "are kept.",
         file=sys.stderr,
     )
     cfg = dataclasses.replace(cfg, tie_embeddings=False)
@@ -301,15 +310,15 @@ def main() -> None:
     parser.add_argument(
         "--add-speech-tokens",
         choices=["base", "expressive"],
-        help="to a Llama of text; one that has speech tokens, such as an export, keeps its own",
+        help="add speech tokens to a text Llama; not for one that has them, such as an export",
     )
     parser.add_argument("--output", required=True, help="model folder to write")
-    parser.add_argument("--seed", type=natural, help="of the rows of added tokens; 0 if not given")
+    parser.add_argument("--seed", type=natural, help="random seed of new rows; 0 by default")
     args = parser.parse_args()
     kind, add = tokenizer.find_kind(args.checkpoint), args.add_speech_tokens is not None
     if kind is None and not add:
         raise InputError(
-            f"{args.checkpoint}: has no speech tokens; say which with --add-speech-tokens base or "
+            f"{args.checkpoint}: has no speech tokens; give --add-speech-tokens base or "
             "--add-speech-tokens expressive."
         )
     if kind is not None and (add or args.seed is not None):

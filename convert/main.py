@@ -1,4 +1,4 @@
-"""What every conversion command shares."""
+"""Functions that the conversion commands share."""
 
 import argparse
 import contextlib
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a command; an error is one line on standard error and exit status 1."""
+    """Runs a command; prints an error as one line on standard error, with exit status 1."""
     try:
         main()
     except InputError as error:
@@ -36,14 +36,14 @@ def run_main(main: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def reading_config(path: str | Path) -> Iterator[None]:
-    """Turns what fails while a config's values are used into an `InputError` with its name."""
+    """Turns errors in the values of a config file into an `InputError` that names the file."""
     try:
         yield
     except InputError as error:
-        named = str(path) in str(error)
-        raise error if named else InputError(f"{path}: {error}") from error
+        has_name = str(path) in str(error)
+        raise error if has_name else InputError(f"{path}: {error}") from error
     except KeyError as error:
-        raise InputError(f"{path}: has no {error}; it lacks or misspells it.") from error
+        raise InputError(f"{path}: has no {error}.") from error
     except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path}: has a value of the wrong kind ({error}).") from error
 
@@ -56,17 +56,17 @@ def natural(text: str) -> int:
 
 
 def show_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The items, with a bar and the time left on a terminal."""
+    """The items, with a progress bar on a terminal."""
     console = Console(stderr=True)
     yield from track(items, what, total, console=console, disable=not console.is_terminal)
 
 
 def convert_folder(doc: str, convert: Callable[[str, str], Any]) -> None:
-    """The command of a network that comes as a folder: --checkpoint FOLDER --output DIR.
+    """The command line of a conversion: --checkpoint FOLDER --output DIR.
 
     Args:
-      doc: the script's docstring; its first line is what `--help` says.
-      convert: writes the network folder (source, output), and gives its config.
+      doc: docstring of the script; its first line is the text of `--help`.
+      convert: (source, output) writes the network folder.
     """
     module = sys.modules["__main__"].__spec__  # the script that is run
     prog = f"python -m {module.name}" if module else None

@@ -1,4 +1,4 @@
-"""The pitch VQ-VAE: from the release's folder (config.yaml, model.pt).
+"""Converts the pitch VQ-VAE of the release (config.yaml, model.pt).
 
 python -m convert.pitch --checkpoint FOLDER --output DIR
 """
@@ -17,14 +17,14 @@ from spirit_jax import checkpoint, config, files
 from spirit_jax.errors import InputError
 from spirit_jax.models.pitch import PitchConfig, PitchVqVae, StackConfig, abstract_params
 
-MAX_DOWNS = 16  # strided convs
+MAX_DOWNS = 16  # strided convolutions
 
 
 def convert_pitch(folder: str | Path, output: str | Path) -> PitchConfig:
-    """Writes the network folder of a pitch VQ-VAE, and gives its config.
+    """Writes the network folder of a pitch VQ-VAE, and returns its config.
 
     Raises:
-      InputError: the folder is not whole or holds another network, or `output` is there already.
+      InputError: the folder is incomplete or has another network, or `output` exists.
     """
     folder = Path(folder)
     cfg = read_config(folder / "config.yaml")
@@ -44,7 +44,7 @@ def convert_pitch(folder: str | Path, output: str | Path) -> PitchConfig:
 
 
 def read_config(path: str | Path) -> PitchConfig:
-    """Our config of the release's `config.yaml`."""
+    """Converts the release's `config.yaml`."""
     values = config.read_mapping(path)
     with reading_config(path):
         encoder, decoder, vq = (values[f"{name}_params"] for name in ("encoder", "decoder", "vq"))
@@ -73,38 +73,45 @@ def read_config(path: str | Path) -> PitchConfig:
 
 
 def read_downs(path: str | Path, count: int, strides: Any) -> tuple[tuple[int, int, int], ...]:
-    """(stride, kernel, padding) of each strided conv.
+    """(stride, kernel, padding) of each strided convolution.
 
-    One stride for all has a kernel of twice it; strides listed one by one have kernels of twice it,
-    and one more where they are odd.
+    The kernel is twice the stride, and one more for an odd stride in a list of strides.
+
+    Args:
+      path: the config file, for messages.
+      count: number of convolutions.
+      strides: one stride for all, or a list.
+
+    Raises:
+      InputError: the numbers are out of range or do not match.
     """
     if type(count) is not int or not 1 <= count <= MAX_DOWNS:
         raise InputError(f"{path}: downs_t is {show(count)}; expected 1 to {MAX_DOWNS}.")
     if isinstance(strides, int):
         return ((strides, 2 * strides, strides // 2),) * count
     if len(strides) != count:
-        raise InputError(f"{path}: {count} strided convs, and strides {strides}.")
+        raise InputError(f"{path}: has {count} strided convs, but strides {strides}.")
     return tuple((s, 2 * s + s % 2, s // 2 + s % 2) for s in strides)
 
 
 def rules(cfg: PitchConfig) -> list[Rule]:
-    """The release's names to ours."""
+    """Rules from the release's names to this package's."""
     n = len(cfg.downs)
     level = r"(?:encoder|decoder)\.level_blocks\.0\.model\."
     encoder, decoder = level.replace("|decoder", ""), level.replace("encoder|", "")
-    found = [Rule(r"vq\.level_blocks\.0\.k", "codebook")]
-    found += [Rule(r"vq\.level_blocks\.0\.k_(?:sum|elem)", None)]  # of training
-    found += linear_rules(encoder + str(n), "encoder/out")
-    found += linear_rules(decoder + "0", "decoder/in")
-    found += linear_rules(r"decoder\.out", "decoder/out")
+    table_rules = [Rule(r"vq\.level_blocks\.0\.k", "codebook")]
+    table_rules += [Rule(r"vq\.level_blocks\.0\.k_(?:sum|elem)", None)]  # only for training
+    table_rules += linear_rules(encoder + str(n), "encoder/out")
+    table_rules += linear_rules(decoder + "0", "decoder/in")
+    table_rules += linear_rules(r"decoder\.out", "decoder/out")
     for i in range(n):
         up = decoder + str(i + 1)
-        found += linear_rules(rf"{encoder}{i}\.0", f"encoder/down{i}")
-        found += _block_rules(rf"{encoder}{i}\.1", f"encoder/blocks{i}")
-        found += _block_rules(rf"{up}\.0", f"decoder/blocks{i}")
-        found.append(Rule(rf"{up}\.1\.weight", f"decoder/up{i}/kernel", _turn_transposed))
-        found.append(Rule(rf"{up}\.1\.bias", f"decoder/up{i}/bias"))
-    return found
+        table_rules += linear_rules(rf"{encoder}{i}\.0", f"encoder/down{i}")
+        table_rules += _block_rules(rf"{encoder}{i}\.1", f"encoder/blocks{i}")
+        table_rules += _block_rules(rf"{up}\.0", f"decoder/blocks{i}")
+        table_rules.append(Rule(rf"{up}\.1\.weight", f"decoder/up{i}/kernel", _transpose_conv))
+        table_rules.append(Rule(rf"{up}\.1\.bias", f"decoder/up{i}/bias"))
+    return table_rules
 
 
 def _block_rules(source: str, target: str) -> list[Rule]:
@@ -115,8 +122,8 @@ def _block_rules(source: str, target: str) -> list[Rule]:
     ]
 
 
-def _turn_transposed(array: np.ndarray) -> np.ndarray:
-    """torch's ConvTranspose1d (in, out, k) to (k, in, out), against time as Flax has it."""
+def _transpose_conv(array: np.ndarray) -> np.ndarray:
+    """torch's ConvTranspose1d (in, out, k) to Flax's (k, in, out), with k reversed."""
     return np.ascontiguousarray(array.transpose(2, 0, 1)[::-1])
 
 

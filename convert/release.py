@@ -1,8 +1,8 @@
-"""The PyTorch release to a model folder: language model, text tokenizer and speech tokenizer.
+"""Converts the PyTorch release: language model, text tokenizer and speech tokenizer.
 
 python -m convert.release --checkpoints DIR --model spirit-lm-base-7b --output MODEL_DIR
 
-DIR holds `speech_tokenizer/` and `spiritlm_model/`; it is $SPIRITLM_CHECKPOINTS_DIR by default.
+DIR has `speech_tokenizer/` and `spiritlm_model/`; it is $SPIRITLM_CHECKPOINTS_DIR by default.
 """
 
 import argparse
@@ -23,17 +23,17 @@ VOCODERS = {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_exp
 def convert_release(
     checkpoints: str | Path, model: str, output: str | Path, fcpe_weights: str | Path | None = None
 ) -> None:
-    """Writes a model folder; whole, or not at all.
+    """Writes a model folder.
 
     Args:
-      checkpoints: the release's root.
-      model: a folder in its `spiritlm_model/`, base or expressive by its tokens.
+      checkpoints: root folder of the release.
+      model: name of a folder in its `spiritlm_model/`.
       output: the model folder to write.
-      fcpe_weights: torchfcpe's `fcpe_c_v001.pt`, which an expressive model needs for pitch; by
-        default what `convert.fcpe.find_weights` finds. Without any the rest is converted.
+      fcpe_weights: torchfcpe's `fcpe_c_v001.pt`, which an expressive model needs for pitch; see
+        `convert.fcpe.find_weights` for the default. Without it FCPE is left out.
 
     Raises:
-      InputError: a file is missing, damaged, or not what it should be; `output` exists.
+      InputError: a file is missing, damaged or of another network, or `output` exists.
     """
     checkpoints, console = Path(checkpoints), Console(stderr=True)
     for name in ("speech_tokenizer", "spiritlm_model"):
@@ -60,7 +60,7 @@ def convert_release(
         cfg = llama.convert_llama(source, folder / "llama")
         if cfg.vocab_size != vocab.padded_size:
             raise InputError(
-                f"{source}: vocab_size is {vocab.padded_size}, and the embedding has "
+                f"{source}: vocab_size is {vocab.padded_size}, but the embedding has "
                 f"{cfg.vocab_size} rows."
             )
 
@@ -68,7 +68,17 @@ def convert_release(
 def convert_speech_tokenizer(
     source: Path, kind: str, output: Path, fcpe_weights: str | Path | None = None
 ) -> None:
-    """Writes the folder of a speech tokenizer, its networks tied together by their hashes."""
+    """Writes the folder of a speech tokenizer, with the hashes of its networks.
+
+    Args:
+      source: the release's `speech_tokenizer/`.
+      kind: "base" or "expressive".
+      output: the folder to write.
+      fcpe_weights: see `convert_release`.
+
+    Raises:
+      InputError: see `convert_release`.
+    """
     encoder = hubert.read_release_encoder(source / "hubert_25hz" / "mhubert_base_25hz.pt")
     quantizer = hubert.read_release_quantizer(source / "hubert_25hz" / "L11_quantizer_500.pt")
     hubert.convert_hubert(output, encoder, quantizer)
@@ -82,7 +92,7 @@ def convert_speech_tokenizer(
         else:
             print(
                 "warning: FCPE's weights were not found, so this model cannot encode pitch yet. "
-                "Take them from the wheel of torchfcpe (pip download --no-deps torchfcpe==0.0.4) "
+                "Get them from the wheel of torchfcpe (pip download --no-deps torchfcpe==0.0.4) "
                 "and run python -m convert.fcpe --weights fcpe_c_v001.pt --model MODEL_DIR.",
                 file=sys.stderr,
             )

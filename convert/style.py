@@ -1,4 +1,4 @@
-"""The style encoder: from a Hugging Face folder of a Wav2Vec2ForSequenceClassification.
+"""Converts the style encoder, a Wav2Vec2ForSequenceClassification of Hugging Face.
 
 python -m convert.style --checkpoint HF_DIR --output DIR
 """
@@ -18,10 +18,10 @@ from spirit_jax.models.wav2vec2 import abstract_params
 
 
 def convert_style(folder: str | Path, output: str | Path) -> StyleConfig:
-    """Writes the network folder of a style encoder, and gives its config.
+    """Writes the network folder of a style encoder, and returns its config.
 
     Raises:
-      InputError: the folder is not whole or holds another network, or `output` is there already.
+      InputError: the folder is incomplete or has another network, or `output` exists.
     """
     path = Path(folder) / "config.json"
     hf = config.read_mapping(path)

@@ -1,7 +1,7 @@
-"""A conversion is a table: which source tensor becomes which parameter, and how it is turned.
+"""Conversion tables: rules that map source tensors to parameters, with a change of axes.
 
-The table is strict: a source key that no rule knows, a parameter that no key gives, a parameter
-given twice or of another shape is an error that names it.
+The table is strict: unknown source keys, missing or duplicate parameters and wrong shapes are
+errors that name the key or parameter.
 """
 
 import dataclasses
@@ -20,26 +20,29 @@ _repr.maxlevel, _repr.maxstring, _repr.maxother = 2, 60, 60
 
 
 def show(value: Any) -> str:
-    """A value from a file for a message: short, however large or nested it is."""
+    """A short representation of a value from a file, for messages."""
     return _repr.repr(value)
 
 
 def keep(array: np.ndarray) -> np.ndarray:
-    """The array as it is."""
+    """The array, unchanged."""
     return array
 
 
 def transpose(array: np.ndarray) -> np.ndarray:
-    """All axes reversed: torch's Linear (out, in) and Conv1d (out, in, k) become ours."""
+    """Reverses all axes: torch's Linear (out, in) and Conv1d (out, in, k) to Flax's kernels."""
     return np.ascontiguousarray(array.T)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Source keys that match `source` (a whole-key regular expression) become `target`.
+    """Maps source keys to parameters.
 
-    `target` is a `/`-separated parameter path that may use the groups of `source` (`\\1`), or None
-    for keys that are known and not needed.
+    Attributes:
+      source: a regular expression for the whole key.
+      target: a `/`-separated parameter path that may use the groups of `source` (`\\1`); None for
+        keys that are not needed.
+      turn: changes the axes of the array.
     """
 
     source: str
@@ -49,7 +52,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One planned move: the source key, the parameter path, and how the array is turned."""
+    """A planned conversion of a tensor: source key, parameter path, and change of axes."""
 
     source: str
     target: str
@@ -59,7 +62,20 @@ class Step:
 def plan(
     keys: Sequence[str], rules: Sequence[Rule], targets: Sequence[str], where: str
 ) -> list[Step]:
-    """The moves from `keys` to `targets`; raises `InputError` naming a key that does not fit."""
+    """Plans the conversion of all tensors.
+
+    Args:
+      keys: names of the source tensors.
+      rules: the table.
+      targets: parameter paths.
+      where: the file or folder, for messages.
+
+    Returns:
+      A step for each parameter, in the order of `targets`.
+
+    Raises:
+      InputError: a key is unknown, or a parameter is missing, duplicate or unknown.
+    """
     steps: dict[str, Step] = {}
     known = set(targets)
     for key in keys:
@@ -70,7 +86,7 @@ def plan(
         if target in steps:
             raise InputError(f"{where}: '{steps[target].source}' and '{key}' both give '{target}'.")
         if target not in known:
-            raise InputError(f"{where}: '{key}' gives '{target}', which this config does not have.")
+            raise InputError(f"{where}: '{key}' gives '{target}', which the config does not have.")
         steps[target] = Step(key, target, rule.turn)
     missing = [target for target in targets if target not in steps]
     if missing:
@@ -84,7 +100,20 @@ def run(
     abstract: Mapping[str, Any],
     where: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Reads, turns and checks one array after another: (parameter path, array)."""
+    """Reads and converts one array after another.
+
+    Args:
+      tensors: the source tensors.
+      steps: from `plan`.
+      abstract: tree of the parameters' shapes.
+      where: the file or folder, for messages.
+
+    Yields:
+      (parameter path, array).
+
+    Raises:
+      InputError: an array has the wrong shape.
+    """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
     for step in steps:
         source = tensors[step.source]
@@ -92,8 +121,8 @@ def run(
             array = step.turn(source)
         except (ValueError, IndexError) as error:
             raise InputError(
-                f"{where}: '{step.source}' has shape {source.shape}; the config asks for what "
-                f"gives {shapes[step.target]}."
+                f"{where}: '{step.source}' has shape {source.shape}, which cannot become "
+                f"{shapes[step.target]}, as the config asks for."
             ) from error
         if array.shape != shapes[step.target]:
             raise InputError(
@@ -109,7 +138,20 @@ def convert(
     abstract: Mapping[str, Any],
     where: str,
 ) -> dict[str, Any]:
-    """A whole parameter tree shaped as `abstract`, from `tensors` by `rules`."""
+    """Converts all tensors.
+
+    Args:
+      tensors: the source tensors.
+      rules: the table.
+      abstract: tree of the parameters' shapes.
+      where: the file or folder, for messages.
+
+    Returns:
+      The parameter tree.
+
+    Raises:
+      InputError: see `plan` and `run`.
+    """
     steps = plan(list(tensors), rules, list(flatten(abstract)), where)
     return unflatten(dict(run(tensors, steps, abstract, where)))
 
@@ -117,7 +159,7 @@ def convert(
 def batches(
     arrays: Iterator[tuple[str, np.ndarray]], max_bytes: int = 256 << 20
 ) -> Iterator[dict[str, Any]]:
-    """Gathers (path, array) pairs into trees of about `max_bytes`, to be written in turn."""
+    """Collects (path, array) pairs into trees of about `max_bytes`, to be written in turn."""
     leaves: dict[str, np.ndarray] = {}
     for path, array in arrays:
         leaves[path] = array
@@ -129,7 +171,7 @@ def batches(
 
 
 def select(state: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, Any]:
-    """What of a checkpoint is needed: all keys but those that a rule says are not."""
+    """The entries of a checkpoint without those that a rule marks as not needed."""
     skipped = [rule for rule in rules if rule.target is None]
     return {
         key: value
@@ -139,34 +181,37 @@ def select(state: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, Any]:
 
 
 def check_count(keys: Iterable[str], pattern: str, count: int, where: str, what: str) -> None:
-    """Checks a number of layers or blocks against the names in a checkpoint.
+    """Checks the number of layers or blocks in a config against the names in a checkpoint.
 
-    To be called before a network of the config's size is traced or allocated.
+    Call it before a network of the config's size is traced or allocated.
 
     Args:
       keys: names in the checkpoint.
-      pattern: what a name of such a layer begins with; its first group is the layer's number.
-      count: that the config asks for.
-      where: the file or folder.
-      what: they are, in the plural.
+      pattern: regular expression for the start of a layer's names; group 1 is the layer's number.
+      count: number of layers in the config.
+      where: the file or folder, for messages.
+      what: name of the layers in the plural, for messages.
 
     Raises:
-      InputError: the names are of fewer layers.
+      InputError: the checkpoint has fewer layers.
     """
     matches = (re.match(pattern, str(key)) for key in keys)
     numbers = {int(match[1]) for match in matches if match and len(match[1]) < 10}
     if max(numbers, default=-1) + 1 < count:
         raise InputError(
-            f"{where}: its config asks for {count} {what}, and its tensors are of "
+            f"{where}: its config asks for {count} {what}, but its tensors have "
             f"{max(numbers, default=-1) + 1}."
         )
 
 
 def fold_weight_norm(tensors: Mapping[str, np.ndarray], dim: int) -> dict[str, np.ndarray]:
-    """Replaces the pairs of weight norm over `dim` by the weight that they stand for.
+    """Replaces the two tensors of weight normalisation over `dim` by the weight g v / |v|.
 
-    Both spellings are read: `X.weight_g` with `X.weight_v`, and
-    `X.parametrizations.weight.original0` with `original1`. w = g v / |v|.
+    Both of torch's spellings are supported: `X.weight_g` with `X.weight_v`, and
+    `X.parametrizations.weight.original0` with `original1`.
+
+    Raises:
+      InputError: one of two tensors is missing, or their shapes do not match.
     """
     folded = {}
     for key, value in tensors.items():
@@ -176,18 +221,18 @@ def fold_weight_norm(tensors: Mapping[str, np.ndarray], dim: int) -> dict[str, n
         elif spelling[0] == key[len(name) :]:
             direction_key = name + spelling[1]
             if direction_key not in tensors:
-                raise InputError(f"'{key}' stands without '{direction_key}'.")
+                raise InputError(f"'{key}' is there without '{direction_key}'.")
             v = tensors[direction_key]
             if v.ndim < 2 or value.ndim != v.ndim or value.size != v.shape[dim]:
                 raise InputError(
-                    f"'{key}' has shape {value.shape}, which does not go with {v.shape} of "
+                    f"'{key}' has shape {value.shape}, which does not match {v.shape} of "
                     f"'{direction_key}'."
                 )
             axes = tuple(axis for axis in range(v.ndim) if axis != dim % v.ndim)
             norm = np.sqrt(np.sum(np.square(v, dtype=np.float32), axis=axes, keepdims=True))
             folded[name + ".weight"] = v * (value / norm)
         elif name + spelling[0] not in tensors:
-            raise InputError(f"'{key}' stands without '{name + spelling[0]}'.")
+            raise InputError(f"'{key}' is there without '{name + spelling[0]}'.")
     return folded
 
 
@@ -206,7 +251,7 @@ def _split_weight_norm(key: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def find_rule(key: str, rules: Sequence[Rule], where: str) -> tuple[Rule, re.Match]:
-    """The rule that knows `key`, and its match; raises `InputError` where none does."""
+    """The rule that matches a key, and its match; raises `InputError` if there is none."""
     for rule in rules:
         match = re.fullmatch(rule.source, str(key))
         if match:

@@ -1,4 +1,4 @@
-"""Text tokenizers of Hugging Face Llama folders: the id layout, and what a model folder keeps."""
+"""Converts the text tokenizers of Hugging Face Llama folders."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.text import load_sentencepiece, load_tokenizers
 from spirit_jax.vocab import Vocab
 
-# The settings that name a special token, in the order in which transformers 5 adds what is new.
+# Settings that name a special token, in the order in which transformers 5 adds new ones.
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 LISTS = ("extra_special_tokens", "additional_special_tokens")  # the second before transformers 5
 NO_CLASS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
@@ -22,19 +22,21 @@ NO_CLASS = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 def convert_tokenizer(folder: str | Path, kind: str, output: str | Path, add: bool) -> Vocab:
     """Writes `vocab.json` and `text_tokenizer/` of a model folder.
 
-    Tokens that were added to the text's pieces keep their ids, and are text; markers and units come
-    after them.
+    Added tokens of the text keep their ids; markers and units have ids after them.
 
     Args:
       folder: a Hugging Face Llama folder with `tokenizer.model` or `tokenizer.json`.
       kind: "base" or "expressive".
       output: the model folder.
-      add: the speech tokens are not there yet and come after the text; otherwise they are there, as
-        pieces of `tokenizer.model` or as added tokens, and their ids are read.
+      add: whether to add speech tokens. Otherwise the tokenizer must have them, as pieces of
+        `tokenizer.model` or as added tokens.
+
+    Returns:
+      The id layout.
 
     Raises:
-      InputError: no tokenizer, or one whose ids have gaps; or speech tokens that are absent
-        (present, with `add`), out of order, or not of this kind.
+      InputError: there is no tokenizer, its ids have gaps, or its speech tokens are missing (with
+        `add`: present), out of order or of another kind.
     """
     folder, target = Path(folder), Path(output) / "text_tokenizer"
     hf = config.read_mapping(folder / "config.json")
@@ -62,7 +64,7 @@ def convert_tokenizer(folder: str | Path, kind: str, output: str | Path, add: bo
 def find_kind(folder: str | Path) -> str | None:
     """The kind of a Spirit LM: "expressive" if its tokenizer has pitch tokens, else "base".
 
-    None if it has no speech tokens.
+    None for a model without speech tokens.
     """
     ids = _read_source(Path(folder)).ids
     if "[Text]" not in ids:
@@ -72,12 +74,12 @@ def find_kind(folder: str | Path) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A folder's tokens.
+    """The tokens of a folder.
 
     Attributes:
-      ids: of every piece and added token, by its string.
-      size: of the ids, which have no gaps.
-      settings: for `tokenizer_config.json`, every added token listed.
+      ids: of all pieces and added tokens, by string.
+      size: number of ids, which have no gaps.
+      settings: for `tokenizer_config.json`, with all added tokens.
     """
 
     ids: Mapping[str, int]
@@ -98,7 +100,7 @@ def _read_source(folder: Path) -> _Source:
         tokenizer = load_tokenizers(folder / "tokenizer.json")
         pieces = tokenizer.get_vocab(with_added_tokens=True)
     else:
-        raise InputError(f"{folder}: holds no tokenizer.model or tokenizer.json.")
+        raise InputError(f"{folder}: has no tokenizer.model or tokenizer.json.")
     entries = _read_entries(folder, settings, path)
     ids = dict(pieces)
     for token, entry in entries.items():
@@ -112,12 +114,12 @@ def _read_source(folder: Path) -> _Source:
     if max(ids.values(), default=-1) + 1 != size:
         wrong = next(token for token in range(size) if token not in set(ids.values()))
         raise InputError(f"{folder}: the ids of its tokenizer have a gap; no token has {wrong}.")
-    if "[Text]" not in ids:  # else such tokens come after the units, where no text is
+    if "[Text]" not in ids:  # otherwise new tokens would come after the units
         for content in _named_tokens(folder, settings):
             if content not in ids:  # transformers adds it when it reads the folder
                 ids[content] = len(ids)
                 entries[ids[content]] = text_files.make_entry(content, special=True)
-    for name, value in settings.items():  # transformers wants names here; the rest is listed
+    for name, value in settings.items():  # transformers expects names here
         if name.endswith("_token") and isinstance(value, Mapping):
             settings[name] = value.get("content")
     listed = {str(token): entry for token, entry in sorted(entries.items())}
@@ -127,20 +129,20 @@ def _read_source(folder: Path) -> _Source:
 
 
 def _check_same_pieces(folder: Path, pieces: Mapping[str, int]) -> None:
-    """transformers reads `tokenizer.json` where it is there, so it must say the same."""
+    """Raises `InputError` if `tokenizer.json`, which transformers prefers, has other pieces."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
     others = load_tokenizers(path).get_vocab(with_added_tokens=True)
     if any(others.get(piece) != token for piece, token in pieces.items()):
         raise InputError(
-            f"{folder}: tokenizer.model and tokenizer.json hold different pieces; remove the one "
+            f"{folder}: tokenizer.model and tokenizer.json have different pieces; remove the one "
             "that is out of date."
         )
 
 
 def _read_entries(folder: Path, settings: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
-    """The added tokens that a folder lists, from the files that transformers 5 reads."""
+    """The added tokens of a folder, from the files that transformers 5 reads."""
     if "added_tokens_decoder" in settings:
         return {i: dict(entry) for i, entry in text_files.read_added(settings, path).items()}
     special = folder / "special_tokens_map.json"
@@ -164,7 +166,7 @@ def _read_entries(folder: Path, settings: dict[str, Any], path: Path) -> dict[in
 
 
 def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> list[str]:
-    """The special tokens that the settings name, in the order in which transformers adds them."""
+    """The special tokens in the settings, in the order in which transformers adds them."""
     values = [settings.get(name) for name in NAMED]
     extra = next((settings[name] for name in LISTS if settings.get(name)), [])
     if not isinstance(extra, list | Mapping):
@@ -184,23 +186,23 @@ def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> list[str]:
 def _read_layout(
     folder: Path, source: _Source, kind: str, hf: Mapping[str, Any], rows: int
 ) -> Vocab:
-    """The layout of a folder that has speech tokens."""
+    """The id layout of a folder that has speech tokens."""
     ids = source.ids
     if "[Text]" not in ids:
         raise InputError(f"{folder}: its tokenizer has no token [Text]; is this a Spirit LM?")
     if kind == "base" and "[Pi0]" in ids:
-        raise InputError(f"{folder}: has pitch tokens, which a model of kind {kind} has not.")
+        raise InputError(f"{folder}: has pitch tokens, but a model of kind {kind} has none.")
     units = tuple(_count_units(ids, name) or 1 for name in ("Hu", "Pi", "St"))
     vocab = Vocab.make(kind, ids["[Text]"], *_bos_eos(folder, hf), rows, units)
-    for place, string in enumerate(vocab.token_strings(), start=vocab.text_size):
-        if ids.get(string) != place:
+    for token, string in enumerate(vocab.token_strings(), start=vocab.text_size):
+        if ids.get(string) != token:
             raise InputError(
-                f"{folder}: the token {string} has the id {ids.get(string)}, and {place} was "
-                f"expected for a model of kind {kind}."
+                f"{folder}: the token {string} has the id {ids.get(string)}; expected {token} for "
+                f"a model of kind {kind}."
             )
     if source.size > vocab.size:
-        behind = next(name for name, token in ids.items() if token == vocab.size)
-        raise InputError(f"{folder}: has the token {show(behind)} behind its units.")
+        after = next(name for name, token in ids.items() if token == vocab.size)
+        raise InputError(f"{folder}: has the token {show(after)} after its units.")
     return vocab
 
 
@@ -212,7 +214,7 @@ def _count_units(ids: Mapping[str, int], name: str) -> int:
 
 
 def _bos_eos(folder: Path, hf: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
-    """BOS and EOS; `generation_config.json` lists every EOS of a model that has several."""
+    """BOS and EOS ids; `generation_config.json` lists several EOS if the model has them."""
     generation = {}
     if (folder / "generation_config.json").is_file():
         generation = config.read_mapping(folder / "generation_config.json")

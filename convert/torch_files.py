@@ -1,8 +1,8 @@
-"""Reads PyTorch checkpoints tensor by tensor, without unrestricted pickle and without loading them.
+"""Reads PyTorch checkpoints tensor by tensor, without unrestricted pickle.
 
-`.pt` and `.bin` files are opened memory-mapped and with `weights_only=True`; safetensors through
-their own library. Sharded checkpoints are one mapping too. Of several files of weights in a folder
-the one is read that `transformers` 5 would read.
+`.pt` and `.bin` files are opened memory-mapped and with `weights_only=True`, safetensors with their
+own library. A sharded checkpoint is one mapping. If a folder has several weight files, the one is
+read that `transformers` 5 would read.
 """
 
 import pickle
@@ -28,18 +28,18 @@ WEIGHT_NAMES = (
     "pytorch_model.bin.index.json",
 )
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MAX_REPEATED = 1 << 24  # values of a tensor that repeats what the file holds once
+MAX_REPEATED = 1 << 24  # values of a broadcast view, whose storage is smaller
 HALF_COPIED = "is not a whole PyTorch checkpoint (half copied?)."
 
 
 def load_pickle(path: str | Path) -> Any:
-    """The object in a `.pt` or `.bin` file, its tensors memory-mapped.
+    """The object in a `.pt` or `.bin` file, with memory-mapped tensors.
 
-    Files in PyTorch's form of before version 1.6 are read as well, without memory-mapping.
+    Files of PyTorch before version 1.6 are supported, without memory-mapping.
 
     Raises:
-      InputError: the file is missing, truncated, not a checkpoint, or holds anything but tensors
-        and plain containers.
+      InputError: the file is missing, truncated, not a checkpoint, or contains anything other than
+        tensors and plain containers.
     """
     path = Path(path)
     if not path.is_file():
@@ -53,16 +53,16 @@ def load_pickle(path: str | Path) -> Any:
         raise
     except pickle.UnpicklingError as error:
         reason = (
-            "holds something other than tensors and plain containers, which could run code when "
-            "it is read, or is damaged; it was not read."
+            "is damaged, or has objects other than tensors and plain containers, which could run "
+            "code; it was not read."
         )
         raise files.unreadable(path, error, reason) from error
-    except Exception as error:  # a damaged file can raise whatever the unpickler's parts raise
+    except Exception as error:  # the unpickler raises many kinds for a damaged file
         raise files.unreadable(path, error, HALF_COPIED) from error
 
 
 def _refuse_compressed(path: Path) -> None:
-    """PyTorch stores its parts as they are; a compressed part may be far larger than the file."""
+    """Raises `InputError` for compressed parts, which PyTorch never writes and may be huge."""
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED:
@@ -79,9 +79,9 @@ def load_parts(path: str | Path, *parts: str) -> dict[str, Any]:
 
 
 def check_plain(value: Any, path: str | Path, depth: int = 4) -> None:
-    """Raises `InputError` unless a value of a pickled config is of small, plain parts.
+    """Raises `InputError` unless a value of a pickled config is small and plain.
 
-    A pickle can hold a list in itself, or one that grows when it is written out.
+    A pickle can have a list that contains itself, or that is huge when written out.
     """
     if isinstance(value, str | int | float | None) and len(str(value)[:10_001]) <= 10_000:
         return
@@ -89,11 +89,11 @@ def check_plain(value: Any, path: str | Path, depth: int = 4) -> None:
         for part in value.values() if isinstance(value, Mapping) else value:
             check_plain(part, path, depth - 1)
         return
-    raise InputError(f"{path}: its config holds {show(value)}; expected numbers, names and lists.")
+    raise InputError(f"{path}: its config has {show(value)}; expected numbers, names and lists.")
 
 
 def as_float32(state: Mapping[str, Any], path: str | Path) -> dict[str, np.ndarray]:
-    """A mapping of tensors as float32 numpy; raises `InputError` for a value that is none."""
+    """A mapping of tensors as float32 numpy; raises `InputError` for other values."""
     return {
         name: np.asarray(to_numpy(tensor, f"{path}: {show(name)}"), np.float32)
         for name, tensor in state.items()
@@ -104,11 +104,11 @@ def to_numpy(tensor: torch.Tensor, where: str = "a tensor") -> np.ndarray:
     """A copy of a tensor as numpy; bfloat16 stays bfloat16.
 
     Args:
-      tensor: dense floating-point numbers; a view of others may have any strides.
-      where: names it in an error.
+      tensor: a dense floating-point tensor with any strides.
+      where: its name, for messages.
 
     Raises:
-      InputError: something else, such as a sparse, quantised, integer or complex tensor.
+      InputError: another kind, such as a sparse, quantised, integer or complex tensor.
     """
     if not torch.is_tensor(tensor):
         raise InputError(f"{where} is not a tensor.")
@@ -124,9 +124,9 @@ def to_numpy(tensor: torch.Tensor, where: str = "a tensor") -> np.ndarray:
     if kind:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
         raise InputError(f"{where} is {kind}; expected a dense tensor of {names}.")
-    held = tensor.untyped_storage().nbytes() // tensor.element_size()
-    if tensor.numel() > max(held, MAX_REPEATED):
-        raise InputError(f"{where} has {tensor.numel()} values, and the file holds {held} of them.")
+    stored = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if tensor.numel() > max(stored, MAX_REPEATED):
+        raise InputError(f"{where} has {tensor.numel()} values, but the file has {stored} of them.")
     tensor = tensor.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -142,14 +142,14 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """The tensors of one or several checkpoint files, each read when it is asked for.
+    """The tensors of one or several checkpoint files, read lazily.
 
-    A file is opened anew for every read and closed after it, so memory holds one tensor, not the
-    pages of all that was read before.
+    A file is opened for every read and closed after it, so that the memory-mapped pages of earlier
+    reads are released.
     """
 
     def __init__(self, files: Mapping[str, Path]):
-        """`files`: the file that holds each tensor, by the tensor's name."""
+        """`files` maps the name of each tensor to its file."""
         self._files = dict(files)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -173,31 +173,31 @@ class Tensors(Mapping[str, np.ndarray]):
 def open_folder(folder: str | Path) -> Tensors:
     """The weights of a Hugging Face folder, from the file that transformers 5 would read.
 
-    That is what `transformers_weights` in its `config.json` names, else the first of
-    `WEIGHT_NAMES`. Files beside it, such as older shards, are not read.
+    This is `transformers_weights` of its `config.json`, or else the first of `WEIGHT_NAMES`. Other
+    files, such as older shards, are ignored.
 
     Raises:
-      InputError: the folder holds no weights, or an index names a file or tensor that is absent.
+      InputError: the folder has no weights, or an index names a missing file or tensor.
     """
     folder = Path(folder)
-    named = None
+    weights = None
     if (folder / "config.json").is_file():
-        named = config.read_mapping(folder / "config.json").get("transformers_weights")
+        weights = config.read_mapping(folder / "config.json").get("transformers_weights")
     names = WEIGHT_NAMES
-    if named is not None:
-        _check_name(folder / "config.json", named)
-        names = (named,)
+    if weights is not None:
+        _check_name(folder / "config.json", weights)
+        names = (weights,)
     for name in names:
         path = folder / name
         if path.is_file() and name.endswith(".index.json"):
             return _open_index(folder, path)
         if path.is_file():
             return Tensors(dict.fromkeys(tensor_names(path), path))
-    raise InputError(f"{folder}: holds no weights; expected {' or '.join(names)}.")
+    raise InputError(f"{folder}: has no weights; expected {' or '.join(names)}.")
 
 
 def tensor_names(path: Path) -> list[str]:
-    """The names of the tensors in one file of weights."""
+    """The names of the tensors in a weight file."""
     if path.suffix == ".safetensors":
         with _open_safetensors(path) as file:
             return list(file.keys())
@@ -220,21 +220,21 @@ def _open_index(folder: Path, index: Path) -> Tensors:
         path = folder / name
         if not path.is_file():
             raise InputError(f"{index}: names {name}, which is not in the folder.")
-        # All that a shard holds, as transformers does; of two with one tensor the later counts.
+        # As in transformers: all tensors of a shard are used, and later shards override earlier.
         shards |= dict.fromkeys(tensor_names(path), path)
     for tensor, name in weight_map.items():
         if tensor not in shards:
-            raise InputError(f"{folder / name}: lacks {show(tensor)}, which the index promises.")
+            raise InputError(f"{folder / name}: lacks {show(tensor)}, which the index lists.")
     return Tensors(shards)
 
 
 def _check_name(path: Path, name: Any) -> None:
-    """Raises `InputError` unless `name`, from the file `path`, is that of a file of weights."""
+    """Raises `InputError` unless `name`, from the file `path`, is the name of a weight file."""
     known = (".safetensors", ".bin", ".safetensors.index.json")
     if not isinstance(name, str) or Path(name).name != name or not name.endswith(known):
         raise InputError(
-            f"{path}: names {show(name)} as a file of weights; expected a name in the folder that "
-            f"ends in {', '.join(known)}."
+            f"{path}: names the weight file {show(name)}; expected a name in the folder that ends "
+            f"in {', '.join(known)}."
         )
 
 

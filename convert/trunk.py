@@ -1,4 +1,4 @@
-"""What the conversions of HuBERT and wav2vec 2.0 share: Hugging Face's trunk, parts of tables."""
+"""Shared parts of the conversions of HuBERT and wav2vec 2.0."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import TrunkConfig
 
 HF_INPUT_NORM_EPS = 1e-7
-# What transformers takes for a setting that a config.json does not have.
+# Defaults of transformers for settings that are not in config.json.
 HF_DEFAULTS: dict[str, Any] = {
     "conv_dim": [512] * 7,
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
@@ -34,7 +34,8 @@ HF_DEFAULTS: dict[str, Any] = {
 }
 FEATURE_EXTRACTOR = "Wav2Vec2FeatureExtractor"
 FEATURE_DEFAULTS = {"do_normalize": True, "sampling_rate": 16000, "feature_size": 1}  # that class's
-# Theirs to ours; what fairseq calls fast or accurate is the approximation by tanh.
+# Names in other packages to this package's; fairseq's "fast" and "accurate" are the tanh
+# approximation.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_fast": "gelu_tanh",
@@ -54,15 +55,21 @@ def read_hf_trunk(
     named: int | None = None,
     normalize: bool = False,
 ) -> dict[str, Any]:
-    """The fields of `TrunkConfig` that a Hugging Face folder asks for.
+    """The fields of `TrunkConfig` from a Hugging Face folder.
 
     Args:
       folder: the folder; see `read_preprocessor`.
       hf: its `config.json`.
-      model_types: which of them are expected.
-      named: the layer whose output is wanted, as in transformers' `hidden_states`; the network's
-        output if not given.
-      normalize: whether to normalise the waveform where the folder has no audio settings.
+      model_types: accepted values of `model_type`.
+      named: index in transformers' `hidden_states` of the output to compute; by default the output
+        of the network.
+      normalize: whether the waveform is normalised if the folder has no audio settings.
+
+    Returns:
+      Values by field name.
+
+    Raises:
+      InputError: the network is not supported, or a value is invalid.
     """
     path = Path(folder) / "config.json"
     if hf.get("model_type") not in model_types:
@@ -71,7 +78,7 @@ def read_hf_trunk(
             f"{path}: model_type is {show(hf.get('model_type'))}, expected {expected}."
         )
     refuse(path, hf, add_adapter=False, quantization_config=None)
-    is_hubert = hf["model_type"] == "hubert"  # the others do not read these two settings
+    is_hubert = hf["model_type"] == "hubert"  # only these have the two settings below
     if is_hubert:
         refuse(path, hf, conv_pos_batch_norm=False)
     hf = HF_DEFAULTS | hf
@@ -98,18 +105,21 @@ def read_hf_trunk(
             "ffn_size": hf["intermediate_size"],
             "activation": read_activation(path, hf["hidden_act"]),
             "norm_first": hf["do_stable_layer_norm"],
-            # transformers 5 applies a pre-norm encoder's norm after the last layer, but its
-            # hidden_states are the layers' own outputs, that of the last one too.
+            # transformers 5 applies the final norm of a pre-norm encoder after the last layer, but
+            # its hidden_states are outputs of layers before that norm.
             "final_norm": not hf["do_stable_layer_norm"] or named is None,
             "norm_eps": hf["layer_norm_eps"],
         }
 
 
 def hf_rules(cfg: TrunkConfig, total_layers: int, prefix: str = "", target: str = "") -> list[Rule]:
-    """Hugging Face's names of a HubertModel or Wav2Vec2Model to ours.
+    """Rules from Hugging Face's names of a HubertModel or Wav2Vec2Model to this package's.
 
-    `prefix` (a regular expression without groups) is what stands before every name, `target` the
-    path of the trunk in our parameters, with its final slash.
+    Args:
+      cfg: the trunk.
+      total_layers: number of layers in the checkpoint.
+      prefix: of every name: a regular expression without groups.
+      target: path of the trunk in the parameters, with a final slash.
     """
     conv = prefix + r"feature_extractor\.conv_layers\.(\d+)\."
     layer = layer_pattern(prefix + "encoder")
@@ -135,12 +145,15 @@ def hf_rules(cfg: TrunkConfig, total_layers: int, prefix: str = "", target: str 
 def read_hf_tensors(
     folder: str | Path, rules: Sequence[Rule], layers: int
 ) -> dict[str, np.ndarray]:
-    """The float32 weights of a Hugging Face folder, the positional conv's weight norm folded.
+    """The float32 weights of a Hugging Face folder, with folded weight normalisation.
 
     Args:
-      folder: that holds them.
-      rules: what they say is not needed is not read.
-      layers: the transformer layers that the config asks for.
+      folder: the Hugging Face folder.
+      rules: the table; tensors that it marks as not needed are not read.
+      layers: number of transformer layers in the config.
+
+    Raises:
+      InputError: the weights cannot be read, or have fewer layers.
     """
     tensors = torch_files.open_folder(folder)
     table.check_count(tensors, r".*\blayers\.(\d+)\.", layers, str(folder), "layers")
@@ -152,7 +165,7 @@ def read_hf_tensors(
 
 
 def check_layer(path: str | Path, layer: int, total: Any) -> None:
-    """Raises `InputError` unless a network of `total` layers has a layer `layer`, from 1."""
+    """Raises `InputError` unless `layer` is from 1 to `total`, and `total` is valid."""
     most = limits.LAYERS[1]
     if type(total) is not int or not 1 <= total <= most:
         raise InputError(
@@ -163,24 +176,24 @@ def check_layer(path: str | Path, layer: int, total: Any) -> None:
 
 
 def refuse(path: str | Path, cfg: Mapping[str, Any], **expected: Any) -> None:
-    """Raises `InputError` where a setting is there and is not the one that is known here."""
+    """Raises `InputError` if a setting is present with an unsupported value."""
     for name, value in expected.items():
         if cfg.get(name, value) != value:
-            raise InputError(f"{path}: {name} is {show(cfg[name])}; only {value!r} is known here.")
+            raise InputError(f"{path}: {name} is {show(cfg[name])}; only {value!r} is supported.")
 
 
 def read_activation(path: str | Path, name: Any) -> str:
-    """Our name of an activation function; raises `InputError` where there is none."""
+    """This package's name of an activation function; raises `InputError` if unknown."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise InputError(f"{path}: activation {show(name)} is none of {', '.join(ACTIVATIONS)}.")
+        raise InputError(f"{path}: activation {show(name)} is not one of {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
 def read_preprocessor(folder: str | Path) -> dict[str, Any]:
-    """The audio settings of a Hugging Face folder; empty where it has none.
+    """The audio settings of a Hugging Face folder; empty if it has none.
 
-    As transformers 5 reads them: from the feature extractor's part of `processor_config.json`, else
-    from `preprocessor_config.json`; a setting that is not there has the class's default.
+    As in transformers 5, they are read from the feature extractor in `processor_config.json`, or
+    else from `preprocessor_config.json`. Missing settings have the defaults of the class.
 
     Raises:
       InputError: a file cannot be read, or is of another class or for several channels.
@@ -208,18 +221,18 @@ def read_preprocessor(folder: str | Path) -> dict[str, Any]:
 
 
 def layer_pattern(encoder: str) -> str:
-    """What the names of a transformer layer's tensors begin with; its number is a group."""
+    """A regular expression for the start of a transformer layer's names; group 1 is its number."""
     return encoder + r"\.layers\.(\d+)\."
 
 
 def skip_layers(encoder: str, first: int, total: int) -> list[Rule]:
-    """That the layers from `first` (from 0) to the last of `total` are known and not needed."""
+    """Rules that skip the layers from `first` (counted from 0) to `total`."""
     numbers = "|".join(str(i) for i in range(first, total))
     return [Rule(rf"{encoder}\.layers\.(?:{numbers})\..*", None)] if numbers else []
 
 
 def linear_rules(source: str, target: str) -> list[Rule]:
-    """The two tensors of a torch Linear or Conv1d, their axes reversed."""
+    """Rules for a torch Linear or Conv1d, whose axes are reversed."""
     return [
         Rule(source + r"\.weight", target + "/kernel", table.transpose),
         Rule(source + r"\.bias", target + "/bias"),
@@ -227,7 +240,7 @@ def linear_rules(source: str, target: str) -> list[Rule]:
 
 
 def norm_rules(source: str, target: str | None) -> list[Rule]:
-    """The two tensors of a norm; not needed where `target` is None."""
+    """Rules for a norm; it is skipped if `target` is None."""
     return [
         Rule(source + r"\.weight", target and target + "/scale"),
         Rule(source + r"\.bias", target and target + "/bias"),

@@ -1,9 +1,9 @@
-"""Checks a converted release against what the released weights are published to give.
+"""Checks a converted release against published outputs of the released weights.
 
 python -m convert.verify --model MODEL_DIR --audio 7143-88743-0029.flac
 
-The audio is the utterance 7143-88743-0029 of LibriSpeech. Prints a line for each check, and ends
-with status 1 if one failed.
+The audio is the utterance 7143-88743-0029 of LibriSpeech. Prints a line for each check, and exits
+with status 1 if one fails.
 """
 
 import argparse
@@ -21,10 +21,10 @@ SAMPLES = 146_160  # of the utterance at 16 kHz
 
 
 def checks(model: str | Path, audio: str | Path) -> Iterator[tuple[str, object, object]]:
-    """(what, expected, got) of every check that fits the model's kind.
+    """(name, expected value, actual value) of each check for the kind of the model.
 
     Raises:
-      InputError: no model folder, or audio that cannot be read.
+      InputError: the model folder or the audio cannot be read.
     """
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     lm = SpiritLM.from_pretrained(model)
@@ -39,18 +39,18 @@ def checks(model: str | Path, audio: str | Path) -> Iterator[tuple[str, object, 
         outputs = lm.generate(
             [("text", greedy["prompt"])], "text", max_new_tokens=greedy["max_new_tokens"]
         )
-        got = " ".join(piece.content.strip() for piece in outputs)
-        yield "greedy text", greedy["text"], got
+        text = " ".join(piece.content.strip() for piece in outputs)
+        yield "greedy text", greedy["text"], text
 
 
-def first_difference(expected: object, got: object) -> str:
-    """Where two sequences part, in words."""
+def first_difference(expected: object, actual: object) -> str:
+    """A description of the first difference of two values or sequences."""
     if not isinstance(expected, list | str):
-        return f"expected {expected}, got {got}"
-    for place, (want, have) in enumerate(zip(expected, got, strict=False)):
-        if want != have:
-            return f"expected {want!r} at place {place}, got {have!r}"
-    return f"expected {len(expected)} items, got {len(got)}"
+        return f"expected {expected}, got {actual}"
+    for index, (a, b) in enumerate(zip(expected, actual, strict=False)):
+        if a != b:
+            return f"expected {a!r} at index {index}, got {b!r}"
+    return f"expected {len(expected)} items, got {len(actual)}"
 
 
 def main() -> None:
@@ -61,10 +61,10 @@ def main() -> None:
     parser.add_argument("--audio", required=True, help="the utterance 7143-88743-0029")
     args = parser.parse_args()
     failed = 0
-    for what, expected, got in checks(args.model, args.audio):
-        same = expected == got
-        failed += not same
-        print(f"ok   {what}" if same else f"FAIL {what}: {first_difference(expected, got)}")
+    for name, expected, actual in checks(args.model, args.audio):
+        is_same = expected == actual
+        failed += not is_same
+        print(f"ok   {name}" if is_same else f"FAIL {name}: {first_difference(expected, actual)}")
     if failed:
         sys.exit(f"{failed} checks failed: these are not the released weights, or not converted.")
 

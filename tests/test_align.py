@@ -284,7 +284,7 @@ def test_nothing_but_bad_items_is_an_error(aligner, tmp_path):
         ('{"id": "a", "audio": "a.wav"}', "no 'text'"),
         ('{"id": 3, "audio": "a.wav"}', "no 'text'"),
         ('{"id": "a", "text": "a"}', "no 'audio'"),
-        ("[]", "not a JSON object"),
+        ("[]", "expected a JSON object"),
         (" \n", "no items"),
     ):
         source.write_text(line)

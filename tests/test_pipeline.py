@@ -171,7 +171,7 @@ def test_flags_and_changes_are_of_pairs(corpus):
     with pytest.raises(InputError, match="are for pairs, not for 'speech'"):
         SourceConfig("a", format="speech", flag="T:")
     for changes in ({"crop": 2.0}, {"crop": 0.6, "shuffle": 0.5}, {"shuffle": -0.1}):
-        with pytest.raises(InputError, match="together at most 1"):
+        with pytest.raises(InputError, match="at most 1 together"):
             SourceConfig("a", format="asr", **changes)
 
 

@@ -110,7 +110,7 @@ def test_verify_tells_other_weights_from_the_released_ones(golden, tmp_path, mon
         verify.main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ok   samples of the utterance"
-    assert lines[1].startswith("FAIL hubert units: expected 99 at place 0, got ")
+    assert lines[1].startswith("FAIL hubert units: expected 99 at index 0, got ")
 
 
 def write_llama(folder, vocab_size, **changes):

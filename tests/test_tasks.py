@@ -169,7 +169,10 @@ def test_what_is_said_is_kept_and_judged_by_another_program(lm, manifest, tmp_pa
         ({"ask": "{text}", "compare": "label"}, "no label"),
         ({"ask": "[Text]", "output": "speech"}, "judge"),
         ({"ask": "[Text]", "shots": 1}, "examples"),
-        ({"ask": "[Speech]", "output": "speech", "judge": ("x",), "manifest": "out"}, "leaves"),
+        (
+            {"ask": "[Speech]", "output": "speech", "judge": ("x",), "manifest": "out"},
+            "is a path outside",
+        ),
         ({"ask": "[Text]", "speakers": ("nobody",)}, "nobody"),
         ({"ask": "[Text]", "output": "speech", "judge": ("x",), "end": "a"}, "end is for"),
         ({"ask": "[Text]", "voice": "rms"}, "voice for"),

@@ -143,7 +143,7 @@ def test_names_of_special_tokens_are_text(kind, string):
 
 
 def test_what_is_no_unicode_text_is_named(kind):
-    with pytest.raises(InputError, match=r"'ab\\ud800c'.*at 2"):
+    with pytest.raises(InputError, match=r"'ab\\ud800c'.*at position 2"):
         kind.tokenizer.encode("ab\ud800c")
 
 

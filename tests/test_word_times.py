@@ -124,7 +124,7 @@ def test_textgrids_of_every_form_are_read(text, encoding, tmp_path):
         (SHORT.replace('1\n1.25\n"sp"\n', ""), "4 of 5 intervals, but none from 1 to 1.25"),
         (SHORT.replace('"IntervalTier"\n', '"TextTier"\n'), "not a whole TextGrid"),
         (LONG.format(name="x").replace("clicks 3", "words"), "'words' has points"),
-        ("ooBinaryFile", "ends early"),
+        ("ooBinaryFile", "is not supported"),
         ("", "ends early"),
     ],
 )

@@ -254,7 +254,7 @@ TENSORS = {
     "int8": (lambda: PLAIN.to(torch.int8), "int8"),
     "bool": (lambda: PLAIN > 0, "bool"),
     "meta": (lambda: PLAIN.to("meta"), "meta"),
-    "repeated": (lambda: torch.ones(1).expand(1 << 20, 1 << 20), "the file holds 1"),
+    "repeated": (lambda: torch.ones(1).expand(1 << 20, 1 << 20), "the file has 1"),
     "number": (lambda: 3, "not a tensor"),
     "cycle": (cycle, "not a tensor"),
     "nested": (lambda: {"a": PLAIN}, "not a tensor"),

@@ -178,7 +178,7 @@ def test_ids_that_cannot_be_kept_are_named(pieces, tmp_path, added, says):
 def test_a_tokenizer_json_of_other_pieces_is_named(pieces, tmp_path):
     folder = write_folder(tmp_path / "llama", pieces)
     toy.train_bpe(folder / "tokenizer.json")
-    with pytest.raises(InputError, match="hold different pieces"):
+    with pytest.raises(InputError, match="have different pieces"):
         convert(folder, tmp_path / "out")
 
 

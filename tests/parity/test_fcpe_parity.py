@@ -227,5 +227,5 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="expected a mapping with 'config_dict'"):
         convert_fcpe.convert_fcpe(tmp_path / "a.pt", tmp_path / "out")
     torch.save({"model": {}, "config_dict": {"mel": {}, "model": {}}}, tmp_path / "b.pt")
-    with pytest.raises(InputError, match="lacks or misspells"):
+    with pytest.raises(InputError, match="has no '"):
         convert_fcpe.convert_fcpe(tmp_path / "b.pt", tmp_path / "out")

@@ -106,14 +106,14 @@ def test_a_file_that_the_config_names_is_read(tmp_path):
     ours = torch_files.open_folder(folder)
     assert np.array_equal(ours["lm_head.weight"], theirs["lm_head.weight"].numpy())
     write_config(folder, transformers_weights="../other.safetensors")
-    with pytest.raises(InputError, match="file of weights"):
+    with pytest.raises(InputError, match="names the weight file"):
         torch_files.open_folder(folder)
 
 
 def test_files_of_a_variant_are_not_taken(tmp_path):
     write_config(tmp_path)
     write_weights(tmp_path, "model.fp16.safetensors", 0)
-    with pytest.raises(InputError, match="holds no weights; expected model.safetensors or"):
+    with pytest.raises(InputError, match="has no weights; expected model.safetensors or"):
         torch_files.open_folder(tmp_path)
 
 
@@ -242,7 +242,7 @@ def test_an_untied_head_that_is_missing_is_named(tmp_path):
         ({"model_type": "qwen2"}, "qwen2"),
         ({"num_attention_heads": 0}, "config.json"),
         ({"num_hidden_layers": 10**30}, "num_layers"),
-        ({"num_hidden_layers": 200}, "asks for 200 layers, and its tensors are of 1"),
+        ({"num_hidden_layers": 200}, "asks for 200 layers, but its tensors have 1"),
         ({"vocab_size": 10**12}, "vocab_size"),
         ({"rms_norm_eps": "small"}, "config.json"),
         ({"hidden_size": -16}, "config.json"),

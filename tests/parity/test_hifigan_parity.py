@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     wrong = copy.copy(state) | {"spkr.weight": state["spkr.weight"][:2]}
     refused("shape", r"'spkr.weight' has shape \(2, 6\)", wrong)
     half = {k: v for k, v in state.items() if k != "ups.0.parametrizations.weight.original0"}
-    refused("half", "ups.0.parametrizations.weight.original1' stands without", half)
+    refused("half", "ups.0.parametrizations.weight.original1' is there without", half)
     refused("width", "model_in_dim is 25", model_in_dim=25)
     refused("f0", "f0 is True", f0=True)
     refused("rates", "code_hop", code_hop_size=21)
