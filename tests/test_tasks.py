@@ -17,6 +17,7 @@ from spirit_jax import (
     InputError,
     SpiritLM,
     checkpoint,
+    config,
     lock,
     markup,
     model_folder,
@@ -325,12 +326,12 @@ def test_a_speech_tokenizer_is_known_by_its_networks_wherever_they_lie(base_fold
     before = model_folder.fingerprint(copy)
     (tmp_path / "networks").mkdir()
     (copy / "speech_tokenizer" / "hubert").rename(tmp_path / "networks" / "hubert")
-    about = copy / "speech_tokenizer" / "speech_tokenizer.json"
-    values = json.loads(about.read_text())
-    about.write_text(json.dumps(values | {"shared": "../../networks"}))
+    path = copy / "speech_tokenizer" / "speech_tokenizer.json"
+    about = config.read(model_folder.SpeechTokenizerConfig, path)
+    config.write(dataclasses.replace(about, shared="../../networks"), path)
     assert model_folder.fingerprint(copy) == before
-    config = tmp_path / "networks" / "hubert" / "config.json"
-    config.write_text(config.read_text() + " ")
+    network = tmp_path / "networks" / "hubert" / "config.json"
+    network.write_text(network.read_text() + " ")
     assert model_folder.fingerprint(copy) != before
     shutil.rmtree(tmp_path / "networks")
     with pytest.raises(InputError, match="hubert"):

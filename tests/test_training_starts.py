@@ -177,7 +177,7 @@ def test_metrics_of_a_modality_are_of_all_sources(make_config, tmp_path):
     assert all(line["share_speech_alone"] > 0.1 for line in lines)
     assert all(line["share_interleaved"] > 0.1 for line in lines)
     for line in lines:
-        parts = line["loss_interleaved_speech"], line["loss_speech_alone"]
+        parts = line["loss_interleaved_speech"], line["loss_speech_alone_speech"]
         assert min(parts) < line["loss_speech"] < max(parts)
 
 

@@ -13,9 +13,7 @@ from spirit_jax.cli.options import ModelDir, Overwrite
 
 def evaluate(
     model: ModelDir,
-    run: Annotated[
-        Path, typer.Option("--config", help="YAML file of tasks; see docs/eval.md")
-    ],
+    run: Annotated[Path, typer.Option("--config", help="YAML file of tasks; see docs/eval.md")],
     output: Annotated[Path, typer.Option(help="Folder for scores, answers and audio")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as seed=1")

@@ -78,7 +78,7 @@ def test_scores_features_losses_and_gradients_equal_pytorch(waves):
         real_scores, real_features = model.apply({"params": params}, waves[0])
         made_scores, made_features = model.apply({"params": params}, made)
         return {
-            "judge": judges.judge_loss(real_scores, made_scores),
+            "judge": judges.discriminator_loss(real_scores, made_scores),
             "adversarial": judges.adversarial_loss(made_scores),
             "feature": judges.feature_loss(real_features, made_features),
         }

@@ -68,7 +68,7 @@ class LmRecipe(Recipe[LmRunConfig]):
                 f"The model has {self.model.config.vocab_size} rows of embeddings, and "
                 f"{config.model}/vocab.json says {self.vocab.padded_size}."
             )
-        sources = _names(config.data.sources)
+        sources = _names(config.data.sources) or ("data",)  # a plan of a run has none
         self.objective = Objective(self.model, self.vocab, config.step, sources)
         self.skip_norm = config.step.skip_norm
         self.compiler_options = config.compiler_options
