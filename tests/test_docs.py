@@ -136,5 +136,14 @@ def test_design_has_the_layers_that_are_checked():
     assert f"```\n{layers}\n```" in (ROOT / "docs" / "design.md").read_text()
 
 
+def test_names_that_design_uses_exist():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    known = set(re.findall(r"[\w-]+", code))
+    text = prose(ROOT / "docs" / "design.md")
+    names = re.findall(r"`([a-zA-Z_][\w.]*)(?:\([^`]*\))?`", text)
+    assert len(names) > 50
+    assert [name for name in names if not known.issuperset(name.split("."))] == []
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 120
