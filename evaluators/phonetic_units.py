@@ -80,7 +80,7 @@ def measure(corpus: Path, tokenizer: Path, plain: Path) -> dict[str, dict[str, f
 
     speech_tokenizer = SpeechTokenizer.from_pretrained(tokenizer)
     clusters = encoder_clusters(plain)
-    spectral = unit_targets.spectral(trunk)
+    spectral = unit_targets.mfcc_features(trunk)
     size = model.quantizer.vocab_size
     centroids_vd = unit_targets.find_centroids(training, spectral, trunk, size, KMEANS)
     return {
@@ -99,7 +99,7 @@ def encode_units(speech_tokenizer: SpeechTokenizer, items: Sequence[Item]) -> li
 def encoder_clusters(folder: Path) -> Encode:
     """The encoding function of a folder with `hubert` and `quantizer`."""
     model, params = hubert.load_both(folder)
-    units_of = unit_targets.units_of(model, params)
+    units_of = unit_targets.network_units(model, params)
     trunk, blank = model.config.trunk, model.quantizer.blank
     return lambda items: unit_targets.label_by_units(items, units_of, trunk, blank)
 

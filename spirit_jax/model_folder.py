@@ -291,7 +291,7 @@ def copy_speech_tokenizer(folder: str | Path, output: str | Path) -> SpeechToken
     for name in about.hashes:
         network = find_network(folder, name)
         if not network.is_dir():
-            raise InputError(f"{folder}: the network '{name}' is not there (half copied?).")
+            raise InputError(f"{folder}: the network '{name}' is missing (half copied?).")
         if not (output / name).is_dir():
             shutil.copytree(network, output / name)
     about = dataclasses.replace(about, shared="")

@@ -1,7 +1,7 @@
-"""Waveforms to units and back: the ears and the voice of Spirit LM.
+"""The speech tokenizer: waveforms to units (encoder and quantizers) and back (vocoder).
 
-Encoding makes up to three streams of a recording: phonetic units (HuBERT, 25 a second) and, for
-Expressive models, pitch units (12.5 a second) and style units (1 a second). Decoding speaks them.
+Encoding gives up to three streams: phonetic units (HuBERT, 25 a second) and, for Expressive models,
+pitch units (12.5 a second) and style units (1 a second). Decoding synthesises speech from them.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ from spirit_jax.model_folder import CONFIG_NAME, NETWORKS, OPTIONAL_NETWORKS, Sp
 from spirit_jax.models import fcpe, harmonic_source, hifigan, hubert, pitch, style
 from spirit_jax.units import Units
 
-BUCKET_SECONDS = (1.5, 3, 6, 10, 16, 30, 60, 100)  # audio is padded to these: eight programs
-BATCH_SECONDS = 320  # audio in one batch on an accelerator; a CPU gains nothing from batches
+BUCKET_SECONDS = (1.5, 3, 6, 10, 16, 30, 60, 100)  # audio is padded to one of these lengths
+BATCH_SECONDS = 320  # of audio in a batch on an accelerator; batches do not help on a CPU
 F0_RATE, VOCODER_RATE = 200, 25  # frames a second
-WINDOW_FRAMES = 2_500  # longer units are spoken in windows of this length
+WINDOW_FRAMES = 2_500  # longer inputs of the vocoder are split into windows of this length
 DURATION_REACH = 2  # units on each side that a unit's duration depends on
 
 
 class SpeechTokenizer:
-    """Encodes audio to `Units` and speaks them; `from_pretrained` makes one.
+    """Encodes audio to `Units` and decodes units to audio; load it with `from_pretrained`.
 
-    Results do not depend on what else is in a batch.
+    Results do not depend on the other items of a batch.
     """
 
     @classmethod
@@ -42,10 +42,10 @@ class SpeechTokenizer:
         Args:
           folder: a model folder, or the `speech_tokenizer` folder in it; or the name of one that
             comes with the package, "spirit-tiny-base" or "spirit-tiny-expressive".
-          f0_method: "fcpe" or "pyin"; what the folder says by default.
+          f0_method: "fcpe" or "pyin"; the one in the folder's config by default.
 
         Raises:
-          InputError: the folder is not whole, or its networks are not of one set.
+          InputError: a file is missing, or the networks do not belong together.
         """
         folder = model_folder.find_speech_tokenizer(folder)
         cfg = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
@@ -58,7 +58,7 @@ class SpeechTokenizer:
         folders = {name: model_folder.find_network(folder, name) for name in NETWORKS[cfg.kind]}
         for name, network in folders.items():
             if not network.is_dir() and (name in cfg.hashes or name not in OPTIONAL_NETWORKS):
-                raise InputError(f"{folder}: the network '{name}' is not there (half copied?).")
+                raise InputError(f"{folder}: the network '{name}' is missing (half copied?).")
         model, params = hubert.load(folders["hubert"], folders["quantizer"])
         self._check("hubert", params["hubert"], model.config.sample_rate)
         self._check("quantizer", params["quantizer"])
@@ -81,11 +81,11 @@ class SpeechTokenizer:
             self._vocoder, params = hifigan.load(folders["hifigan"])
             self._check("hifigan", params)
             params = jax.device_put(params)  # once for all of its programs
-            speak = None
+            method = None
             if self._vocoder.config.source_harmonics:
-                speak = _speak_with_source
+                method = _vocode_with_source
                 self._f0 = _compile(self._vocoder, params, method="predict_f0")
-            self._speak = _compile(self._vocoder, params, method=speak)
+            self._vocode = _compile(self._vocoder, params, method=method)
             self._durations = _compile(self._vocoder, params, method="log_durations")
         on_cpu = jax.default_backend() == "cpu"
         self._batch_seconds = 0 if on_cpu else BATCH_SECONDS
@@ -95,34 +95,37 @@ class SpeechTokenizer:
         return self.encode_batch([audio], channel)[0]
 
     def encode_batch(self, audios: Sequence[Audio], channel: int | None = None) -> list[Units]:
-        """The units of recordings, in order.
+        """Encodes recordings.
 
         Args:
-          audios: each a path, the bytes of a file, an array at 16 kHz or (array, rate); any
+          audios: each a path, the bytes of a file, an array at 16 kHz or (array, rate), of any
             length. Under 80 ms there are no units.
-          channel: which channel to take, from 0; the mean of all by default.
+          channel: the channel to use, from 0; the mean of all by default.
+
+        Returns:
+          The units of each recording, timed, in order.
 
         Raises:
-          InputError: audio that cannot be used.
+          InputError: a recording or `channel` cannot be used, or the F0 network is missing.
         """
         self.require_encoder()
         if channel is not None and (isinstance(channel, bool) or not isinstance(channel, int)):
             raise InputError(f"channel is {channel!r}; expected a whole number.")
         waves = [load_audio(audio, channel) for audio in bucketing.as_list(audios, "recordings")]
-        pieces = [list(chunks(wave, self.config.chunk_seconds)) for wave in waves]
-        flat = [(chunk,) for chunks_of_one in pieces for chunk in chunks_of_one]
+        chunks_by_wave = [list(chunks(wave, self.config.chunk_seconds)) for wave in waves]
+        flat = [(chunk,) for wave_chunks in chunks_by_wave for chunk in wave_chunks]
         streams = [self._encode_hubert(flat)]
         if self.config.kind == "expressive":
             streams += [self._encode_pitch(flat), self._run(self._style, flat, SAMPLE_RATE)]
-        taken = [iter(stream) for stream in streams]
-        nothing = np.zeros(0, np.int32)
+        counts = [len(wave_chunks) for wave_chunks in chunks_by_wave]
+        empty = np.zeros(0, np.int32)
         return [
-            Units(*(np.concatenate([nothing, *(next(s) for _ in own)]) for s in taken))
-            for own in pieces
+            Units(*(np.concatenate([empty, *stream[end - count : end]]) for stream in streams))
+            for count, end in zip(counts, np.cumsum(counts), strict=True)
         ]
 
     def require_encoder(self) -> None:
-        """Raises an `InputError` where a network is missing that encoding needs."""
+        """Raises an `InputError` if the F0 network that encoding needs is missing."""
         needs_f0_network = self.config.kind == "expressive" and self.config.f0_method == "fcpe"
         if needs_f0_network and self._fcpe is None:
             raise InputError(
@@ -132,76 +135,82 @@ class SpeechTokenizer:
             )
 
     def encode_string(self, audio: Audio, channel: int | None = None) -> str:
-        """The unit string of one recording: without repeats, streams merged by time."""
+        """The unit string of one recording (see `units.to_string`)."""
         return self.to_string(self.encode(audio, channel))
 
-    def to_string(self, recorded: Units) -> str:
-        """The string of units; a Base model writes phonetic units alone."""
-        if not isinstance(recorded, Units):
-            raise InputError(f"Units were expected, not {type(recorded).__name__}.")
-        base = self.config.kind == "base"
-        return units.to_string(Units(recorded.hubert) if base else recorded)
+    def to_string(self, encoded: Units) -> str:
+        """The unit string of units; for a Base model, of the phonetic units only."""
+        if self.config.kind == "base" and isinstance(encoded, Units):
+            encoded = Units(encoded.hubert, timed=encoded.timed)
+        return units.to_string(encoded)
 
     def decode(
         self,
-        spoken: Units | str,
+        speech: Units | str,
         speaker_id: int | str | None = None,
         style_id: int | str | None = None,
         predict_durations: bool | None = None,
     ) -> np.ndarray:
-        """Speaks units: float32 samples at 16 kHz; see `decode_batch`."""
-        return self.decode_batch([spoken], speaker_id, style_id, predict_durations)[0]
+        """Synthesises speech: float32 (samples,) at 16 kHz; see `decode_batch`."""
+        return self.decode_batch([speech], speaker_id, style_id, predict_durations)[0]
 
     def decode_batch(
         self,
-        spoken: Sequence[Units | str],
+        speech: Sequence[Units | str],
         speaker_id: int | str | None = None,
         style_id: int | str | None = None,
         predict_durations: bool | None = None,
     ) -> list[np.ndarray]:
-        """Speaks units, each as float32 samples at 16 kHz, in order.
+        """Synthesises speech from units.
 
         Args:
-          spoken: `Units`, whose timing is kept, or unit strings, whose durations are predicted.
-          speaker_id: the voice, by number or name; the vocoder's default if not given.
-          style_id: the manner, by number or name, of vocoders that have it (Base).
-          predict_durations: predict them for `Units` too (repeats are dropped first), or give
-            every Hu of a string one frame of 40 ms.
+          speech: `Units` or unit strings. The timing of timed units is kept; the durations of other
+            units and of strings are predicted.
+          speaker_id: a speaker of the vocoder, by number or name; its default if not given.
+          style_id: a style, by number or name, of vocoders that have styles (Base).
+          predict_durations: True predicts durations for timed units too, without their repeats;
+            False gives every Hu of a string one frame of 40 ms.
+
+        Returns:
+          float32 (samples,) at 16 kHz for each item, in order.
 
         Raises:
-          InputError: no such speaker, style or unit; units that lack what the vocoder needs; no
-            vocoder.
+          InputError: an unknown speaker, style or unit, units that lack a stream of the vocoder, or
+            no vocoder.
         """
         cfg, voice = self._vocoder_config(), self.find_voice(speaker_id, style_id)
-        items, to_predict = [], []  # ids of each utterance; which of them last as predicted
-        for index, item in enumerate(bucketing.as_list(spoken, "units")):
-            predict = isinstance(item, str) if predict_durations is None else predict_durations
-            predict &= bool(cfg.duration_hidden)
-            if not isinstance(item, str | Units):
+        ids, predicted = [], []  # input of each item; indices of items with predicted durations
+        for index, item in enumerate(bucketing.as_list(speech, "units")):
+            if isinstance(item, str):
+                item = units.from_string(item, cfg.common_style)
+            elif not isinstance(item, Units):
                 raise InputError(
                     f"Units or a unit string were expected, not {type(item).__name__}."
                 )
-            if isinstance(item, str):
-                item = units.from_string(item, cfg.common_style)
-            elif predict and not _one_each(item):
-                item = units.from_string(units.to_string(item), cfg.common_style)
-            items.append(_stack_ids(item, voice, cfg))
-            to_predict += [index] if predict else []
-        codes = [(items[index][:, 0],) for index in to_predict]
-        made = self._run_windows(self._durations, codes, DURATION_REACH) if codes else []
-        for index, log_frames in zip(to_predict, made, strict=True):
-            items[index] = np.repeat(items[index], hifigan.to_frames(log_frames), axis=0)
-        inputs = [(ids,) for ids in items]
+            predict = not item.timed if predict_durations is None else predict_durations
+            if predict and cfg.duration_hidden:
+                predicted.append(index)
+                if item.timed:
+                    item = units.from_string(units.to_string(item), cfg.common_style)
+            ids.append(_stack_ids(item, voice, cfg))
+        if predicted:
+            codes = [(ids[index][:, 0],) for index in predicted]
+            durations = self._run_windows(self._durations, codes, DURATION_REACH)
+            for index, log_frames in zip(predicted, durations, strict=True):
+                ids[index] = np.repeat(ids[index], hifigan.to_frames(log_frames), axis=0)
+        inputs = [(ids_tc,) for ids_tc in ids]
         if cfg.source_harmonics:
-            told = self._run_windows(self._f0, inputs, harmonic_source.REACH)
+            tracks = self._run_windows(self._f0, inputs, harmonic_source.REACH)
             inputs = [
-                (ids, harmonic_source.excite(harmonic_source.to_f0(one), cfg.code_hop))
-                for ids, one in zip(items, told, strict=True)
+                (ids_tc, harmonic_source.excite(harmonic_source.to_f0(track), cfg.code_hop))
+                for ids_tc, track in zip(ids, tracks, strict=True)
             ]
-        return self._run_windows(self._speak, inputs, cfg.receptive_frames, cfg.code_hop)
+        return self._run_windows(self._vocode, inputs, cfg.receptive_frames, cfg.code_hop)
 
-    def find_voice(self, speaker_id: int | str | None, style_id: int | str | None):
-        """The numbers {"speaker", "style_id"} of a voice; `InputError` where there is none such."""
+    def find_voice(
+        self, speaker_id: int | str | None, style_id: int | str | None
+    ) -> dict[str, int]:
+        """Ids by channel, "speaker" and "style_id"; raises `InputError` for an unknown name."""
         cfg = self._vocoder_config()
         return {
             "speaker": hifigan.find_id(
@@ -228,23 +237,43 @@ class SpeechTokenizer:
         return self._run(self._pitch, features, F0_RATE, extra=1)
 
     def _run_windows(self, function, utterances, reach: int, hop: int = 1) -> list[np.ndarray]:
-        """Runs the vocoder over frames of any number; each of them gives `hop` values or rows."""
-        pieces = [list(_windows(len(inputs[0]), reach)) for inputs in utterances]
+        """Runs a vocoder network over inputs of any length, in windows.
+
+        Args:
+          function: compiled, of padded inputs and lengths.
+          utterances: tuples of arrays that share their first length, frames.
+          reach: frames on each side that an output depends on.
+          hop: output values for each frame.
+
+        Returns:
+          The outputs of each utterance.
+        """
+        windows_by_item = [list(_windows(len(inputs[0]), reach)) for inputs in utterances]
         items = [
             tuple(array[low:high] for array in inputs)
-            for inputs, windows in zip(utterances, pieces, strict=True)
+            for inputs, windows in zip(utterances, windows_by_item, strict=True)
             for low, high, _ in windows
         ]
-        made = iter(self._run(function, items, VOCODER_RATE))
-        nothing = np.zeros(0, np.float32)
+        outputs = iter(self._run(function, items, VOCODER_RATE))
+        empty = np.zeros(0, np.float32)
         results = []
-        for windows in pieces:
-            parts = [next(made)[keep.start * hop : keep.stop * hop] for _, _, keep in windows]
-            results.append(np.concatenate(parts) if parts else nothing)
+        for windows in windows_by_item:
+            parts = [next(outputs)[keep.start * hop : keep.stop * hop] for _, _, keep in windows]
+            results.append(np.concatenate(parts) if parts else empty)
         return results
 
     def _run(self, function, items, rate: int, extra: int = 0) -> list[np.ndarray]:
-        """Runs a network over items of `rate` rows a second (and `extra`), padded to buckets."""
+        """Runs a network over items padded to buckets.
+
+        Args:
+          function: compiled, of padded inputs and lengths.
+          items: tuples of arrays that share their first length.
+          rate: rows a second of these arrays.
+          extra: rows beyond that, whatever the duration.
+
+        Returns:
+          The outputs of each item.
+        """
         longest = self.config.chunk_seconds if rate != VOCODER_RATE else WINDOW_FRAMES / rate
         seconds = [*(s for s in BUCKET_SECONDS if s < longest), longest]
         buckets = [math.ceil(s * rate) + extra for s in seconds]
@@ -256,19 +285,19 @@ class SpeechTokenizer:
 
     def _vocoder_config(self) -> hifigan.HifiGanConfig:
         if self._vocoder is None:
-            raise InputError(f"{self._folder}: has no vocoder, so units cannot be spoken.")
+            raise InputError(f"{self._folder}: has no vocoder, so it cannot decode units.")
         return self._vocoder.config
 
     def _check(self, name: str, params: checkpoint.Params, sample_rate: int = SAMPLE_RATE) -> None:
-        """That a network is the one the set was made with."""
+        """Checks that a network is the one that the config's hash was computed of."""
         if checkpoint.hash_params(params) != self.config.hashes.get(name):
             raise InputError(
-                f"{self._folder}: the network '{name}' is not the one this set was made with, so "
-                "its units would mean other sounds; copy the whole folder, or convert again."
+                f"{self._folder}: the network '{name}' is not the one that this speech tokenizer "
+                "was written with; copy the whole folder, or convert it again."
             )
         if sample_rate != SAMPLE_RATE:
             raise InputError(
-                f"{self._folder / name}: works at {sample_rate} Hz; only {SAMPLE_RATE} is known."
+                f"{self._folder / name}: works at {sample_rate} Hz; expected {SAMPLE_RATE} Hz."
             )
 
 
@@ -281,7 +310,7 @@ def _compile(model, params, method=None, finish: Callable[..., Any] = lambda *ou
     return functools.partial(jax.jit(apply), jax.device_put(params))
 
 
-def _speak_with_source(vocoder, ids_btc: jax.Array, source_bte: jax.Array, lengths_b: jax.Array):
+def _vocode_with_source(vocoder, ids_btc: jax.Array, source_bte: jax.Array, lengths_b: jax.Array):
     return vocoder(ids_btc, lengths_b, source_bte)
 
 
@@ -289,19 +318,15 @@ def _best(logits: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32), lengths
 
 
-def _one_each(item: Units) -> bool:
-    """Whether pitch (and style) stand one each Hu, as in `Units` of a string."""
-    return item.pitch is not None and len(item.pitch) == len(item.hubert)
-
-
 def _stack_ids(item: Units, voice: dict[str, int], cfg: hifigan.HifiGanConfig) -> np.ndarray:
-    """The vocoder's input for every Hu; negative ones, which stand for no sound, are left out."""
+    """The vocoder's input, int32 (frames, channels); negative units are padding and left out."""
     streams = {"code": item.hubert, "pitch": item.pitch, "style": item.style}
-    return hifigan.stack_ids(streams, voice, cfg)[item.hubert >= 0]
+    ids_tc = hifigan.stack_ids(streams, voice, cfg, timed=item.timed)
+    return ids_tc[item.hubert >= 0]
 
 
 def _windows(n: int, reach: int) -> Iterator[tuple[int, int, slice]]:
-    """Windows (low, high) over `n` frames, and the part of each whose context is whole."""
+    """Windows (low, high) over `n` frames, and the part of each whose context is complete."""
     step = n if n <= WINDOW_FRAMES else WINDOW_FRAMES - 2 * reach
     for start in range(0, n, max(step, 1)):
         low, high = max(0, start - reach), min(n, start + step + reach)

@@ -1,12 +1,14 @@
-"""Units, and the strings that stand for them: deduplicated, merged by time, split and parsed.
+"""Units of speech and unit strings: deduplication, merging by time, parsing and splitting.
 
-The rules are those of the release: Hu and Pi drop repeats, St keeps all; the streams are merged by
-time at 24.99, 12.5 and 1 units a second; a unit string gives every Hu the latest Pi and St.
+The rules are those of the release. Repeated Hu and Pi are dropped, St are all kept. The streams are
+merged by time, at 24.99, 12.5 and 1 units a second. In a unit string every Hu has the latest Pi and
+St before it.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,22 +18,29 @@ from spirit_jax.vocab import Modality
 
 HUBERT_RATE, PITCH_RATE, STYLE_RATE = 24.99, 12.5, 1.0  # units a second, for merging
 COMMON_STYLE = 71  # of the release, for a string that has pitch but no style
-MIN_SPEECH_UNITS = 24  # a shorter run of speech after other content is not spoken
+MIN_SPEECH_UNITS = 24  # shorter speech after other content is not vocoded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Units:
-    """Units of one recording.
+    """Units of one recording (timed), or of a unit string (not timed).
 
     Attributes:
-      hubert: int32 (n,), phonetic units, 25 a second with repeats; or one each Hu of a string.
-      pitch: int32, 12.5 a second; or one each Hu; None without pitch.
-      style: int32, 1 a second; or one each Hu; None without style.
+      hubert: int32 (n,), phonetic units: 25 a second, or one for each Hu of a string.
+      pitch: int32, 12.5 a second, or (n,) one for each Hu; None without pitch.
+      style: int32, 1 a second, or (n,) one for each Hu; None without style.
+      timed: whether each stream has its own constant rate, so that durations are known. Units of a
+        string are not timed: repeats were dropped, and all streams have an entry for each Hu.
+
+    Raises:
+      InputError: a stream is not one row of 32-bit integers, or `timed` is False and streams have
+        different lengths.
     """
 
     hubert: np.ndarray
     pitch: np.ndarray | None = None
     style: np.ndarray | None = None
+    timed: bool = True
 
     def __post_init__(self):
         for name in ("hubert", "pitch", "style"):
@@ -50,6 +59,14 @@ class Units:
             if (small != array).any():
                 raise InputError(f"{name} units must fit 32 bits: {array[small != array][0]}.")
             object.__setattr__(self, name, small)
+        if not isinstance(self.timed, bool):
+            raise InputError(f"timed is {self.timed!r}; expected true or false.")
+        for name, stream in self.streams().items():
+            if not self.timed and len(stream) != len(self.hubert):
+                raise InputError(
+                    f"There are {len(stream)} {name} units for {len(self.hubert)} phonetic units; "
+                    "units that are not timed need one for each."
+                )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Units) and self.to_dict() == other.to_dict()
@@ -57,23 +74,28 @@ class Units:
     def __len__(self) -> int:
         return len(self.hubert)
 
-    def to_dict(self) -> dict[str, list[int]]:
-        """The streams that there are, as lists."""
+    def streams(self) -> dict[str, np.ndarray]:
+        """The streams that are present, by name."""
         streams = {"hubert": self.hubert, "pitch": self.pitch, "style": self.style}
-        return {name: stream.tolist() for name, stream in streams.items() if stream is not None}
+        return {name: stream for name, stream in streams.items() if stream is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The streams as lists by name, for JSON; with "timed": false for units of a string."""
+        lists: dict[str, Any] = {name: stream.tolist() for name, stream in self.streams().items()}
+        return lists if self.timed else lists | {"timed": False}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Sequence[int]]) -> "Units":
+    def from_dict(cls, values: Mapping[str, Any]) -> "Units":
         """The inverse of `to_dict`.
 
         Raises:
-          InputError: no mapping of these names to rows of integers.
+          InputError: `values` is not a mapping of these names to rows of integers.
         """
-        names = ("hubert", "pitch", "style")
+        names = ("hubert", "pitch", "style", "timed")
         if not isinstance(values, Mapping) or set(values) - set(names):
             got = ", ".join(map(str, values)) if isinstance(values, Mapping) else repr(values)
             raise InputError(f"Units are a mapping of {', '.join(names)}, not of {got[:80]}.")
-        return cls(*(values.get(name) for name in names))
+        return cls(*(values.get(name) for name in names[:3]), timed=values.get("timed", True))
 
 
 def dedup(stream: np.ndarray) -> np.ndarray:
@@ -86,12 +108,12 @@ def dedup(stream: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """The units of a recording as one sequence: Hu and Pi without repeats, and St, by time.
+    """The streams of a recording as one sequence, sorted by time.
 
     Attributes:
       names_n: the stream of each unit: "style", "pitch" or "hubert".
       units_n: int32.
-      seconds_n: float64, when each begins, rising; ties go style, pitch, hubert.
+      seconds_n: float64, when each starts, ascending; ties go style, pitch, hubert.
     """
 
     names_n: np.ndarray
@@ -100,43 +122,49 @@ class Merged:
 
 
 def merge(units: Units) -> Merged:
-    """Deduplicates and merges the streams by time (the release's rule)."""
-    streams = {"style": units.style, "pitch": units.pitch, "hubert": units.hubert}
+    """Merges the streams by time, without repeats of Hu and Pi (the release's rule).
+
+    Units that are not timed count as one Hu after another at the rate of Hu; pitch and style are
+    put before the Hu where they change.
+    """
     rates = {"style": STYLE_RATE, "pitch": PITCH_RATE, "hubert": HUBERT_RATE}
+    streams, keep_all = units.streams(), "style" if units.timed else "hubert"
     parts = []
-    for name, stream in streams.items():
-        if stream is not None:
-            kept = np.arange(len(stream)) if name == "style" else dedup(stream)
-            parts.append((np.full(len(kept), name), stream[kept], kept / rates[name]))
+    for name in rates:  # in the order of ties
+        if name in streams:
+            stream = streams[name]
+            kept = np.arange(len(stream)) if name == keep_all else dedup(stream)
+            rate = rates[name] if units.timed else HUBERT_RATE
+            parts.append((np.full(len(kept), name), stream[kept], kept / rate))
     names, values, seconds = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.argsort(seconds, kind="stable")
     return Merged(names[order], values[order], seconds[order])
 
 
 def to_string(units: Units) -> str:
-    """The unit string: Hu and Pi without repeats, merged with St by time; ties go St, Pi, Hu.
+    """The unit string of units (see `merge`); ties go St, Pi, Hu.
 
     Raises:
-      InputError: a negative unit, which has no string.
+      InputError: `units` is of another type, or has a negative unit, which no string has.
     """
     if not isinstance(units, Units):
         raise InputError(f"Units were expected, not {type(units).__name__}.")
-    for name, stream in units.to_dict().items():
-        if stream and min(stream) < 0:
-            raise InputError(f"There is no {name} unit {min(stream)}.")
+    for name, stream in units.streams().items():
+        if stream.min(initial=0) < 0:
+            raise InputError(f"There is no {name} unit {stream.min()}.")
     merged, prefixes = merge(units), {"style": "St", "pitch": "Pi", "hubert": "Hu"}
     pairs = zip(merged.names_n, merged.units_n, strict=True)
     return "".join(f"[{prefixes[name]}{unit}]" for name, unit in pairs)
 
 
 def from_string(string: str, common_style: int = COMMON_STYLE) -> Units:
-    """Units of a string: every Hu takes the latest Pi and St before it.
+    """Units of a string, which are not timed: every Hu has the latest Pi and St before it.
 
-    A Hu before the first Pi (St) takes the first of the string. With pitch but no style anywhere,
-    the style is `common_style`. Markers and white space are passed over.
+    A Hu before the first Pi (St) has the first of the string. In a string with pitch and without
+    style, the style is `common_style`. Markers and white space are ignored.
 
     Raises:
-      InputError: anything else in the string.
+      InputError: the string has other text.
     """
     if not isinstance(string, str):
         raise InputError(f"A unit string was expected, not {type(string).__name__}.")
@@ -147,8 +175,8 @@ def from_string(string: str, common_style: int = COMMON_STYLE) -> Units:
             tokens.append((unit[1], int(unit[2])))
         elif not part.is_token and part.string.strip():
             raise InputError(
-                f"{part.string.strip()[:40]!r} is no unit; a unit string has [Hu..], [Pi..] and "
-                "[St..]."
+                f"{part.string.strip()[:40]!r} is no unit; a unit string consists of [Hu..], "
+                "[Pi..] and [St..]."
             )
     firsts = {kind: number for kind, number in reversed(tokens)}
     latest = dict(firsts)
@@ -162,21 +190,21 @@ def from_string(string: str, common_style: int = COMMON_STYLE) -> Units:
                 if name in latest:
                     stream.append(latest[name])
     pitch, style = (streams[name] if name in latest else None for name in ("Pi", "St"))
-    return Units(np.array(streams["Hu"], np.int32), pitch, style)
+    return Units(streams["Hu"], pitch, style, timed=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A stretch of one modality in a generated string."""
+    """A part of a string that is of one modality."""
 
     modality: Modality
     content: str
 
 
 def split(string: str) -> list[Piece]:
-    """A prompt string as text and speech in turn, each without escapes.
+    """Splits a prompt string into text and speech in turn, and unescapes the text.
 
-    Markers are dropped, and neighbours of one kind are joined.
+    Markers are dropped; adjacent parts of one modality are joined.
     """
     parts = [
         (Modality.SPEECH if part.is_token else Modality.TEXT, part.string)
@@ -190,12 +218,15 @@ def split(string: str) -> list[Piece]:
 
 
 def build_prompt(inputs: Sequence[tuple[Modality, str]], output_modality: Modality) -> str:
-    """The prompt string: a marker wherever the modality changes, and for the wanted output.
+    """The prompt string, with a marker wherever the modality changes and before the output.
 
     Args:
-      inputs: in order, each a modality (text or speech) and its text or unit string. A text is
-        text: what looks like a marker or unit in it is escaped (see `markup`).
-      output_modality: text and speech add their marker unless the last input was of that kind.
+      inputs: (modality, content) pairs in order; the content is text or a unit string. Markers and
+        units that are spelled out in text are escaped (see `markup`).
+      output_modality: text and speech add their marker unless the last input has that modality.
+
+    Returns:
+      The prompt, for a text tokenizer.
     """
     parts: list[markup.Part] = []
     last = None
@@ -215,19 +246,31 @@ def _marker(modality: Modality) -> markup.Part:
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """A unit string to vocode, of which the first `skip` of every 1 of its samples is cut off."""
+    """A unit string to vocode.
+
+    Attributes:
+      content: the unit string.
+      skip: the fraction of samples, from 0 to below 1, to cut off at the start.
+    """
 
     content: str
     skip: float = 0.0
 
 
 def plan_outputs(prompt: str, generated: str, least: int = MIN_SPEECH_UNITS) -> list[str | Spoken]:
-    """What a generation says: text as it stands, and speech to vocode (the release's rules).
+    """The outputs of a generation: text, and speech to vocode (the release's rules).
 
-    The generated string is stripped, then split. A run of speech that is not the first piece and
-    has fewer than `least` Hu is dropped. Where speech goes on from the speech at the end of the
-    prompt, the two are vocoded together, so that pitch and style carry over, and the prompt's
-    share is cut off; with fewer than `least` new Hu it is dropped.
+    Speech after the first piece that has fewer than `least` Hu is dropped. Speech that continues
+    speech at the end of the prompt is vocoded together with it, so that pitch and style carry over,
+    and the prompt's samples are cut off; with fewer than `least` new Hu it is dropped.
+
+    Args:
+      prompt: the prompt string.
+      generated: what the model generated after it; leading and trailing white space is stripped.
+      least: number of Hu.
+
+    Returns:
+      Texts and unit strings, in order.
     """
     outputs: list[str | Spoken] = []
     prompt_pieces = split(prompt)
@@ -251,5 +294,5 @@ def plan_outputs(prompt: str, generated: str, least: int = MIN_SPEECH_UNITS) -> 
 
 
 def count_hubert(string: str) -> int:
-    """How many Hu tokens a string has."""
+    """The number of Hu tokens of a string."""
     return string.count("[Hu")

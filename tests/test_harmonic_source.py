@@ -48,7 +48,7 @@ def test_sines_follow_f0_without_a_jump_and_are_silent_where_unvoiced():
 
 def test_f0_is_that_of_the_predictor_where_its_score_is_above_zero():
     told_te = np.float32([[np.log(100), np.log(200), 99, 1, 0.1, 2, 1, -0.1]])
-    np.testing.assert_allclose(source.to_f0(told_te), [[100, 200, source.HIGHEST, 0]], rtol=1e-5)
+    np.testing.assert_allclose(source.to_f0(told_te), [[100, 200, source.MAX_F0, 0]], rtol=1e-5)
 
 
 def test_loss_of_f0_counts_true_frames_and_voiced_parts_alone():

@@ -85,7 +85,7 @@ READERS = {  # (the library's call, what reads by it)
         (records.array_record_module, "ArrayRecordReader"),
         lambda d: records._count_records(d / "s.arrayrecord"),
     ),
-    "labels": ("numpy.load", lambda d: unit_targets.keep(d / "kept.npz", "", [], dict)),
+    "labels": ("numpy.load", lambda d: unit_targets.cached_labels(d / "kept.npz", "", [], dict)),
     "F0": ("numpy.load", lambda d: f0_cache._is_whole(d / "kept.npz")),
     "arrays": ("orbax.checkpoint.v1.metadata", lambda d: checkpoint.read_shapes(d)),
     "judge": ((subprocess, "run"), lambda d: scoring.ask_judge(["x"], ["line"])),

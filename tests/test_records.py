@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from spirit_jax import units
 from spirit_jax.data import records
 from spirit_jax.data.records import Corpus, Shard, Utterance, write_list, write_shard
 from spirit_jax.errors import InputError
@@ -133,6 +134,11 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
 def test_units_beyond_16_bits_are_refused():
     with pytest.raises(InputError, match="40000"):
         Utterance("a", Units([40_000]), 0.04).to_bytes()
+
+
+def test_units_of_a_string_are_no_record():
+    with pytest.raises(InputError, match="a: units of a string are not timed"):
+        Utterance("a", units.from_string("[Hu4]"), 0.04).to_bytes()
 
 
 def test_a_corpus_of_more_shards_than_files_may_be_open(tmp_path):

@@ -45,8 +45,8 @@ def test_two_voices_that_say_the_same_have_the_labels_of_the_reference(tmp_path)
     reference = Item("r", chord(said, [0.4, 0.5, 0.4], 0.2), "la", speaker="one")
     other = Item("o", chord(said, [0.7, 0.3, 0.6], 0.8), "la", speaker="two")
     alone = Item("a", chord(said, [0.7, 0.3, 0.6], 0.8), "li", speaker="two")
-    heard = unit_targets.spectral(TRUNK)
-    (features_td,) = unit_targets.hear([reference], heard, TRUNK)
+    heard = unit_targets.mfcc_features(TRUNK)
+    (features_td,) = unit_targets.compute_features([reference], heard, TRUNK)
     centroids_vd = kmeans.fit(features_td, 6, kmeans.KMeansConfig())
     found = heard, TRUNK, centroids_vd
     aligned, own = parallel.label([other, alone], {"la": reference}, *found, heard)
@@ -67,9 +67,9 @@ def test_two_voices_that_say_the_same_have_the_labels_of_the_reference(tmp_path)
 def test_a_reference_without_a_frame_is_named():
     short = Item("short one", np.zeros(10, np.float32), "la", speaker="one")
     other = Item("o", chord([300.0], [0.4], 0.8), "la", speaker="two")
-    heard = unit_targets.spectral(TRUNK)
+    heard = unit_targets.mfcc_features(TRUNK)
     found = heard, TRUNK, np.zeros((2, 39), np.float32), heard
-    with pytest.raises(InputError, match="short one: is a reference too short"):
+    with pytest.raises(InputError, match="short one: is a reference that is too short"):
         parallel.label([other], {"la": short}, *found)
     assert len(parallel.label([short], {"la": short}, *found)[0]) == 0
 

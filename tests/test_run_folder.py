@@ -162,7 +162,7 @@ def test_a_run_of_an_earlier_version_resumes_with_a_notice(tmp_path, capsys):
         assert int(folder.resume(checkpoints, ABSTRACT, stream).step) == 6
         checkpoints.close()
     assert stream.state == {"step": 6}
-    assert "of an earlier version, which did not record" in capsys.readouterr().err
+    assert "by an earlier version, which did not record" in capsys.readouterr().err
     assert record.is_record(json.loads((tmp_path / "run.json").read_text()))
 
 

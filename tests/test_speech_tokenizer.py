@@ -8,6 +8,7 @@ import pytest
 from marks import slow
 
 from spirit_jax import InputError, SpeechTokenizer, Units, model_folder, speech_tokenizer
+from spirit_jax import units as units_lib
 from spirit_jax.random_model import write_random_model
 
 RATE = 16_000
@@ -121,6 +122,29 @@ def test_units_keep_their_timing_and_strings_get_one(base):
     np.testing.assert_array_equal(base.decode(units, predict_durations=True), predicted)
 
 
+def test_durations_of_a_recording_of_two_units_are_predicted_as_for_its_string(expressive):
+    """Streams of equal length that are timed: lengths do not say whether units are of a string."""
+    units = Units([5, 5], [3, 4], [1, 2])
+    predicted = expressive.decode(units, predict_durations=True)
+    np.testing.assert_array_equal(predicted, expressive.decode(expressive.to_string(units)))
+
+
+def test_the_shortest_recording_with_units_is_decoded(expressive):
+    units = expressive.encode(noise(0.08))  # one unit of 40 ms
+    assert (len(units.hubert), units.timed) == (1, True)
+    string = expressive.to_string(units)
+    predicted = expressive.decode(units, predict_durations=True)
+    np.testing.assert_array_equal(predicted, expressive.decode(string))
+
+
+def test_units_of_a_string_are_decoded_as_the_string(expressive):
+    string = "[St1][Pi3][Hu5][Hu6][Hu7][Pi4][Hu8]"
+    units = units_lib.from_string(string)
+    for predict in (None, True, False):
+        wave = expressive.decode(string, predict_durations=predict)
+        np.testing.assert_array_equal(expressive.decode(units, predict_durations=predict), wave)
+
+
 def test_voices_and_manners(base, expressive):
     units = base.encode(noise(0.5))
     default = base.decode(units)
@@ -166,7 +190,9 @@ def test_a_network_of_another_set_is_refused(expressive_folder, tmp_path, networ
     shutil.copytree(expressive_folder / "speech_tokenizer", mixed)
     shutil.rmtree(mixed / network)
     shutil.copytree(tmp_path / "other" / "speech_tokenizer" / network, mixed / network)
-    with pytest.raises(InputError, match=f"'{network}' is not the one this set was made with"):
+    with pytest.raises(
+        InputError, match=f"'{network}' is not the one that this speech tokenizer was written"
+    ):
         SpeechTokenizer.from_pretrained(mixed)
 
 
@@ -174,7 +200,7 @@ def test_half_copied_folders_are_named(base_folder, tmp_path):
     folder = tmp_path / "half"
     shutil.copytree(base_folder / "speech_tokenizer", folder)
     shutil.rmtree(folder / "hifigan")
-    with pytest.raises(InputError, match="'hifigan' is not there"):
+    with pytest.raises(InputError, match="'hifigan' is missing"):
         SpeechTokenizer.from_pretrained(folder)
     (folder / "hifigan" / "params").mkdir(parents=True)
     with pytest.raises(InputError, match="hifigan"):
@@ -211,7 +237,7 @@ def test_a_hundred_recordings_compile_at_most_eight_times_a_network(base_folder)
         if number % 5 == 0:
             tokenizer.decode(units)
             tokenizer.decode(tokenizer.to_string(units))
-    for network in ("_hubert", "_speak", "_durations"):
+    for network in ("_hubert", "_vocode", "_durations"):
         assert getattr(tokenizer, network).func._cache_size() <= 8
 
 

@@ -132,8 +132,8 @@ def test_the_exported_network_is_an_inner_layer_and_its_clusters_are_units(confi
     assert centroids.shape == (5, 16)
     nearest = np.square(np.asarray(hidden)[0][:, None] - centroids).sum(-1).argmin(-1)
     np.testing.assert_array_equal(units[0], nearest)
-    heard = unit_targets.units_of(model, params)
-    found = np.concatenate(list(unit_targets.hear(items, heard, model.config.trunk)))
+    heard = unit_targets.network_units(model, params)
+    found = np.concatenate(list(unit_targets.compute_features(items, heard, model.config.trunk)))
     assert set(found) == set(range(5))  # clusters of these recordings: all are used
     with pytest.raises(InputError, match="exists already"):
         export(HubertRecipe(config), exported)
@@ -146,9 +146,9 @@ def test_a_second_iteration_predicts_clusters_of_the_first(config, exported, who
     centroids = np.load(Path(second.run_dir) / "targets.npz")["centroids"]
     assert centroids.shape == (6, 16)
     trunk, params = checkpoint.load_network(exported / "hubert", HubertConfig)
-    heard = unit_targets.inner(trunk.trunk, params)
+    heard = unit_targets.network_features(trunk.trunk, params)
     for one in recordings:
-        (features,) = unit_targets.hear([one.item], heard, trunk.trunk)
+        (features,) = unit_targets.compute_features([one.item], heard, trunk.trunk)
         np.testing.assert_array_equal(kmeans.assign(features, centroids), one.labels_t)
         np.testing.assert_array_equal(label([one.item])[0], one.labels_t)
     for changes, message in (
@@ -175,7 +175,9 @@ def test_labels_can_be_those_of_one_voice_that_says_the_same(config, exported, t
     recordings, _ = HubertRecipe(dataclasses.replace(spoken, aligner=aligner)).labelled
     centroids = np.load(Path(spoken.run_dir) / "targets.npz")["centroids"]
     for one, low in zip(recordings, read_items((paths["low"],)), strict=True):
-        (features,) = unit_targets.hear([low], unit_targets.spectral(NETWORK), NETWORK)
+        (features,) = unit_targets.compute_features(
+            [low], unit_targets.mfcc_features(NETWORK), NETWORK
+        )
         assert set(one.labels_t) <= set(kmeans.assign(features, centroids))
     with pytest.raises(InputError, match="use another run_dir"):
         run(spoken)  # aligned by other features
@@ -382,7 +384,7 @@ def test_long_recordings_are_heard_in_pieces_that_make_up_the_whole(config, monk
         return np.stack([wave[:, s : s + width].sum(1) for s in starts], 1), counts
 
     def everything():
-        return list(unit_targets.hear(items, heard, NETWORK))
+        return list(unit_targets.compute_features(items, heard, NETWORK))
 
     expected = everything()
     monkeypatch.setattr(unit_targets, "PIECE_SECONDS", 1)
@@ -397,7 +399,7 @@ def test_a_run_whose_recordings_changed_is_refused(config, whole, tmp_path):
     other = dataclasses.replace(config, run_dir=str(tmp_path / "run"), max_recordings=5)
     (tmp_path / "run").mkdir()
     shutil.copy(Path(config.run_dir) / "targets.npz", tmp_path / "run")
-    with pytest.raises(InputError, match="was made of other recordings"):
+    with pytest.raises(InputError, match="was computed from other recordings"):
         run(other)
     (tmp_path / "run" / "targets.npz").write_bytes(b"PK half of it")
     with pytest.raises(InputError, match="is damaged"):

@@ -78,7 +78,7 @@ def config(tmp_path_factory):
     audio = jnp.zeros((1, 1600)), jnp.array([1600])
     params = jax.jit(Trunk(NETWORK).init)(jax.random.key(0), *audio)["params"]
     items = read_items([sounds])
-    heard = unit_targets.inner(NETWORK, params)
+    heard = unit_targets.network_features(NETWORK, params)
     centroids = unit_targets.find_centroids(items, heard, NETWORK, CLUSTERS, KMeansConfig())
     kmeans = QuantizerConfig("kmeans", CLUSTERS, NETWORK.hidden_size)
     params = jax.tree.map(np.asarray, params)
@@ -207,7 +207,7 @@ def test_rows_have_the_units_of_their_place(config):
     teacher, _ = hubert.load(f"{config.start}/hubert", f"{config.start}/quantizer")
     labels = np.repeat(np.arange(12, dtype=np.int32), 2)
     one = Recording(read_items(config.data.sources)[0], labels)
-    still = dataclasses.replace(config, augment=training.UNCHANGED, segment_seconds=0.4)
+    still = dataclasses.replace(config, augment=training.NO_AUGMENTATION, segment_seconds=0.4)
     samples = load_audio(one.item.audio)
     places = set()
     for seed in range(8):
@@ -289,7 +289,7 @@ def test_changes_are_drawn_from_the_rng_and_each_by_its_probability():
     made = [augment.augment(TONE, np.random.default_rng(seed), config) for seed in (3, 3, 4)]
     np.testing.assert_array_equal(made[0], made[1])
     assert made[0].shape != made[2].shape or not np.array_equal(made[0], made[2])
-    nothing = training.UNCHANGED
+    nothing = training.NO_AUGMENTATION
     np.testing.assert_array_equal(augment.augment(TONE, np.random.default_rng(0), nothing), TONE)
     for kind in augment.KINDS:
         changed = augment.augment(TONE, np.random.default_rng(0), augment.only(kind, config))

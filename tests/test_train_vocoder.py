@@ -267,7 +267,7 @@ def test_a_row_is_a_segment_at_frames_and_a_stretch_of_whole_runs(tmp_path):
     codes_t = np.repeat(np.arange(8), [1, 2, 3, 4, 1, 2, 3, 4]).astype(np.int32)
     ids_tc = np.stack([codes_t, np.arange(20)], -1).astype(np.int32)  # the second says where
     f0_tk = np.arange(80, dtype=np.float32).reshape(20, 4) + 100
-    one = vocoder_data.SpokenUnits("a", "s", tmp_path / "a.wav", ids_tc, f0_tk)
+    one = vocoder_data.UnitRecording("a", "s", tmp_path / "a.wav", ids_tc, f0_tk)
     loud_s = load_audio(tmp_path / "a.wav") / 0.5 * vocoder_data.PEAK
     starts, firsts = set(), set()
     for seed in range(100):
@@ -304,7 +304,7 @@ def test_units_are_kept_and_a_computation_that_was_stopped_goes_on(config, whole
     assert len(computed) == 3 and path.read_text() == text and len(heard) == 6
     lines[0] = json.dumps({"tokenizer": {"kind": "base", "hubert": "another"}}) + "\n"
     path.write_text("".join(lines))
-    with pytest.raises(InputError, match="units of another tokenizer"):
+    with pytest.raises(InputError, match="units of another speech tokenizer"):
         vocoder_data.read_units(items, config.tokenizer, path)
 
 

@@ -110,7 +110,7 @@ def test_no_units_are_an_empty_string():
     ],
 )
 def test_every_phonetic_unit_takes_the_latest_pitch_and_style(string, expected):
-    assert units.from_string(string).to_dict() == expected
+    assert units.from_string(string).to_dict() == expected | {"timed": False}
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,21 @@ def test_string_and_back_keeps_the_deduplicated_hubert_units(hubert, pitch, styl
     assert (back.style is None) == (not pitch and not style)
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["[Hu1]", "[Hu2]", "[Pi3]", "[Pi4]", "[St5]", "[St6]"]), max_size=12)
+)
+def test_units_of_a_string_have_a_string_that_gives_them_again(tokens):
+    parsed = units.from_string("".join(tokens))
+    if len(parsed):
+        assert units.from_string(units.to_string(parsed)) == parsed
+
+
+def test_units_of_a_string_are_not_merged_by_time():
+    string = "[St5][Pi1][Hu1][Pi2][Hu2][Pi3][St6][Hu3]"
+    assert units.to_string(units.from_string(string)) == string.replace("[Pi3][St6]", "[St6][Pi3]")
+
+
 # The streams themselves.
 
 
@@ -166,6 +181,15 @@ def test_streams_are_int32_rows_and_equal_by_value():
     assert some != Units([1, 2], [3])
     assert some != Units([1, 2], [4], [])
     assert json.loads(json.dumps(some.to_dict())) == {"hubert": [1, 2], "pitch": [3], "style": []}
+
+
+def test_units_of_a_string_are_another_kind_than_those_of_a_recording():
+    timed, of_string = Units([7], [3], [1]), units.from_string("[St1][Pi3][Hu7]")
+    assert (timed.timed, of_string.timed) == (True, False)
+    assert timed != of_string
+    assert Units.from_dict(json.loads(json.dumps(of_string.to_dict()))) == of_string
+    with pytest.raises(InputError, match="2 pitch units for 1 phonetic units"):
+        Units([7], [3, 4], timed=False)
 
 
 @pytest.mark.parametrize("stream", [[[1, 2]], [0.5], 3, "12", [[1], [1, 2]], [2**40], [None]])
@@ -330,8 +354,9 @@ def numbers(row):
     return None if row is None else np.array(row.split(), np.int64)
 
 
-def as_units(streams):
-    return Units(*(numbers(streams.get(name)) for name in ("hubert", "pitch", "style")))
+def as_units(streams, timed=True):
+    arrays = (numbers(streams.get(name)) for name in ("hubert", "pitch", "style"))
+    return Units(*arrays, timed=timed)
 
 
 def test_strings_of_the_release(expected):
@@ -350,7 +375,7 @@ def test_long_merge_of_the_release(expected):
 
 def test_units_of_the_release(expected):
     for string, streams in expected["units_of"]:
-        assert units.from_string(string) == as_units(streams)
+        assert units.from_string(string) == as_units(streams, timed=False)
 
 
 def test_pieces_of_the_release(expected):

@@ -92,7 +92,7 @@ class TokenLine:
     @classmethod
     def of(cls, utterance: Utterance, vocab: Vocab) -> "TokenLine":
         """The tokens of an utterance with units; raises `InputError` for a unit without a token."""
-        vocab.check_units(vars(utterance.units), f"The utterance '{utterance.id}'")
+        vocab.check_units(utterance.units.streams(), f"The utterance '{utterance.id}'")
         pitch = vocab.first_unit + vocab.hubert_units
         first_ids = {
             "hubert": vocab.first_unit,

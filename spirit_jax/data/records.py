@@ -50,12 +50,13 @@ class Utterance:
         """The record: msgpack, with units as little-endian int16."""
         fields = vars(self) | {"units": None}
         if self.units is not None:
-            streams = self.units.to_dict().items()
+            if not self.units.timed:
+                raise InputError(f"{self.id}: units of a string are not timed; encode the audio.")
+            streams = self.units.streams().items()
             fields["units"] = {name: self._pack(name, s) for name, s in streams}
         return msgpack.packb(fields)
 
-    def _pack(self, name: str, stream: Sequence[int]) -> bytes:
-        units = np.asarray(stream, np.int32)
+    def _pack(self, name: str, units: np.ndarray) -> bytes:
         if (units != units.astype("<i2")).any():
             raise InputError(f"{self.id}: {name} units must fit 16 bits, but one is {max(units)}.")
         return units.astype("<i2").tobytes()

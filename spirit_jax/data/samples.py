@@ -39,7 +39,7 @@ class Documents(Sequence[list[Utterance]]):
                 _check(utterance, source)
             if vocab is not None and utterance.units is not None:
                 name = f"{corpus.folder}: the utterance '{utterance.id}'"
-                vocab.check_units(vars(utterance.units), name)
+                vocab.check_units(utterance.units.streams(), name)
             names.append(utterance.document)
         starts = [i for i, name in enumerate(names) if i == 0 or not name or name != names[i - 1]]
         self._bounds = [*starts, len(names)]

@@ -1,4 +1,4 @@
-"""What suits a network to a language: a narrow network beside every layer.
+"""Language adapters: a small bottleneck network after every transformer layer.
 
 Letters: b batch, t time, d model width.
 """
@@ -6,13 +6,15 @@ Letters: b batch, t time, d model width.
 import jax
 from flax import linen as nn
 
-NORM_EPS = 1e-5  # whatever that of the network's other norms is
+NORM_EPS = 1e-5  # independent of the network's other norms
 
 
 class Adapter(nn.Module):
-    """What a language adds to a layer's output (MMS, arXiv 2305.13516): norm, linear, ReLU, linear.
+    """A language adapter (MMS, arXiv 2305.13516): layer norm, linear, ReLU, linear.
 
-    `size` is the width between the two linear layers; `precision` is as in `TrunkConfig`.
+    Attributes:
+      size: width of the bottleneck.
+      precision: see `TrunkConfig`.
     """
 
     size: int

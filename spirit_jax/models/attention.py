@@ -1,4 +1,4 @@
-"""Attention of a decoder: rotary positions, masks, and the key-value cache.
+"""Attention of the decoder: rotary position embedding, masks, and the key-value cache.
 
 Letters: b batch, t query positions, s key positions (cache slots), h query heads, g key-value
 heads, k head width, l layers.
@@ -14,7 +14,13 @@ from spirit_jax.models.configs import RopeScaling
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
-    """Rotary frequencies in radians a position, float32 (head_dim / 2,)."""
+    """Rotary frequencies (arXiv 2104.09864) in radians per position, float32 (head_dim / 2,).
+
+    Args:
+      head_dim: width of a head.
+      theta: base of the frequencies.
+      scaling: for long contexts; None for none.
+    """
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequencies = 1.0 / (theta**exponents)
     if scaling is None:
@@ -23,7 +29,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
         return frequencies / scaling.factor
     wavelengths = 2 * math.pi / frequencies
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    # 1 keeps a frequency (short wavelengths), 0 divides it by the factor (long ones).
+    # 1 keeps a frequency (short wavelengths), 0 divides it by the factor (long wavelengths).
     keep = (scaling.original_max_positions / wavelengths - low) / (high - low)
     keep = jnp.clip(keep, 0.0, 1.0)
     return keep * frequencies + (1 - keep) * frequencies / scaling.factor
@@ -47,14 +53,14 @@ def _swap_halves(x_bthk: jax.Array) -> jax.Array:
     half = x_bthk.shape[-1] // 2
     if x_bthk.dtype != jnp.bfloat16:
         return jnp.roll(x_bthk, half, axis=-1)
-    # A TPU is slow at moving half of its lanes, and quick at a product, here with ones and zeros.
+    # On a TPU, multiplying by a permutation matrix is faster than rolling by half of the lanes.
     swap_kk = jnp.roll(jnp.eye(2 * half, dtype=x_bthk.dtype), half, axis=0)
     return x_bthk @ swap_kk
 
 
 @struct.dataclass
 class LayerCache:
-    """Keys and values of earlier tokens: (b, s, g, k), or (l, b, s, g, k) under a scan."""
+    """Keys and values of earlier tokens: (b, s, g, k), or (l, b, s, g, k) for scanned layers."""
 
     k: jax.Array
     v: jax.Array
@@ -62,12 +68,12 @@ class LayerCache:
 
 @struct.dataclass
 class KVCache:
-    """What attention keeps of the tokens before.
+    """The key-value cache.
 
     Attributes:
-      layers: a `LayerCache` for each layer (a tuple), or one stacked for the scan over layers.
-      valid_bs: bool, the slots that hold a token (padding slots never do).
-      length: int32 scalar, the slots written so far; the next token goes to this one.
+      layers: a tuple with a `LayerCache` for each layer, or a stacked one for scanned layers.
+      valid_bs: bool, slots that hold a token (False for padding).
+      length: int32 scalar, number of slots written; the next token is written to this slot.
     """
 
     layers: LayerCache | tuple[LayerCache, ...]
@@ -82,10 +88,18 @@ def write_cache(
     slot: jax.Array,
     layer: jax.Array | None,
 ) -> tuple[LayerCache, jax.Array, jax.Array]:
-    """Writes new keys and values from `slot` on: (the cache, this layer's k_bsgk, v_bsgk).
+    """Writes new keys and values.
 
-    `layer` picks the layer of a stacked cache. Only the new slots are written, so that the loop
-    that carries the cache updates it in place.
+    Only the new slots are written, so that a loop that carries the cache updates it in place.
+
+    Args:
+      cache: of one layer, or of all layers stacked.
+      k_btgk, v_btgk: new keys and values.
+      slot: int32 scalar, first slot to write.
+      layer: int32 scalar, index of the layer in a stacked cache; None for one layer.
+
+    Returns:
+      The cache, and k_bsgk and v_bsgk of this layer.
     """
 
     def write(stored, new):
@@ -102,14 +116,20 @@ def write_cache(
 
 
 def causal_mask(segments_bt: jax.Array) -> jax.Array:
-    """bool (b, t, s): this or an earlier token of the same segment. Segment 0 is padding."""
+    """Causal mask within segments, bool (b, t, s); segment 0 is padding."""
     same_bts = segments_bt[:, :, None] == segments_bt[:, None, :]
     t = segments_bt.shape[1]
     return same_bts & (segments_bt[:, None, :] > 0) & jnp.tri(t, dtype=bool)
 
 
 def cache_mask(valid_bs: jax.Array, length: jax.Array, t: int) -> jax.Array:
-    """bool (b, t, s): the slots that hold tokens, up to each of `t` new ones from `length` on."""
+    """Causal mask of `t` new tokens over a cache, bool (b, t, s).
+
+    Args:
+      valid_bs: bool, slots that hold a token.
+      length: int32 scalar, slot of the first new token.
+      t: number of new tokens.
+    """
     slots_s = jnp.arange(valid_bs.shape[1])
     last_t = length + jnp.arange(t)
     return valid_bs[:, None, :] & (slots_s <= last_t[:, None])
@@ -118,5 +138,13 @@ def cache_mask(valid_bs: jax.Array, length: jax.Array, t: int) -> jax.Array:
 def attend(
     q_bthk: jax.Array, k_bsgk: jax.Array, v_bsgk: jax.Array, mask_bts: jax.Array
 ) -> jax.Array:
-    """Grouped-query attention, softmax in float32: (b, t, h, k)."""
+    """Grouped-query attention (arXiv 2305.13245) with softmax in float32.
+
+    Args:
+      q_bthk, k_bsgk, v_bsgk: queries, keys and values of one dtype.
+      mask_bts: bool, True where a query sees a key.
+
+    Returns:
+      (b, t, h, k), of the same dtype.
+    """
     return jax.nn.dot_product_attention(q_bthk, k_bsgk, v_bsgk, mask=mask_bts[:, None])

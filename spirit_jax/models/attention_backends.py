@@ -1,10 +1,10 @@
-"""Attention of training over whole rows: the plain reference and, beside it, accelerators' kernels.
+"""Attention over whole rows, for training: a reference implementation and accelerator kernels.
 
 Letters: b batch, t positions, h query heads, g key-value heads, k head width.
 
-Every backend honours segments: a token sees itself and earlier tokens of its own segment. A result
-is named `RESIDUALS`, and so is what a kernel's backward pass needs, so that a remat policy can keep
-them instead of running the kernel again.
+In every backend a token attends to itself and to earlier tokens of its segment. The result and the
+residuals of a kernel's backward pass have the checkpoint name `RESIDUALS`, so that a remat policy
+can save them instead of running the kernel again.
 """
 
 import functools
@@ -26,15 +26,24 @@ from spirit_jax.models.attention import causal_mask
 
 BACKENDS = ("auto", "reference", "splash", "splash_interpret", "cudnn")
 RESIDUALS = "attention"
-NEVER = -1e30  # a score; of padding, which sees nothing, all are this
-LANES = 128  # a TPU kernel's blocks are multiples of this
+MASKED = -1e30  # score of masked keys; finite, since all keys of padding are masked
+LANES = 128  # blocks of a TPU kernel are multiples of this
 
 
 def choose_backend(name: str, dtype: Any, head_dim: int, length: int) -> str:
-    """The backend that "auto" stands for here; a name that cannot be used is an error.
+    """Resolves "auto" for this device, and checks other names.
+
+    Args:
+      name: one of `BACKENDS`.
+      dtype: of queries, keys and values.
+      head_dim: width of a head.
+      length: positions of a row.
+
+    Returns:
+      The name of a backend.
 
     Raises:
-      InputError: an unknown name, or a shape or dtype that the backend does not take.
+      InputError: the name is unknown, or the backend does not support the shape or dtype.
     """
     if name not in BACKENDS:
         raise InputError(f"attention is '{name}', expected one of {', '.join(BACKENDS)}.")
@@ -59,13 +68,16 @@ def attend_segments(
     segments_bt: jax.Array,
     backend: str,
 ) -> jax.Array:
-    """Causal grouped-query attention within segments: (b, t, h, k), softmax in float32.
+    """Causal grouped-query attention within segments, with softmax in float32.
 
     Args:
-      q_bthk, k_btgk, v_btgk: of one dtype; queries are not yet scaled.
-      segments_bt: int32; what padding (segment 0) gets is of no meaning.
-      backend: what `choose_backend` gives; "splash_interpret" is the TPU's kernel on any device,
-        slowly, for tests.
+      q_bthk, k_btgk, v_btgk: of one dtype; queries are not scaled yet.
+      segments_bt: int32; the result for padding (segment 0) is undefined.
+      backend: from `choose_backend`; "splash_interpret" runs the TPU kernel on any device, slowly,
+        for tests.
+
+    Returns:
+      (b, t, h, k), of the same dtype.
     """
     if backend == "cudnn":
         return checkpoint_name(_cudnn(q_bthk, k_btgk, v_btgk, segments_bt), RESIDUALS)
@@ -74,7 +86,7 @@ def attend_segments(
         on_device = functools.partial(_splash, interpret=backend == "splash_interpret")
     heads, kv_heads = q_bthk.shape[2], k_btgk.shape[2]
     if sharding.parts_of("heads", heads) != sharding.parts_of("kv_heads", kv_heads):
-        # A device with some query heads must have their keys and values.
+        # Each device must have the keys and values of its query heads.
         k_btgk, v_btgk = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k_btgk, v_btgk))
     by_head = ("batch", None, "heads", None)
     return sharding.per_device(
@@ -86,7 +98,7 @@ def attend_segments(
 
 
 def _reference(q_bthk, k_btgk, v_btgk, segments_bt) -> jax.Array:
-    """The softmax written out, head by head; the backward pass computes it again."""
+    """Plain attention, one head at a time; the backward pass recomputes it."""
     b, t, heads, width = q_bthk.shape
     repeats = heads // k_btgk.shape[2]
     arrays = (q_bthk, jnp.repeat(k_btgk, repeats, axis=2), jnp.repeat(v_btgk, repeats, axis=2))
@@ -96,28 +108,28 @@ def _reference(q_bthk, k_btgk, v_btgk, segments_bt) -> jax.Array:
     block = -(-t // 4)
 
     @jax.checkpoint
-    def one_head(args):
+    def attend_head(args):
         q_tk, k_sk, v_sk, row = args
         blocks = []
-        for start in range(0, t, block):  # no query sees keys after those of its own block
-            own, seen = slice(start, start + block), slice(0, start + block)
-            scores_ts = jnp.matmul(q_tk[own], k_sk[seen].T, preferred_element_type=jnp.float32)
-            scores_ts = jnp.where(mask_bts[row, own, seen], scores_ts * width**-0.5, NEVER)
+        for start in range(0, t, block):  # queries never see keys after their block
+            queries, keys = slice(start, start + block), slice(0, start + block)
+            scores_ts = jnp.matmul(q_tk[queries], k_sk[keys].T, preferred_element_type=jnp.float32)
+            scores_ts = jnp.where(mask_bts[row, queries, keys], scores_ts * width**-0.5, MASKED)
             weights_ts = jax.nn.softmax(scores_ts, axis=-1)
-            blocks.append(weights_ts.astype(v_sk.dtype) @ v_sk[seen])
+            blocks.append(weights_ts.astype(v_sk.dtype) @ v_sk[keys])
         return jnp.concatenate(blocks)
 
-    # A CPU is quickest with a few heads at a time, which stay in its cache.
+    # A CPU is fastest with a few heads at a time, which fit in its cache.
     on_cpu = jax.default_backend() == "cpu"
     args = (*by_head, rows)
-    y_ntk = jax.lax.map(one_head, args, batch_size=4) if on_cpu else jax.vmap(one_head)(args)
+    y_ntk = jax.lax.map(attend_head, args, batch_size=4) if on_cpu else jax.vmap(attend_head)(args)
     y_bthk = y_ntk.reshape(b, heads, t, width).swapaxes(1, 2)
     return checkpoint_name(y_bthk, RESIDUALS)
 
 
 def _cudnn(q_bthk, k_btgk, v_btgk, segments_bt) -> jax.Array:
     mask_bts = causal_mask(segments_bt)
-    # Padding sees itself: a row without any key would be NaN.
+    # Padding attends to itself, since a query without keys would be NaN.
     mask_bts = mask_bts | jnp.eye(mask_bts.shape[-1], dtype=bool)
     return jax.nn.dot_product_attention(
         q_bthk, k_btgk, v_btgk, mask=mask_bts[:, None], is_causal=True, implementation="cudnn"
@@ -127,13 +139,13 @@ def _cudnn(q_bthk, k_btgk, v_btgk, segments_bt) -> jax.Array:
 def _splash(q_bthk, k_btgk, v_btgk, segments_bt, interpret: bool) -> jax.Array:
     kernel = _splash_kernel(q_bthk.shape[2], q_bthk.shape[1], interpret)
 
-    def one_row(q_thk, k_tgk, v_tgk, segments_t):
+    def attend_row(q_thk, k_tgk, v_tgk, segments_t):
         by_head = (array.swapaxes(0, 1) for array in (q_thk, k_tgk, v_tgk))
         y_htk = kernel(*by_head, splash.SegmentIds(segments_t, segments_t))
         return y_htk.swapaxes(0, 1)
 
     scaled_bthk = q_bthk * q_bthk.shape[-1] ** -0.5
-    return jax.vmap(one_row)(scaled_bthk, k_btgk, v_btgk, segments_bt)
+    return jax.vmap(attend_row)(scaled_bthk, k_btgk, v_btgk, segments_bt)
 
 
 def _splash_kernel(heads: int, length: int, interpret: bool):
@@ -141,8 +153,8 @@ def _splash_kernel(heads: int, length: int, interpret: bool):
 
     block = next(size for size in (1024, 512, 256, LANES) if length % size == 0)
     inner = min(block, 512)
-    # The queries' gradient has a kernel of its own: one for all leaves a part for each block of
-    # keys, and adding those up costs more than is saved.
+    # A separate kernel for the gradient of queries: the fused kernel writes a partial sum for each
+    # block of keys, and adding these up takes longer.
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,

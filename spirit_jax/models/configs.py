@@ -1,4 +1,4 @@
-"""Sizes of the networks that a run config may set. Importing this is cheap: JAX comes later."""
+"""Configs of networks that a run config can set. Importing this does not import JAX."""
 
 import dataclasses
 import math
@@ -12,10 +12,15 @@ ACTIVATION_NAMES = ("gelu", "gelu_tanh", "relu", "silu")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for contexts longer than those first trained on.
+    """Scaling of rotary frequencies for contexts longer than in pretraining.
 
-    `kind` is "llama3" (Llama 3.1: low frequencies divided by `factor`, high ones kept, a smooth
-    ramp between) or "linear" (all divided by `factor`).
+    Attributes:
+      kind: "llama3" (Llama 3.1: low frequencies are divided by `factor`, high ones are unchanged,
+        with a smooth ramp between) or "linear" (all are divided by `factor`).
+      factor: see `kind`.
+      low_freq_factor, high_freq_factor: the ramp is between the wavelengths
+        original_max_positions / high_freq_factor and original_max_positions / low_freq_factor.
+      original_max_positions: context length of pretraining.
     """
 
     kind: str = "llama3"
@@ -47,8 +52,13 @@ class RopeScaling:
 class LlamaConfig:
     """Sizes of a Llama.
 
-    `vocab_size` counts the rows of the embedding, padding rows included. `trained_positions` is the
-    longest sequence that a training run of this package had; 0 if that is not known.
+    Attributes:
+      vocab_size: rows of the embedding, including padding rows.
+      hidden_size, intermediate_size: widths of the model and of the MLP.
+      num_heads, num_kv_heads, head_dim: of grouped-query attention.
+      tie_embeddings: the output projection is the transposed embedding.
+      init_std: standard deviation of initial parameters.
+      trained_positions: longest sequence in a training run of this package; 0 if unknown.
     """
 
     vocab_size: int = 32512
@@ -88,32 +98,33 @@ class LlamaConfig:
             raise InputError(f"head_dim is {self.head_dim}; rotary positions need an even one.")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
-                f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value ones."
+                f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value "
+                "heads."
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrunkConfig:
-    """Sizes and form of a trunk; the defaults are those of HuBERT and wav2vec 2.0 Base.
+    """Architecture of a trunk; the defaults are those of HuBERT and wav2vec 2.0 Base.
 
     Attributes:
-      input_norm_eps: the waveform is brought to mean 0 and variance 1, this added to its variance;
-        None leaves it as it is.
-      conv_layers: (channels, kernel, stride) of each conv, none of which pads.
-      conv_norm: "group" normalises every channel over time after the first conv only, "layer"
-        normalises every frame over channels after each.
+      input_norm_eps: epsilon of the normalisation of waveforms to mean 0 and variance 1; None for
+        no normalisation.
+      conv_layers: (channels, kernel, stride) of each conv; there is no padding.
+      conv_norm: "group" is a group norm after the first conv, with one channel per group; "layer"
+        is a layer norm after each conv.
       conv_bias: whether the convs have a bias.
       conv_activation: after each conv and the positional conv; a name in `ACTIVATION_NAMES`.
-      conv_norm_eps: of the norms between convs.
-      feature_norm: whether the conv features pass a LayerNorm.
-      feature_projection: whether a linear layer takes them to `hidden_size`.
-      conv_pos, conv_pos_groups: kernel and groups of the positional conv.
-      num_layers: transformer layers; for an inner layer's output give its number, counted from 1.
-      activation: in the feed-forward part; a name in `ACTIVATION_NAMES`.
-      norm_first: pre-norm layers rather than post-norm ones.
-      final_norm: whether a pre-norm encoder's LayerNorm follows the last layer; False for the
-        output of an inner layer.
-      norm_eps: of all other LayerNorms.
+      conv_norm_eps: epsilon of the norms after convs.
+      feature_norm: whether there is a layer norm after the conv features.
+      feature_projection: whether conv features are projected to `hidden_size`.
+      conv_pos, conv_pos_groups: kernel and groups of the convolutional positional embedding.
+      num_layers: transformer layers; fewer for the output of an inner layer.
+      activation: of the feed-forward network; a name in `ACTIVATION_NAMES`.
+      norm_first: pre-norm layers instead of post-norm layers.
+      final_norm: whether there is a layer norm after the last layer, for pre-norm networks; False
+        for the output of an inner layer.
+      norm_eps: epsilon of all other layer norms.
       adapter_size: width of the adapter after every pre-norm layer; 0 for none.
       precision: a `jax.lax.Precision` name, for every matmul and conv. Below "highest" a TPU
         multiplies float32 in bfloat16, which changes units.
@@ -168,7 +179,9 @@ class TrunkConfig:
             raise InputError(f"conv_norm is '{self.conv_norm}', expected 'group' or 'layer'.")
         for name in (self.activation, self.conv_activation):
             if name not in ACTIVATION_NAMES:
-                raise InputError(f"activation '{name}' is none of {', '.join(ACTIVATION_NAMES)}.")
+                raise InputError(
+                    f"activation is '{name}', expected one of {', '.join(ACTIVATION_NAMES)}."
+                )
         layers = len(self.conv_layers)
         if not 1 <= layers <= MAX_CONV_LAYERS or any(len(item) != 3 for item in self.conv_layers):
             raise InputError(
@@ -181,7 +194,7 @@ class TrunkConfig:
                 f"{self.hidden_size}."
             )
         if not self.norm_first and (self.adapter_size or not self.final_norm):
-            raise InputError("adapter_size, and no final_norm, are for pre-norm (norm_first) only.")
+            raise InputError("adapter_size, and no final_norm, need pre-norm layers (norm_first).")
 
     @property
     def stride(self) -> int:
@@ -190,7 +203,7 @@ class TrunkConfig:
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees: the shortest audio that gives a frame."""
+        """Receptive field of a frame in samples: the shortest audio with a frame."""
         field = 1
         for _, kernel, stride in reversed(self.conv_layers):
             field = (field - 1) * stride + kernel
@@ -207,9 +220,9 @@ class StackConfig:
     Attributes:
       width: channels between blocks.
       hidden: channels inside a residual block.
-      depth: residual blocks beside every strided conv.
-      growth: block i of them is dilated growth ** i times.
-      reverse: the most dilated comes first.
+      depth: residual blocks for every strided conv.
+      growth: the dilation of block i is growth ** i.
+      reverse: the largest dilation comes first.
     """
 
     width: int = 32
@@ -229,13 +242,12 @@ class StackConfig:
         if self.depth and self.growth ** (self.depth - 1) > limits.KERNEL[1]:
             raise InputError(
                 f"A depth of {self.depth} and a growth of {self.growth} make convs that are "
-                f"dilated {self.growth} ** {self.depth - 1} times; at most {limits.KERNEL[1]} are "
-                "known."
+                f"dilated {self.growth} ** {self.depth - 1} times; the limit is {limits.KERNEL[1]}."
             )
 
     @property
     def dilations(self) -> tuple[int, ...]:
-        """Of each residual block, in order."""
+        """Dilation of each residual block, in order."""
         dilations = tuple(self.growth**i for i in range(self.depth))
         return dilations[::-1] if self.reverse else dilations
 
@@ -245,11 +257,11 @@ class PitchConfig:
     """Sizes of the VQ-VAE.
 
     Attributes:
-      features: one of `FEATURES`. With `f0_interp` unvoiced frames hold interpolated F0, otherwise
+      features: one of `FEATURES`. With `f0_interp` unvoiced frames have interpolated F0, otherwise
         0; with `norm_` the mean is subtracted.
-      speaker_norm: subtract the mean whatever `features` says.
+      speaker_norm: subtracts the mean for all `features`.
       downs: (stride, kernel, padding) of each strided conv.
-      encoder, decoder: what stands between those.
+      encoder, decoder: residual blocks between strided convs.
       num_codes, code_dim: the codebook.
       precision: a `jax.lax.Precision` name, for every matmul and conv.
     """
@@ -278,7 +290,15 @@ class PitchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StyleConfig:
-    """The classifier: its trunk, the widths after it, and how many frames give one unit."""
+    """The style classifier.
+
+    Attributes:
+      trunk: the wav2vec 2.0 network.
+      projection_size: width of the projection before pooling.
+      num_styles: number of classes.
+      pool_frames: frames that are averaged for one unit.
+      sample_rate: of the audio, in Hz.
+    """
 
     trunk: TrunkConfig = TrunkConfig(input_norm_eps=1e-7)
     projection_size: int = 256
@@ -302,11 +322,11 @@ class MelConfig:
 
     Attributes:
       sample_rate: in Hz.
-      n_fft: samples of a window (hann).
-      hop: samples from a window to the next.
-      num_mels: bands, of librosa's (Slaney's) scale and norm.
-      f_min, f_max: the lowest and highest frequency of the bands, in Hz.
-      floor: magnitudes of a band below it count as this much.
+      n_fft: samples of a Hann window.
+      hop: samples from one window to the next.
+      num_mels: number of mel bands, with librosa's (Slaney's) scale and norm.
+      f_min, f_max: lowest and highest frequency of the bands, in Hz.
+      floor: lower limit of magnitudes.
     """
 
     sample_rate: int = 16_000
@@ -336,7 +356,7 @@ class MelConfig:
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise InputError(
                 f"f_min and f_max are {self.f_min} and {self.f_max}; expected 0 to "
-                f"{self.sample_rate / 2}, rising."
+                f"{self.sample_rate / 2}, with f_min below f_max."
             )
         if self.floor <= 0:
             raise InputError(f"The floor of mel magnitudes is {self.floor}, expected above 0.")

@@ -1,9 +1,9 @@
-"""One-dimensional convolution whose gradients are quick on a CPU too.
+"""One-dimensional convolution with fast gradients on a CPU.
 
 Letters: b batch, t time, c channels in, d channels out, k kernel width, s stride.
 
-XLA has a fast path for plain convolutions on a CPU, which those it makes for gradients miss: they
-take many times as long as the forward pass. So gradients are written here as plain ones.
+On a CPU, XLA has a fast path for plain convolutions. The convolutions of its gradients do not use
+it and are many times slower. So the gradients are written here as plain convolutions.
 """
 
 import functools
@@ -24,11 +24,21 @@ def conv1d(
     stride: int = 1,
     precision: str | None = None,
 ) -> jax.Array:
-    """A convolution over time, (b, t, c) to (b, t', d); `padding` is before and after.
+    """A convolution over time.
 
-    It is written as one over images of height 1: on a CPU, XLA then walks along time in its inner
-    loop, and a wide kernel over few channels is up to twice as fast as with `nn.Conv`. (A grouped
-    one is slower so, and a strided one the same.)
+    It is computed as a convolution of images of height 1. On a CPU this is up to twice as fast as
+    `nn.Conv` for a wide kernel and few channels, since time is XLA's inner loop. (Grouped
+    convolutions are slower this way, and strided ones equally fast.)
+
+    Args:
+      x_btc: input.
+      kernel_kcd: kernel.
+      padding: zeros before and after.
+      dilation, stride: of the convolution; a gradient needs one of them to be 1.
+      precision: a `jax.lax.Precision` name.
+
+    Returns:
+      (b, t', d).
     """
     return _convolve(x_btc, kernel_kcd, padding, dilation, stride, precision)
 
@@ -52,27 +62,29 @@ def _forward(x_btc, kernel_kcd, *settings):
 
 def _backward(padding: Padding, dilation: int, stride: int, precision, saved, dy_btd):
     settings = padding, dilation, stride, precision
-    written = functools.partial(_written_gradients, *settings)
-    found = functools.partial(_found_gradients, *settings)
-    return jax.lax.platform_dependent(*saved, dy_btd, cpu=written, default=found)
+    on_cpu = functools.partial(_plain_gradients, *settings)
+    default = functools.partial(_xla_gradients, *settings)
+    return jax.lax.platform_dependent(*saved, dy_btd, cpu=on_cpu, default=default)
 
 
-def _found_gradients(*settings_and_arrays):
+def _xla_gradients(*settings_and_arrays):
     *settings, x_btc, kernel_kcd, dy_btd = settings_and_arrays
     _, pull = jax.vjp(lambda x, kernel: _convolve(x, kernel, *settings), x_btc, kernel_kcd)
     return pull(dy_btd)
 
 
-def _written_gradients(padding: Padding, dilation: int, stride: int, precision, *arrays):
+def _plain_gradients(padding: Padding, dilation: int, stride: int, precision, *arrays):
     x_btc, kernel_kcd, dy_btd = arrays
     if stride == 1:
         return _gradients(x_btc, kernel_kcd, dy_btd, padding, dilation, precision)
     if dilation > 1:
         raise NotImplementedError("A convolution with a stride and a dilation has no gradient.")
-    # Over `stride` frames at a time, as one with as many times the channels, it has no stride.
+    # With groups of `stride` frames as channels, it is a convolution without a stride.
     frames, channels = x_btc.shape[1:]
     taps = -(-len(kernel_kcd) // stride)
-    size = (dy_btd.shape[1] + taps - 1) * stride  # what is seen, and zeros to a multiple
+    size = (
+        dy_btd.shape[1] + taps - 1
+    ) * stride  # frames that are used, padded to a multiple of the stride
     after = max(size - padding[0] - frames, 0)
     x_btc = jnp.pad(x_btc, ((0, 0), (padding[0], after), (0, 0)))[:, :size]
     missing = taps * stride - len(kernel_kcd)
@@ -86,22 +98,22 @@ def _written_gradients(padding: Padding, dilation: int, stride: int, precision, 
         precision,
     )
     dx_btc = dx_btc.reshape(x_btc.shape)[:, padding[0] : padding[0] + frames]
-    unseen = frames - dx_btc.shape[1]
-    dx_btc = jnp.pad(dx_btc, ((0, 0), (0, unseen), (0, 0)))
+    unused = frames - dx_btc.shape[1]
+    dx_btc = jnp.pad(dx_btc, ((0, 0), (0, unused), (0, 0)))
     return dx_btc, dkernel_kcd.reshape(wide_kcd.shape)[: len(kernel_kcd)]
 
 
 def _gradients(x_btc, kernel_kcd, dy_btd, padding: Padding, dilation: int, precision):
-    """Of a convolution without a stride, by its input and its kernel."""
+    """Gradients with respect to input and kernel, for stride 1."""
     reach = dilation * (len(kernel_kcd) - 1)
     outside = (reach - padding[0], reach - padding[1])
     flipped_kdc = kernel_kcd[::-1].swapaxes(1, 2)
     dx_btc = conv1d(dy_btd, flipped_kdc, outside, dilation, 1, precision)
-    # Every tap is a sum over b and t: a convolution of every channel, with rows for its channels.
-    # XLA would take padding and transposes into it, and leave the fast path.
+    # The kernel's gradient is a convolution over time with the batch as input channels. The barrier
+    # keeps XLA from fusing padding and transposes into it, which would miss the fast path.
     x_btc = jnp.pad(x_btc, ((0, 0), padding, (0, 0)))
-    seen_ctb, dy_tbd = jax.lax.optimization_barrier((x_btc.transpose(), dy_btd.swapaxes(0, 1)))
-    dkernel_ckd = conv1d(seen_ctb, dy_tbd, (0, 0), 1, dilation, precision)
+    x_ctb, dy_tbd = jax.lax.optimization_barrier((x_btc.transpose(), dy_btd.swapaxes(0, 1)))
+    dkernel_ckd = conv1d(x_ctb, dy_tbd, (0, 0), 1, dilation, precision)
     return dx_btc, dkernel_ckd.swapaxes(0, 1)
 
 
@@ -109,9 +121,9 @@ conv1d.defvjp(_forward, _backward)
 
 
 class Conv1d(nn.Module):
-    """`conv1d` with a kernel and a bias of its own, as long as its input.
+    """A `conv1d` layer with bias and "same" padding.
 
-    An even kernel pads one frame less before than after.
+    For an even kernel, the padding before is one frame shorter than after.
     """
 
     features: int

@@ -1,13 +1,13 @@
-"""The discriminators of HiFi-GAN (arXiv 2010.05646): is a wave recorded or generated?
+"""The discriminators of HiFi-GAN (arXiv 2010.05646), which tell recorded from generated audio.
 
 Letters: b batch, s samples, p period, t time, c channels in, d channels out, k kernel width.
 
-Multi-period: the wave as an image with a row for each phase of a period, so that what repeats with
-that period stands side by side. Multi-scale: the wave as it is, and averaged down. All work on
+A multi-period discriminator reshapes audio to an image with one row for each phase of its period. A
+multi-scale discriminator takes audio at its own or a lower rate, by average pooling. All work on
 images (b, rows, t, c) with kernels of height 1.
 
-The first scale has weight norm like all others, where the paper takes spectral norm: that carries a
-state from step to step.
+All convs have weight norm. The paper has spectral norm in the first scale, which would need a state
+from step to step.
 """
 
 import jax
@@ -18,15 +18,15 @@ from spirit_jax.models.conv import conv1d
 from spirit_jax.models.vocoder_configs import DiscriminatorConfig
 
 SLOPE = 0.1  # of the leaky ReLUs
-POOL, POOL_STRIDE, POOL_PADDING = 4, 2, 2  # a scale is the one before, averaged so
+POOL, POOL_STRIDE, POOL_PADDING = 4, 2, 2  # average pooling between scales
 
 Features = list[jax.Array]
 
 
 class NormedConv(nn.Module):
-    """A conv along the rows of an image, its kernel a direction and a length (weight norm).
+    """A conv along the rows of an image, with weight norm.
 
-    Its first values are spread as PyTorch's, which the settings of the paper were found with.
+    The kernel is initialised as in PyTorch, as in the paper's code.
     """
 
     features: int
@@ -61,7 +61,7 @@ class NormedConv(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A stack of convs, and one that gives the scores; returns these and all that was before."""
+    """A stack of convs; returns scores and the outputs of all layers."""
 
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
@@ -80,21 +80,21 @@ class Discriminator(nn.Module):
 
 
 class Discriminators(nn.Module):
-    """All discriminators; each scores a wave at many places."""
+    """All discriminators; each gives scores at many positions."""
 
     config: DiscriminatorConfig
 
     @nn.compact
     def __call__(self, wave_bs: jax.Array) -> tuple[list[jax.Array], list[Features]]:
-        """Scores waves.
+        """Scores audio.
 
         Args:
           wave_bs: float32 (b, s), samples in -1..1.
 
         Returns:
-          scores: of each discriminator (b, rows, t, 1), 1 for a recorded wave and 0 for a
-            generated one.
-          features: of each, the outputs of its layers, for feature matching.
+          scores: for each discriminator (b, rows, t, 1); targets are 1 for recorded and 0 for
+            generated audio.
+          features: for each discriminator, the outputs of its layers, for feature matching.
         """
         cfg = self.config
         outputs = []
@@ -124,20 +124,20 @@ class Discriminators(nn.Module):
 
 
 def fold(wave_bs: jax.Array, period: int) -> jax.Array:
-    """A wave as (b, period, t, 1): samples a period apart are neighbours; reflected at its end."""
+    """Reshapes audio to (b, period, t, 1), after reflection padding to a multiple of `period`."""
     missing = -wave_bs.shape[1] % period
     wave_bs = jnp.pad(wave_bs, ((0, 0), (0, missing)), mode="reflect")
     return wave_bs.reshape(len(wave_bs), -1, period).swapaxes(1, 2)[..., None]
 
 
 def halve(x_bptc: jax.Array) -> jax.Array:
-    """Half the rate: means of four neighbours, zeros beyond the ends counted."""
+    """Halves the rate by average pooling; zero padding counts."""
     padding = ((0, 0), (POOL_PADDING, POOL_PADDING))
     return nn.avg_pool(x_bptc, (1, POOL), (1, POOL_STRIDE), padding)
 
 
 def discriminator_loss(real: list[jax.Array], generated: list[jax.Array]) -> jax.Array:
-    """Least squares (arXiv 1611.04076): recordings are to score 1, generated waves 0."""
+    """Least-squares GAN loss (arXiv 1611.04076) of discriminators: 1 for real, 0 for generated."""
     return sum(
         jnp.mean(jnp.square(r - 1)) + jnp.mean(jnp.square(g))
         for r, g in zip(real, generated, strict=True)
@@ -145,12 +145,12 @@ def discriminator_loss(real: list[jax.Array], generated: list[jax.Array]) -> jax
 
 
 def adversarial_loss(generated: list[jax.Array]) -> jax.Array:
-    """Least squares: generated waves are to score as recordings do."""
+    """Least-squares GAN loss of the generator: generated audio should score 1."""
     return sum(jnp.mean(jnp.square(scores - 1)) for scores in generated)
 
 
 def feature_loss(real: list[Features], generated: list[Features]) -> jax.Array:
-    """Feature matching: the mean L1 of every layer of every discriminator, summed."""
+    """Feature matching loss: mean L1 of each layer, summed over layers and discriminators."""
     return sum(
         jnp.mean(jnp.abs(jax.lax.stop_gradient(real_layer) - generated_layer))
         for features in zip(real, generated, strict=True)

@@ -3,9 +3,9 @@
 Letters: b batch, t time (samples, then frames), w samples in a window, f frequencies of the DFT,
 m mel bands, d model width, c cent bins, n neighbours of the best bin.
 
-The network and the decoding are those of torchfcpe (MIT), in the form that its bundled weights
-have: convolutional conformer blocks without attention. A batch is padded and comes with its true
-lengths; nothing on a row's true frames depends on what stands after them.
+Network and decoding are those of torchfcpe (MIT) with its bundled weights: convolutional conformer
+blocks without attention. A batch is padded and comes with true lengths; results on true frames do
+not depend on padding.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from spirit_jax.models.frames import apply_mel, length_mask, power_spectrum
 from spirit_jax.models.norms import layer_norm
 
 MAGNITUDE_FLOOR, MEL_FLOOR = 1e-9, 1e-5
-NEIGHBOURS = 4  # bins on each side of the best that are averaged
-CENTS_FROM = 10.0  # Hz of 0 cents
+NEIGHBOURS = 4  # bins on each side of the best bin that are averaged
+CENTS_FROM = 10.0  # frequency of 0 cents, in Hz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +33,11 @@ class FcpeConfig:
     Attributes:
       sample_rate, window, hop: in Hz, samples, samples.
       num_mels, fmin, fmax: the mel bands, in Hz.
-      hidden_size, num_layers, num_bins: of the network; a bin is a step in cents.
+      hidden_size, num_layers, num_bins: of the network; a bin is an F0 in cents.
       kernel: of the depthwise convs.
-      expansion: their width over `hidden_size`.
-      norm_groups: of the group norm between the two first convs.
-      threshold: a frame whose best bin has no more than this is unvoiced.
+      expansion: width of the depthwise convs divided by `hidden_size`.
+      norm_groups: of the group norm between the first two convs.
+      threshold: a frame is unvoiced if the score of its best bin is at most this.
       precision: a `jax.lax.Precision` name, for every matmul and conv.
     """
 
@@ -85,10 +85,18 @@ class FcpeConfig:
 
 
 def log_mel(wave_bt: jax.Array, lengths_b: jax.Array, cfg: FcpeConfig):
-    """Log mel spectrogram: float32 (b, t // hop + 1, m), and the true numbers of frames.
+    """Log-mel spectrogram.
 
-    The first window begins (window - hop) / 2 samples before the audio, which is reflected at both
-    ends (padded with zeros where it is too short for that). The last frame stands twice.
+    The first window starts (window - hop) / 2 samples before the audio, which has reflection
+    padding at both ends (zero padding if it is too short). The last frame is repeated once.
+
+    Args:
+      wave_bt: float32 samples; ignored after true lengths.
+      lengths_b: int32, true lengths in samples.
+      cfg: of the front end.
+
+    Returns:
+      float32 (b, t // hop + 1, m), and true numbers of frames, int32 (b,).
     """
     before = (cfg.window - cfg.hop) // 2
     after = (cfg.window - cfg.hop + 1) // 2
@@ -122,7 +130,7 @@ def log_mel(wave_bt: jax.Array, lengths_b: jax.Array, cfg: FcpeConfig):
 
 
 class MaskedGroupNorm(nn.Module):
-    """Each group of channels to mean 0 and variance 1 over the true frames."""
+    """Group norm (arXiv 1803.08494) over true frames."""
 
     groups: int
     eps: float = 1e-5
@@ -145,7 +153,7 @@ class MaskedGroupNorm(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """The conv module of a conformer (arXiv 2005.08100), added to its input."""
+    """The conv module of a conformer (arXiv 2005.08100), with a residual connection."""
 
     config: FcpeConfig
 
@@ -187,22 +195,22 @@ class Fcpe(nn.Module):
         self.cents = self.param("cents", nn.initializers.uniform(9000.0), (cfg.num_bins,))
 
     def __call__(self, wave_bt: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """F0 of every 10 ms.
+        """F0 every 10 ms.
 
         Args:
-          wave_bt: float32, one channel at `config.sample_rate`; not read after true lengths.
+          wave_bt: float32, one channel at `config.sample_rate`; ignored after true lengths.
           lengths_b: int32 (b,), true lengths in samples.
 
         Returns:
-          f0_bt: float32 in Hz, (b, t // hop + 1); 0 on unvoiced frames, junk after a row's true
-            number of frames.
-          frames_b: int32 (b,), those numbers: length // hop + 1.
+          f0_bt: float32 in Hz, (b, t // hop + 1); 0 for unvoiced frames, undefined after a
+            row's true number of frames.
+          frames_b: int32 (b,), true numbers of frames, length // hop + 1.
         """
         mel_btm, frames_b = log_mel(wave_bt, lengths_b, self.config)
         return self.pick(self.score(mel_btm, frames_b)), frames_b
 
     def score(self, mel_btm: jax.Array, frames_b: jax.Array) -> jax.Array:
-        """How well each cent bin fits a frame: 0..1, (b, t, c)."""
+        """Scores of cent bins in 0..1, float32 (b, t, c)."""
         mask_bt = length_mask(frames_b, mel_btm.shape[1])
         x_btd = self.conv0(jnp.where(mask_bt[..., None], mel_btm, 0))
         x_btd = jax.nn.leaky_relu(self.group_norm(x_btd, mask_bt), 0.01)

@@ -3,9 +3,8 @@
 Letters: b batch, s samples, t frames, c channels, w samples in a window, f frequencies of the DFT,
 m mel bands.
 
-Everything is differentiable, with bounded gradients where a frequency is silent. The spectrograms
-of vocoder training have the settings and the order of operations of HiFi-GAN (arXiv 2010.05646, and
-its public code).
+All functions are differentiable, with bounded gradients where a frequency has no energy. The
+spectrograms of vocoder training follow HiFi-GAN (arXiv 2010.05646, and its public code).
 """
 
 import functools
@@ -17,16 +16,22 @@ import numpy as np
 
 from spirit_jax.models.configs import MelConfig
 
-POWER_FLOOR = 1e-9
+POWER_FLOOR = 1e-9  # added to power, so that magnitudes have gradients
 
 
 def length_mask(lengths_b: jax.Array, size: int) -> jax.Array:
-    """(b, size) booleans: true on the first `lengths_b` places."""
+    """bool (b, size): True at the first `lengths_b` positions of each row."""
     return jnp.arange(size)[None, :] < lengths_b[:, None]
 
 
 def masked_standardize(x_btc: jax.Array, mask_bt: jax.Array, eps: float) -> jax.Array:
-    """Each channel to mean 0 and (population) variance 1 over its true times."""
+    """Normalises each channel to mean 0 and population variance 1 over unmasked frames.
+
+    Args:
+      x_btc: float32.
+      mask_bt: bool, False for padding.
+      eps: added to the variance.
+    """
     mask_bt1 = mask_bt[..., None]
     count_b11 = jnp.maximum(mask_bt1.sum(axis=1, keepdims=True), 1)
 
@@ -38,7 +43,13 @@ def masked_standardize(x_btc: jax.Array, mask_bt: jax.Array, eps: float) -> jax.
 
 
 def split_frames(x_bt: jax.Array, kernel: int, stride: int) -> jax.Array:
-    """All whole windows of `kernel` samples, one every `stride`: (b, t) -> (b, frames, kernel)."""
+    """All complete windows, (b, t) to (b, frames, kernel).
+
+    Args:
+      x_bt: samples.
+      kernel: samples of a window.
+      stride: samples from one window to the next.
+    """
     frames = (x_bt.shape[1] - kernel) // stride + 1
     hops = -(-kernel // stride)
     size = (frames + hops - 1) * stride
@@ -54,7 +65,13 @@ def hann(size: int) -> np.ndarray:
 
 
 def power_spectrum(wave_bs: jax.Array, window: int, hop: int) -> jax.Array:
-    """Power of every whole Hann window, float32 (b, t, window // 2 + 1)."""
+    """Power spectrum of all complete Hann windows, float32 (b, t, window // 2 + 1).
+
+    Args:
+      wave_bs: float32 samples.
+      window: samples of a window and size of the DFT.
+      hop: samples from one window to the next.
+    """
     spectrum_btf = jnp.fft.rfft(split_frames(wave_bs, window, hop) * hann(window))
     return jnp.square(spectrum_btf.real) + jnp.square(spectrum_btf.imag)
 
@@ -62,15 +79,26 @@ def power_spectrum(wave_bs: jax.Array, window: int, hop: int) -> jax.Array:
 def apply_mel(
     spectrum_btf: jax.Array, bands_mf: np.ndarray, precision: str = "highest"
 ) -> jax.Array:
-    """The mel bands (b, t, m) of spectra."""
+    """Mel bands, (b, t, m), of spectra.
+
+    Args:
+      spectrum_btf: power or magnitudes.
+      bands_mf: the filter bank.
+      precision: a `jax.lax.Precision` name.
+    """
     return jnp.einsum("btf,mf->btm", spectrum_btf, bands_mf, precision=precision)
 
 
 def magnitudes(wave_bs: jax.Array, n_fft: int, hop: int) -> jax.Array:
-    """Short-time magnitudes, float32 (b, s // hop, n_fft // 2 + 1).
+    """STFT magnitudes, float32 (b, s // hop, n_fft // 2 + 1).
 
-    The audio is reflected at both ends by (n_fft - hop) / 2 samples, so that `hop` samples make one
-    frame; it must be longer than that.
+    Both ends have reflection padding of (n_fft - hop) / 2 samples, so that there is a frame for
+    every `hop` samples.
+
+    Args:
+      wave_bs: float32 samples, more than the padding.
+      n_fft: samples of a window and size of the DFT.
+      hop: samples from one window to the next.
     """
     reflected = (n_fft - hop) // 2
     wave_bs = jnp.pad(wave_bs, ((0, 0), (reflected, reflected)), mode="reflect")
@@ -78,7 +106,7 @@ def magnitudes(wave_bs: jax.Array, n_fft: int, hop: int) -> jax.Array:
 
 
 def log_mel(wave_bs: jax.Array, config: MelConfig) -> jax.Array:
-    """Natural logarithms of mel magnitudes, float32 (b, s // hop, m), of samples in -1..1."""
+    """Log (base e) mel magnitudes, float32 (b, s // hop, m), of samples in -1..1."""
     magnitude_btf = magnitudes(wave_bs, config.n_fft, config.hop)
     mel_btm = apply_mel(magnitude_btf, _bands(config))
     return jnp.log(jnp.maximum(mel_btm, config.floor))
@@ -87,17 +115,22 @@ def log_mel(wave_bs: jax.Array, config: MelConfig) -> jax.Array:
 def stft_distance(
     wave_bs: jax.Array, other_bs: jax.Array, sizes: tuple[int, ...], floor: float = 0.0
 ) -> jax.Array:
-    """The mean L1 distance of log magnitudes at several resolutions.
+    """The log magnitude part of the multi-resolution STFT loss (arXiv 1910.11480).
 
-    The log part of the multi-resolution STFT loss of arXiv 1910.11480; `sizes` are DFT sizes, with
-    hops of a quarter. Magnitudes per sample of a window below `floor` count as that much.
+    Args:
+      wave_bs, other_bs: float32 samples.
+      sizes: DFT sizes, in samples; hops are a quarter of that.
+      floor: lower limit of magnitudes, per sample of a window.
+
+    Returns:
+      The mean L1 distance, a scalar.
     """
 
     def log_magnitudes(wave_bs: jax.Array, n: int) -> jax.Array:
         return jnp.log(jnp.maximum(magnitudes(wave_bs, n, n // 4), floor * n))
 
-    apart = [jnp.abs(log_magnitudes(wave_bs, n) - log_magnitudes(other_bs, n)) for n in sizes]
-    return jnp.mean(jnp.stack([jnp.mean(distance) for distance in apart]))
+    distances = [jnp.abs(log_magnitudes(wave_bs, n) - log_magnitudes(other_bs, n)) for n in sizes]
+    return jnp.mean(jnp.stack([jnp.mean(distance) for distance in distances]))
 
 
 @functools.cache

@@ -1,15 +1,16 @@
-"""The vocoder: a HiFi-GAN that speaks units, and says how long each of them lasts.
+"""The vocoder: a HiFi-GAN generator with units for input, and a duration predictor.
 
 Letters: b batch, t time (frames of 40 ms, then samples), c channels, k kernel width.
 
-Follows HiFi-GAN (arXiv 2010.05646) with units for input as in arXiv 2104.00355: each frame is the
-concatenation of embedded ids (unit, pitch, style, speaker, style id: `HifiGanConfig.channels`).
+Follows HiFi-GAN (arXiv 2010.05646) with units for input as in arXiv 2104.00355. The input is
+the concatenation of the embedded ids of a frame (unit, pitch, style, speaker, style id: see
+`HifiGanConfig.channels`).
 
-With `source_harmonics`, which the release's vocoders lack, sines at an F0 that is told from the
+With `source_harmonics`, which the release's vocoders lack, harmonics of an F0 predicted from the
 units are an input as well (`models/harmonic_source.py`).
 
-A batch is padded and comes with its true lengths. Every conv that pads sees zeros after a row's
-true end, as it does for that row alone.
+A batch is padded and comes with true lengths. Frames after a row's true length are zeroed before
+every conv, so a row's result does not depend on its padding.
 """
 
 import functools
@@ -30,11 +31,11 @@ from spirit_jax.models.frames import length_mask
 from spirit_jax.models.vocoder_configs import FRAME_DILATIONS, FRAME_KERNEL, HifiGanConfig
 
 SLOPE, FINAL_SLOPE = 0.1, 0.01  # of the leaky ReLUs: between layers, and before the last conv
-MAX_DURATION = 2_500  # frames; a predictor gone astray must not ask for hours of speech
+MAX_DURATION = 2_500  # frames; limits the output for a bad prediction
 
 
 class DurationPredictor(nn.Module):
-    """How many frames each unit lasts, as log(1 + frames), from its embedding and neighbours."""
+    """Predicts log(1 + frames) of each unit from its embedding and those of its neighbours."""
 
     config: HifiGanConfig
 
@@ -59,11 +60,11 @@ class DurationPredictor(nn.Module):
 
 
 class Upsample(nn.Module):
-    """A transposed conv that makes `rate` times as many frames.
+    """A transposed conv that upsamples by `rate`.
 
-    Sample q * rate + s of its output sees inputs q, q - 1, ... through every rate-th weight from s
-    on. So it is one conv with `rate` times the channels, whose channels are then laid out in time:
-    the same sums, without the zeros that a dilated input would be full of.
+    Output q * rate + s is the sum of inputs q, q - 1, ... by weights s, s + rate, ... So it is
+    computed as one conv with `rate` times the channels, which are then reshaped to time: the same
+    sums, without the zeros of a dilated input.
     """
 
     features: int
@@ -81,7 +82,7 @@ class Upsample(nn.Module):
         missing = taps * self.rate - self.kernel_size
         phases = jnp.pad(kernel_kcd, ((0, missing), (0, 0), (0, 0)))
         phases = phases.reshape(taps, self.rate, channels, self.features)
-        # A conv's weights run against those of a transposed one.
+        # A conv applies its weights in the reverse order of a transposed conv.
         phases = phases[::-1].transpose(0, 2, 1, 3).reshape(taps, channels, -1)
         y_btd = conv1d(x_btc, phases, (taps - 1, taps - 1), 1, 1, self.precision)
         y_btd = y_btd.reshape(batch, -1, self.features)
@@ -109,7 +110,7 @@ class ResBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Embedded frames, and sines if there are any, to samples."""
+    """The generator: embedded frames, and harmonics if there are any, to samples."""
 
     config: HifiGanConfig
 
@@ -132,7 +133,7 @@ class Generator(nn.Module):
             x_btc = Upsample(channels, rate, size, cfg.precision, name=f"up{i}")(x_btc)
             lengths_b = lengths_b * rate
             mask_bt1 = length_mask(lengths_b, x_btc.shape[1])[..., None]
-            if sines_bsh is not None:  # as many of their samples as a row of this stage stands for
+            if sines_bsh is not None:  # all samples of a frame of this stage, as channels
                 folded_btd = sines_bsh.reshape(*x_btc.shape[:2], -1)
                 dense = nn.Dense(channels, precision=cfg.precision, name=f"source{i}")
                 x_btc += dense(folded_btd)
@@ -165,14 +166,14 @@ class HifiGan(nn.Module):
     def __call__(
         self, ids_btc: jax.Array, lengths_b: jax.Array, source_bte: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Speaks frames of `config.code_hop` samples.
+        """Generates `config.code_hop` samples for each frame.
 
         Args:
-          ids_btc: int32 (b, t, channels), the ids of each frame in the order of
-            `config.channels`; not read after a row's true length.
+          ids_btc: int32 (b, t, channels), ids in the order of `config.channels`; ignored
+            after a row's true length.
           lengths_b: int32 (b,), true numbers of frames.
-          source_bte: float32 (b, t, PARTS + 1), of `harmonic_source.excite`; for vocoders that
-            have `source_harmonics`.
+          source_bte: float32 (b, t, PARTS + 1) from `harmonic_source.excite`; needed with
+            `config.source_harmonics`.
 
         Returns:
           wave_bs: float32 (b, t * code_hop) in -1..1, 0 after a row's true length.
@@ -191,26 +192,33 @@ class HifiGan(nn.Module):
         return jnp.concatenate(embedded, axis=-1)
 
     def predict_f0(self, ids_btc: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """F0 and voicing, float32 (b, t, 2 * PARTS) for `harmonic_source.to_f0`, and `lengths_b`.
+        """Predicts F0 and voicing.
 
-        Args: as those of a call.
+        Args:
+          ids_btc, lengths_b: see `__call__`.
+
+        Returns:
+          float32 (b, t, 2 * PARTS) for `harmonic_source.to_f0`, and `lengths_b`.
         """
-        told = self.f0(self._embed(ids_btc), lengths_b)
-        return jnp.concatenate(told, axis=-1), lengths_b
+        f0_and_voicing = self.f0(self._embed(ids_btc), lengths_b)
+        return jnp.concatenate(f0_and_voicing, axis=-1), lengths_b
 
     def log_durations(
         self, codes_bt: jax.Array, lengths_b: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """How long each unit lasts: float32 (b, t) for `to_frames`, and `lengths_b`.
+        """Predicts durations.
 
         Args:
-          codes_bt: int32 (b, t), phonetic units without repeats; not read after true lengths.
+          codes_bt: int32 (b, t), phonetic units without repeats; ignored after true lengths.
           lengths_b: int32 (b,), true numbers of units.
+
+        Returns:
+          float32 (b, t) for `to_frames`, and `lengths_b`.
         """
         return self.duration(self.embed["code"](codes_bt), lengths_b), lengths_b
 
     def everything(self, ids_btc: jax.Array, lengths_b: jax.Array) -> None:
-        """Touches every parameter, for `init`."""
+        """Uses every parameter, for `init`."""
         source_bte = jnp.zeros((*ids_btc.shape[:2], harmonic_source.PARTS + 1))
         self(ids_btc, lengths_b, source_bte)
         if self.config.source_harmonics:
@@ -234,37 +242,44 @@ def load(folder: str | Path) -> tuple[HifiGan, dict]:
 
 
 def to_frames(log_frames: np.ndarray) -> np.ndarray:
-    """int32 frames that units last, at least 1: exp(x) - 1 rounded, half to even.
+    """Durations in frames, int32, at least 1: exp(x) - 1, rounded half to even.
 
-    The exponential is taken exactly and rounded to float32 once, which is what the release's comes
-    to; an approximate one lands on the other side of a half now and then.
+    The exponential is computed in float64 and rounded to float32, which agrees with the release; a
+    float32 exponential is sometimes on the other side of a half.
     """
     frames = np.exp(log_frames.astype(np.float64)).astype(np.float32) - np.float32(1)
     return np.clip(np.round(frames), 1, MAX_DURATION).astype(np.int32)
 
 
 def expand_stream(stream: np.ndarray, hop: int, code_hop: int, frames: int) -> np.ndarray:
-    """Repeats each unit of a slower stream round(hop / code_hop) times, to one for each frame.
+    """Repeats each unit of a slower stream round(hop / code_hop) times, to one unit a frame.
 
-    The result is cut to `frames`, or goes on with its last unit.
+    Args:
+      stream: int32 (n,), at least one unit.
+      hop, code_hop: samples of a unit and of a frame.
+      frames: length of the result; it is cut, or padded with its last unit.
     """
     repeated = np.repeat(stream, round(hop / code_hop))[:frames]
     return np.pad(repeated, (0, frames - len(repeated)), mode="edge")
 
 
 def stack_ids(
-    streams: Mapping[str, np.ndarray | None], voice: Mapping[str, int], cfg: HifiGanConfig
+    streams: Mapping[str, np.ndarray | None],
+    voice: Mapping[str, int],
+    cfg: HifiGanConfig,
+    timed: bool,
 ) -> np.ndarray:
-    """The vocoder's input for every frame, int32 (frames, channels).
+    """The vocoder's input, int32 (frames, channels).
 
     Args:
-      streams: units by channel: "code", one a frame, negative where there is none; "pitch" and
-        "style", one a frame or in their own slower time line (see `expand_stream`).
-      voice: ids of the channels that stay the same: "speaker" and "style_id".
-      cfg: says which channels there are.
+      streams: units by channel: "code", one a frame, negative for padding; "pitch" and "style".
+      voice: ids of the constant channels, "speaker" and "style_id".
+      cfg: of the vocoder; its `channels` are used.
+      timed: pitch and style have their own slower rates (see `expand_stream`); otherwise they have
+        one unit a frame.
 
     Raises:
-      InputError: a stream is missing, or has a unit that the vocoder does not know.
+      InputError: a stream is missing, or has a unit that the vocoder does not have.
     """
     frames, columns = len(streams["code"]), []
     for name, count in cfg.channels.items():
@@ -275,7 +290,7 @@ def stack_ids(
         stream = np.zeros(0, np.int32) if stream is None else stream
         if frames and not len(stream):
             raise InputError(f"This vocoder needs {name} units, and there are none.")
-        if len(stream) != frames:
+        if timed and name != "code" and frames:
             hop = {"pitch": cfg.pitch_hop, "style": cfg.style_hop}[name]
             stream = expand_stream(stream, hop, cfg.code_hop, frames)
         wrong = stream[(stream >= count) | ((stream < 0) & (name != "code"))]
@@ -286,10 +301,17 @@ def stack_ids(
 
 
 def find_id(wanted: int | str | None, names: tuple[str, ...], count: int, default: int, what: str):
-    """The number of a speaker or style given by number or name; `default` for None.
+    """The id of a speaker or style.
+
+    Args:
+      wanted: number or name; None for the default.
+      names: of the first ids.
+      count: number of ids.
+      default: id for None.
+      what: "speaker" or "style", for messages.
 
     Raises:
-      InputError: there is none of that number or name.
+      InputError: there is no such id or name.
     """
     if wanted is None:
         return default

@@ -1,9 +1,9 @@
-"""Phonetic units: HuBERT's inner features and the quantizer that turns each into a unit.
+"""Phonetic units: HuBERT features of an inner layer, and a quantizer.
 
 Letters: b batch, t time (samples, then frames), d feature width, v units (and the blank).
 
-The encoder and the quantizer are two networks, since one encoder has served several quantizers; a
-unit's number means something only together with both.
+The encoder and the quantizer are two networks, since several quantizers can share an encoder. A
+unit is defined by both together.
 """
 
 import dataclasses
@@ -25,9 +25,11 @@ MLP_NEGATIVE_SLOPE = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class HubertConfig:
-    """The encoder: its trunk, cut after the layer whose output is quantized.
+    """The encoder.
 
-    `sample_rate` is that of the audio it takes; units come at `sample_rate / trunk.stride` Hz.
+    Attributes:
+      trunk: up to the layer whose output is quantized.
+      sample_rate: of the audio, in Hz; there are `sample_rate / trunk.stride` units a second.
     """
 
     trunk: TrunkConfig = TrunkConfig()
@@ -39,12 +41,12 @@ class HubertConfig:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizerConfig:
-    """Features to units.
+    """The quantizer.
 
     Attributes:
-      kind: "mlp", a classifier with a CTC blank as its last class, or "kmeans", the nearest
+      kind: "mlp", a classifier whose last class is the CTC blank, or "kmeans", the nearest
         centroid.
-      vocab_size: units, without the blank.
+      vocab_size: number of units, without the blank.
       dim: width of the features.
       hidden_sizes: widths between the layers of an MLP.
       precision: as in `TrunkConfig`.
@@ -67,7 +69,7 @@ class QuantizerConfig:
 
     @property
     def blank(self) -> int:
-        """The unit that means "as before"; k-means never gives it."""
+        """The id of the CTC blank; k-means never outputs it."""
         return self.vocab_size
 
 
@@ -78,7 +80,7 @@ class MlpQuantizer(nn.Module):
 
     @nn.compact
     def __call__(self, x_btd: jax.Array) -> jax.Array:
-        """(b, t, d) features to (b, t, v + 1) scores, the blank's last."""
+        """Features (b, t, d) to logits (b, t, v + 1); the last one is the blank's."""
         cfg = self.config
         for i, size in enumerate((*cfg.hidden_sizes, cfg.vocab_size + 1)):
             if i:
@@ -88,13 +90,13 @@ class MlpQuantizer(nn.Module):
 
 
 class KMeansQuantizer(nn.Module):
-    """Nearness to centroids."""
+    """Negative squared distances to centroids."""
 
     config: QuantizerConfig
 
     @nn.compact
     def __call__(self, x_btd: jax.Array) -> jax.Array:
-        """(b, t, d) features to (b, t, v) scores: minus the squared distances to the centroids."""
+        """Features (b, t, d) to scores (b, t, v); the nearest centroid has the highest."""
         cfg = self.config
         init = nn.initializers.normal(1.0)
         centroids_vd = self.param("centroids", init, (cfg.vocab_size, cfg.dim))
@@ -104,7 +106,7 @@ class KMeansQuantizer(nn.Module):
 
 
 def make_quantizer(config: QuantizerConfig, name: str | None = None) -> nn.Module:
-    """The quantizer that a config asks for: features (b, t, d) to scores, the best one the unit."""
+    """The quantizer of a config: features (b, t, d) to scores; the unit is the argmax."""
     kinds = {"mlp": MlpQuantizer, "kmeans": KMeansQuantizer}
     return kinds[config.kind](config, name=name)
 
@@ -117,14 +119,14 @@ class HubertUnits(nn.Module):
 
     @nn.compact
     def __call__(self, wave_bt: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The unit of every frame, blanks as they come: see `fill_blanks`.
+        """The unit of every frame, including blanks (see `fill_blanks`).
 
         Args:
-          wave_bt: float32, one channel at `config.sample_rate`; not read after true lengths.
+          wave_bt: float32, one channel at `config.sample_rate`; ignored after true lengths.
           lengths_b: int32, true lengths in samples.
 
         Returns:
-          units_bt: int32; `NO_UNIT` from each row's true number of frames on.
+          units_bt: int32; `NO_UNIT` after each row's true number of frames.
           frame_lengths_b: int32, the true numbers of frames.
         """
         hidden_btd, frames_b = Trunk(self.config.trunk, name="hubert")(wave_bt, lengths_b)
@@ -134,16 +136,15 @@ class HubertUnits(nn.Module):
 
 
 def fill_blanks(units_t: np.ndarray, blank: int, max_rounds: int = 10_000) -> np.ndarray:
-    """Gives every blank of one utterance the nearest other unit on its left.
+    """Replaces each blank by the nearest unit on its left.
 
-    The release does it in rounds: every blank takes the unit on its left, until none is left or
-    `max_rounds` are over. Its shift is circular, so leading blanks take the last unit of the
-    utterance; if all are blank they stay.
+    This gives the result of the release, which repeats a circular shift: leading blanks are
+    replaced by the last unit of the utterance. If all are blank, they stay.
 
     Args:
-      units_t: integers, one utterance at its true length.
-      blank: the unit to replace.
-      max_rounds: a blank further than this from the unit it should take stays.
+      units_t: int, of one utterance, without padding.
+      blank: the id to replace.
+      max_rounds: largest distance to the unit; blanks further away stay.
 
     Returns:
       A new array of the same shape and dtype.
@@ -152,17 +153,22 @@ def fill_blanks(units_t: np.ndarray, blank: int, max_rounds: int = 10_000) -> np
     if not kept.size:
         return units_t.copy()
     places = np.arange(len(units_t))
-    # For places before the first kept one this is index -1: the last kept one, a lap before.
+    # Before the first unit this is index -1, the last unit.
     nearest = kept[np.searchsorted(kept, places, side="right") - 1]
     distance = (places - nearest) % len(units_t)
     return np.where(distance <= max_rounds, units_t[nearest], units_t)
 
 
 def save(folder: str | Path, model: HubertUnits, params: dict) -> None:
-    """Writes both networks as the folders `hubert` and `quantizer` of a folder.
+    """Writes the networks `hubert` and `quantizer` into a folder.
+
+    Args:
+      folder: an existing folder.
+      model: for its configs.
+      params: of both networks, by name.
 
     Raises:
-      InputError: one of them is there already.
+      InputError: one of them exists already.
     """
     folder = Path(folder)
     checkpoint.save_network(folder / "hubert", model.config, params["hubert"])
@@ -170,16 +176,19 @@ def save(folder: str | Path, model: HubertUnits, params: dict) -> None:
 
 
 def load(encoder: str | Path, quantizer: str | Path) -> tuple[HubertUnits, dict]:
-    """The model of an encoder's and a quantizer's folder, and its parameters (numpy arrays).
+    """Loads an encoder and a quantizer from their folders.
+
+    Returns:
+      The model, and its parameters as numpy arrays.
 
     Raises:
-      InputError: a folder is not whole, or the two do not fit each other.
+      InputError: a folder cannot be read, or the networks do not fit each other.
     """
     encoder_cfg, encoder_params = checkpoint.load_network(encoder, HubertConfig)
     quantizer_cfg, quantizer_params = checkpoint.load_network(quantizer, QuantizerConfig)
     if encoder_cfg.trunk.hidden_size != quantizer_cfg.dim:
         raise InputError(
-            f"{quantizer}: quantizes {quantizer_cfg.dim} channels, and {encoder} gives "
+            f"{quantizer}: quantizes {quantizer_cfg.dim} channels, and {encoder} has "
             f"{encoder_cfg.trunk.hidden_size}."
         )
     model = HubertUnits(encoder_cfg, quantizer_cfg)
@@ -187,5 +196,5 @@ def load(encoder: str | Path, quantizer: str | Path) -> tuple[HubertUnits, dict]
 
 
 def load_both(folder: str | Path) -> tuple[HubertUnits, dict]:
-    """`load` of a folder or a model that has both networks."""
+    """Loads both networks of a folder or a model; see `load`."""
     return load(*(model_folder.find_network(folder, name) for name in ("hubert", "quantizer")))

@@ -1,4 +1,4 @@
-"""The Llama decoder, every size of it: the language model of Spirit LM.
+"""The Llama decoder, in all sizes: the language model of Spirit LM.
 
 Letters: b batch, t positions, d model width, f MLP width, h query heads, g key-value heads, k head
 width, v vocabulary, l layers.
@@ -33,7 +33,8 @@ from spirit_jax.models.attention import (
 from spirit_jax.models.attention_backends import RESIDUALS, attend_segments, choose_backend
 from spirit_jax.models.configs import LlamaConfig
 
-# What a layer's backward pass finds saved; the rest it computes again. Names of `checkpoint_name`.
+# Activations that are saved for a layer's backward pass, as names of `checkpoint_name`; the rest is
+# recomputed.
 REMAT_SAVES = {
     "none": None,  # everything
     "save_dots": ("q", "k", "v", RESIDUALS, "attended", "gate", "up"),
@@ -46,7 +47,7 @@ OFFLOADED = ("block_input",)  # to the host's memory, under "offload"
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale, the mean square taken in float32."""
+    """RMS norm (arXiv 1910.07467): x / rms(x) * scale, with the mean square in float32."""
 
     eps: float
     param_dtype: Any
@@ -61,7 +62,7 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: attention, then the gated MLP, each on a normed input and added back."""
+    """A pre-norm decoder layer: attention and a gated MLP, each with a residual connection."""
 
     config: LlamaConfig
     dtype: Any
@@ -70,14 +71,17 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, carry, layer, rope, seen, slot):
-        """One layer.
+        """Applies the layer.
 
         Args:
           carry: (x_btd, LayerCache or None).
-          layer: picks the layer of a stacked cache.
-          rope: what `rope_tables` gives.
-          seen: with a cache mask_bts, the slots that each token sees; without one segments_bt.
-          slot: of the cache, where the new tokens go.
+          layer: int32, index of the layer in a stacked cache; None for one layer.
+          rope: from `rope_tables`.
+          seen: with a cache mask_bts, the slots that each token attends to; otherwise segments_bt.
+          slot: int32, slot of the cache for the first new token.
+
+        Returns:
+          The new carry, and None (for `nn.scan`).
         """
         x_btd, cache = carry
         cfg = self.config
@@ -130,12 +134,12 @@ class Block(nn.Module):
 
 
 def _saved(x: jax.Array, name: str, *axes: str | None) -> jax.Array:
-    """Names an activation for `REMAT_SAVES`, and keeps its last axis the innermost in memory.
+    """Names an activation for `REMAT_SAVES`, and fixes its row-major layout.
 
-    Without this a TPU's compiler saves activations transposed, and then copies them back.
+    Without the fixed layout, the TPU compiler saves activations transposed and copies them back.
     """
     row_major = Layout(tuple(range(x.ndim)))
-    # Done once a device, since a constraint over all of them would gather the array.
+    # Per device, since a constraint on the whole array would gather it.
     laid_out = sharding.per_device(
         lambda x: with_layout_constraint(x, row_major), (x,), (axes,), axes
     )
@@ -143,7 +147,7 @@ def _saved(x: jax.Array, name: str, *axes: str | None) -> jax.Array:
 
 
 class Unrolled(nn.Module):
-    """The layers one after another, each with parameters of its own: `0`, `1`, ..."""
+    """The layers without a scan; their parameters are named `0`, `1`, ..."""
 
     block: Any
     config: LlamaConfig
@@ -170,17 +174,17 @@ class Llama(nn.Module):
 
     Attributes:
       config: the sizes.
-      dtype: of the computation; norms, softmax, rotary angles and logits are float32 in any case.
-      param_dtype: of newly initialised parameters.
-      scan_layers: one compiled layer looped over stacked parameters (quick to compile, for
-        training and accelerators), or all layers written out (no slicing of parameters and cache:
-        faster decoding on a CPU). The results are the same.
-      remat: what a gradient computes again to save memory: "none" of a layer; "save_dots", norms
-        and activations; "save_qkv", the MLP's products too; "save_attention", all but the
-        attention kernel; "block", all. "offload" is as "save_attention", with what enters a layer
-        kept in the host's memory.
-      attention: the backend for whole rows, one of `attention_backends.BACKENDS`; with a cache it
-        is plain.
+      dtype: of the computation; norms, softmax, rotary angles and logits are always float32.
+      param_dtype: of initialised parameters.
+      scan_layers: scans one compiled layer over stacked parameters (fast compilation, for training
+        and accelerators), or unrolls all layers (no slicing of parameters and cache, so decoding on
+        a CPU is faster). The results are the same.
+      remat: what the backward pass recomputes to save memory: "none", nothing; "save_dots", norms
+        and activations; "save_qkv", the MLP's products too; "save_attention", all but attention;
+        "block", the whole layer. "offload" is "save_attention" with the inputs of layers kept in
+        host memory.
+      attention: the backend for whole rows, one of `attention_backends.BACKENDS`; attention over a
+        cache has one implementation.
     """
 
     config: LlamaConfig
@@ -236,7 +240,7 @@ class Llama(nn.Module):
                 offload_src="device",
                 offload_dst="pinned_host",
             )
-        # Inside a scan nothing can be merged with the computation that is to be repeated.
+        # In a scan, XLA cannot merge the recomputation with the forward pass anyway.
         return nn.remat(block, prevent_cse=not self.scan_layers, policy=policy)
 
     def __call__(
@@ -254,11 +258,11 @@ class Llama(nn.Module):
           segments_bt: int32, 0 for padding; a token attends to earlier tokens of its own segment.
             With a cache, all tokens of a row are one segment.
           positions_bt: int32 rotary positions, counted from 0 in each segment.
-          cache: earlier tokens; the new ones are added to it.
-          last_only: only the logits of the last position, (b, 1, v).
+          cache: of earlier tokens; None for whole rows.
+          last_only: computes the logits of the last position only, (b, 1, v).
 
         Returns:
-          float32 logits_btv, and the cache with the new tokens in it (None without one).
+          float32 logits_btv, and the cache with the new tokens (None without a cache).
         """
         x_btd, cache = self.features(tokens_bt, segments_bt, positions_bt, cache)
         return self.project(x_btd[:, -1:] if last_only else x_btd), cache
@@ -270,7 +274,11 @@ class Llama(nn.Module):
         positions_bt: jax.Array,
         cache: KVCache | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
-        """What the head projects to logits, (b, t, d) in `dtype`; arguments as of `__call__`."""
+        """Features before the output projection, (b, t, d) in `dtype`, and the cache.
+
+        Args:
+          tokens_bt, segments_bt, positions_bt, cache: see `__call__`.
+        """
         slot, layer_caches = None, None
         if cache is None:
             seen = segments_bt
@@ -298,7 +306,13 @@ class Llama(nn.Module):
 
 
 def init_cache(model: Llama, batch: int, slots: int) -> KVCache:
-    """An empty cache of `slots` tokens a row, in the model's computation dtype."""
+    """An empty cache in the model's computation dtype.
+
+    Args:
+      model: for its sizes.
+      batch: number of rows.
+      slots: tokens that fit in a row.
+    """
     cfg = model.config
     shape = (batch, slots, cfg.num_kv_heads, cfg.head_dim)
 
@@ -322,7 +336,7 @@ def abstract_params(model: Llama, boxed: bool = False) -> Any:
     """The tree of `jax.ShapeDtypeStruct` of the model's parameters; `boxed` keeps logical axes."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
-    def init(tokens_bt):  # with the key made inside, no device is asked for anything
+    def init(tokens_bt):  # creates the key inside, so that no device is used
         return model.init(jax.random.key(0), tokens_bt, tokens_bt, tokens_bt)["params"]
 
     tree = jax.eval_shape(init, tokens)
@@ -330,9 +344,15 @@ def abstract_params(model: Llama, boxed: bool = False) -> Any:
 
 
 def draw_rows(table_vd: np.ndarray, rows: int, seed: int | tuple[int, ...]) -> np.ndarray:
-    """float32 (rows, d): rows for new tokens, normal with the mean and spread of the old ones.
+    """Rows of an embedding or head for new tokens, float32 (rows, d).
 
-    So a model whose embedding and head get them starts near where it was.
+    They are drawn from a normal distribution with the mean and standard deviation of the old rows,
+    so that the outputs of the model change little.
+
+    Args:
+      table_vd: the old rows.
+      rows: number of new rows.
+      seed: of the draws.
     """
     old_vd = table_vd.astype(np.float32)
     noise = np.random.default_rng(seed).standard_normal((rows, old_vd.shape[1]), np.float32)
@@ -346,14 +366,20 @@ def load(
     compute_dtype: Any = None,
     scan_layers: bool = False,
 ) -> tuple[Llama, Any]:
-    """The model of a folder and its parameters, each array read straight onto its shards.
+    """Loads a model; each array is read directly onto its shards.
 
     Args:
-      folder: holds `config.json` and `params/`, one array a layer.
-      mesh: where to place the parameters; the default device without one.
-      dtype: of the parameters; as they are stored if not given.
-      compute_dtype: of the computation; `dtype` if not given, else float32.
-      scan_layers: see `Llama`; the layers are stacked as they are read, one parameter at a time.
+      folder: with `config.json` and `params/`.
+      mesh: for the parameters; None for the default device.
+      dtype: of the parameters; None for the stored dtype.
+      compute_dtype: of the computation; `dtype` by default, or float32 if that is None too.
+      scan_layers: see `Llama`; layers are stacked while reading, one parameter at a time.
+
+    Returns:
+      The model and its parameters.
+
+    Raises:
+      InputError: the folder cannot be read, or its arrays do not fit its config.
     """
     folder = Path(folder)
     cfg = config.read(LlamaConfig, folder / "config.json")
@@ -370,8 +396,9 @@ def load(
     wanted = checkpoint.flatten(nn.unbox(boxed))
 
     def abstract(path: str) -> jax.ShapeDtypeStruct:
-        kept = stored[path].dtype if path in stored else jnp.float32
-        return jax.ShapeDtypeStruct(wanted[path].shape, dtype or kept, sharding=sharding_of[path])
+        default = stored[path].dtype if path in stored else jnp.float32
+        leaf_dtype = dtype or default
+        return jax.ShapeDtypeStruct(wanted[path].shape, leaf_dtype, sharding=sharding_of[path])
 
     if not scan_layers:
         tree = checkpoint.unflatten({path: abstract(path) for path in wanted})
@@ -380,7 +407,7 @@ def load(
 
 
 def _load_stacked(path: Path, cfg: LlamaConfig, wanted: dict[str, jax.ShapeDtypeStruct]) -> Any:
-    """Reads the layers of one parameter, stacks them on their shards, and goes on to the next."""
+    """Reads and stacks the layers of one parameter after another, on their shards."""
 
     def read(names: list[str]) -> dict[str, jax.Array]:
         tree = checkpoint.unflatten({name: wanted[name] for name in names})

@@ -1,4 +1,4 @@
-"""Normalisations that several networks share.
+"""Normalisation layers that several networks share.
 
 Letters: b batch, t time, c channels.
 """
@@ -11,12 +11,12 @@ from spirit_jax.models.frames import masked_standardize
 
 def layer_norm(eps: float, name: str) -> nn.LayerNorm:
     """A layer norm over channels, in float32."""
-    # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large.
+    # The fast variance, E[x^2] - E[x]^2, loses precision if the mean is large.
     return nn.LayerNorm(epsilon=eps, use_fast_variance=False, name=name)
 
 
 class TimeNorm(nn.Module):
-    """Every channel normalised over the true frames: a group norm with a group a channel."""
+    """Normalises each channel over true frames: a group norm with one channel per group."""
 
     eps: float
 

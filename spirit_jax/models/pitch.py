@@ -2,9 +2,9 @@
 
 Letters: b batch, t time (frames), c channels, d code width, v codes.
 
-Follows Jukebox's VQ-VAE (arXiv 2005.00341) at one level, as used for F0 in arXiv 2104.00355. Each
-frame is [F0, voiced]. A batch is padded and comes with its true lengths; every conv that pads sees
-zeros after a row's true end, as it does for that row alone.
+A VQ-VAE as in Jukebox (arXiv 2005.00341), with one level, as used for F0 in arXiv 2104.00355. Each
+frame is [F0, voiced]. A batch is padded and comes with true lengths. Frames after a row's true
+length are zeroed before every conv, so a row's result does not depend on its padding.
 """
 
 import functools
@@ -26,11 +26,11 @@ def normalise_f0(
     """The network's input for one utterance.
 
     Args:
-      f0_t: F0 in Hz, interpolated over unvoiced frames; 0 where there is none.
+      f0_t: F0 in Hz, interpolated over unvoiced frames; 0 if no frame is voiced.
       voiced_t: 1 on voiced frames, else 0.
-      config: says which features.
-      mean: of a speaker's F0; the mean over the utterance's voiced frames by default, 0 without
-        any. It is subtracted where F0 is not 0.
+      config: `features` and `speaker_norm` are used.
+      mean: mean F0 of the speaker in Hz; by default the mean over the utterance's voiced frames, or
+        0 without any. It is subtracted where F0 is not 0.
 
     Returns:
       float32 (t, 2).
@@ -47,7 +47,7 @@ def normalise_f0(
 
 
 class ResidualBlocks(nn.Module):
-    """x + conv1(relu(conv3(relu(x)))), over and over, the wide conv dilated."""
+    """Residual blocks x + conv1(relu(conv3(relu(x)))); conv3 is dilated."""
 
     config: StackConfig
     precision: str
@@ -71,7 +71,7 @@ class ResidualBlocks(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Features to latents, one for every product of strides frames."""
+    """The encoder: features to latents, downsampled by the product of strides."""
 
     config: PitchConfig
 
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents back to features: the encoder mirrored."""
+    """The decoder: latents to features, the mirror image of the encoder."""
 
     config: PitchConfig
 
@@ -132,35 +132,41 @@ class PitchVqVae(nn.Module):
         self.codebook = self.param("codebook", nn.initializers.normal(1.0), shape)
 
     def __call__(self, features_bt2: jax.Array, lengths_b: jax.Array):
-        """The code of every 80 ms.
+        """Encodes F0 to one code for every 80 ms.
 
         Args:
-          features_bt2: float32 (b, t, 2), from `normalise_f0`, 200 frames a second; not read after
+          features_bt2: float32 (b, t, 2), from `normalise_f0`, 200 frames a second; ignored after
             a row's true length.
           lengths_b: int32 (b,), true numbers of frames.
 
         Returns:
-          codes_bt: int32 (b, t'); junk after a row's true number of codes.
+          codes_bt: int32 (b, t'); undefined after a row's true number of codes.
           code_lengths_b: int32 (b,), those numbers.
         """
         latent_btd, lengths_b = self.latent(features_bt2, lengths_b)
         return nearest_codes(latent_btd, self.codebook, self.config.precision), lengths_b
 
     def latent(self, features_bt2: jax.Array, lengths_b: jax.Array):
-        """What is quantized: float32 (b, t', d), and the true numbers of codes."""
+        """The encoder's output, float32 (b, t', d), and true numbers of codes."""
         return self.encoder(features_bt2, lengths_b)
 
     def decode(self, codes_bt: jax.Array, lengths_b: jax.Array):
-        """Codes to features: float32 (b, t', 2), and the true numbers of frames."""
+        """Decodes codes to features, float32 (b, t', 2), and true numbers of frames."""
         return self.decoder(jnp.take(self.codebook, codes_bt, axis=0), lengths_b)
 
     def everything(self, features_bt2: jax.Array, lengths_b: jax.Array) -> None:
-        """Touches every parameter, for `init`."""
+        """Uses every parameter, for `init`."""
         self.decode(*self(features_bt2, lengths_b))
 
 
 def nearest_codes(latent_btd: jax.Array, codes_vd: jax.Array, precision: str) -> jax.Array:
-    """The code that each vector is nearest to, int32 (b, t)."""
+    """The nearest code of each vector, int32 (b, t).
+
+    Args:
+      latent_btd: float32.
+      codes_vd: float32, the codebook.
+      precision: a `jax.lax.Precision` name.
+    """
     products_btv = jnp.einsum("btd,vd->btv", latent_btd, codes_vd, precision=precision)
     distances_btv = jnp.square(codes_vd).sum(-1) - 2 * products_btv
     return jnp.argmin(distances_btv, axis=-1).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Style units: a wav2vec 2.0 classifier that gives one of 100 styles a second.
+"""Style units: a wav2vec 2.0 classifier with one of 100 styles a second.
 
 Letters: b batch, t time (samples, then frames), p pooled width, s seconds (runs of frames), w
 frames in a run, l styles.
@@ -20,20 +20,20 @@ from spirit_jax.models.wav2vec2 import Trunk
 
 
 class StyleEncoder(nn.Module):
-    """Waveforms to scores of styles, one row a second; the best score is the unit."""
+    """Waveforms to logits of styles, every second; the unit is the argmax."""
 
     config: StyleConfig
 
     @nn.compact
     def __call__(self, wave_bt: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Scores of every run of `pool_frames` frames; the last run may be shorter.
+        """Logits of every run of `pool_frames` frames; the last run may be shorter.
 
         Args:
-          wave_bt: float32, one channel at `config.sample_rate`; not read after true lengths.
+          wave_bt: float32, one channel at `config.sample_rate`; ignored after true lengths.
           lengths_b: int32, true lengths in samples.
 
         Returns:
-          logits_bsl: float32; junk, but finite, from each row's true number of units on.
+          logits_bsl: float32; finite but undefined after each row's true number of units.
           unit_lengths_b: int32, the true numbers of units.
         """
         cfg = self.config

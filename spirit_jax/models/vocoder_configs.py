@@ -1,4 +1,4 @@
-"""Sizes of a vocoder and its discriminators. Importing this is cheap: JAX comes later."""
+"""Sizes of a vocoder and its discriminators. Importing this does not import JAX."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import math
 from spirit_jax import limits
 from spirit_jax.errors import InputError
 
-SOURCE_PARTS = 4  # of a frame, each with its F0, for the harmonic source
+SOURCE_PARTS = 4  # of a frame, each with an F0 value, for the harmonic source
 FRAME_KERNEL, FRAME_DILATIONS = 3, (1, 3)  # of a block of `frame_blocks`
 MAX_STAGES = 32  # of upsampling, and residual blocks of each
 
@@ -17,22 +17,21 @@ class HifiGanConfig:
 
     Attributes:
       num_codes: phonetic units.
-      num_pitch, num_style: pitch and style units; 0 for a vocoder without.
-      num_speakers, num_style_ids: voices and manners to choose from; 0 for none.
-      speakers, styles: their names, in the order of their ids; may be shorter, or empty.
-      default_speaker, default_style: the ids that are used if none is asked for.
-      common_style: the style unit of a string that has pitch and no style; the release's is 71.
-      embedding_dim: of every embedded id.
+      num_pitch, num_style: pitch and style units; 0 if they are not an input.
+      num_speakers, num_style_ids: number of speakers and styles (Base); 0 if not an input.
+      speakers, styles: their names, in the order of ids; may be shorter, or empty.
+      default_speaker, default_style: ids that are used if none is requested.
+      common_style: style unit of a unit string with pitch and without style; 71 in the release.
+      embedding_dim: width of each embedded id.
       upsample_rates, upsample_kernels: of each transposed conv.
-      initial_channels: after the first conv; every transposed conv halves them.
-      frame_blocks: residual blocks before the first transposed conv, where frames are few and
-        channels many; 0 as in the release.
+      initial_channels: channels after the first conv; every transposed conv halves them.
+      frame_blocks: residual blocks before the first transposed conv; 0 in the release.
       resblock_kernels, resblock_dilations: of the residual blocks of every stage.
-      duration_hidden: width of the duration predictor; 0 for a vocoder without.
+      duration_hidden: width of the duration predictor; 0 for no predictor.
       duration_kernel: of its two convs.
-      source_harmonics: sines of the harmonic source; 0 for a vocoder without, as the release's.
-      f0_hidden: width of the predictor of its F0.
-      code_hop, pitch_hop, style_hop: samples a unit lasts where streams keep their own timing.
+      source_harmonics: number of sines of the harmonic source; 0 for none, as in the release.
+      f0_hidden: width of the F0 predictor.
+      code_hop, pitch_hop, style_hop: samples of a unit, for timed units.
       precision: a `jax.lax.Precision` name, for every matmul and conv.
     """
 
@@ -135,7 +134,7 @@ class HifiGanConfig:
 
     @property
     def channels(self) -> dict[str, int]:
-        """What a frame is made of, in order, and how many ids each has."""
+        """The ids of a frame in order: name and number of possible ids."""
         counts = {
             "code": self.num_codes,
             "pitch": self.num_pitch,
@@ -147,7 +146,7 @@ class HifiGanConfig:
 
     @property
     def receptive_frames(self) -> int:
-        """How many frames on each side have a say in a frame's samples, at most."""
+        """Upper bound of the frames on each side that a frame's samples depend on."""
         frames = 3.0 + self.frame_blocks * _reach(FRAME_KERNEL, FRAME_DILATIONS)
         rate_so_far = 1
         for rate, kernel in zip(self.upsample_rates, self.upsample_kernels, strict=True):
@@ -158,7 +157,7 @@ class HifiGanConfig:
 
 
 def _reach(kernel: int, dilations: tuple[int, ...]) -> int:
-    """Rows on each side that have a say in what a residual block makes of one."""
+    """Frames on each side that an output of a residual block depends on."""
     return sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)
 
 
@@ -171,7 +170,7 @@ class DiscriminatorConfig:
       period_channels: of its convs; all but the last have a stride.
       period_kernel, period_stride: of its convs.
       scales: networks of the multi-scale discriminator, each at half the rate of the one before.
-      scale_channels, scale_kernels, scale_strides, scale_groups: of the convs of each.
+      scale_channels, scale_kernels, scale_strides, scale_groups: of the convs of each network.
     """
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)

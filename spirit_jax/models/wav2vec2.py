@@ -1,15 +1,15 @@
-"""The network that HuBERT and wav2vec 2.0 share: waveform -> conv features -> transformer.
+"""The trunk of HuBERT and wav2vec 2.0: waveform -> conv features -> transformer.
 
 Letters: b batch, t time (samples, then frames), c conv channels, d model width, h heads, k head
 width, s frames attended to.
 
 Follows wav2vec 2.0 (arXiv 2006.11477) and HuBERT (arXiv 2106.07447), in both of their forms: a
-group norm in the first conv with post-norm layers (Base), and a layer norm in every conv with
-pre-norm layers (Large). Where a fact is not in the papers it is that of the released checkpoints.
+group norm after the first conv with post-norm layers (Base), and a layer norm after every conv with
+pre-norm layers (Large). Details that are not in the papers follow the released checkpoints.
 
-A batch is padded to a common length and comes with its true lengths. No result on true frames
-depends on the padding: statistics over time and attention see true frames only, and the one conv
-that pads its input sees zeros after the last of them, as it does for a recording alone.
+A batch is padded and comes with true lengths. Results on true frames do not depend on padding:
+statistics over time and attention ignore padding, and it is zeroed before the one conv that pads
+its input.
 """
 
 import math
@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def frame_lengths(lengths, conv_layers: tuple[tuple[int, int, int], ...]):
-    """Frames that `lengths` samples give: a conv makes floor((n - k) / s) + 1 of n, or none.
+    """Number of frames of audio: a conv has floor((n - k) / s) + 1 outputs for n inputs, or none.
 
     Args:
       lengths: an int, or integers in a numpy or JAX array of any shape.
@@ -51,20 +51,20 @@ def frame_lengths(lengths, conv_layers: tuple[tuple[int, int, int], ...]):
 
 
 class ConvLayer(nn.Module):
-    """One conv of the feature extractor, without padding, its norm and its activation."""
+    """One layer of the feature extractor: conv without padding, norm and activation."""
 
     config: TrunkConfig
     index: int
 
     @nn.compact
     def __call__(self, x_btc: jax.Array, frames_b: jax.Array) -> jax.Array:
-        """`frames_b`: true lengths of the result."""
+        """The layer's output; `frames_b` are its true lengths."""
         cfg = self.config
         channels, kernel, stride = cfg.conv_layers[self.index]
         init = nn.initializers.he_normal()
         kernel_kcd = self.param("kernel", init, (kernel, x_btc.shape[-1], channels))
         if x_btc.shape[-1] == 1:
-            # With one channel to contract, a conv leaves a TPU's matrix unit nearly idle.
+            # A conv with one input channel hardly uses a TPU's matrix unit.
             x_btk = split_frames(x_btc[..., 0], kernel, stride)
             x_btc = jnp.einsum("btk,kd->btd", x_btk, kernel_kcd[:, 0], precision=cfg.precision)
         else:
@@ -93,7 +93,7 @@ class ConvLayers(nn.Module):
 
 
 class PositionalConv(nn.Module):
-    """What stands for positions: a wide grouped conv over frames, as long as its input."""
+    """Convolutional positional embedding: a wide grouped conv with "same" padding."""
 
     config: TrunkConfig
 
@@ -133,7 +133,7 @@ class Attention(nn.Module):
         )
         q_bthk *= heads[-1] ** -0.5
         scores_bhts = jnp.einsum("bthk,bshk->bhts", q_bthk, k_bshk, precision=cfg.precision)
-        # Finite, so that a row without any true frame gives numbers (masked later), not NaN.
+        # Finite, so that a row without true frames gives numbers (masked later), not NaN.
         lowest = jnp.finfo(scores_bhts.dtype).min
         scores_bhts = jnp.where(mask_bs[:, None, None, :], scores_bhts, lowest)
         weights_bhts = jax.nn.softmax(scores_bhts, axis=-1)
@@ -143,7 +143,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer, its two parts each added to their input and normed."""
+    """A transformer layer, pre-norm or post-norm."""
 
     config: TrunkConfig
 
@@ -181,10 +181,9 @@ class Layers(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Waveforms to one vector a frame.
+    """Waveforms to a vector for each frame.
 
-    The methods that `__call__` goes through are there for training, which masks what goes from one
-    to the next.
+    `__call__` is divided into methods, so that training can mask features between them.
     """
 
     config: TrunkConfig
@@ -205,13 +204,13 @@ class Trunk(nn.Module):
         """The last layer's output.
 
         Args:
-          wave_bt: float32 samples at the checkpoint's rate (16 kHz for all known ones); what
-            stands after a row's true length is not read.
+          wave_bt: float32 samples at the checkpoint's rate (16 kHz for all known ones); ignored
+            after true lengths.
           lengths_b: int32, true lengths in samples.
 
         Returns:
-          hidden_btd: float32, zero from each row's true number of frames on. There is room for the
-            frames of t samples, at least one.
+          hidden_btd: float32, zero after each row's true number of frames; its length is the
+            number of frames of t samples, at least one.
           frame_lengths_b: int32, the true numbers of frames; 0 for audio shorter than
             `config.receptive_field`.
         """
@@ -220,7 +219,7 @@ class Trunk(nn.Module):
         return self.contextualize(hidden_btd, frames_b), frames_b
 
     def extract(self, wave_bt: jax.Array, lengths_b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Conv features, (b, t, c), and the true number of frames; junk after those."""
+        """Conv features, (b, t, c), undefined for padding, and true numbers of frames."""
         short = self.config.receptive_field - wave_bt.shape[1]
         wave_bt = jnp.pad(wave_bt, ((0, 0), (0, max(0, short))))
         mask_bt = length_mask(lengths_b, wave_bt.shape[1])
@@ -231,17 +230,17 @@ class Trunk(nn.Module):
         return self.conv(wave_bt[..., None], lengths_b)
 
     def normalize(self, features_btc: jax.Array) -> jax.Array:
-        """The LayerNorm over conv features, where there is one."""
+        """Layer norm of conv features, if the network has it."""
         return self.feature_norm(features_btc) if self.config.feature_norm else features_btc
 
     def project(self, features_btc: jax.Array) -> jax.Array:
-        """Conv features to the transformer's width."""
+        """Projects conv features to the transformer's width."""
         if not self.config.feature_projection:
             return features_btc
         return self.feature_projection(features_btc)
 
     def contextualize(self, hidden_btd: jax.Array, frames_b: jax.Array) -> jax.Array:
-        """The transformer over frames, (b, t, d) to (b, t, d); zero after the true ones."""
+        """The transformer, (b, t, d) to (b, t, d); zero for padding."""
         cfg = self.config
         mask_bt = length_mask(frames_b, hidden_btd.shape[1])
         hidden_btd = jnp.where(mask_bt[..., None], hidden_btd, 0)

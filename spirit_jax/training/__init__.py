@@ -1,7 +1,7 @@
-"""Trainings, by the name that a run config's `recipe` gives. Importing this is cheap.
+"""The trainings, by the name in a run config's `recipe`. Importing this does not import JAX.
 
-A training is a folder here: `config.py` with its run config, `recipe.py` with a subclass of
-`recipe.Recipe`, and what that needs. See docs/add-a-network.md.
+Each training is a folder with `config.py` (its run config), `recipe.py` (a subclass of
+`recipe.Recipe`) and further modules. See docs/add-a-network.md.
 """
 
 import importlib
@@ -26,16 +26,16 @@ RECIPES = {  # by folder: the class in its recipe.py, and its run config in conf
 
 
 def find_recipe(name: str) -> "type[Recipe]":
-    """The class of a training.
+    """The recipe class of a training.
 
     Raises:
-      InputError: there is none of that name.
+      InputError: there is no training of that name.
     """
     return _find(name, "recipe", 0)
 
 
 def find_config(name: str) -> "type[LoopConfig]":
-    """The class of a training's run config; imports neither JAX nor the recipe.
+    """The run config class of a training; imports neither JAX nor the recipe.
 
     Raises:
       InputError: there is no training of that name.
@@ -44,7 +44,7 @@ def find_config(name: str) -> "type[LoopConfig]":
 
 
 def read_run_config(path: str | Path, overrides: Sequence[str] = ()) -> "LoopConfig":
-    """The config of a run, of the recipe that the file or an override names.
+    """Reads the config of a run; its class follows from `recipe` in the file or an override.
 
     Args:
       path: a JSON or YAML file.

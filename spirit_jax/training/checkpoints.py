@@ -1,10 +1,10 @@
-"""Checkpoints of a run: parameters, optimiser and data stream as one unit, through Orbax.
+"""Checkpoints of a run: parameters, optimizer state and data stream, saved with Orbax.
 
     checkpoints/STEP/                      a checkpoint, whole or absent
-    checkpoints/STEP/checksums/*.json      checksums of its files, of each process that wrote some
-    checkpoints/damaged/STEP/              one that could not be read
+    checkpoints/STEP/checksums/*.json      checksums of its files, one list per process
+    checkpoints/damaged/STEP/              a checkpoint that could not be read
 
-Metadata (the stream's place, the run's record, shapes) lies in Orbax's file with the rest.
+The state of the data stream, the record of the run and array shapes are Orbax metadata.
 """
 
 import contextlib
@@ -29,23 +29,23 @@ from spirit_jax.training import distributed
 
 DAMAGED = "damaged"
 CHECKSUMS = "checksums"
-OWN_FILES = "ocdbt.process_"  # begins the folder that a process writes alone
-UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax is writing
-COMMIT_SECONDS = 600  # the first process may take to commit what all have written
+PROCESS_FOLDER = "ocdbt.process_"  # prefix of the folder that one process writes
+UNFINISHED = ".orbax-checkpoint-tmp"  # in names of unfinished checkpoints
+COMMIT_SECONDS = 600  # timeout for the first process to commit a checkpoint
 
 
 class _Damaged(Exception):
-    """Says why a checkpoint cannot be read."""
+    """A checkpoint cannot be read; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint holds.
+    """A checkpoint that was read.
 
     Attributes:
-      step: after which it was saved.
-      state: arrays, placed as was asked for.
-      metadata: "stream", the place in the data, and "record", what the run was made of.
+      step: number of steps done.
+      state: the train state, with the requested shardings.
+      metadata: "stream", the state of the data stream, and "record", the settings of the run.
     """
 
     step: int
@@ -54,18 +54,18 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints in a folder; the newest whole one counts.
+    """The checkpoints in a folder.
 
-    Saving goes on in the background; `close` waits for it.
+    Saving continues in the background; `close` waits for it.
     """
 
     def __init__(self, folder: str | Path, keep: int = 0, check: Callable[[], None] | None = None):
-        """Nothing is written yet.
+        """Opens the folder; writes nothing.
 
         Args:
-          folder: of the checkpoints.
-          keep: how many of the newest are kept; 0 to read only.
-          check: called before each save; raises `InputError` if it must not be.
+          folder: with the checkpoints.
+          keep: how many of the newest are kept; 0 for reading only.
+          check: called before each save; raises `InputError` to prevent it.
         """
         self._folder = Path(folder).absolute()
         self._keep, self._check = keep, check
@@ -92,10 +92,10 @@ class Checkpoints:
 
         Args:
           state: a pytree with `step`.
-          metadata: what JSON holds, see `Restored`.
+          metadata: JSON values, see `Restored`.
 
         Raises:
-          InputError: this or the save before could not be written (a full disk).
+          InputError: this checkpoint or the previous one could not be written (a full disk).
         """
         step = int(state.step)
         with self._writing(step):
@@ -117,19 +117,21 @@ class Checkpoints:
     def restore(
         self, abstract: Any, check: Callable[[int, dict[str, Any]], None] = lambda *_: None
     ) -> Restored | None:
-        """The newest whole checkpoint; None if there is none.
+        """Reads the newest readable checkpoint.
 
-        Those that cannot be read are passed over, the same by all processes, and named on standard
-        error. They are set aside, unless this only reads.
+        All processes skip the same unreadable checkpoints. They are reported on standard error and
+        moved to `damaged/`, unless `keep` is 0.
 
         Args:
-          abstract: shapes and dtypes with their places; `...` for what is not to be read.
-          check: of a step and its metadata, called by the first process before arrays are read;
-            raises `InputError` for a checkpoint that must not be used.
+          abstract: shapes, dtypes and shardings of the state; `...` for arrays not to read.
+          check: called with step and metadata by the first process before arrays are read; raises
+            `InputError` for a checkpoint that must not be used.
+
+        Returns:
+          The checkpoint, or None if there are none.
 
         Raises:
-          InputError: there are checkpoints, and none can be read; or memory, disk or permission is
-            lacking.
+          InputError: no checkpoint can be read, or memory, disk or permission is missing.
         """
         steps = distributed.from_first(self.steps)
         reasons: dict[int, str] = {}
@@ -139,7 +141,7 @@ class Checkpoints:
             except _Damaged as error:
                 reasons[step] = str(error)
                 continue
-            self._pass_over(reasons, step)
+            self._skip_damaged(reasons, step)
             return restored
         if steps:
             newest = f"checkpoint {steps[0]}: {reasons[steps[0]]}"
@@ -150,7 +152,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits until all is on disk; raises `InputError` if it could not be written."""
+        """Waits for the last save; raises `InputError` if it failed."""
         with self._writing(None):
             try:
                 self._wait()
@@ -179,20 +181,20 @@ class Checkpoints:
         response.result()
         folder, process = self._folder / str(step), jax.process_index()
         deadline = time.monotonic() + COMMIT_SECONDS
-        while not folder.is_dir():  # the first process commits for all
+        while not folder.is_dir():  # the first process commits the checkpoint
             if time.monotonic() > deadline or jax.process_count() == 1:
                 return
             time.sleep(0.1)
         paths = [path for path in folder.rglob("*") if path.is_file()]
         names = [path.relative_to(folder).as_posix() for path in paths]
-        # Another process may be writing its own list just now.
+        # Other processes may be writing their lists now.
         names = [name for name in names if not name.startswith(f"{CHECKSUMS}/")]
-        own = sorted(name for name in names if _writer(name) == process)
-        found = dict(zip(own, checksums.of_files(folder / n for n in own), strict=True))
-        checksums.write_json(folder / CHECKSUMS / f"{process}.json", {"files": found})
+        written = sorted(name for name in names if _writer(name) == process)
+        sums = dict(zip(written, checksums.of_files(folder / n for n in written), strict=True))
+        checksums.write_json(folder / CHECKSUMS / f"{process}.json", {"files": sums})
 
     def _read(self, step: int, abstract: Any, check: Callable) -> Restored:
-        """A checkpoint; raises `_Damaged` on all processes if it cannot be read on one."""
+        """Reads a checkpoint; raises `_Damaged` on all processes if one cannot read it."""
         folder = self._folder / str(step)
         self._together(lambda: _verify(folder))
 
@@ -214,11 +216,11 @@ class Checkpoints:
         return Restored(step, state, outcome["metadata"])
 
     def _together(self, read: Callable[[], Any]) -> Any:
-        """What `read` returns; if it fails on one process it fails on all, for the worst reason."""
+        """Calls `read` on every process; if it fails on one it fails on all."""
         result, reason, lack = None, "", ""
         try:
             result = read()
-        except Exception as error:  # whatever a damaged file makes a library raise
+        except Exception as error:  # libraries raise all kinds for a damaged file
             lack, reason = files.find_lack(error), files.describe(error)
         worst = distributed.largest(2 if lack else bool(reason))
         if worst == 2:
@@ -228,25 +230,25 @@ class Checkpoints:
             raise _Damaged(reason or "another process cannot read it")
         return result
 
-    def _pass_over(self, reasons: dict[int, str], taken: int) -> None:
-        """Names the checkpoints that were not readable, and sets them aside."""
+    def _skip_damaged(self, reasons: dict[int, str], used: int) -> None:
+        """Reports the checkpoints that could not be read, and moves them away."""
 
-        def pass_over() -> None:
+        def report() -> None:
             for step, reason in reasons.items():
                 where = "is left where it is"
                 if self._keep:
                     where = f"is kept in {self._set_aside(step)}"
                 print(
                     f"checkpoint {step} of {self._folder.parent} cannot be read ({reason}); it "
-                    f"{where}, and checkpoint {taken} is used.",
+                    f"{where}, and checkpoint {used} is used.",
                     file=sys.stderr,
                 )
 
         if reasons:
-            distributed.from_first(pass_over)
+            distributed.from_first(report)
 
     def _set_aside_unreadable(self) -> None:
-        """Sets aside older checkpoints that Orbax, which reads the metadata of all, fails on."""
+        """Moves unreadable checkpoints away: Orbax reads all metadata and would fail."""
         for step in self.steps():
             try:
                 _read_metadata(self._folder / str(step))
@@ -279,7 +281,7 @@ class Checkpoints:
             yield
         except InputError:
             raise
-        except Exception as error:  # the library has no one kind for what a disk does
+        except Exception as error:  # Orbax has no common error class for disk errors
             with contextlib.suppress(Exception):
                 self._drop_unfinished()
             what = "a checkpoint" if step is None else f"checkpoint {step}"
@@ -289,26 +291,26 @@ class Checkpoints:
             ) from error
 
     def _drop_unfinished(self) -> None:
-        """Gives back the room that a failed save took."""
+        """Removes the files of a failed save."""
         if distributed.is_first():
             for path in self._folder.glob(f"*{UNFINISHED}*"):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _describe_whole(self) -> str:
-        """What a run can resume from now."""
+        """Where the run can resume from, for an error message."""
         try:
             steps = self.steps()
         except InputError:
-            return "whether earlier ones can be read is not known."
+            return "it is not known whether earlier ones can be read."
         if steps:
-            return f"the run resumes from checkpoint {steps[0]} once that is mended."
+            return f"once that is fixed, the run resumes from checkpoint {steps[0]}."
         if not self._folder.parent.is_dir():
             return "the run folder is gone."
         return "there is no earlier one, so the run starts from the first step again."
 
 
 def abstract_state(state_shapes: Any, shardings: Any) -> Any:
-    """What to restore: shapes and dtypes, each with its place."""
+    """Adds shardings to a tree of shapes and dtypes."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         state_shapes,
@@ -317,10 +319,7 @@ def abstract_state(state_shapes: Any, shardings: Any) -> Any:
 
 
 def describe_arrays(tree: Any) -> dict[str, list]:
-    """[shape, dtype] of every array of a tree, or of its shapes, by path.
-
-    What is not to be read (`...`) has [].
-    """
+    """[shape, dtype] of every array (or `jax.ShapeDtypeStruct`) by path; [] for `...`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
@@ -331,43 +330,43 @@ def describe_arrays(tree: Any) -> dict[str, list]:
 
 
 def _writer(name: str) -> int:
-    """The process that wrote a file of a checkpoint, by its name."""
+    """The process that wrote a file of a checkpoint; found from the file's name."""
     for part in name.split("/"):
-        number = part.removeprefix(OWN_FILES)
+        number = part.removeprefix(PROCESS_FOLDER)
         if number != part and number.isdigit():
             return int(number)
     return 0
 
 
 def _verify(folder: Path) -> None:
-    """Raises if a file is not as it was written; the processes share the files of a checkpoint.
+    """Compares checksums; raises `_Damaged` if one differs. Each process checks some files.
 
-    A checkpoint of an earlier version has no checksums.
+    Checkpoints of earlier versions have no checksums.
     """
     known: dict[str, str] = {}
     for path in sorted((folder / CHECKSUMS).glob("*.json")):
         known |= checksums.read_json(path).get("files", {})
-    own = sorted(known)[jax.process_index() :: jax.process_count()]
-    for name, found in zip(own, checksums.of_files(folder / name for name in own), strict=True):
-        if found != known[name]:
-            raise _Damaged(f"{name} is not as it was written")
+    names = sorted(known)[jax.process_index() :: jax.process_count()]
+    for name, checksum in zip(names, checksums.of_files(folder / n for n in names), strict=True):
+        if checksum != known[name]:
+            raise _Damaged(f"the checksum of {name} differs")
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = ocp.metadata(folder).custom_metadata
-    except Exception as error:  # whatever a damaged file makes a library raise
+    except Exception as error:  # libraries raise all kinds for a damaged file
         lack = files.find_lack(error)
         if lack:
             raise InputError(f"{folder}: cannot be read ({lack}).") from error
         raise _Damaged(files.describe(error)) from error
     if not isinstance(metadata, dict) or not isinstance(metadata.get("stream"), dict):
-        raise _Damaged("its metadata is not there")
+        raise _Damaged("it has no metadata")
     return metadata
 
 
 def _load(folder: Path, abstract: Any) -> Any:
-    """The arrays; each process reads its own, and waits for no other, which may have failed."""
+    """Reads the arrays; processes do not wait for each other, since another may have failed."""
     context = ocp.Context()
     if jax.process_count() > 1:
         process = jax.process_index()
@@ -381,7 +380,7 @@ def _load(folder: Path, abstract: Any) -> Any:
 def _check_shapes(folder: Path, stored: Any, wanted: dict[str, list]) -> None:
     """Raises `InputError` if a checkpoint holds other arrays than the network has now."""
     if not isinstance(stored, dict):
-        return  # of an earlier version
+        return  # written by an earlier version
     for name in dict.fromkeys((*wanted, *stored)):
         have, want = stored.get(name), wanted.get(name)
         if have != want and want != []:
@@ -396,7 +395,7 @@ def _shape(about: list | None) -> str:
 
 
 class _NotOrbax(logging.Filter):
-    """Drops Orbax's own reports; what fails is raised, and told by this module."""
+    """Drops log messages of Orbax; this module reports errors."""
 
     def filter(self, log: logging.LogRecord) -> bool:
         return "orbax" not in Path(log.pathname).parts

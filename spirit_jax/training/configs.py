@@ -1,4 +1,4 @@
-"""What run configs of several recipes consist of. Importing this is cheap: JAX comes later."""
+"""Configs that recipes share. Importing this does not import JAX."""
 
 import dataclasses
 import math
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; one may be -1, for as many as are left."""
+    """Number of devices along each mesh axis; one may be -1, for all remaining devices."""
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
 
     def make(self, devices: list["jax.Device"]) -> "jax.sharding.Mesh":
-        """The mesh; raises `InputError` where the sizes do not make up the devices."""
+        """The mesh; raises `InputError` if the sizes do not fit the number of devices."""
         from spirit_jax import sharding
 
         sizes = dict(vars(self))
@@ -36,19 +36,19 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long a training goes on, and what it leaves.
+    """Shared configuration of all trainings: length, outputs and devices.
 
     Attributes:
-      recipe: what is trained, a name in `training.RECIPES`.
-      run_dir: where checkpoints and metrics go; a run that was stopped goes on from there.
-      steps: updates in all.
-      checkpoint_every: steps between checkpoints; 0 for none between.
-      checkpoint_minutes: a checkpoint as well when this much time has gone by; 0 for never.
-      keep: how many checkpoints are kept.
-      eval_every: steps between evaluations; 0 for none. The last step is evaluated as well.
-      profile_at: step from which a profile is taken, to RUN_DIR/profile; 0 for none.
-      profile_steps: how many steps it takes in.
-      mesh: how devices are laid out.
+      recipe: the training, a name in `training.RECIPES`.
+      run_dir: folder for checkpoints and metrics; a stopped run resumes from it.
+      steps: number of steps.
+      checkpoint_every: steps between checkpoints; 0 for only one, after the last step.
+      checkpoint_minutes: also saves a checkpoint after this many minutes; 0 for never.
+      keep: how many of the newest checkpoints are kept.
+      eval_every: steps between evaluations; 0 for only one, after the last step.
+      profile_at: first step of a profile, which is written to RUN_DIR/profile; 0 for none.
+      profile_steps: number of steps in the profile.
+      mesh: the device mesh.
     """
 
     recipe: str = "lm"
@@ -85,16 +85,16 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters move.
+    """AdamW and the learning rate schedule.
 
     Attributes:
-      learning_rate: at its highest.
-      schedule: after the warm-up "constant" (the paper), or falling by a "linear" or "cosine" curve
-        to `final_share` of it at the last step.
-      warmup_steps: over which it rises from 0.
+      learning_rate: the peak learning rate.
+      schedule: after the warm-up: "constant" (the paper), or "linear" or "cosine" decay to
+        `final_share` of the peak at the last step.
+      warmup_steps: steps of linear warm-up from 0.
       final_share: see `schedule`.
-      beta1, beta2, eps, weight_decay: of AdamW (arXiv 1711.05101); vectors do not decay.
-      clip_norm: gradients of a larger norm are scaled to this; 0 for never.
+      beta1, beta2, eps, weight_decay: of AdamW (arXiv 1711.05101); vectors have no weight decay.
+      clip_norm: gradients are clipped to this global norm; 0 for no clipping.
     """
 
     learning_rate: float = 3e-5
@@ -118,14 +118,13 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """How a step is computed.
+    """How a step of the language model is computed.
 
     Attributes:
-      accumulate: parts that a batch is taken in, one after another, with one update.
-      loss_chunk: tokens whose logits a device holds at once; 0 for all.
-      z_loss: weight of the squared log of the softmax's denominator.
-      skip_norm: a step whose gradient norm is above this, or is not finite, changes nothing; 0 to
-        skip only what is not finite.
+      accumulate: micro-batches of a batch; their gradients are accumulated for one update.
+      loss_chunk: tokens whose logits are in memory at once on a device; 0 for all.
+      z_loss: weight of the z-loss, the squared log of the softmax's denominator.
+      skip_norm: steps with a larger gradient norm are skipped; 0 skips only non-finite ones.
     """
 
     accumulate: int = 1
@@ -135,7 +134,9 @@ class StepConfig:
 
     def __post_init__(self):
         if self.accumulate < 1 or min(self.loss_chunk, self.z_loss, self.skip_norm) < 0:
-            raise InputError("accumulate must be at least 1, and the rest of the step 0 or more.")
+            raise InputError(
+                "step.accumulate must be at least 1; loss_chunk, z_loss and skip_norm 0 or more."
+            )
 
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
@@ -143,12 +144,12 @@ LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """What is adapted.
+    """LoRA adapters (arXiv 2106.09685).
 
     Attributes:
-      rank: of the products; 0 for no LoRA.
-      alpha: the products count alpha / rank times.
-      layers: names of the matrices, of q, k, v, o, gate, up and down.
+      rank: of the adapters; 0 for no LoRA.
+      alpha: adapters are scaled by alpha / rank.
+      layers: names of the adapted matrices, among q, k, v, o, gate, up and down.
     """
 
     rank: int = 0
@@ -165,12 +166,12 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EmaConfig:
-    """How a codebook moves.
+    """Updates of a codebook by exponential moving averages.
 
     Attributes:
-      decay: of the moving averages, a step.
-      restart_below: a code that is given fewer vectors a step than this, on average, begins anew;
-        well below what a step gives to a code of average use, or 0 for never.
+      decay: of the moving averages, per step.
+      restart_below: a code to which fewer vectors a step are assigned, on average, counts as dead
+        and is re-initialised; 0 for never. Set it well below the average over all codes.
     """
 
     decay: float = 0.99
@@ -186,13 +187,13 @@ STARTS = ("k-means++", "random")
 
 @dataclasses.dataclass(frozen=True)
 class KMeansConfig:
-    """How centroids are found.
+    """Settings of k-means.
 
     Attributes:
-      frames: vectors that centroids are found from, a sample of what there is.
-      start: "k-means++" draws first centroids that are far from each other, "random" any vectors.
-      iterations: at most so many; it ends when no vector changes its centroid.
-      seed: of what is drawn.
+      frames: size of the sample of vectors that k-means is fitted to.
+      start: initialisation, "k-means++" or "random" (vectors drawn at random).
+      iterations: largest number of iterations; it ends earlier when no assignment changes.
+      seed: of all random draws.
     """
 
     frames: int = 200_000
@@ -210,16 +211,16 @@ class KMeansConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipeConfig(LoopConfig):
-    """What every training of a speech network is told; each recipe adds to it.
+    """Shared configuration of the trainings of speech networks; each recipe adds its own fields.
 
     Attributes:
       data: the recordings.
-      optimizer: how parameters move.
-      seed: of first parameters and of what is drawn on the devices.
-      start: folder of a network to go on from (converted, or trained before), or of a model that
-        has it, such as "spirit-tiny-base"; "" for random.
-      max_recordings: so many, drawn at random, are used; 0 for all.
-      eval_recordings: the same, of those held out.
+      optimizer: optimizer and learning rate.
+      seed: of the initial parameters and of random draws on the devices.
+      start: folder of a network to start from, or of a model that has it, such as
+        "spirit-tiny-base"; "" for random initialisation.
+      max_recordings: number of recordings to train on, drawn at random; 0 for all.
+      eval_recordings: number of held-out recordings, drawn at random; 0 for all.
     """
 
     data: SpeechDataConfig = SpeechDataConfig()

@@ -1,4 +1,7 @@
-"""How the processes of a run agree, and how a run is asked to stop; one process sends nothing."""
+"""Communication between the processes of a run, and stopping on signals.
+
+With a single process nothing is sent.
+"""
 
 import contextlib
 import json
@@ -19,32 +22,32 @@ INTERRUPTED = b"\nstopping: a checkpoint is saved first; press Ctrl-C again to s
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this is the first process, which writes the files of a run."""
     return jax.process_index() == 0
 
 
 def agree(flag: bool) -> bool:
-    """What the first process says."""
+    """The first process's flag, on every process."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
 
 
 def largest(number: int) -> int:
-    """The largest of the numbers that the processes give."""
+    """The largest number over all processes."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.array(number)).max())
 
 
 def from_first(compute: Callable[[], Any]) -> Any:
-    """What `compute` returns on the first process, which alone calls it, on every process.
+    """Calls `compute` on the first process and returns the result on every process.
 
     Args:
-      compute: returns a value that JSON can hold.
+      compute: returns a JSON value.
 
     Raises:
-      InputError: raised by `compute`; every process raises it.
+      InputError: `compute` raised it; every process does then.
     """
     if jax.process_count() == 1:
         return compute()
@@ -54,7 +57,7 @@ def from_first(compute: Callable[[], Any]) -> Any:
             outcome = {"value": compute()}
         except InputError as error:
             outcome = {"error": str(error)}
-        except BaseException as error:  # the other processes must not wait for ever
+        except BaseException as error:  # the other processes must not wait forever
             raised, outcome = error, {"error": f"The first process failed: {files.describe(error)}"}
     outcome = json.loads(_broadcast(json.dumps(outcome)))
     if raised is not None:
@@ -65,12 +68,12 @@ def from_first(compute: Callable[[], Any]) -> Any:
 
 
 def gather(state: dict[str, Any]) -> dict[str, Any]:
-    """A stream's state with the shards of all processes, the same on each."""
+    """The state of the data stream with the shards of all processes."""
     if jax.process_count() == 1 or "shards" not in state:
         return state
-    own = np.frombuffer(json.dumps(state["shards"]).encode(), np.uint8)
-    size = int(multihost_utils.process_allgather(np.array(len(own))).max())
-    padded = np.pad(own, (0, size - len(own)), constant_values=ord(" "))
+    local = np.frombuffer(json.dumps(state["shards"]).encode(), np.uint8)
+    size = int(multihost_utils.process_allgather(np.array(len(local))).max())
+    padded = np.pad(local, (0, size - len(local)), constant_values=ord(" "))
     parts = multihost_utils.process_allgather(padded)
     shards = {}
     for part in parts:
@@ -79,29 +82,29 @@ def gather(state: dict[str, Any]) -> dict[str, Any]:
 
 
 class Stopped(BaseException):
-    """A signal came during work that can be dropped (see `Stop.droppable`).
+    """Raised by a signal inside of `Stop.droppable`.
 
-    Not an `Exception`, like `KeyboardInterrupt`: what handles errors must not handle this.
+    Like `KeyboardInterrupt` it is not an `Exception`, so that error handlers do not catch it.
     """
 
 
 class Stop:
-    """Whether a run is to stop early, the same on every process at the same step."""
+    """Whether a run must stop early; all processes stop after the same step."""
 
     def __init__(self):
         self.asked = False
         self._droppable = False
 
     def __call__(self, step: int) -> bool:
-        """True from the step on at which all processes stop; called after each step."""
+        """Whether to stop after this step; called by every process after each step."""
         if jax.process_count() == 1:
             return self.asked
-        # JAX's own watch on SIGTERM and on notices of preemption, synchronised over processes.
+        # JAX watches for SIGTERM and preemption notices, and synchronises processes.
         return multihost_utils.reached_preemption_sync_point(step)
 
     @contextlib.contextmanager
     def droppable(self) -> Iterator[None]:
-        """Work that a signal ends at once, with `Stopped`, since nothing is lost by that."""
+        """A context in which a signal raises `Stopped` at once, for work that can be repeated."""
         if self.asked:
             raise Stopped
         self._droppable = True
@@ -113,10 +116,10 @@ class Stop:
     def ask(self, number: int, frame: Any) -> None:
         """Handles a signal."""
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process at once
             os.write(2, INTERRUPTED)
         if jax.process_count() > 1:
-            signal.raise_signal(signal.SIGTERM)  # what JAX watches for, on behalf of all processes
+            signal.raise_signal(signal.SIGTERM)  # JAX watches for SIGTERM and tells all processes
             return
         self.asked = True
         if self._droppable:
@@ -125,13 +128,13 @@ class Stop:
 
 @contextlib.contextmanager
 def watch_signals() -> Iterator[Stop]:
-    """A `Stop` that SIGTERM (which announces a preemption) and Ctrl-C ask for."""
+    """A `Stop` that handles SIGTERM (which announces a preemption) and Ctrl-C."""
     stop = Stop()
-    # Of several processes, JAX handles SIGTERM.
+    # With several processes, JAX handles SIGTERM.
     watched = SIGNALS if jax.process_count() == 1 else SIGNALS[1:]
     try:
         before = {number: signal.signal(number, stop.ask) for number in watched}
-    except ValueError:  # not the main thread, which alone may handle signals
+    except ValueError:  # only the main thread may handle signals
         before = {}
     try:
         yield stop

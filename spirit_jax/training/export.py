@@ -1,4 +1,4 @@
-"""From a run's newest checkpoint to a network or model folder."""
+"""Exports the newest checkpoint of a run as a network folder or model folder."""
 
 from pathlib import Path
 
@@ -11,18 +11,18 @@ from spirit_jax.training.step import TrainState
 
 
 def export(recipe: Recipe, output: str | Path, allow_changes: bool = False) -> int:
-    """Writes the result of a run, whole or not at all; the run may still be going.
+    """Writes the trained network of a run, whole or not at all; the run may still be training.
 
     Args:
       recipe: of the run.
-      output: a folder that is not there yet.
-      allow_changes: the config may differ from what the run was trained with.
+      output: the folder to create.
+      allow_changes: accepts a config that differs from the one of the training.
 
     Returns:
       The step of the checkpoint.
 
     Raises:
-      InputError: the run has no checkpoint, `output` exists, or the config is not that of the run.
+      InputError: the run has no checkpoint, `output` exists, or the config differs.
     """
     files.refuse_existing(output)
     state = newest_state(recipe, allow_changes=allow_changes)
@@ -37,21 +37,24 @@ def newest_state(
     allow_changes: bool = False,
     with_optimizer: bool = False,
 ) -> TrainState:
-    """The state of a run's newest whole checkpoint; nothing is changed in the run's folder.
+    """Reads the newest readable checkpoint of a run; the run's folder is not changed.
 
     Args:
       recipe: of the run.
       devices: to place it on; all by default.
       allow_changes: see `export`.
-      with_optimizer: reads the optimizer's state too.
+      with_optimizer: also reads the state of the optimizer.
+
+    Returns:
+      The state, on the devices.
 
     Raises:
-      InputError: there is none, or the config is not that of the run.
+      InputError: there is no checkpoint, or the config differs from the one of the training.
     """
     config = recipe.config
     mesh = config.mesh.make(jax.devices() if devices is None else devices)
     abstract = recipe.abstract_state(mesh)
-    if not with_optimizer:  # `...` in place of an array: it is not read
+    if not with_optimizer:  # an array that is `...` is not read
         abstract = abstract.replace(opt_state=jax.tree.map(lambda _: ..., abstract.opt_state))
     now = recipe.describe(with_data=False)
     return run_folder.read_newest(config, now, abstract, allow_changes).state

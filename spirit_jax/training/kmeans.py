@@ -1,9 +1,9 @@
-"""k-means in JAX, in bounded memory.
+"""k-means in JAX with bounded memory.
 
 Letters: n vectors, d their width, v centroids, c vectors in a chunk.
 
-Lloyd's algorithm, from centroids drawn as in k-means++ (Arthur and Vassilvitskii, 2007) or at
-random. Everything is drawn from the seed, so that the same vectors give the same centroids.
+Lloyd's algorithm; centroids are initialised by k-means++ (Arthur and Vassilvitskii, 2007) or at
+random. The result depends on the vectors and the seed only.
 """
 
 import functools
@@ -19,12 +19,15 @@ CHUNK = 8192  # vectors whose distances to all centroids are in memory at once
 
 
 def fit(vectors_nd: np.ndarray, clusters: int, config: KMeansConfig) -> np.ndarray:
-    """Centroids, float32 (clusters, d).
+    """Fits k-means to vectors.
 
     Args:
-      vectors_nd: all of them are used; draw `config.frames` of them before.
-      clusters: how many centroids.
-      config: how they are found.
+      vectors_nd: float32 (n, d); all are used, so draw the sample of `config.frames` before.
+      clusters: number of centroids.
+      config: initialisation, iterations and seed.
+
+    Returns:
+      Centroids, float32 (clusters, d).
 
     Raises:
       InputError: there are fewer vectors than centroids.
@@ -49,8 +52,8 @@ def nearest(vectors_cd: jax.Array, centroids_vd: jax.Array) -> tuple[jax.Array, 
     products_cv = jnp.einsum("cd,vd->cv", vectors_cd, centroids_vd, precision="highest")
     scores_cv = jnp.square(centroids_vd).sum(-1) - 2 * products_cv
     squares_c = jnp.square(vectors_cd).sum(-1)
-    found_c = jnp.argmin(scores_cv, axis=-1).astype(jnp.int32)
-    return found_c, jnp.maximum(scores_cv.min(axis=-1) + squares_c, 0)
+    nearest_c = jnp.argmin(scores_cv, axis=-1).astype(jnp.int32)
+    return nearest_c, jnp.maximum(scores_cv.min(axis=-1) + squares_c, 0)
 
 
 @jax.jit
@@ -72,7 +75,7 @@ def _fit(chunks_kcd, true_kc, key, iterations, clusters: int, start: str) -> jax
     def iterate(carry):
         number, centroids_vd, before_kc, _ = carry
         labels_kc, sums_vd, counts_v, distances_kc = _gather(chunks_kcd, true_kc, centroids_vd)
-        # An empty cluster begins anew at a vector that is far from its centroid.
+        # Empty clusters are re-initialised with vectors that are far from their centroids.
         key = jax.random.fold_in(reseed_key, number)
         far_vd = _draw(chunks_kcd, distances_kc, clusters, key)
         empty_v1 = (counts_v == 0)[:, None]
@@ -100,14 +103,14 @@ def _gather(chunks_kcd, true_kc, centroids_vd):
 
 
 def _draw(chunks_kcd, weights_kc, count: int, key: jax.Array) -> jax.Array:
-    """`count` vectors drawn without return, in proportion to their weights."""
+    """`count` vectors drawn without replacement, with probabilities proportional to weights."""
     noise_n = jax.random.gumbel(key, (weights_kc.size,))
     _, places = jax.lax.top_k(jnp.log(weights_kc.ravel()) + noise_n, count)
     return chunks_kcd.reshape(-1, chunks_kcd.shape[-1])[places]
 
 
 def _spread_start(chunks_kcd, true_kc, clusters: int, key: jax.Array) -> jax.Array:
-    """Each next one is a vector drawn in proportion to its squared distance to those before."""
+    """k-means++: draws each centroid with probability by squared distance to those before."""
     first_1d = _draw(chunks_kcd, true_kc, 1, key)
     centroids_vd = jnp.tile(first_1d, (clusters, 1))
 
@@ -120,7 +123,7 @@ def _spread_start(chunks_kcd, true_kc, clusters: int, key: jax.Array) -> jax.Arr
 
     def add(number, carry):
         centroids_vd, least_kc = carry
-        # Where all distances are 0 (fewer different vectors than centroids), any true vector.
+        # If all distances are 0 (fewer distinct vectors than centroids), draw any vector.
         weights_kc = jnp.where(least_kc.any(), least_kc, true_kc)
         drawn_1d = _draw(chunks_kcd, weights_kc, 1, jax.random.fold_in(key, number))
         least_kc = jnp.minimum(least_kc, distances(drawn_1d[0]))
@@ -130,7 +133,7 @@ def _spread_start(chunks_kcd, true_kc, clusters: int, key: jax.Array) -> jax.Arr
 
 
 def _split(vectors_nd: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors in chunks (k, c, d), zeros at the end, and 1 where they are true ones (k, c)."""
+    """Zero-padded chunks (k, c, d) of vectors, and a float mask (k, c) that is 0 for padding."""
     count = -(-len(vectors_nd) // chunk)
     rest = count * chunk - len(vectors_nd)
     true_n = np.pad(np.ones(len(vectors_nd), np.float32), (0, rest))
@@ -139,5 +142,5 @@ def _split(vectors_nd: np.ndarray, chunk: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _power(size: int) -> int:
-    """The least power of two that is not less: few shapes, few programs."""
+    """The next power of two, so that few shapes are compiled."""
     return 1 << (size - 1).bit_length()

@@ -1,6 +1,6 @@
-"""The loop of every training: batches in, metrics and checkpoints out.
+"""The training loop of all recipes: reads batches, runs steps, writes metrics and checkpoints.
 
-It knows no network: a `Recipe` gives the first state, the loss and the stream of batches.
+Nothing here depends on the network: a `Recipe` has the initial state, the loss and the data.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from spirit_jax.training.recipe import Recipe
 from spirit_jax.training.run_folder import RunFolder, say
 from spirit_jax.training.step import Metrics, TrainState
 
-MAX_NOT_FINITE = 3  # steps in a row without a finite loss
-EVALUATED = "seconds_evaluation"  # a metric of each step after which there was an evaluation
+MAX_NOT_FINITE = 3  # consecutive steps without a finite loss
+EVALUATED = "seconds_evaluation"  # metric that every step with an evaluation has
 
 
 @dataclasses.dataclass
@@ -35,12 +35,12 @@ class Training:
     """A recipe that is ready to run on a mesh.
 
     Attributes:
-      recipe: what is trained.
-      state: on the mesh; given away to the loop.
-      step: of a step's number, its compiled function: (state, batch) to (state, metrics).
-      stream: an endless iterator of dicts of arrays, this process's rows.
-      checkpoints: where the state is saved.
-      rows: of a batch, those of this process.
+      recipe: the training.
+      state: on the mesh; None once the loop has taken it.
+      step: from the number of a step to its compiled function (state, batch) -> (state, metrics).
+      stream: endless iterator over batches: arrays by name, with the rows of this process.
+      checkpoints: of the run.
+      rows: indices of the rows of a batch that this process reads.
     """
 
     recipe: Recipe
@@ -54,25 +54,27 @@ class Training:
 def train(
     recipe: Recipe, devices: list[jax.Device] | None = None, allow_changes: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Trains to the last step, yielding each step's metrics; a stopped run is resumed.
+    """Trains to the last step, or resumes from the newest checkpoint of the run.
 
-    They are also lines of `RUN/metrics.jsonl`. SIGTERM, Ctrl-C or a notice of preemption saves a
-    checkpoint and ends the run.
+    SIGTERM, Ctrl-C or a preemption notice saves a checkpoint and ends the run.
 
     Args:
-      recipe: what is trained.
+      recipe: the training.
       devices: to use; all by default.
-      allow_changes: resume with settings that make it another run (see `record`).
+      allow_changes: resumes even if settings changed that must not change (see `record`).
+
+    Yields:
+      The metrics of each step; they are also written to `RUN/metrics.jsonl`.
 
     Raises:
-      InputError: a folder, corpus, recording or checkpoint that cannot be used, a mesh that does
-        not fit, or a setting that changed since the run was stopped and must not.
+      InputError: a folder, corpus, recording or checkpoint cannot be used, the mesh does not fit
+        the devices, or a setting changed since the run was stopped.
     """
     config = recipe.config
     mesh = config.mesh.make(jax.devices() if devices is None else devices)
     with run_folder.open_run(config, recipe.describe, allow_changes) as folder:
         with folder.stop.droppable():
-            recipe.prepare()  # outside of the mesh: its programs run on this process's devices
+            recipe.prepare()  # without the mesh: it runs on the devices of this process
         with jax.set_mesh(mesh):
             with folder.stop.droppable():
                 training = _start(recipe, mesh, folder)
@@ -80,7 +82,7 @@ def train(
 
 
 def _start(recipe: Recipe, mesh: jax.sharding.Mesh, folder: RunFolder) -> Training:
-    """Opens the data, and creates or restores the state."""
+    """Opens the data, and initialises or restores the state."""
     rows = sharding.local_rows(recipe.config.data.batch_rows, mesh)
     stream = recipe.make_stream(rows)
     checkpoints = folder.open_checkpoints()
@@ -103,17 +105,17 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh, folder: RunFolder) -> Traini
 def _run(
     folder: RunFolder, mesh: jax.sharding.Mesh, training: Training
 ) -> Iterator[dict[str, Any]]:
-    """Runs to the last step, yielding each step's metrics as plain numbers.
+    """Runs to the last step and yields the metrics of each, as Python numbers.
 
-    The metrics of a step are fetched after the next one was sent, and its batch is computed while
-    the devices are busy, so that they do not wait. Everything here is under `jax.set_mesh`.
+    So that the devices never wait, the next batch is read while they compute, and the metrics of a
+    step are fetched after the next step was dispatched. Called inside `jax.set_mesh`.
     """
     config = folder.config
     first = int(training.state.step)
     if first >= config.steps:
         say(
             f"{config.run_dir}: has done {first} steps already, and steps is "
-            f"{config.steps}: nothing is left to do. Raise steps to train on, or write the "
+            f"{config.steps}: nothing is left to do. Raise steps to continue, or write the "
             "result with --export MODEL_DIR."
         )
     log = None
@@ -125,7 +127,7 @@ def _run(
                 log.write(metrics)
             yield metrics
     except BaseException:
-        # The error that ended the run is reported, and not what followed from it.
+        # Report the error that ended the run, not errors of closing.
         with contextlib.suppress(InputError):
             training.checkpoints.close()
         raise
@@ -137,7 +139,7 @@ def _run(
 
 
 def _evaluate_again(folder, mesh, training, log, first) -> None:
-    """Evaluates the first state if that was due, and a signal came before it."""
+    """Evaluates the restored state if a signal came before its evaluation."""
     due = _is_due(training.recipe, first) and log is not None and bool(log.last)
     if distributed.agree(due and log.last["step"] == first and EVALUATED not in log.last):
         clock = Clock()
@@ -157,7 +159,7 @@ def _is_due(recipe: Recipe, number: int) -> bool:
 def _evaluate(
     recipe: Recipe, state: TrainState, mesh: jax.sharding.Mesh, stop: distributed.Stop
 ) -> dict[str, float] | None:
-    """The metrics of an evaluation, whose report is written too; None if a signal ended it."""
+    """Evaluates and writes the report; returns the metrics, or None if a signal came."""
     try:
         with stop.droppable():
             metrics = recipe.evaluate(state, mesh)
@@ -168,7 +170,7 @@ def _evaluate(
 
 
 def _write_report(recipe: Recipe, state: TrainState) -> None:
-    """Writes a recipe's report, if it has one; that of the first process is kept."""
+    """Writes the report of a recipe that has one; the first process's files are kept."""
     if type(recipe).report is Recipe.report:
         return
     with tempfile.TemporaryDirectory() as unused:
@@ -181,7 +183,7 @@ def _write_report(recipe: Recipe, state: TrainState) -> None:
 def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
     config, recipe = folder.config, training.recipe
     state, stream = training.state, training.stream
-    training.state = None  # each step gives the last one's memory away
+    training.state = None  # the step donates the state, so no other reference may remain
     devices = mesh.devices.size
     peak = peak_flops(mesh.devices.flat[0])
     clock, saved_at = Clock(), time.monotonic()
@@ -197,12 +199,12 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
             line["mfu"] = recipe.flops / line["seconds"] / peak / devices
         return line
 
-    with _profiler(config) as profile, ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(next, stream) if first < config.steps else None
+    with _profiler(config) as profile, ThreadPoolExecutor(1) as prefetch:
+        next_batch = prefetch.submit(next, stream) if first < config.steps else None
         for number in range(first + 1, config.steps + 1):
             batch = {
                 name: sharding.place_rows(array, training.rows, config.data.batch_rows, mesh)
-                for name, array in coming.result().items()
+                for name, array in next_batch.result().items()
             }
             clock.lap("input")
             profile(number)
@@ -225,10 +227,10 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
             stopped = ending and not last
             ending = ending or last
             if ending or due or _every(config.checkpoint_every, number):
-                # A step that will not be done again has its metrics on disk.
+                # Steps before a checkpoint are not repeated: write their metrics first.
                 yield finish(*pending)
                 pending = None
-                # The stream stands behind this step: the next batch is not yet asked for.
+                # The next batch is not requested yet, so the stream's state belongs to this step.
                 place = distributed.gather(stream.get_state())
                 training.checkpoints.save(state, {"stream": place, "record": folder.record})
                 saved_at = time.monotonic()
@@ -237,19 +239,19 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
                 say(f"{config.run_dir}: stopped after step {number}; the same command resumes.")
             if ending:
                 break
-            coming = ahead.submit(next, stream)
+            next_batch = prefetch.submit(next, stream)
 
 
 class _LossCheck:
-    """Ends a run whose loss is not finite, before such a step is saved."""
+    """Ends a run after several steps without a finite loss, before such a step is saved."""
 
     def __init__(self, run_dir: str):
         self._run_dir, self._count = run_dir, 0
 
     def __call__(self, number: int, metrics: dict[str, float]) -> None:
-        """Takes the metrics of a step; raises `InputError` where training makes no sense."""
+        """Checks the metrics of a step; raises `InputError` after too many non-finite losses."""
         self._count = 0 if math.isfinite(metrics["loss"]) else self._count + 1
-        # Such a step has changed nothing (see `train_step`): the next batch may be fine.
+        # Such a step changed nothing (see `train_step`), and the next batch may be fine.
         if self._count >= MAX_NOT_FINITE:
             raise InputError(
                 f"{self._run_dir}: the loss of step {number} is {metrics['loss']}; check the data, "
@@ -262,7 +264,7 @@ def _every(steps: int, number: int) -> bool:
 
 
 def _agreed_minutes(number: int, due: bool) -> bool:
-    """Whether a checkpoint is due, by the first process's clock, every ten steps."""
+    """Whether a checkpoint is due; processes follow the first one's clock every ten steps."""
     if jax.process_count() == 1:
         return due
     return number % 10 == 0 and distributed.agree(due)
@@ -270,7 +272,7 @@ def _agreed_minutes(number: int, due: bool) -> bool:
 
 @contextlib.contextmanager
 def _profiler(config: LoopConfig) -> Iterator[Callable[[int], None]]:
-    """Gives what is called before each step; those to be profiled that run here are."""
+    """A function to call before each step, which starts and stops the profile."""
     tracing = False
 
     def profile(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl`, TensorBoard files, and how fast it was."""
+"""Metrics of a run: `metrics.jsonl`, TensorBoard files, and timings."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import jax
 from spirit_jax import files
 from spirit_jax.errors import InputError
 
-# Of bfloat16 matmuls a second, by the start of the device's name (published by the makers).
+# bfloat16 operations a second by prefix of the device's name, from the vendors' data sheets.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -29,30 +29,30 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """The peak of a device, None for one that is not listed."""
+    """Peak bfloat16 FLOP/s of a device; None for a device that is not listed."""
     kind = device.device_kind
     return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
 
 
 class Clock:
-    """Where the time of a step goes: each part in seconds, since the numbers were last taken."""
+    """Measures the seconds that the parts of a step take."""
 
     def __init__(self):
         self._parts: dict[str, float] = {}
         self._last = time.perf_counter()
-        self._begun = self._last
+        self._start = self._last
 
     def lap(self, part: str) -> None:
-        """The time since the last call was spent on `part`."""
+        """Adds the time since the last call to `part`."""
         now = time.perf_counter()
         self._parts[part] = self._parts.get(part, 0.0) + now - self._last
         self._last = now
 
     def take(self) -> dict[str, float]:
-        """{"seconds": in all, "seconds_PART": ...}, and begins anew."""
+        """Returns {"seconds": total, "seconds_PART": ...} and resets the clock."""
         named = {f"seconds_{part}": seconds for part, seconds in self._parts.items()}
-        named["seconds"] = self._last - self._begun
-        self._parts, self._begun = {}, self._last
+        named["seconds"] = self._last - self._start
+        self._parts, self._start = {}, self._last
         return named
 
 
@@ -60,10 +60,14 @@ class MetricsLog:
     """Writes each step's metrics as a line of JSON and as TensorBoard scalars."""
 
     def __init__(self, run_dir: Path, first: int):
-        """Opens the files, without the steps after `first`, which will be done again.
+        """Opens the files and drops steps after `first`, which are repeated.
 
-        Lines that cannot be read are left out; unless it is the last alone, which a killed process
-        may have cut short, the file with them is kept beside the new one.
+        Lines that cannot be read are dropped. The damaged file is kept beside the new one, unless
+        only its last line is damaged, which a killed process may have left incomplete.
+
+        Args:
+          run_dir: folder of the run.
+          first: the step from which the run resumes; 0 for a new run.
 
         Raises:
           InputError: the files cannot be written.
@@ -86,11 +90,11 @@ class MetricsLog:
 
     @property
     def last(self) -> dict[str, Any]:
-        """The metrics of the last step that was done before; {} if there are none."""
+        """The metrics of the step from which the run resumes; {} for a new run."""
         return self._kept[-1] if self._kept else {}
 
     def amend(self, metrics: dict[str, float]) -> None:
-        """Adds metrics to those of the last step that was done before."""
+        """Adds metrics to the step from which the run resumes."""
         self._kept[-1] |= {name: _finite(value) for name, value in metrics.items()}
         with _writing(self._path):
             self._lines.close()
@@ -99,14 +103,14 @@ class MetricsLog:
             self._board.add(metrics, self._kept[-1]["step"])
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """One step; what is not finite is null."""
+        """Writes the metrics of a step; values that are not finite become null."""
         plain = {name: _finite(value) for name, value in metrics.items()}
         with _writing(self._path):
             self._lines.write((json.dumps(plain) + "\n").encode())
             self._board.add({n: v for n, v in plain.items() if n != "step"}, metrics["step"])
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Closes the files."""
         with _writing(self._path):
             self._lines.close()
             self._board.close()
@@ -119,29 +123,29 @@ class MetricsLog:
         with _writing(kept):
             shutil.copyfile(self._path, kept)
         print(
-            f"{self._path}: {count} lines cannot be read and are left out; the file with them is "
+            f"{self._path}: {count} lines cannot be read and were dropped; the damaged file is "
             f"kept as {kept.name}.",
             file=sys.stderr,
         )
 
 
 class _Board:
-    """TensorBoard's file of events, written at once and without a thread, so that errors show."""
+    """A TensorBoard event file, written synchronously so that errors are raised here."""
 
     def __init__(self, folder: Path, first: int):
-        # Imported here, because tensorboardX imports torch where that is installed: seconds.
+        # Imported here: tensorboardX imports torch if it is installed, which takes seconds.
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
         self._new_event, self._new_scalar = event_pb2.Event, summary.scalar
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = event_file_writer.EventsWriter(str(folder / "events"))
-        # Steps from `first` on that an earlier file has are not shown.
+        # TensorBoard then ignores steps from `first` on in earlier files.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.Value("START"))
         self._write(step=first, session_log=start)
 
     def add(self, metrics: dict[str, float | None], step: int) -> None:
-        """Adds scalars; None is left out."""
+        """Adds scalars; None is skipped."""
         for name, value in metrics.items():
             if value is not None and math.isfinite(value):
                 self._write(step=step, summary=self._new_scalar(_board_name(name), value))
@@ -177,6 +181,6 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _board_name(name: str) -> str:
-    """TensorBoard groups what is before a slash: loss/text, seconds/input."""
+    """The name for TensorBoard, which groups by the part before a slash: loss/text."""
     group, _, rest = name.partition("_")
     return f"{group}/{rest or 'all'}"

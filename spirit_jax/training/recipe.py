@@ -1,8 +1,8 @@
-"""The interface of every training: what a network's folder gives, and what all of them share.
+"""The interface of a training: the methods of a recipe, and the code that recipes share.
 
-A training is the parameters at the start (`init`), a loss, a stream of rows, an evaluation, a
-report and a network folder to export. `loop` runs it and `export` writes its result; the train
-state, the optimizer, checkpoints, metrics and resuming are theirs. See docs/add-a-network.md.
+A recipe defines the initial parameters (`init`), the loss, the stream of batches, the evaluation,
+the report and the exported folder. `loop` runs it and `export` writes its result; these two own the
+train state, the jitted step, checkpoints, metrics and resuming. See docs/add-a-network.md.
 """
 
 import abc
@@ -31,14 +31,14 @@ SpeechConfig = TypeVar("SpeechConfig", bound=RecipeConfig)
 
 
 class Recipe(abc.ABC, Generic[Config]):
-    """The training of one network, resolved from its run config once.
+    """The training of one network; it resolves the run config once.
 
     Attributes:
-      config: of the run.
+      config: the run config.
       skip_norm: see `train_step`.
-      compiler_options: of XLA, for the training step.
-      flops: floating-point operations of a step over all devices; 0 if not known.
-      has_evaluation: whether there are held-out data to evaluate on.
+      compiler_options: XLA options for the training step.
+      flops: floating-point operations of a step on all devices; 0 if unknown.
+      has_evaluation: whether there is held-out data.
     """
 
     skip_norm: float = 0.0
@@ -49,57 +49,57 @@ class Recipe(abc.ABC, Generic[Config]):
     def __init__(self, config: Config):
         self.config = config
 
-    # What a network gives.
+    # Methods that a network defines.
 
     @property
     @abc.abstractmethod
     def batch_tokens(self) -> int:
-        """What a step counts as for the rate: tokens, or frames of speech."""
+        """Tokens, or frames of speech, in a batch; for the metric tokens_per_second."""
 
     @abc.abstractmethod
     def init(self) -> tuple[Any, Any]:
-        """Parameters at the start, and the state's `extra` (None for none); traceable by JAX."""
+        """Initial parameters and the state's initial `extra` (or None); must be jittable."""
 
     @abc.abstractmethod
     def loss(self, params: Any, state: TrainState, batch: Row) -> tuple[Metrics, Any]:
-        """The loss of a batch; pure and traceable.
+        """The loss of a batch; a pure function that JAX can trace.
 
         Args:
-          params: those to differentiate by.
-          state: for `extra` and `step`.
-          batch: arrays with a leading axis of rows.
+          params: parameters to differentiate with respect to.
+          state: its `extra` and `step` may be used.
+          batch: arrays by name, with the rows of the batch as first axis.
 
         Returns:
-          Scalars by name, "loss" among them, and the next `extra`.
+          Scalar metrics by name, which include "loss", and the next value of `extra`.
         """
 
     @abc.abstractmethod
     def make_stream(self, rows: list[int]) -> Iterator[Row]:
-        """The endless stream of batches, with `get_state` and `set_state`.
+        """The endless stream of batches; it has `get_state` and `set_state` for resuming.
 
         Args:
-          rows: of each batch, those that this process reads.
+          rows: indices of the rows of each batch that this process reads.
         """
 
     def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> dict[str, float]:
-        """Metrics on held-out data; called if `has_evaluation`."""
+        """Metrics on held-out data; called if `has_evaluation` is set."""
         return {}
 
     def report(self, state: TrainState, folder: Path) -> None:
-        """Writes pictures and sounds of held-out data to a folder; called after `evaluate`.
+        """Writes plots and audio of held-out data to an existing folder, after `evaluate`.
 
-        Every process calls it, since its programs may run on the devices of all; what the first
-        one writes is kept.
+        Every process calls it, since its computations may use all devices; the files of the first
+        process are kept.
         """
 
     @abc.abstractmethod
     def write(self, state: TrainState, output: Path) -> None:
-        """Writes the trained network to a folder that is there, for use without the run."""
+        """Writes the trained network to an existing folder."""
 
     def prepare(self) -> None:
-        """Computes what the data need and what takes long; called once, before the first step."""
+        """Does slow computations on the data; called once before the first step."""
 
-    # What all share; the language model changes some of it.
+    # Shared methods; a recipe may override them.
 
     @functools.cached_property
     def schedule(self) -> optax.Schedule:
@@ -108,36 +108,41 @@ class Recipe(abc.ABC, Generic[Config]):
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """Of the state's `params`."""
+        """The optimizer of the state's `params`."""
         return make_optimizer(self.config.optimizer, self.schedule)
 
     def gradients(self, state: TrainState, batch: Row) -> Gradients:
-        """The gradients of `loss`, with its metrics."""
+        """The gradients of `loss`, its metrics and the next `extra`."""
 
         def loss(params):
             metrics, extra = self.loss(params, state, batch)
             return metrics["loss"], (metrics, extra)
 
-        of_params, (metrics, extra) = jax.grad(loss, has_aux=True)(state.params)
-        return Gradients(of_params, metrics, extra)
+        grads, (metrics, extra) = jax.grad(loss, has_aux=True)(state.params)
+        return Gradients(grads, metrics, extra)
 
     def gradients_of_step(self, number: int) -> Callable[[TrainState, Row], Gradients]:
-        """The function that gives the gradients of a step, counted from 1; compiled once each."""
+        """The gradient function of step `number`, from 1; each function is compiled once."""
         return self.gradients
 
     def first_state(self, mesh: jax.sharding.Mesh, places: TrainState) -> TrainState:
-        """The state before the first step, its arrays placed as `places` says."""
+        """The state before the first step; `places` are the shardings of its arrays."""
         return jax.jit(self._create, out_shardings=places)()
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> TrainState:
-        """Shapes, dtypes and places of the state; whole on every device by default."""
+        """Shapes, dtypes and shardings of the state; replicated on every device by default."""
         shapes, everywhere = jax.eval_shape(self._create), sharding.replicated(mesh)
         return abstract_state(shapes, jax.tree.map(lambda _: everywhere, shapes))
 
     def jit_step(
         self, gradients: Callable[[TrainState, Row], Gradients], places: TrainState
     ) -> Callable[[TrainState, Row], tuple[TrainState, Metrics]]:
-        """The compiled training step, which donates the state."""
+        """The jitted training step; its input state is donated.
+
+        Args:
+          gradients: see `train_step`.
+          places: shardings of the new state.
+        """
         step = functools.partial(
             train_step, gradients, self.optimizer, self.schedule, skip_norm=self.skip_norm
         )
@@ -150,13 +155,13 @@ class Recipe(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def describe(self, with_data: bool = True) -> dict[str, Any]:
-        """The record of the run (see `record`).
+        """The settings and inputs of the run, to compare when it is resumed (see `record`).
 
         Args:
-          with_data: fingerprints of the data too, which must be there then.
+          with_data: includes fingerprints of the data, which are then read.
 
         Raises:
-          InputError: data or a folder that the config names cannot be read.
+          InputError: data or a folder of the config cannot be read.
         """
 
     def _create(self) -> TrainState:
@@ -165,10 +170,10 @@ class Recipe(abc.ABC, Generic[Config]):
 
 
 class SpeechRecipe(Recipe[SpeechConfig]):
-    """The training of a network of the speech tokenizer, on recordings.
+    """The training of a network of the speech tokenizer on recordings.
 
-    These networks are small beside a language model: parameters are whole on every device of the
-    mesh, and batches are split over its `data` and `fsdp` axes.
+    These networks are small: parameters are replicated on all devices, and batches are split over
+    the mesh axes `data` and `fsdp`.
     """
 
     def __init__(self, config: SpeechConfig):
@@ -181,7 +186,7 @@ class SpeechRecipe(Recipe[SpeechConfig]):
         return draw_items(read_items(data.sources), self.config.max_recordings, data.seed)
 
     def held_out_items(self) -> list[Item]:
-        """The recordings to evaluate on; none if the config names none."""
+        """The recordings to evaluate on; empty if the config has no held-out data."""
         data = self.config.data
         if not data.held_out:
             return []
@@ -197,7 +202,7 @@ class SpeechRecipe(Recipe[SpeechConfig]):
                     contents[f"data.{name}"] = record.fingerprint_items(read_items(sources))
         for name, value in record.flatten(self.config):
             if isinstance(value, str) and value and name not in ("run_dir", "f0.folder", "recipe"):
-                with contextlib.suppress(InputError):  # not every text is the name of a folder
+                with contextlib.suppress(InputError):  # most strings are not folders
                     contents[name] = model_folder.fingerprint(model_folder.find_model(value))
         return record.describe(self.config, contents)
 
@@ -205,12 +210,18 @@ class SpeechRecipe(Recipe[SpeechConfig]):
 def read_start(
     config: RecipeConfig, network: str, load: Callable[[Path], tuple[Any, Any]]
 ) -> tuple[Any, Any]:
-    """The network's sizes and the parameters to start from, None for random ones.
+    """The network's config and initial parameters.
 
     Args:
-      config: `start` names a folder, whose sizes are used; without it those of `network` are.
-      network: the name of the network's folder in a set, such as "pitch".
-      load: reads that folder: a model with `config`, and its parameters.
+      config: with `start`, the config and parameters of that folder are used.
+      network: name of the network's folder in a speech tokenizer, such as "pitch".
+      load: of a folder; returns a model with `config`, and its parameters.
+
+    Returns:
+      The network's config, and parameters or None for random initialisation.
+
+    Raises:
+      InputError: the folder of `start` cannot be read.
     """
     if not config.start:
         return config.network, None
@@ -219,15 +230,15 @@ def read_start(
 
 
 def add_up(sums: Iterable[dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    """The sums of several batches, at least one, by name."""
-    return functools.reduce(lambda some, others: jax.tree.map(jnp.add, some, others), sums)
+    """Adds the sums of one or more batches, by name."""
+    return functools.reduce(lambda total, batch: jax.tree.map(jnp.add, total, batch), sums)
 
 
 def code_usage(counts_v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The share of codes that are used, and their perplexity.
+    """The fraction of codes that are used, and the perplexity of their distribution.
 
     Args:
-      counts_v: how often each code was used.
+      counts_v: float32 (v,), how often each code was used.
     """
     shares_v = counts_v / jnp.maximum(counts_v.sum(), 1)
     entropy = -jax.scipy.special.xlogy(shares_v, shares_v).sum()

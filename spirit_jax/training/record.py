@@ -1,8 +1,8 @@
-"""What a run was made of: its settings and the content of its inputs, kept with every checkpoint.
+"""The record of a run: its settings and fingerprints of its inputs, saved with every checkpoint.
 
-A run that is resumed is compared with its record, setting by setting. Some may change freely, some
-change what is learnt from then on and are announced, and all others would make it another run: they
-are refused by name unless the caller allows changes.
+When a run is resumed, its settings are compared with the record. Some settings may change freely.
+Some change the training from then on, and are announced. All others are refused, unless the user
+allows changes.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ SAMPLE_BYTES = 64 << 10  # read at the start, middle and end of a large file for
 READERS = 16  # threads that read files for fingerprints
 SHOWN = 60  # characters of a value in a message
 
-# Patterns of dotted names. What neither list has is refused.
+# Patterns of dotted names. Changes of all other settings are refused.
 FREE = (
     "run_dir",
     "steps",
@@ -52,14 +52,14 @@ ANNOUNCED = (
     "data.held_out*",
     "data.sources?[0-9]*].name",
     "*_weight",
-    "content of model/llama",  # the run has parameters of its own by now
+    "content of model/llama",  # the run has trained parameters by now
 )
 CONTENT = "content of "  # begins the names of fingerprints
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A setting that differs from the record; `old` or `new` is None where it is not set."""
+    """A setting that differs from the record; `old` or `new` is None if it is not set."""
 
     name: str
     old: Any
@@ -67,13 +67,13 @@ class Change:
 
     def __str__(self):
         if self.name.startswith(CONTENT):
-            return f"the {self.name} is not what it was"
+            return f"the {self.name} has changed"
         return f"{self.name} was {_show(self.old)} and is {_show(self.new)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """All changes, by what is to be done about them."""
+    """All changes, by how they are handled (see the module)."""
 
     free: tuple[Change, ...] = ()
     announced: tuple[Change, ...] = ()
@@ -81,13 +81,16 @@ class Changes:
 
 
 def describe(config: Any, contents: Mapping[str, str], sizes: Any = None) -> dict[str, Any]:
-    """The record of a run, as JSON holds it.
+    """The record of a run.
 
     Args:
       config: the run config.
-      contents: fingerprints of inputs by the setting that names them, such as "start"; parts of a
-        folder are told apart by a slash, as in "model/vocab.json".
-      sizes: of the network, where the config leaves them to a folder.
+      contents: fingerprints of inputs by the setting that names them, such as "start"; for a part
+        of a folder with its path, as in "model/vocab.json".
+      sizes: config of the network, if the run config does not have it.
+
+    Returns:
+      JSON values.
     """
     settings = dict(flatten(config))
     if sizes is not None:
@@ -122,13 +125,15 @@ def is_record(value: Any) -> bool:
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], config_cls: type) -> Changes:
     """The changes from the record `old` to the record `new`.
 
-    A path may change where the content behind it is the same. A content that is in one record only
-    is not compared.
+    A path may change if its content is the same. Contents that only one record has are ignored.
 
     Args:
-      old, new: records, of `describe`.
-      config_cls: of the run's config. A setting that `old` lacks, since it is of an earlier
-        version, had its default.
+      old, new: records, from `describe`.
+      config_cls: class of the run config. A setting that `old` lacks, because an earlier version
+        wrote it, is taken to have its default.
+
+    Returns:
+      The changes, by how they are handled.
     """
     changes: dict[str, list[Change]] = {"free": [], "announced": [], "refused": []}
     contents = old["contents"], new["contents"]
@@ -137,18 +142,18 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], config_cls: type) ->
         if contents[0][name] != contents[1][name]:
             change = Change(CONTENT + name, contents[0][name], contents[1][name])
             changes[_class_of(name, CONTENT + name)].append(change)
-    judged = {name.partition("/")[0] for name in common}
+    compared_by_content = {name.partition("/")[0] for name in common}
     for change in _differences(old["settings"], new["settings"], dict(defaults_of(config_cls))):
-        kind = "free" if change.name in judged else _class_of(change.name)
+        kind = "free" if change.name in compared_by_content else _class_of(change.name)
         if change.name == "steps":
-            falls = new["settings"].get("optimizer.schedule", "constant") != "constant"
-            kind = "announced" if falls else "free"  # the learning rate follows from it
+            decays = new["settings"].get("optimizer.schedule", "constant") != "constant"
+            kind = "announced" if decays else "free"  # the learning rate depends on it
         changes[kind].append(change)
-    return Changes(**{kind: tuple(found) for kind, found in changes.items()})
+    return Changes(**{kind: tuple(items) for kind, items in changes.items()})
 
 
 def defaults_of(cls: type, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, JSON value) of every default; "[]" stands for any place in a list."""
+    """(dotted name, JSON value) of every default; "[]" matches any index of a list."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         under = f"{name}.{field.name}" if name else field.name
@@ -166,40 +171,43 @@ def defaults_of(cls: type, name: str = "") -> Iterator[tuple[str, Any]]:
 def _differences(
     old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> Iterator[Change]:
-    """What differs; an entry that a list has more or less is one change, told by its path."""
-    passed = set()  # such entries
+    """All differences; an added or removed list entry is one change, named by its path."""
+    reported = set()  # such entries
     for name in dict.fromkeys((*new, *old)):
         entry = name[: name.find("]") + 1]
         was = old.get(name, defaults.get(re.sub(r"\[\d+\]", "[]", name)))
         now = new.get(name)
-        if entry in passed or was == now:
+        if entry in reported or was == now:
             continue
         if entry and not any(f"{entry}.path" in settings for settings in (old, new)):
             entry = ""
         if entry and (f"{entry}.path" in old) != (f"{entry}.path" in new):
-            passed.add(entry)
+            reported.add(entry)
             yield Change(entry, old.get(f"{entry}.path"), new.get(f"{entry}.path"))
         else:
             yield Change(name, was, now)
 
 
 def fingerprint_items(items: Iterable[Item]) -> str:
-    """A checksum of recordings and what is known of them, wherever they lie; see `sample_file`."""
+    """A checksum of recordings and their metadata, independent of paths; see `sample_file`."""
     items = list(items)
-    known = [
+    metadata = [
         [item.id, item.text, item.words, item.speaker, item.document, item.style, item.label]
         for item in items
     ]
-    return checksums.of_value([known, _sample_files([item.audio_name for item in items])])
+    return checksums.of_value([metadata, _sample_files([item.audio_name for item in items])])
 
 
 def sample_file(path: str | os.PathLike) -> str:
-    """A checksum of a file's size, start, middle and end; of all of a file up to 192 KiB.
+    """A checksum of a file's size, start, middle and end, or of the whole file up to 192 KiB.
 
-    It tells one file from another, at once also for a large one; it does not find damage.
+    It identifies large files quickly; it does not detect damage.
 
     Args:
       path: of the file; "" for none.
+
+    Raises:
+      InputError: the file cannot be read.
     """
     if not str(path):
         return ""

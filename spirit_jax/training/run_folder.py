@@ -1,9 +1,9 @@
-"""The folder of a run while a process trains in it: locked, recorded, and resumed from.
+"""The folder of a run: locking, comparing settings, and resuming.
 
-RUN/run.json        what the run is made of (`record`)
-RUN/run.lock        which process trains in it (`spirit_jax.lock`)
-RUN/checkpoints/    the state after some steps (`checkpoints`)
-RUN/metrics.jsonl   the metrics of each step (`metrics`)
+RUN/run.json        settings and inputs of the run (`record`)
+RUN/run.lock        lock of the process that trains in it (`spirit_jax.lock`)
+RUN/checkpoints/    states of the run (`checkpoints`)
+RUN/metrics.jsonl   metrics of each step (`metrics`)
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from spirit_jax.training.checkpoints import Checkpoints, Restored
 from spirit_jax.training.configs import LoopConfig
 
 RECORD = "run.json"
-RESTARTS_STREAM = ("data.", "content of data.", "content of model/")  # begin names of changes
+# Prefixes of the names of changes after which the data stream starts from the beginning.
+RESTARTS_STREAM = ("data.", "content of data.", "content of model/")
 
 
 @dataclasses.dataclass
@@ -29,12 +30,12 @@ class RunFolder:
     """A run folder that this process trains in.
 
     Attributes:
-      config: of the run.
-      stop: whether the run is to stop early.
-      record: what the run is made of now.
-      allow_changes: changes that are refused otherwise are taken.
-      lock: None on all processes but the first.
-      changes: those since the checkpoint that was loaded; None before one is.
+      config: the run config.
+      stop: whether the run has been asked to stop.
+      record: the record of the run with this config (see `record`).
+      allow_changes: accepts changes of settings that are refused otherwise.
+      lock: of the folder; None on all processes but the first.
+      changes: settings that changed since the loaded checkpoint; None before `resume`.
     """
 
     config: LoopConfig
@@ -50,20 +51,23 @@ class RunFolder:
         return Path(self.config.run_dir)
 
     def open_checkpoints(self) -> Checkpoints:
-        """The checkpoints, to read and to write."""
+        """The checkpoints, for reading and writing."""
         check = self.lock.check if self.lock else None
         return Checkpoints(self.path / "checkpoints", self.config.keep, check)
 
     def resume(self, checkpoints: Checkpoints, abstract: Any, stream: Any) -> Any:
-        """The newest whole checkpoint's state, with the stream set to where it was; None if none.
+        """Restores the newest readable checkpoint and the position of the data stream.
 
         Args:
           checkpoints: of the run.
           abstract: the state to restore, see `Checkpoints.restore`.
-          stream: the data stream; it starts again where a change of the data was allowed.
+          stream: the data stream; it starts from the beginning if changed data were allowed.
+
+        Returns:
+          The state, or None without a checkpoint.
 
         Raises:
-          InputError: a setting changed that must not, or nothing can be read.
+          InputError: a setting changed that must not change, or no checkpoint can be read.
         """
         restored = checkpoints.restore(abstract, self._check)
         first_time = self.changes is None
@@ -78,7 +82,7 @@ class RunFolder:
         return restored and restored.state
 
     def _check(self, step: int, metadata: dict[str, Any]) -> None:
-        """Raises `InputError` for changes since a checkpoint that must not be."""
+        """Raises `InputError` if settings changed that must not change."""
         refuse(metadata, self.record, type(self.config), self.config.run_dir, self.allow_changes)
 
 
@@ -86,28 +90,31 @@ class RunFolder:
 def open_run(
     config: LoopConfig, describe: Callable[[], dict[str, Any]], allow_changes: bool = False
 ) -> Iterator[RunFolder]:
-    """Opens a run folder to train in: SIGTERM and Ctrl-C are watched, and the folder is locked.
+    """Opens and locks a run folder, and handles SIGTERM and Ctrl-C.
 
     Args:
       config: of the run.
-      describe: gives the record of the run; called by the first process.
+      describe: returns the record of the run; called by the first process.
       allow_changes: see `RunFolder`.
+
+    Yields:
+      The folder.
 
     Raises:
       InputError: another process trains in the folder, or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(distributed.watch_signals())
-        held: list[Lock] = []
+        locks: list[Lock] = []
 
-        def begin() -> dict[str, Any]:
-            held.append(stack.enter_context(hold(config.run_dir)))
+        def lock_and_describe() -> dict[str, Any]:
+            locks.append(stack.enter_context(hold(config.run_dir)))
             return describe()
 
         try:
             with stop.droppable():
-                made_of = distributed.from_first(begin)
-            yield RunFolder(config, stop, made_of, allow_changes, held[0] if held else None)
+                described = distributed.from_first(lock_and_describe)
+            yield RunFolder(config, stop, described, allow_changes, locks[0] if locks else None)
         except distributed.Stopped:
             say(f"{config.run_dir}: stopped before a step was done; the same command starts again.")
 
@@ -115,16 +122,19 @@ def open_run(
 def read_newest(
     config: LoopConfig, now: dict[str, Any], abstract: Any, allow_changes: bool
 ) -> Restored:
-    """The newest whole checkpoint of a run, which may be running; nothing is changed.
+    """Reads the newest readable checkpoint of a run, which may be training; changes nothing.
 
     Args:
       config: of the run.
       now: the record of `config`.
       abstract: see `Checkpoints.restore`.
-      allow_changes: of settings.
+      allow_changes: accepts settings that differ from those of the checkpoint.
+
+    Returns:
+      The checkpoint.
 
     Raises:
-      InputError: there is none, or it was made of something else.
+      InputError: there is no checkpoint, or its settings differ.
     """
     folder = Path(config.run_dir) / "checkpoints"
     checkpoints = Checkpoints(folder)
@@ -140,7 +150,7 @@ def read_newest(
 
 
 def say(message: str) -> None:
-    """Tells the user something, once a run: on standard error of the first process."""
+    """Prints a message on standard error, on the first process only."""
     if distributed.is_first():
         print(message, file=sys.stderr, flush=True)
 
@@ -152,14 +162,17 @@ def refuse(
     run_dir: str,
     allow_changes: bool,
 ) -> None:
-    """Raises `InputError` if a checkpoint was made of what a run now is not.
+    """Compares the settings of a checkpoint with those of the run.
 
     Args:
       metadata: of the checkpoint.
-      now: the record of the run now.
-      config_cls: of the run.
-      run_dir: for the message.
-      allow_changes: nothing is refused.
+      now: the record of the run with the current config.
+      config_cls: class of the config.
+      run_dir: of the run.
+      allow_changes: accepts all changes.
+
+    Raises:
+      InputError: a setting changed that must not change.
     """
     before = _record_of(metadata, Path(run_dir))
     if before is None or allow_changes:
@@ -168,12 +181,12 @@ def refuse(
     if refused:
         raise InputError(
             f"{run_dir}: was trained with other settings: {'; '.join(map(str, refused))}. Set them "
-            "back, use another run_dir, or take the changes with --allow-changes."
+            "back, use another run_dir, or accept the changes with --allow-changes."
         )
 
 
 def _record_of(metadata: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
-    """The record of a checkpoint, or of its folder if it has none; None for an earlier version."""
+    """The record of a checkpoint, else of the run folder; None if written by an old version."""
     if record.is_record(metadata.get("record")):
         return metadata["record"]
     try:
@@ -191,9 +204,9 @@ def _changes(restored: Restored, now: dict[str, Any], cls: type, run_dir: Path) 
 
 
 def _set_stream(stream: Any, restored: Restored, allowed: tuple[record.Change, ...]) -> None:
-    """Sets the stream to where it was, or says that it starts again."""
+    """Restores the position of the data stream, or says that it starts from the beginning."""
     state, named = restored.metadata["stream"], [change.name for change in allowed]
-    has_shards = "shards" in state  # one without is only a number of steps, which fits any data
+    has_shards = "shards" in state  # otherwise only a number of steps, which fits any data
     if has_shards and any(name.startswith(RESTARTS_STREAM) for name in named):
         say(f"The data changed ({', '.join(named)}): its stream starts again from the beginning.")
     else:
@@ -201,14 +214,14 @@ def _set_stream(stream: Any, restored: Restored, allowed: tuple[record.Change, .
 
 
 def _announce(run_dir: str, restored: Restored, changes: record.Changes) -> None:
-    """Says where a run resumes, and what changed."""
+    """Prints the step after which a run resumes, and the settings that changed."""
     free = "; ".join(map(str, changes.free))
     say(f"{run_dir}: resumes after step {restored.step}." + (f" Changed: {free}." if free else ""))
     if changes.announced or changes.refused:
         what = "; ".join(map(str, (*changes.announced, *changes.refused)))
-        say(f"notice: from step {restored.step + 1} on, other settings count: {what}.")
+        say(f"notice: from step {restored.step + 1} on, settings are different: {what}.")
     if "record" not in restored.metadata:
         say(
-            f"notice: checkpoint {restored.step} is of an earlier version, which did not record "
-            "what a run was made of, so its settings were not compared."
+            f"notice: checkpoint {restored.step} was written by an earlier version, which did "
+            "not record settings, so they were not compared."
         )

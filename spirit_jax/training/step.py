@@ -13,15 +13,15 @@ Metrics = dict[str, jax.Array]  # scalars by name
 
 @struct.dataclass
 class TrainState:
-    """What a run carries from step to step.
+    """The state of a run: the input and output of a training step.
 
     Attributes:
-      step: int32, batches seen.
-      params: float32 parameters that the optimizer moves.
-      extra: arrays that the optimizer does not move: frozen parameters (with LoRA, or of an
-        encoder), or a codebook that follows moving averages. None for none.
-      opt_state: the optimizer's.
-      skipped: int32, steps that changed nothing, since their gradient was not finite or too large.
+      step: int32, number of steps done.
+      params: float32 parameters that the optimizer updates.
+      extra: arrays that the optimizer does not update: frozen parameters (of the language model
+        with LoRA, or of an encoder) or a codebook of moving averages; None for none.
+      opt_state: state of the optimizer.
+      skipped: int32, number of steps without an update, because of their gradient norm.
     """
 
     step: jax.Array
@@ -41,15 +41,15 @@ class TrainState:
 
 @struct.dataclass
 class Gradients:
-    """What a network computes of a batch.
+    """The gradients of a batch, with metrics.
 
     Attributes:
-      of_params: a tree like the state's `params`; None in place of a part that is to stay as it is.
-      metrics: scalars by name, "loss" among them.
-      extra: the state's next `extra`.
+      grads: a tree like the state's `params`; None for a part that is not updated.
+      metrics: scalars by name, which include "loss".
+      extra: the next value of the state's `extra`.
     """
 
-    of_params: Any
+    grads: Any
     metrics: Metrics
     extra: Any = None
 
@@ -62,34 +62,39 @@ def train_step(
     batch: Any,
     skip_norm: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
-    """One update: the new state, and metrics as float32 scalars.
+    """One training step.
 
-    A step whose gradient norm is not finite changes nothing but the counts of steps.
+    A step whose gradient norm is not finite, or above `skip_norm`, is skipped: only the counts of
+    steps change.
 
     Args:
-      gradients: of (state, batch).
-      optimizer, schedule: see `optimizer.make_optimizer` and `make_schedule`.
-      state: may be donated.
-      batch: arrays with a leading axis of rows.
-      skip_norm: a gradient of a larger norm changes nothing either; 0 for no such limit.
+      gradients: from (state, batch) to `Gradients`.
+      optimizer: see `optimizer.make_optimizer`.
+      schedule: learning rate by step, see `optimizer.make_schedule`.
+      state: before the step; may be donated.
+      batch: arrays by name, with the rows as first axis.
+      skip_norm: largest gradient norm; 0 for no limit.
+
+    Returns:
+      The state after the step, and metrics as float32 scalars.
     """
     computed = gradients(state, batch)
-    norm = optax.tree.norm(computed.of_params)
-    good = jnp.isfinite(norm)
+    norm = optax.tree.norm(computed.grads)
+    accepted = jnp.isfinite(norm)
     if skip_norm:
-        good &= norm <= skip_norm
-    updates, opt_state = optimizer.update(computed.of_params, state.opt_state, state.params)
+        accepted &= norm <= skip_norm
+    updates, opt_state = optimizer.update(computed.grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    def keep(new, old):
-        return jnp.where(good, new, old)
+    def choose(new, old):
+        return jnp.where(accepted, new, old)
 
     new_state = TrainState(
         step=state.step + 1,
-        params=jax.tree.map(keep, params, state.params),
-        extra=jax.tree.map(keep, computed.extra, state.extra),
-        opt_state=jax.tree.map(keep, opt_state, state.opt_state),
-        skipped=state.skipped + ~good,
+        params=jax.tree.map(choose, params, state.params),
+        extra=jax.tree.map(choose, computed.extra, state.extra),
+        opt_state=jax.tree.map(choose, opt_state, state.opt_state),
+        skipped=state.skipped + ~accepted,
     )
     # A skipped step does not count for the schedule.
     rate = schedule(state.step - state.skipped)
@@ -98,14 +103,18 @@ def train_step(
 
 
 def partition(params: Any, is_trained: Any) -> tuple[Any, Any]:
-    """(trained, frozen) by a tree of booleans, each with None in the other's places."""
+    """Splits parameters by a tree of booleans.
+
+    Returns:
+      (trained, frozen), two trees of the same structure, with None for the other's leaves.
+    """
     trained = jax.tree.map(lambda leaf, yes: leaf if yes else None, params, is_trained)
     frozen = jax.tree.map(lambda leaf, yes: None if yes else leaf, params, is_trained)
     return trained, frozen
 
 
 def merge(trained: Any, frozen: Any) -> Any:
-    """The inverse of `partition`; `frozen` may be None for nothing."""
+    """The inverse of `partition`; `frozen` may be None if all parameters are trained."""
     if frozen is None:
         return trained
     return jax.tree.map(

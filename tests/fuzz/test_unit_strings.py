@@ -73,8 +73,8 @@ def test_damaged_unit_strings(seeds):
             assert said == [token for token in tokens if token.startswith("[Hu")], seed
             kept = "".join(part.string for part in markup.parse(string) if not part.is_token)
             assert not kept.strip(), seed
-            back = units.from_string(units.to_string(got)).hubert
-            assert back.tolist() == got.hubert[units.dedup(got.hubert)].tolist(), seed
+            back = units.from_string(units.to_string(got))
+            assert back == got or not len(got), seed
 
 
 @seeds

@@ -1,4 +1,4 @@
-"""The run config of HuBERT's training. Importing this is cheap: no JAX."""
+"""The run config of HuBERT's training. Importing this does not import JAX."""
 
 import dataclasses
 
@@ -11,32 +11,34 @@ MFCC = "mfcc"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HubertRunConfig(RecipeConfig):
-    """A training of HuBERT.
+    """The run config of HuBERT; see `RecipeConfig` for its other fields.
 
     Attributes:
-      network: the trunk. With `start`, that of the folder is taken instead, and where this one has
-        more layers, random ones follow.
-      first_filters: "random", or "gabor" for band-pass filters (`filters`), which the first conv
-        begins from unless it comes from `start`.
-      targets: "mfcc", or the folder of a HuBERT, clusters of whose features are predicted.
-      target_layer: of that HuBERT, counted from 1; 0 for its last.
-      target_clusters: how many there are.
-      reference: a manifest of one voice. Clusters are of its recordings, and a recording whose text
-        is one of theirs has their labels (`parallel`); "" for the clusters of all, each their own.
-      aligner: the folder of a HuBERT by whose features recordings and their references are aligned;
-        "" for the features that clusters are of.
-      kmeans: how clusters are found, those to predict and those that are exported.
-      embedding_size: width of the labels' embeddings.
-      temperature: cosines are divided by it.
-      mask_start: the share of frames at which a masked span begins.
-      mask_span: its length in frames. The paper's 10 frames are 0.2 s, 5 at 25 frames a second.
-      unmasked_weight: of the loss on frames that are not masked.
-      noise: probability that a row is heard with another recording or coloured noise, while its
-        labels stay (as in WavLM, arXiv 2110.13900).
-      noise_db: by how much the row is louder, the least and the most.
-      segment_seconds: of audio that a row has.
-      layer: whose output the exported network gives, counted from 1; 0 for the last.
-      clusters: units of the exported quantizer.
+      network: config of the trunk. With `start`, that of the start network is used; if this one has
+        more layers, they are added with random parameters.
+      first_filters: initialisation of the first conv, "random" or "gabor" (see `gabor`); parameters
+        of `start` take precedence.
+      targets: "mfcc", or the folder of a HuBERT; targets are clusters of these features.
+      target_layer: layer of that HuBERT, from 1; 0 for its last.
+      target_clusters: number of target clusters.
+      reference: manifest of recordings of one speaker. Clusters are fitted to them, and a recording
+        with the text of one of them gets its labels (`reference_targets`); "" for clusters of the
+        training recordings.
+      aligner: folder of a HuBERT whose features align recordings with references; "" for the
+        features of `targets`.
+      kmeans: settings of k-means, for target clusters and the exported quantizer.
+      embedding_size: width of the cluster embeddings.
+      temperature: of the softmax over cosine similarities.
+      mask_start: probability that a masked span starts at a frame.
+      mask_span: its length in frames. The paper's 10 frames are 0.2 s, which is 5 frames at 25
+        frames a second.
+      unmasked_weight: weight of the loss on unmasked frames.
+      noise: probability that another recording or coloured noise is mixed into a row, whose labels
+        do not change (as in WavLM, arXiv 2110.13900).
+      noise_db: lowest and highest signal-to-noise ratio, in dB.
+      segment_seconds: length of a row.
+      layer: last layer of the exported network, from 1; 0 for the last.
+      clusters: number of units of the exported quantizer.
     """
 
     recipe: str = "hubert"
@@ -82,4 +84,4 @@ class HubertRunConfig(RecipeConfig):
         if not 0 < self.mask_start <= 1 or not 0 <= self.noise <= 1:
             raise InputError("mask_start must be above 0 and at most 1, noise 0 to 1.")
         if len(self.noise_db) != 2 or self.noise_db[0] > self.noise_db[1]:
-            raise InputError(f"noise_db is {self.noise_db}, expected the least and the most.")
+            raise InputError(f"noise_db is {self.noise_db}, expected the lowest and the highest.")

@@ -1,11 +1,11 @@
-"""Trains HuBERT: a trunk that tells, where its input is masked, which cluster a frame is in.
+"""Trains HuBERT by masked prediction of clusters.
 
 Letters: b batch, t time (samples, then frames), d model width, e width of the labels' embeddings,
 v clusters.
 
-The recipe is that of arXiv 2106.07447. Clusters are those of MFCC in a first iteration, and of an
-inner layer of the network before in each later one. What comes out is an inner layer, and units
-are k-means clusters of it (as in arXiv 2305.13009, whose units come 25 times a second).
+The recipe is that of arXiv 2106.07447. Targets are clusters of MFCC in the first iteration, and of
+an inner layer of the previous network in later ones. The exported network ends at an inner
+layer, and units are k-means clusters of its output (at 25 Hz as in arXiv 2305.13009).
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from spirit_jax.training.step import Metrics, TrainState
 
 
 class MaskedPrediction(nn.Module):
-    """The trunk, and the scores of every cluster that its output comes to."""
+    """The trunk with a head that scores clusters."""
 
     trunk: TrunkConfig
     clusters: int
@@ -49,12 +49,15 @@ class MaskedPrediction(nn.Module):
     def __call__(
         self, wave_bt: jax.Array, lengths_b: jax.Array, mask_bt: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Scores before a softmax, (b, t, v), and the true numbers of frames.
+        """Predicts clusters.
 
         Args:
-          wave_bt: float32 samples at 16 kHz; not read after true lengths.
+          wave_bt: float32 samples at 16 kHz; ignored after true lengths.
           lengths_b: int32, true lengths in samples.
-          mask_bt: booleans a frame: what the transformer does not see.
+          mask_bt: bool, frames that are masked in the transformer's input.
+
+        Returns:
+          Logits, float32 (b, t, v), and true numbers of frames, int32 (b,).
         """
         trunk = Trunk(self.trunk, name="trunk")
         features_btc, frames_b = trunk.extract(wave_bt, lengths_b)
@@ -63,11 +66,11 @@ class MaskedPrediction(nn.Module):
         hidden_btd = jnp.where(mask_bt[..., None], mask_d, hidden_btd)
         hidden_btd = trunk.contextualize(hidden_btd, frames_b)
         precision = self.trunk.precision
-        made_bte = nn.Dense(self.embedding_size, precision=precision, name="head")(hidden_btd)
+        output_bte = nn.Dense(self.embedding_size, precision=precision, name="head")(hidden_btd)
         shape = (self.clusters, self.embedding_size)
         labels_ve = self.param("labels", nn.initializers.normal(1.0), shape)
-        made_bte, labels_ve = _unit(made_bte), _unit(labels_ve)
-        cosines_btv = jnp.einsum("bte,ve->btv", made_bte, labels_ve, precision=precision)
+        output_bte, labels_ve = _unit(output_bte), _unit(labels_ve)
+        cosines_btv = jnp.einsum("bte,ve->btv", output_bte, labels_ve, precision=precision)
         return cosines_btv / self.temperature, frames_b
 
 
@@ -100,8 +103,8 @@ class HubertRecipe(SpeechRecipe[HubertRunConfig]):
             channels, width, _ = self.trunk.conv_layers[0]
             filters_k1d = jnp.asarray(gabor.gabor(width, channels)[:, None])
             params["trunk"]["conv"]["0"]["kernel"] = filters_k1d
-        kept = checkpoint.flatten(params) | checkpoint.flatten(self.start, "trunk")
-        params = checkpoint.unflatten({name: jnp.asarray(leaf) for name, leaf in kept.items()})
+        leaves = checkpoint.flatten(params) | checkpoint.flatten(self.start, "trunk")
+        params = checkpoint.unflatten({name: jnp.asarray(leaf) for name, leaf in leaves.items()})
         return params, None
 
     def predict(self, params: Any, batch: Row) -> tuple[jax.Array, jax.Array]:
@@ -112,7 +115,7 @@ class HubertRecipe(SpeechRecipe[HubertRunConfig]):
         return logits_btv, length_mask(frames_b, self.frames)
 
     def sums(self, params: Any, batch: Row) -> tuple[dict[str, jax.Array], jax.Array]:
-        """The sums of `measure`, and the predicted clusters, int32 (b, t)."""
+        """The sums of `measure`, and predicted clusters, int32 (b, t)."""
         logits_btv, true_bt = self.predict(params, batch)
         sums = measure(logits_btv, true_bt, batch["mask_bt"], batch["labels_bt"])
         return sums, jnp.argmax(logits_btv, axis=-1)
@@ -134,7 +137,7 @@ class HubertRecipe(SpeechRecipe[HubertRunConfig]):
 
     @functools.cached_property
     def held_out(self) -> list[Row]:
-        """Segments of the held-out recordings in batches, the last one with empty rows."""
+        """Segments of the held-out recordings in batches; the last one is padded with rows."""
         items, size = self.held_out_items(), self.config.data.batch_rows
         _, label = self.labelled
         recordings = targets.with_labels(items, label(items))
@@ -165,10 +168,10 @@ class HubertRecipe(SpeechRecipe[HubertRunConfig]):
         report.write(folder, shown, predicted_bt[true], self.trunk)
 
     def write(self, state: TrainState, output: Path) -> None:
-        """Writes the folders `hubert` and `quantizer`; k-means is fitted here to the features."""
+        """Writes the folders `hubert` and `quantizer`, after fitting k-means to the features."""
         params = jax.tree.map(np.asarray, state.params["trunk"])
         trunk, params = targets.cut(self.trunk, params, self.config.layer)
-        encoder, clusters = targets.inner(trunk, params), self.config.clusters
+        encoder, clusters = targets.network_features(trunk, params), self.config.clusters
         centroids_vd = targets.find_centroids(
             self.training_items(), encoder, trunk, clusters, self.config.kmeans
         )
@@ -180,36 +183,43 @@ class HubertRecipe(SpeechRecipe[HubertRunConfig]):
 def measure(
     logits_btv: jax.Array, true_bt: jax.Array, mask_bt: jax.Array, labels_bt: jax.Array
 ) -> dict[str, jax.Array]:
-    """Sums over the true frames of a batch, of those that are masked and of those that are not.
+    """Sums over masked and unmasked frames of a batch.
 
-    The sums are of frames, of cross entropy, of right guesses, and of how often each cluster was
-    guessed where masked.
+    Args:
+      logits_btv: float32.
+      true_bt: bool, False for padding.
+      mask_bt: bool, masked frames.
+      labels_bt: int32, target clusters.
+
+    Returns:
+      Numbers of frames, sums of cross-entropy and correct predictions, for masked and unmasked
+      frames; and "predicted_v", how often each cluster was predicted for masked frames.
     """
     losses_bt = optax.softmax_cross_entropy_with_integer_labels(logits_btv, labels_bt)
-    guesses_bt = jnp.argmax(logits_btv, axis=-1)
+    predicted_bt = jnp.argmax(logits_btv, axis=-1)
     masked_bt, sums = true_bt & mask_bt, {}
     for name, of_bt in ("masked", masked_bt), ("unmasked", true_bt & ~mask_bt):
         sums[f"{name}_frames"] = of_bt.sum()
         sums[f"{name}_loss"] = jnp.where(of_bt, losses_bt, 0).sum()
-        sums[f"{name}_right"] = (of_bt & (guesses_bt == labels_bt)).sum()
+        sums[f"{name}_correct"] = (of_bt & (predicted_bt == labels_bt)).sum()
     counts_v = jnp.zeros(logits_btv.shape[-1])
-    sums["guessed_v"] = counts_v.at[guesses_bt].add(masked_bt.astype(jnp.float32))
+    sums["predicted_v"] = counts_v.at[predicted_bt].add(masked_bt.astype(jnp.float32))
     return sums
 
 
 def summarise(sums: dict[str, jax.Array], unmasked_weight: float) -> dict[str, jax.Array]:
-    """The loss, how often guesses are right, and how many clusters are guessed where masked."""
+    """Loss and accuracy, and the usage of clusters in predictions for masked frames."""
 
     def mean(name: str, of: str) -> jax.Array:
         return sums[f"{of}_{name}"] / jnp.maximum(sums[f"{of}_frames"], 1)
 
-    used, perplexity = code_usage(sums["guessed_v"])
+    used, perplexity = code_usage(sums["predicted_v"])
     masked_loss = mean("loss", "masked")
     return {
         "loss": masked_loss + unmasked_weight * mean("loss", "unmasked"),
         "masked_loss": masked_loss,
-        "accuracy": mean("right", "masked"),
-        "unmasked_accuracy": mean("right", "unmasked"),
+        "accuracy": mean("correct", "masked"),
+        "unmasked_accuracy": mean("correct", "unmasked"),
         "clusters_used": used,
         "perplexity": perplexity,
     }
@@ -222,13 +232,18 @@ def make_row(
     trunk: TrunkConfig,
     others: Sequence[Recording] = (),
 ) -> Row:
-    """A segment from a place drawn at random, its labels, and what is masked of it.
+    """A row of a batch: a random segment, its labels and its mask.
 
     Args:
-      recording: to take it from.
-      rng: for all draws.
-      config, trunk: say how.
-      others: recordings that may be heard beside it; without any, nothing is.
+      recording: to draw from.
+      rng: of all draws.
+      config: length of the segment, masking and noise.
+      trunk: its stride and receptive field are used.
+      others: recordings to mix in as noise; empty for no noise.
+
+    Returns:
+      "wave_bt", float32 samples; "lengths_b", int32, samples without padding; "labels_bt", int32;
+      "mask_bt", bool.
     """
     frames, size = targets.segment_size(config.segment_seconds, trunk)
     piece_t, labels_t = targets.draw_segment(recording, config.segment_seconds, trunk, rng)
@@ -246,9 +261,16 @@ def make_row(
 
 
 def draw_mask(frames: int, start: float, span: int, rng: np.random.Generator) -> np.ndarray:
-    """Booleans, (frames,): each frame begins a masked span with probability `start`.
+    """Draws masked spans (arXiv 2006.11477, section 3.1).
 
-    Spans may overlap; where none is drawn there is one.
+    Args:
+      frames: length of the mask.
+      start: probability that a span starts at a frame. There is at least one span.
+      span: length of a span in frames; spans may overlap.
+      rng: of the draws.
+
+    Returns:
+      bool (frames,), True for masked frames.
     """
     mask_t = np.zeros(frames, bool)
     (starts,) = np.nonzero(rng.random(frames) < start)
@@ -260,7 +282,7 @@ def draw_mask(frames: int, start: float, span: int, rng: np.random.Generator) ->
 
 
 def _draw_noise(size: int, others: Sequence[Recording], rng: np.random.Generator) -> np.ndarray:
-    """Another recording from a place drawn at random, or noise of some colour."""
+    """A random part of another recording, or coloured noise, float32 (size,)."""
     if rng.random() < 0.5:
         return coloured_noise(size, rng.uniform(0, 2), rng)
     samples_t = load_audio(others[rng.integers(len(others))].item.audio)
@@ -270,60 +292,71 @@ def _draw_noise(size: int, others: Sequence[Recording], rng: np.random.Generator
 def read_targets(
     config: HubertRunConfig, trunk: TrunkConfig, items: list[Item]
 ) -> tuple[list[Recording], Callable[[Sequence[Item]], list[np.ndarray]]]:
-    """Recordings with labels, and what gives labels to others.
+    """Labels recordings, or reads their cached labels.
 
-    Recordings too short for a frame are left out.
+    Args:
+      config: of the run.
+      trunk: its stride and receptive field are used.
+      items: the training recordings.
+
+    Returns:
+      The recordings that are long enough for a frame, with labels; and a function that labels other
+      recordings.
 
     Raises:
       InputError: recordings or the network of `targets` or `aligner` cannot be used.
     """
     if config.targets == MFCC:
-        heard, made_of = targets.spectral(trunk), MFCC
+        features, source = targets.mfcc_features(trunk), MFCC
     else:
-        heard, made_of = _read_teacher(config.targets, config.target_layer, trunk)
-    compared, aligned_by = heard, ""
+        features, source = _read_teacher(config.targets, config.target_layer, trunk)
+    alignment_features, alignment_source = features, ""
     if config.aligner:
-        compared, aligned_by = _read_teacher(config.aligner, 0, trunk)
+        alignment_features, alignment_source = _read_teacher(config.aligner, 0, trunk)
     references = reference_targets.read_references(config.reference) if config.reference else {}
 
     def label(items: Sequence[Item], centroids_vd: np.ndarray) -> list[np.ndarray]:
-        return reference_targets.label(items, references, heard, trunk, centroids_vd, compared)
+        return reference_targets.label(
+            items, references, features, trunk, centroids_vd, alignment_features
+        )
 
-    def make() -> dict[str, Any]:
+    def compute() -> dict[str, Any]:
         sample = list(references.values()) or items
-        found = sample, heard, trunk, config.target_clusters, config.kmeans
-        centroids_vd = targets.find_centroids(*found)
+        centroids_vd = targets.find_centroids(
+            sample, features, trunk, config.target_clusters, config.kmeans
+        )
         return {"labels": label(items, centroids_vd), "centroids": centroids_vd}
 
-    made_of += f" {trunk.conv_layers} {config.target_clusters} {config.kmeans}"
+    source += f" {trunk.conv_layers} {config.target_clusters} {config.kmeans}"
     if references:
-        # Texts tell which recording has the labels of which.
+        # Recordings and references are matched by text.
         texts = [item.text for item in (*references.values(), *items)]
-        made_of += f" {targets.digest(references.values())} {texts} {aligned_by}"
-    kept = targets.keep(Path(config.run_dir) / "targets.npz", made_of, items, make)
-    recordings = targets.with_labels(items, kept["labels"])
-    return recordings, lambda others: label(others, kept["centroids"])
+        source += f" {targets.digest(references.values())} {texts} {alignment_source}"
+    path = Path(config.run_dir) / "targets.npz"
+    cached = targets.cached_labels(path, source, items, compute)
+    recordings = targets.with_labels(items, cached["labels"])
+    return recordings, lambda others: label(others, cached["centroids"])
 
 
-def _read_teacher(folder: str, layer: int, trunk: TrunkConfig) -> tuple[targets.Heard, str]:
-    """The features of a network's layer, and what it is by its hash."""
-    found = model_folder.find_network(folder, "hubert")
-    before, params = checkpoint.load_network(found, HubertConfig)
-    theirs, params = targets.cut(before.trunk, params, layer)
-    places = [(one.stride, one.receptive_field) for one in (theirs, trunk)]
-    if places[0] != places[1] or before.sample_rate != SAMPLE_RATE:
+def _read_teacher(folder: str, layer: int, trunk: TrunkConfig) -> tuple[targets.FrameFunction, str]:
+    """The features of a network's layer, and the hash of its parameters."""
+    network = model_folder.find_network(folder, "hubert")
+    teacher, params = checkpoint.load_network(network, HubertConfig)
+    teacher_trunk, params = targets.cut(teacher.trunk, params, layer)
+    frames = [(t.stride, t.receptive_field) for t in (teacher_trunk, trunk)]
+    if frames[0] != frames[1] or teacher.sample_rate != SAMPLE_RATE:
         raise InputError(
-            f"{folder}: its frames (stride and width {places[0]}) are not those of the network "
-            f"({places[1]}), so they cannot be its targets."
+            f"{folder}: its frames (stride and width {frames[0]}) are not those of the network "
+            f"({frames[1]}), so they cannot be its targets."
         )
-    return targets.inner(theirs, params), checkpoint.hash_params(params)
+    return targets.network_features(teacher_trunk, params), checkpoint.hash_params(params)
 
 
 def _read_start(config: HubertRunConfig) -> tuple[TrunkConfig, Any]:
-    """The trunk, and those of its parameters that come from `start`."""
+    """The config of the trunk, and the parameters of `start`."""
     if not config.start:
         return config.network, {}
     folder = model_folder.find_network(config.start, "hubert")
-    started, params = checkpoint.load_network(folder, HubertConfig)
-    layers = max(started.trunk.num_layers, config.network.num_layers)
-    return dataclasses.replace(started.trunk, num_layers=layers, final_norm=True), params
+    start, params = checkpoint.load_network(folder, HubertConfig)
+    layers = max(start.trunk.num_layers, config.network.num_layers)
+    return dataclasses.replace(start.trunk, num_layers=layers, final_norm=True), params

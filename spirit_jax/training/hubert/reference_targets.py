@@ -1,11 +1,11 @@
-"""Labels from one voice that says the same: they tell what is said, and less who says it.
+"""Reference-speaker targets, aligned by DTW.
 
 Letters: t frames of a recording, u frames of its reference, d feature width, v clusters.
 
-Clusters of spectral features tell voices apart as much as sounds. Where one voice, the reference,
-says the same sentence as a recording, the two are aligned by dynamic time warping (Sakoe and Chiba,
-1978), and the recording's frames take the reference's labels. That one voice's units are the aim of
-all is the speaker normalisation of arXiv 2112.08352, which aligns by CTC.
+Clusters of spectral features depend on the speaker as much as on the phones. If a reference speaker
+has a recording of the same text, the two are aligned by dynamic time warping (Sakoe and Chiba,
+1978), and the frames of the recording get the labels of the reference. Units of one reference
+speaker as targets are the speaker normalisation of arXiv 2112.08352, which aligns by CTC.
 """
 
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import TrunkConfig
 from spirit_jax.training import kmeans
 from spirit_jax.training.hubert import targets
-from spirit_jax.training.hubert.targets import Heard
+from spirit_jax.training.hubert.targets import FrameFunction
 
 
 def read_references(source: str) -> dict[str, Item]:
-    """The recordings of a manifest by what they say.
+    """The recordings of a manifest by their text.
 
     Raises:
-      InputError: one does not say it, or has another speaker than the others.
+      InputError: a recording has no text, or not all have the same speaker.
     """
     items = read_items([source])
     for item in items:
         if not item.text or item.speaker != items[0].speaker:
             raise InputError(
-                f"{source}: {item.id} must have a text, and the speaker of all others."
+                f"{source}: {item.id} must have a text, and the same speaker as all others."
             )
     return {item.text: item for item in items}
 
@@ -41,58 +41,65 @@ def read_references(source: str) -> dict[str, Item]:
 def label(
     items: Sequence[Item],
     references: dict[str, Item],
-    heard: Heard,
+    features: FrameFunction,
     trunk: TrunkConfig,
     centroids_vd: np.ndarray,
-    compared: Heard,
+    alignment_features: FrameFunction,
 ) -> list[np.ndarray]:
-    """The cluster of the reference's frame at every frame of recordings, int32 (t,) each.
+    """Labels recordings with the clusters of the aligned frames of their references.
 
-    A recording without a reference has the clusters of its own frames.
+    A recording without a reference is labelled with the clusters of its own frames.
 
     Args:
       items: the recordings.
-      references: by what they say.
-      heard: the features that centroids are of.
-      trunk: tells where frames lie.
-      centroids_vd: of clusters.
-      compared: the features by which frames are aligned; those of a network that knows sounds from
-        voices align better.
+      references: recordings of the reference speaker by text.
+      features: the features that were clustered.
+      trunk: its stride and receptive field are used.
+      centroids_vd: float32, of the clusters.
+      alignment_features: the features for DTW; those of a trained network align better.
+
+    Returns:
+      int32 (t,) for each recording.
 
     Raises:
       InputError: a reference is too short to have a frame.
     """
     if not references:
-        return targets.label(items, heard, trunk, centroids_vd)
-    partners = [references.get(item.text, item) for item in items]
+        return targets.label(items, features, trunk, centroids_vd)
+    matches = [references.get(item.text, item) for item in items]
     streams = zip(
-        partners,
-        targets.hear(items, compared, trunk),
-        targets.hear(partners, compared, trunk),
-        targets.hear(partners, heard, trunk),
+        matches,
+        targets.compute_features(items, alignment_features, trunk),
+        targets.compute_features(matches, alignment_features, trunk),
+        targets.compute_features(matches, features, trunk),
         strict=True,
     )
     labels = []
-    for partner, values_td, others_ud, clustered_ud in watch(streams, targets.LABELLED, len(items)):
+    for match, values_td, others_ud, clustered_ud in watch(streams, targets.LABELLED, len(items)):
         if len(values_td) and not len(others_ud):
-            raise InputError(f"{partner.id}: is a reference too short to have a frame.")
+            raise InputError(f"{match.id}: is a reference that is too short to have a frame.")
         labels.append(kmeans.assign(clustered_ud, centroids_vd)[align(values_td, others_ud)])
     return labels
 
 
 def align(values_td: np.ndarray, others_ud: np.ndarray) -> np.ndarray:
-    """For each frame the one of another recording that goes with it, int (t,), never going back.
+    """Aligns two recordings by DTW with cosine distances.
 
-    Of several that go with it the middle one is taken. Frames are alike by their direction. The
-    other recording must have a frame if this one has.
+    Args:
+      values_td: features of a recording.
+      others_ud: features of another recording, which must have a frame if the first one has.
+
+    Returns:
+      int (t,), non-decreasing: for each frame the aligned frame of the other recording; of several
+      aligned frames the middle one.
     """
     if not len(values_td):
         return np.zeros(0, int)
     _, path = librosa.sequence.dtw(_unit(values_td).T, _unit(others_ud).T)
-    own, other = path[::-1].T
+    path_t, path_u = path[::-1].T
     frames = np.arange(len(values_td))
-    first, last = np.searchsorted(own, frames), np.searchsorted(own, frames, "right") - 1
-    return other[(first + last) // 2]
+    first, last = np.searchsorted(path_t, frames), np.searchsorted(path_t, frames, "right") - 1
+    return path_u[(first + last) // 2]
 
 
 def _unit(values_td: np.ndarray) -> np.ndarray:

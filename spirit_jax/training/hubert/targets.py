@@ -1,4 +1,4 @@
-"""What a training of units aims at: a label for every frame of a corpus, made once and kept.
+"""Training targets of units: a label for every frame of a corpus, computed once and cached.
 
 Letters: b batch, t time (samples, then frames), n frames of many recordings, d feature width,
 v clusters.
@@ -27,26 +27,26 @@ from spirit_jax.training import kmeans
 from spirit_jax.training.hubert import mfcc
 from spirit_jax.training.kmeans import KMeansConfig
 
-BUCKET_SECONDS = (2, 4, 8, 16, 32, 64, 101)  # audio is padded to these
-PIECE_SECONDS = 100  # longer recordings are taken in pieces of this length
-BATCH_SECONDS = 64  # of audio that a network hears at once
+BUCKET_SECONDS = (2, 4, 8, 16, 32, 64, 101)  # audio is padded to one of these lengths
+PIECE_SECONDS = 100  # longer recordings are split into pieces of this length
+BATCH_SECONDS = 64  # of audio in a batch
 GROUP = 64  # recordings in memory
 LABELLED = "recordings labelled"
 
-# Jitted, of padded (wave_bt, lengths_b): a value or a vector a frame, and true numbers of frames.
-Heard = Callable[[np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]]
+# From padded (wave_bt, lengths_b) to a value or vector for each frame, and true numbers of frames.
+FrameFunction = Callable[[np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """A recording and the label of every frame that a trunk gives for it, int32 (t,)."""
+    """A recording and the label of each of its frames, int32 (t,)."""
 
     item: Item
     labels_t: np.ndarray
 
 
 def segment_size(seconds: float, trunk: TrunkConfig) -> tuple[int, int]:
-    """Frames of a segment, at least one, and the samples that they are made of."""
+    """The number of frames of a segment, at least one, and the number of samples they cover."""
     frames = max(round(seconds * SAMPLE_RATE / trunk.stride), 1)
     return frames, (frames - 1) * trunk.stride + trunk.receptive_field
 
@@ -54,38 +54,56 @@ def segment_size(seconds: float, trunk: TrunkConfig) -> tuple[int, int]:
 def draw_segment(
     recording: Recording, seconds: float, trunk: TrunkConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Samples and labels of a segment from a place drawn at random; all where there is no more."""
+    """Draws a segment of a recording.
+
+    Args:
+      recording: with labels; if it is shorter than the segment, all of it is used.
+      seconds: length of the segment.
+      trunk: its stride and receptive field are used.
+      rng: of the draw.
+
+    Returns:
+      Samples, float32, and labels, int32.
+    """
     frames, size = segment_size(seconds, trunk)
     samples_t, labels_t = load_audio(recording.item.audio), recording.labels_t
-    # Segments begin where a frame does, so that the recording's labels are theirs.
+    # Segments start at a frame of the recording, so that its labels are valid.
     first = int(rng.integers(max(len(labels_t) - frames, 0) + 1))
     return samples_t[first * trunk.stride :][:size], labels_t[first : first + frames]
 
 
-def spectral(trunk: TrunkConfig) -> Heard:
-    """The features of a first iteration: MFCC and differences, where `trunk` has its frames."""
+def mfcc_features(trunk: TrunkConfig) -> FrameFunction:
+    """The features of the first iteration: MFCC at the frames of a trunk."""
     return jax.jit(lambda wave_bt, lengths_b: mfcc.mfcc(wave_bt, lengths_b, trunk))
 
 
-def inner(trunk: TrunkConfig, params: Any) -> Heard:
-    """The features of a later iteration: a network's last layer."""
+def network_features(trunk: TrunkConfig, params: Any) -> FrameFunction:
+    """The features of later iterations: the output of a trunk."""
     apply = jax.jit(lambda params, *audio: Trunk(trunk).apply({"params": params}, *audio))
     params = jax.device_put(params)
     return lambda *audio: apply(params, *audio)
 
 
-def units_of(model: HubertUnits, params: Any) -> Heard:
-    """The units of an encoder and its quantizer, blanks as they come."""
+def network_units(model: HubertUnits, params: Any) -> FrameFunction:
+    """The units of an encoder and its quantizer, with blanks."""
     apply = jax.jit(lambda params, *audio: model.apply({"params": params}, *audio))
     params = jax.device_put(params)
     return lambda *audio: apply(params, *audio)
 
 
 def cut(trunk: TrunkConfig, params: Any, layer: int) -> tuple[TrunkConfig, Any]:
-    """The trunk that ends with the output of a layer, counted from 1; 0 leaves it whole.
+    """Removes the layers after an inner layer of a trunk.
+
+    Args:
+      trunk: config.
+      params: parameters of the trunk.
+      layer: the last layer to keep, from 1; 0 for all layers.
+
+    Returns:
+      Config and parameters of the shorter trunk.
 
     Raises:
-      InputError: it has no such layer.
+      InputError: there is no such layer.
     """
     if not 0 <= layer <= trunk.num_layers:
         raise InputError(f"There is no layer {layer}; the network has {trunk.num_layers}.")
@@ -93,21 +111,33 @@ def cut(trunk: TrunkConfig, params: Any, layer: int) -> tuple[TrunkConfig, Any]:
         return trunk, params
     kept = {str(number): params["layers"][str(number)] for number in range(layer)}
     params = {**params, "layers": kept}
-    # The norm of a pre-norm network follows its last layer; a post-norm one's stands before all.
+    # The final norm follows the last layer of pre-norm networks, and precedes post-norm layers.
     if trunk.norm_first:
         params.pop("norm", None)
     final_norm = trunk.final_norm and not trunk.norm_first
     return dataclasses.replace(trunk, num_layers=layer, final_norm=final_norm), params
 
 
-def hear(items: Sequence[Item], heard: Heard, trunk: TrunkConfig) -> Iterator[np.ndarray]:
-    """What `heard` gives for each recording, (t, ...), in order.
+def compute_features(
+    items: Sequence[Item], function: FrameFunction, trunk: TrunkConfig
+) -> Iterator[np.ndarray]:
+    """Computes the features or units of recordings.
 
-    Recordings of over 100 s are heard in pieces, which come together to as many frames as the
-    whole has.
+    Recordings of over 100 s are computed in pieces, which together have as many frames as the
+    recording.
+
+    Args:
+      items: the recordings.
+      function: jitted.
+      trunk: its stride and receptive field are used.
+
+    Yields:
+      (t, ...) for each recording, in order.
     """
     size = PIECE_SECONDS * SAMPLE_RATE // trunk.stride * trunk.stride
-    beyond = trunk.receptive_field - trunk.stride  # what a piece's last frame sees of the next
+    beyond = (
+        trunk.receptive_field - trunk.stride
+    )  # overlap: the last frame of a piece needs samples of the next
     buckets = [seconds * SAMPLE_RATE for seconds in BUCKET_SECONDS]
     for first in range(0, len(items), GROUP):
         waves = [load_audio(item.audio) for item in items[first : first + GROUP]]
@@ -118,18 +148,32 @@ def hear(items: Sequence[Item], heard: Heard, trunk: TrunkConfig) -> Iterator[np
             for start in places
         ]
         rows = lambda bucket: max(1, BATCH_SECONDS * SAMPLE_RATE // bucket)  # noqa: E731
-        made = iter(bucketing.run(heard, pieces, buckets, rows))
+        outputs = iter(bucketing.run(function, pieces, buckets, rows))
         for places in starts:
-            yield np.concatenate([next(made) for _ in places])
+            yield np.concatenate([next(outputs) for _ in places])
 
 
 def find_centroids(
-    items: Sequence[Item], heard: Heard, trunk: TrunkConfig, clusters: int, config: KMeansConfig
+    items: Sequence[Item],
+    function: FrameFunction,
+    trunk: TrunkConfig,
+    clusters: int,
+    config: KMeansConfig,
 ) -> np.ndarray:
-    """Centroids, float32 (v, d), of the features of a sample of recordings."""
+    """Fits k-means to the features of randomly chosen recordings.
+
+    Args:
+      items: recordings to choose from.
+      function, trunk: see `compute_features`.
+      clusters: number of clusters.
+      config: size of the sample, and settings of k-means.
+
+    Returns:
+      Centroids, float32 (v, d).
+    """
     order = np.random.default_rng(config.seed).permutation(len(items))
     sample, frames = [], 0
-    features = hear([items[place] for place in order], heard, trunk)
+    features = compute_features([items[place] for place in order], function, trunk)
     for values_td in watch(features, "recordings for clusters", len(items)):
         sample.append(values_td)
         frames += len(values_td)
@@ -139,84 +183,87 @@ def find_centroids(
 
 
 def label(
-    items: Sequence[Item], heard: Heard, trunk: TrunkConfig, centroids_vd: np.ndarray
+    items: Sequence[Item], function: FrameFunction, trunk: TrunkConfig, centroids_vd: np.ndarray
 ) -> list[np.ndarray]:
-    """The cluster of every frame of recordings, int32 (t,) each."""
-    features = watch(hear(items, heard, trunk), LABELLED, len(items))
+    """The cluster of each frame of recordings, int32 (t,); see `compute_features`."""
+    features = watch(compute_features(items, function, trunk), LABELLED, len(items))
     return [kmeans.assign(values_td, centroids_vd) for values_td in features]
 
 
 def label_by_units(
-    items: Sequence[Item], heard: Heard, trunk: TrunkConfig, blank: int
+    items: Sequence[Item], function: FrameFunction, trunk: TrunkConfig, blank: int
 ) -> list[np.ndarray]:
-    """The unit of every frame of recordings, int32 (t,) each."""
-    found = watch(hear(items, heard, trunk), LABELLED, len(items))
-    return [hubert.fill_blanks(units_t, blank) for units_t in found]
+    """The unit of each frame of recordings, int32 (t,), without blanks; see `compute_features`."""
+    units = watch(compute_features(items, function, trunk), LABELLED, len(items))
+    return [hubert.fill_blanks(units_t, blank) for units_t in units]
 
 
 def with_labels(items: Sequence[Item], labels: Sequence[np.ndarray]) -> list[Recording]:
-    """Recordings with their labels; those too short for a frame are left out.
+    """The recordings that are long enough for a frame, with labels.
 
     Raises:
-      InputError: all are too short.
+      InputError: all recordings are too short.
     """
     pairs = zip(items, labels, strict=True)
-    found = [Recording(item, labels_t) for item, labels_t in pairs if len(labels_t)]
-    if not found:
+    recordings = [Recording(item, labels_t) for item, labels_t in pairs if len(labels_t)]
+    if not recordings:
         raise InputError(f"None of the {len(items)} recordings is long enough to have a frame.")
-    return found
+    return recordings
 
 
-def keep(
-    path: Path, made_of: str, items: Sequence[Item], make: Callable[[], dict[str, Any]]
+def cached_labels(
+    path: Path, source: str, items: Sequence[Item], compute: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The labels of a run, made at its start and read from `path` when it goes on.
+    """The labels of a run: computed at its start, and read from a file when it is resumed.
 
     Args:
-      path: of an .npz file, written whole or not at all.
-      made_of: what labels depend on besides the recordings.
+      path: of the .npz file; written whole or not at all.
+      source: names what the labels depend on besides the recordings.
       items: the recordings.
-      make: gives "labels", a list of int32 (t,), and other arrays by name.
+      compute: returns "labels", a list of int32 (t,), and other arrays by name.
+
+    Returns:
+      The result of `compute`.
 
     Raises:
-      InputError: the file is there, and was made of something else.
+      InputError: the file is damaged, or its labels depend on something else.
     """
-    made_of_all = hashlib.sha256(f"{made_of} {digest(items)}".encode()).hexdigest()
+    source_digest = hashlib.sha256(f"{source} {digest(items)}".encode()).hexdigest()
     if path.exists():
         try:
             with np.load(path) as arrays:
-                kept = dict(arrays)
-        except Exception as error:  # whatever a damaged file makes the libraries raise
+                cached = dict(arrays)
+        except Exception as error:  # libraries raise all kinds for a damaged file
             raise files.unreadable(
-                path, error, "is damaged; remove it, and it is made again."
+                path, error, "is damaged; remove it, and it is computed again."
             ) from error
-        if str(kept.pop("digest", "")) != made_of_all:
+        if str(cached.pop("digest", "")) != source_digest:
             raise InputError(
-                f"{path}: was made of other recordings, texts, targets or settings, so its labels "
-                "mean something else now; use another run_dir."
+                f"{path}: was computed from other recordings, texts, targets or settings; use "
+                "another run_dir."
             )
-        ends = np.cumsum(kept.pop("lengths"))[:-1]
-        return {**kept, "labels": np.split(kept["labels"], ends)}
-    made = make()
+        ends = np.cumsum(cached.pop("lengths"))[:-1]
+        return {**cached, "labels": np.split(cached["labels"], ends)}
+    computed = compute()
     arrays = {
-        **made,
-        "labels": np.concatenate(made["labels"]),
-        "lengths": np.array([len(labels_t) for labels_t in made["labels"]]),
-        "digest": np.array(made_of_all),
+        **computed,
+        "labels": np.concatenate(computed["labels"]),
+        "lengths": np.array([len(labels_t) for labels_t in computed["labels"]]),
+        "digest": np.array(source_digest),
     }
     data = io.BytesIO()
     np.savez(data, **arrays)
-    # Every host of a run writes the same, each to another name before.
-    mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with files.whole_file(mine) as unfinished:
+    # Every process writes the same file, so each one has a temporary name of its own.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with files.whole_file(temporary) as unfinished:
         unfinished.write_bytes(data.getvalue())
-    mine.replace(path)
-    return made
+    temporary.replace(path)
+    return computed
 
 
 def digest(items: Iterable[Item]) -> str:
-    """The SHA-256 of what tells these recordings from others (`manifest.fingerprint`)."""
-    found = hashlib.sha256()
+    """The SHA-256 of the fingerprints of recordings (`manifest.fingerprint`)."""
+    result = hashlib.sha256()
     for item in items:
-        found.update(b"\n" + fingerprint(item))
-    return found.hexdigest()
+        result.update(b"\n" + fingerprint(item))
+    return result.hexdigest()

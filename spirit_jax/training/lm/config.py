@@ -1,4 +1,4 @@
-"""The run config of the language model's training. Importing this is cheap: no JAX."""
+"""The run config of the language model's training. Importing this does not import JAX."""
 
 import dataclasses
 
@@ -11,19 +11,23 @@ from spirit_jax.training.configs import LoopConfig, LoraConfig, OptimizerConfig,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LmRunConfig(LoopConfig):
-    """A training run of the language model; what `LoopConfig` has, and this.
+    """The run config of the language model; see `LoopConfig` for its other fields.
 
     Attributes:
-      model: the model folder to start from; its vocabulary and tokenizer are used.
-      random_init: start from random parameters, with the vocabulary and tokenizer of `model`.
-      sizes: of a model that starts from random parameters; those of `model` by default.
+      model: the model folder to start from; its vocabulary and text tokenizer are used.
+      random_init: starts from random parameters, with the vocabulary and tokenizer of `model`.
+      sizes: config of the network with `random_init`; that of `model` by default.
       compute_dtype: "float32" or "bfloat16"; master weights are float32.
       scan_layers, remat, attention: see `Llama`.
-      compiler_options: of XLA, for the training step, by name.
-      topology: of the TPU slice that this is for, such as "v5e:16x16"; for `tpu/plan.py`.
+      compiler_options: XLA options for the training step, by name.
+      topology: the TPU slice, such as "v5e:16x16"; for `tpu/plan.py`.
+      data: the corpora and how batches are built.
       seed: of random parameters.
-      eval_sources: held-out corpora, for evaluation (see `eval_every`).
-      eval_batches: how many batches of each an evaluation takes, the same every time.
+      eval_sources: held-out corpora for evaluation (see `eval_every`).
+      eval_batches: number of batches in an evaluation; the same batches every time.
+      optimizer: optimizer and learning rate.
+      step: gradient accumulation, and how the loss is computed.
+      lora: LoRA adapters.
     """
 
     model: str
@@ -51,9 +55,9 @@ class LmRunConfig(LoopConfig):
                 f"compute_dtype is '{self.compute_dtype}', expected float32 or bfloat16."
             )
         if self.sizes is not None and not self.random_init:
-            raise InputError("sizes are those of a random start: set random_init too.")
+            raise InputError("sizes need random initialisation: set random_init too.")
         if self.random_init and self.lora.rank:
-            raise InputError("lora adapts a model that is there: it cannot go with random_init.")
+            raise InputError("lora adapts a trained model: it cannot be used with random_init.")
         if self.data.batch_rows % self.step.accumulate:
             raise InputError(
                 f"batch_rows is {self.data.batch_rows}, which {self.step.accumulate} parts "

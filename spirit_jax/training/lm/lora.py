@@ -1,8 +1,8 @@
 """Low-rank adaptation of the language model (LoRA, arXiv 2106.09685), through qwix.
 
-The layers' matrices stay as they are, and a product of two thin ones is learnt beside each. The
-rows of new tokens (markers and units) in the embedding and the head are learnt whole, since there
-is nothing in them to adapt.
+The matrices of the layers are frozen, and the product of two low-rank matrices is trained beside
+each (an adapter). In the embedding and the head, the rows of new tokens (markers and units) are
+trained in full.
 """
 
 from importlib import metadata
@@ -20,12 +20,12 @@ from spirit_jax.training.configs import LoraConfig
 from spirit_jax.training.step import partition
 from spirit_jax.vocab import Vocab
 
-QWIX = 0, 1, 8  # older ones cannot adapt products of arrays of three axes
-A, B = "_lora_a", "_lora_b"  # what qwix adds to a matrix's name
+QWIX = 0, 1, 8  # earlier versions cannot adapt matrices of three axes
+A, B = "_lora_a", "_lora_b"  # suffixes of the names of qwix's low-rank matrices
 
 
 class _Provider(qwix.LoraProvider):
-    """Returns what it is given: float32 products would make the layers that follow float32 too."""
+    """Returns products in the input's dtype: float32 would spread to the following layers."""
 
     def dot_general(
         self, lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None, **options
@@ -37,7 +37,14 @@ class _Provider(qwix.LoraProvider):
 
 
 def add_to(model: llama.Llama, config: LoraConfig) -> llama.Llama:
-    """The model with the products beside its matrices; as it is for rank 0.
+    """Adds adapters to a model.
+
+    Args:
+      model: without LoRA.
+      config: of the adapters; with rank 0 the model is returned unchanged.
+
+    Returns:
+      The model with adapters.
 
     Raises:
       InputError: the installed qwix is too old.
@@ -58,17 +65,17 @@ def add_to(model: llama.Llama, config: LoraConfig) -> llama.Llama:
 
 
 def is_trained(params: Any) -> Any:
-    """A tree of booleans: the products, the embedding and the head."""
+    """A tree of booleans: True for adapters, the embedding and the head."""
 
-    def trained(path, leaf):
+    def is_trained_leaf(path, leaf):
         name = path[-1].key
         return name.endswith((A, B)) or path[0].key in ("embed", "head")
 
-    return jax.tree_util.tree_map_with_path(trained, params)
+    return jax.tree_util.tree_map_with_path(is_trained_leaf, params)
 
 
 def only_new_rows(vocab: Vocab) -> optax.GradientTransformation:
-    """Leaves the rows of text pieces in the embedding and the head as they are."""
+    """Freezes the rows of text tokens in the embedding and the head."""
 
     def mask(path, update):
         is_new_v = jnp.arange(vocab.padded_size) >= vocab.text_size
@@ -83,24 +90,27 @@ def only_new_rows(vocab: Vocab) -> optax.GradientTransformation:
 
 
 def first_params(model: llama.Llama, base: Any, seed: int, places: Any) -> tuple[Any, Any]:
-    """(trained, frozen) parameters of `add_to`'s model, around those of a converted one.
+    """Initial parameters of a model with adapters.
 
-    The products are 0 at first, so the model's outputs are those of the converted one.
+    Adapters are initialised so that their product is 0: the outputs are those of the base model.
 
     Args:
-      model: what `add_to` gives.
-      base: parameters of the model without LoRA; kept in their dtype where they are frozen.
-      seed: of the thin matrices.
-      places: a state's shardings.
+      model: from `add_to`.
+      base: parameters of the model without LoRA; frozen ones keep their dtype.
+      seed: of the adapters.
+      places: the shardings of the train state.
+
+    Returns:
+      (trained, frozen) parameters, see `partition`.
     """
     shapes = llama.abstract_params(model)
 
-    def make():
+    def init():
         ones = jnp.ones((1, 1), jnp.int32)
         params = nn.unbox(model.init(jax.random.key(seed), ones, ones, ones)["params"])
         return partition(params, is_trained(shapes))[0]
 
-    trained = jax.jit(make, out_shardings=places.params)()
+    trained = jax.jit(init, out_shardings=places.params)()
     trained |= {
         name: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base[name])
         for name in ("embed", "head")
@@ -110,18 +120,21 @@ def first_params(model: llama.Llama, base: Any, seed: int, places: Any) -> tuple
 
 
 def _frozen_of(shapes: Any, base: Any) -> Any:
-    """The base's leaves where they are frozen, None in the other places."""
+    """The frozen leaves of the base model; None for trained leaves."""
     flat = dict(jax.tree_util.tree_leaves_with_path(base))
     trained = is_trained(shapes)
     return jax.tree_util.tree_map_with_path(lambda path, yes: None if yes else flat[path], trained)
 
 
 def merge_products(params: Any, config: LoraConfig) -> Any:
-    """The parameters of the plain model: each product added to its matrix, in float32.
+    """Merges adapters into their matrices.
 
     Args:
-      params: of `add_to`'s model, whole.
-      config: that it was made with.
+      params: all parameters of a model from `add_to`.
+      config: of the adapters.
+
+    Returns:
+      Parameters of the model without LoRA; adapted matrices are float32.
     """
     if not isinstance(params, dict):
         return params

@@ -1,4 +1,4 @@
-"""The loss of a language model, in chunks that never hold all logits at once.
+"""Next-token cross-entropy, computed in chunks so that not all logits are in memory at once.
 
 Letters: b batch, t time, n tokens (rows and positions together), c tokens of a chunk, d model
 width, v vocabulary.
@@ -20,12 +20,12 @@ from spirit_jax.vocab import Vocab
 
 @struct.dataclass
 class LossSums:
-    """Sums over predicted tokens, to be added over chunks, micro-batches and hosts.
+    """Sums over predicted tokens; sums of chunks, micro-batches and devices may be added.
 
     Attributes:
-      loss: of cross entropies in nats, and the z-loss.
-      count: of weights.
-      parts: (s, 2, 3) sums of cross entropy, hits and weights, by source of the data and by
+      loss: weighted sum of cross-entropy in nats, and z-loss.
+      count: sum of weights.
+      parts: (s, 2, 3) sums of cross-entropy, correct predictions and weights, by data source and
         modality: text tokens (with markers), then units.
     """
 
@@ -35,18 +35,18 @@ class LossSums:
 
     @classmethod
     def zeros(cls, sources: int) -> "LossSums":
-        """Nothing summed yet."""
+        """Sums of no tokens."""
         return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros((sources, 2, 3)))
 
 
 @struct.dataclass
 class Targets:
-    """What is to be predicted, an array of (b, t) or of (n,) each.
+    """Targets of next-token prediction, arrays (b, t) or (n,).
 
     Attributes:
-      tokens: int32, the tokens.
-      weights: float32, 0 where there is none.
-      sources: int32, the number of the source that each is from.
+      tokens: int32, the tokens to predict.
+      weights: float32, 0 where there is no target.
+      sources: int32, index of the data source of each token.
     """
 
     tokens: jax.Array
@@ -55,7 +55,7 @@ class Targets:
 
 
 def next_tokens(batch: dict[str, jax.Array]) -> Targets:
-    """The token after each, where it is of the same segment."""
+    """The next token of each position, if it is of the same segment."""
 
     def shift(array_bt):
         return jnp.pad(array_bt[:, 1:], ((0, 0), (0, 1)))
@@ -74,15 +74,18 @@ def token_losses(
     sources: int = 1,
     z_loss: float = 0.0,
 ) -> LossSums:
-    """Sums over tokens, all logits at once; padding rows of the vocabulary count as impossible.
+    """Cross-entropy of tokens, with all logits in memory; padding rows have probability 0.
 
     Args:
       x_nd: features of the last layer, of any float dtype.
-      head_dv: the head, of the same.
-      targets: (n,) each.
-      vocab: says which rows exist and which tokens are units.
-      sources: how many the data has.
-      z_loss: times the squared log of the softmax's denominator, added to the loss.
+      head_dv: output projection, of the same dtype.
+      targets: arrays (n,).
+      vocab: its size and first unit are used.
+      sources: number of data sources.
+      z_loss: weight of the squared log of the softmax's denominator (PaLM, arXiv 2204.02311).
+
+    Returns:
+      Sums over the tokens.
     """
     targets_n, weights_n = targets.tokens, targets.weights
     logits_nv = jnp.einsum("nd,dv->nv", x_nd, head_dv, preferred_element_type=jnp.float32)
@@ -94,14 +97,14 @@ def token_losses(
     hits_n = (jnp.argmax(logits_nv, axis=-1) == targets_n).astype(jnp.float32)
     loss_n = entropy_n + z_loss * jnp.square(normaliser_n)
 
-    measured_n3 = jnp.stack([entropy_n, hits_n, jnp.ones_like(hits_n)], axis=-1)
+    metrics_n3 = jnp.stack([entropy_n, hits_n, jnp.ones_like(hits_n)], axis=-1)
 
-    def sums(chosen_n):
-        return jnp.where(chosen_n, weights_n, 0) @ measured_n3
+    def sums(selected_n):
+        return jnp.where(selected_n, weights_n, 0) @ metrics_n3
 
     is_unit_n = targets_n >= vocab.first_unit
     of_source_sn = targets.sources == jnp.arange(sources)[:, None]
-    parts = [[sums(own_n & ~is_unit_n), sums(own_n & is_unit_n)] for own_n in of_source_sn]
+    parts = [[sums(mask_n & ~is_unit_n), sums(mask_n & is_unit_n)] for mask_n in of_source_sn]
     return LossSums(weights_n @ loss_n, weights_n.sum(), jnp.array(parts))
 
 
@@ -116,13 +119,20 @@ def chunked_losses(
 ) -> LossSums:
     """`token_losses` of `chunk` tokens at a time.
 
-    Where a gradient is wanted, each chunk's is taken while its logits are there, so that they are
-    computed once; it is of the sum `loss` alone, and the backward pass only scales it.
+    The forward pass computes the gradient of each chunk together with its loss, so that logits are
+    computed once; the backward pass only scales it. Only the sum `loss` has a gradient.
+
+    Args:
+      x_nd, head_dv, targets, vocab, sources, z_loss: see `token_losses`.
+      chunk: tokens of a chunk.
+
+    Returns:
+      Sums over the tokens.
     """
-    rest = -len(x_nd) % chunk
+    padding = -len(x_nd) % chunk
 
     def in_chunks(array):
-        padded = jnp.pad(array, ((0, rest),) + ((0, 0),) * (array.ndim - 1))
+        padded = jnp.pad(array, ((0, padding),) + ((0, 0),) * (array.ndim - 1))
         return padded.reshape(-1, chunk, *array.shape[1:])
 
     def sums_of(x_cd, head_dv, targets):
@@ -147,8 +157,8 @@ def chunked_losses(
         (sums, dhead_dv), dx_ncd = jax.lax.scan(add, zeros, (x_ncd, targets))
         return sums, (dx_ncd, dhead_dv)
 
-    def backward(gradients, wanted):
-        scale = wanted.loss
+    def backward(gradients, cotangents):
+        scale = cotangents.loss
         return *((scale * array).astype(array.dtype) for array in gradients), None
 
     losses.defvjp(forward, backward)
@@ -157,13 +167,13 @@ def chunked_losses(
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Next-token cross-entropy of a model on packed batches, with its gradient and metrics.
+    """Next-token cross-entropy of a model on packed batches, its gradients and metrics.
 
     Attributes:
-      model: with `dtype` of the computation; parameters are cast to it where they are used.
+      model: its `dtype` is that of the computation; parameters are cast to it.
       vocab: of the model.
-      config: of the step.
-      sources: names of the data's sources, for metrics.
+      config: how the loss is computed.
+      sources: names of the data sources, for metrics.
     """
 
     model: Llama
@@ -175,8 +185,8 @@ class Objective:
         """Loss sums of a batch.
 
         Args:
-          params: of the model, all of them.
-          batch: arrays (b, t), as `data.pipeline.Stream` gives them.
+          params: all parameters of the model.
+          batch: arrays (b, t) from `data.pipeline.Stream`.
         """
         x_btd, _ = self.model.apply(
             {"params": params},
@@ -201,15 +211,18 @@ class Objective:
     def gradients(
         self, params: Any, batch: dict[str, jax.Array], frozen: Any = None
     ) -> tuple[Any, LossSums]:
-        """The gradient of the mean loss over a batch's predicted tokens, and the sums.
+        """Gradients of the mean loss over the predicted tokens of a batch.
 
-        Parts of an accumulated batch are weighed by the tokens that they predict, so that the
-        result is that of the whole batch.
+        Micro-batches are weighted by their numbers of predicted tokens, so that accumulation does
+        not change the result.
 
         Args:
-          params: those to train.
+          params: trained parameters.
           batch: arrays (b, t); b is a multiple of `config.accumulate`.
-          frozen: the other parameters, None where `params` has an array; None for none.
+          frozen: frozen parameters, see `step.partition`; None if there are none.
+
+        Returns:
+          A tree like `params`, and the loss sums.
         """
         count = jnp.maximum(next_tokens(batch).weights.sum(), 1)
 
@@ -232,19 +245,19 @@ class Objective:
         return jax.lax.scan(add, zeros, jax.tree.map(split, batch))[0]
 
     def step_gradients(self, state: TrainState, batch: dict[str, jax.Array]) -> Gradients:
-        """What `train_step` asks for; the state's `extra` is what is frozen."""
-        of_params, sums = self.gradients(state.params, batch, state.extra)
-        return Gradients(of_params, self.metrics(sums), state.extra)
+        """The gradient function for `train_step`; the state's `extra` has frozen parameters."""
+        grads, sums = self.gradients(state.params, batch, state.extra)
+        return Gradients(grads, self.metrics(sums), state.extra)
 
     def metrics(self, sums: LossSums) -> dict[str, jax.Array]:
-        """Means of loss sums; what had no tokens is NaN."""
-        named = {"loss": sums.loss / sums.count, "tokens": sums.count}
+        """Means of loss sums; metrics without tokens are NaN."""
+        metrics = {"loss": sums.loss / sums.count, "tokens": sums.count}
         parts = dict(zip(("text", "speech"), sums.parts.sum(0), strict=True))
         if len(self.sources) > 1:
             for name, (text, speech) in zip(self.sources, sums.parts, strict=True):
                 parts |= {name: text + speech, f"{name}_text": text, f"{name}_speech": speech}
         for name, (entropy, hits, count) in parts.items():
-            named |= {f"loss_{name}": entropy / count, f"accuracy_{name}": hits / count}
+            metrics |= {f"loss_{name}": entropy / count, f"accuracy_{name}": hits / count}
         for name, part in zip(self.sources, sums.parts, strict=True):
-            named[f"share_{name}"] = part[:, 2].sum() / sums.count
-        return named
+            metrics[f"share_{name}"] = part[:, 2].sum() / sums.count
+        return metrics

@@ -41,12 +41,12 @@ from spirit_jax.vocab import Vocab
 
 
 class LmRecipe(Recipe[LmRunConfig]):
-    """The training of the language model; the state's `extra` is what LoRA leaves frozen.
+    """The training of the language model; with LoRA the state's `extra` has frozen parameters.
 
     Attributes:
-      half: the exported language model is stored in float16, at half the size.
+      half: exports float16 parameters.
       vocab: of the model.
-      model: without parameters, with LoRA's if the run adapts it.
+      model: the network, with adapters if the run uses LoRA.
     """
 
     def __init__(self, config: LmRunConfig, half: bool = False, vocab: Vocab | None = None):
@@ -55,7 +55,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         Args:
           config: of the run.
           half: see the class.
-          vocab: read from the config's model folder by default.
+          vocab: of the model; read from the config's model folder by default.
 
         Raises:
           InputError: the model folder cannot be used.
@@ -83,30 +83,30 @@ class LmRecipe(Recipe[LmRunConfig]):
 
     @functools.cached_property
     def folder(self) -> Path:
-        """Of the model to start from."""
+        """The model folder to start from."""
         return model_folder.find_language_model(self.config.model)
 
     @functools.cached_property
     def tokenizer(self) -> TextTokenizer:
-        """Of the model's folder."""
+        """The text tokenizer of the model folder."""
         return load_text_tokenizer(self.folder / "text_tokenizer", self.vocab)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """With LoRA, of the rows of new tokens in the embedding and the head alone."""
+        """The optimizer; with LoRA the rows of text tokens are frozen."""
         optimizer = make_optimizer(self.config.optimizer, self.schedule)
         if self.config.lora.rank:
             optimizer = optax.chain(optimizer, lora.only_new_rows(self.vocab))
         return optimizer
 
     def init(self) -> tuple[Any, None]:
-        """Random parameters; for a start from a folder see `first_state`."""
+        """Random parameters; see `first_state` for the parameters of a folder."""
         ones = jnp.ones((1, 1), jnp.int32)
         variables = self.model.init(jax.random.key(self.config.seed), ones, ones, ones)
         return nn.unbox(variables["params"]), None
 
     def first_state(self, mesh: jax.sharding.Mesh, places: TrainState) -> TrainState:
-        """The state before the first step; arrays of a folder go straight onto their shards."""
+        """The state before the first step; a folder's arrays are read onto their shards."""
         if self.config.random_init:
             return super().first_state(mesh, places)
         rank = self.config.lora.rank
@@ -124,7 +124,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         return create(params).replace(extra=frozen)
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> TrainState:
-        """Shapes, dtypes and shardings of the state; moments lie where their parameters do."""
+        """Shapes, dtypes and shardings of the state; moments are sharded as their parameters."""
         boxed = llama.abstract_params(self.model, boxed=True)
         shapes, places = nn.unbox(boxed), sharding.param_shardings(boxed, mesh)
         frozen = frozen_places = None
@@ -152,7 +152,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         return self.objective.metrics(sums), state.extra
 
     def gradients(self, state: TrainState, batch: Row) -> Gradients:
-        """Gradients of the mean loss over a batch's tokens, in parts if the step accumulates."""
+        """Gradients of the mean loss over a batch's tokens; see `Objective.gradients`."""
         return self.objective.step_gradients(state, batch)
 
     def make_stream(self, rows: list[int]) -> Stream:
@@ -175,10 +175,10 @@ class LmRecipe(Recipe[LmRunConfig]):
         return jax.jit(sums)
 
     def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> dict[str, float]:
-        """Metrics of the training on the same held-out batches every time."""
+        """The metrics of the training on held-out batches, the same ones every time."""
         batch_rows = self.config.data.batch_rows
         rows = sharding.local_rows(batch_rows, mesh)
-        if self._held_out is None:  # opening checks the corpus, which takes its time
+        if self._held_out is None:  # opened once, since it checks the corpus
             data = dataclasses.replace(self.config.data, sources=self.config.eval_sources)
             stream = self._stream(data, rows)
             self._held_out = stream, stream.get_state()
@@ -198,7 +198,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         """See `Recipe.describe`."""
         vocab = config_lib.read_mapping(self.folder / "vocab.json")
         contents = {"model/vocab.json": checksums.of_value(vocab)}
-        # Of a speech tokenizer's networks, the vocoder plays no part here.
+        # The vocoder of the speech tokenizer does not matter for training.
         if units := model_folder.read_unit_hashes(self.folder):
             contents["model/speech_tokenizer"] = checksums.of_value(units)
         for name in ("text_tokenizer", "llama"):
@@ -212,7 +212,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         return record.describe(self.config, contents, self.model.config)
 
     def write(self, state: TrainState, output: Path) -> None:
-        """Writes a model folder: the trained language model, and all else of the start's folder."""
+        """Writes a model folder: the trained network and the other files of the start folder."""
         name = model_folder.SPEECH_TOKENIZER
         replaced = shutil.ignore_patterns("llama", name, transcription.CONFIG_NAME)
         shutil.copytree(self.folder, output, ignore=replaced, dirs_exist_ok=True)
@@ -227,7 +227,7 @@ class LmRecipe(Recipe[LmRunConfig]):
 
 
 def make_model(config: LmRunConfig) -> llama.Llama:
-    """The model of a run, without parameters."""
+    """The network of a run, without parameters."""
     sizes = config.sizes
     if sizes is None:
         path = model_folder.find_language_model(config.model) / "llama" / "config.json"
@@ -248,10 +248,10 @@ def read_vocab(config: LmRunConfig) -> Vocab:
 
 
 def token_flops(cfg: llama.LlamaConfig, seq_len: int) -> float:
-    """Floating-point operations of training on a token: 6 N + 6 L D S.
+    """Floating-point operations of training per token: 6 N + 6 L D S (arXiv 2001.08361).
 
-    N counts the head and not the input embedding; attention counts as its causal half; what is
-    recomputed is not counted.
+    N is the number of parameters with the head and without the input embedding. Attention counts as
+    causal, and recomputation (remat) is not counted.
     """
     leaves = jax.tree.leaves(llama.abstract_params(llama.Llama(cfg)))
     embedding = 0 if cfg.tie_embeddings else cfg.vocab_size * cfg.hidden_size
@@ -260,15 +260,15 @@ def token_flops(cfg: llama.LlamaConfig, seq_len: int) -> float:
 
 
 def plain_params(state: TrainState, config: LmRunConfig) -> Any:
-    """The parameters of the model without LoRA, its products added to their matrices."""
+    """The parameters of the model without LoRA; adapters are merged into their matrices."""
     params = merge(state.params, state.extra)
     return lora.merge_products(params, config.lora) if config.lora.rank else params
 
 
 def _names(sources: tuple[SourceConfig, ...]) -> tuple[str, ...]:
-    """Names of sources for metrics: as given, else their format, numbered where it is not alone.
+    """Names of data sources for metrics: the given name, or the format; duplicates are numbered.
 
-    "text" and "speech" alone are the metrics of all tokens of a modality.
+    "text" and "speech" are renamed, since they name the metrics of all tokens of a modality.
     """
     names = [source.name or source.format for source in sources]
     names = [f"{name}_alone" if name in ("text", "speech") else name for name in names]
@@ -278,7 +278,7 @@ def _names(sources: tuple[SourceConfig, ...]) -> tuple[str, ...]:
 
 
 def _with_length(sizes: llama.LlamaConfig, config: LmRunConfig) -> llama.LlamaConfig:
-    """The sizes, with the longest sequence of training; unknown if that of the start is."""
+    """The config with `trained_positions`; it stays 0 (unknown) if it is 0 in the start model."""
     if not config.random_init and not sizes.trained_positions:
         return sizes
     start = 0 if config.random_init else sizes.trained_positions
@@ -286,7 +286,7 @@ def _with_length(sizes: llama.LlamaConfig, config: LmRunConfig) -> llama.LlamaCo
 
 
 def _by_layer(params: Any, num_layers: int) -> Iterator[Any]:
-    """The parameters in parts on the host, a layer at a time, stacked layers taken apart."""
+    """The parameters as numpy arrays, one layer at a time; stacked layers are split."""
     yield jax.tree.map(np.asarray, {name: params[name] for name in params if name != "layers"})
     layers = params["layers"]
     for number in range(num_layers):

@@ -1,4 +1,4 @@
-"""The run config of the pitch VQ-VAE's training. Importing this is cheap: no JAX."""
+"""The run config of the pitch VQ-VAE's training. Importing this does not import JAX."""
 
 import dataclasses
 
@@ -12,19 +12,20 @@ MEANS = ("speaker", "utterance")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PitchRunConfig(RecipeConfig):
-    """A training of the pitch VQ-VAE.
+    """The run config of the pitch VQ-VAE; see `RecipeConfig` for its other fields.
 
     Attributes:
-      network: sizes; with `start`, those of that folder are taken instead.
-      f0: how F0 is found.
-      ema: how the codebook moves.
-      segment_frames: of F0 that a row has, at 200 a second.
-      mean: what is subtracted from F0: the "speaker"'s over the corpus (the paper), or the
-        "utterance"'s, which is what `SpeechTokenizer` does. Recordings without a speaker: theirs.
-      scale: in Hz, an error of F0 that costs as much as a wrong voicing flag. The paper's loss is
-        that of 1, with which voicing is hardly learnt.
-      commitment: weight of the latents' distance to their codes; times 1 / scale ** 2, as F0's.
-      epoch_decay: of the learning rate, after every epoch.
+      network: sizes; with `start`, the config of that network is used.
+      f0: how F0 is estimated.
+      ema: updates of the codebook.
+      segment_frames: F0 frames of a row, at 200 a second.
+      mean: the mean that is subtracted from F0: that of the "speaker" over the corpus (the paper),
+        or of the "utterance", as in `SpeechTokenizer`. It is that of the utterance for recordings
+        without a speaker.
+      scale: F0 error in Hz with the same loss as a wrong voicing flag. It is 1 in the paper, with
+        which voicing is hardly learnt.
+      commitment: weight of the commitment loss, which is divided by scale ** 2 like the loss of F0.
+      epoch_decay: factor of the learning rate after every epoch.
     """
 
     recipe: str = "pitch"

@@ -3,8 +3,8 @@
 Letters: b batch, t time (frames, then codes), d code width, v codes, n all codes of a batch.
 
 The recipe is that of arXiv 2104.00355 (section 3.1 and its configs): segments of 1.04 s, mean
-squared error and commitment, and a codebook that follows moving averages (`codebook`). Input and
-output are F0 in Hz as `normalise_f0` gives it, as of converted networks.
+squared error and commitment loss, and a codebook of moving averages (`codebook`). Input and output
+are F0 in Hz from `normalise_f0`, as for converted networks.
 """
 
 import functools
@@ -33,7 +33,7 @@ from spirit_jax.training.pitch.config import PitchRunConfig
 from spirit_jax.training.recipe import SpeechRecipe, code_usage, read_start
 from spirit_jax.training.step import Metrics, TrainState
 
-EVAL_FRAMES = 2000  # of a held-out recording, 10 s
+EVAL_FRAMES = 2000  # of each held-out recording, 10 s
 
 
 class PitchRecipe(SpeechRecipe[PitchRunConfig]):
@@ -56,7 +56,7 @@ class PitchRecipe(SpeechRecipe[PitchRunConfig]):
 
     @functools.cached_property
     def schedule(self) -> optax.Schedule:
-        """Learning rate by step; it decays by epochs."""
+        """Learning rate by step, with decay after each epoch."""
 
         def epoch_steps() -> int:
             return max(len(self.features) // self.config.data.batch_rows, 1)
@@ -73,7 +73,7 @@ class PitchRecipe(SpeechRecipe[PitchRunConfig]):
             params = self.model.init(key, *example, method="everything")["params"]
         params = dict(params)
         codes_vd = jnp.asarray(params.pop("codebook"))
-        # Codes of a trained network are kept as long as those of average use.
+        # Codes of a trained network start with the average count, so that they are not dead.
         strides = int(np.prod([stride for stride, _, _ in self.network.downs]))
         count = 0.0
         if self.start is not None:
@@ -81,7 +81,7 @@ class PitchRecipe(SpeechRecipe[PitchRunConfig]):
         return params, codebook_lib.start(codes_vd, count)
 
     def loss(self, params: Any, state: TrainState, batch: Row) -> tuple[Metrics, Codebook]:
-        """See `Recipe.loss`; the codebook follows the latents of the batch."""
+        """See `Recipe.loss`; also updates the codebook."""
         codes_vd = state.extra.codes_vd
         output = run_network(self.model, params, codes_vd, **batch)
         metrics = measure(output, self.config, self.network.num_codes)
@@ -102,7 +102,7 @@ class PitchRecipe(SpeechRecipe[PitchRunConfig]):
 
     @functools.cached_property
     def held_out(self) -> Row:
-        """The beginnings of the held-out recordings as one batch."""
+        """The first seconds of the held-out recordings, as one batch."""
         features = read_features(self.held_out_items(), self.config, self.network)
         rows = [features_t2[:EVAL_FRAMES] for features_t2 in features]
         longest = max(len(features_t2) for features_t2 in rows)
@@ -110,7 +110,7 @@ class PitchRecipe(SpeechRecipe[PitchRunConfig]):
 
     @functools.cached_property
     def reconstruct(self) -> Callable[[TrainState, Row], tuple[Metrics, "PitchOutput"]]:
-        """Jitted, of (state, batch): metrics and the output of the network."""
+        """Jitted: (state, batch) to metrics and the output of the network."""
 
         def run(state: TrainState, batch: Row):
             output = run_network(self.model, state.params, state.extra.codes_vd, **batch)
@@ -123,21 +123,21 @@ class PitchRecipe(SpeechRecipe[PitchRunConfig]):
         return jax.tree.map(float, self.reconstruct(state, self.held_out)[0])
 
     def report(self, state: TrainState, folder: Path) -> None:
-        """Plots F0 before and after, and makes both audible."""
+        """Plots F0 and its reconstruction, and synthesises both."""
         output = jax.tree.map(np.asarray, self.reconstruct(state, self.held_out)[1])
 
-        def true(array, mask_bt):
+        def unpad(array, mask_bt):
             return [row[mask_t] for row, mask_t in zip(array, mask_bt, strict=True)]
 
         report.write(
             folder,
-            true(output.features_bt2, output.mask_bt),
-            true(output.decoded_bt2, output.mask_bt),
-            true(output.codes_bt, output.code_mask_bt),
+            unpad(output.features_bt2, output.mask_bt),
+            unpad(output.decoded_bt2, output.mask_bt),
+            unpad(output.codes_bt, output.code_mask_bt),
         )
 
     def write(self, state: TrainState, output: Path) -> None:
-        """Writes the network as its folder in a speech tokenizer has it."""
+        """Writes the network folder, as in a speech tokenizer."""
         params = {**state.params, "codebook": state.extra.codes_vd}
         checkpoint.save_network(output, self.network, jax.tree.map(np.asarray, params))
 
@@ -145,7 +145,13 @@ class PitchRecipe(SpeechRecipe[PitchRunConfig]):
 def read_features(
     items: list[Item], config: PitchRunConfig, network: PitchConfig
 ) -> list[np.ndarray]:
-    """The network's input for each recording, float32 (t, 2)."""
+    """Normalised F0 and voicing of each recording, float32 (t, 2).
+
+    Args:
+      items: the recordings; F0 is cached in the run folder.
+      config: of the run.
+      network: config of the network.
+    """
     tracks = f0_cache.read_tracks(items, config.f0, Path(config.run_dir) / "f0")
     means = f0_cache.speaker_means(items, tracks) if config.mean == "speaker" else {}
     return [
@@ -155,7 +161,13 @@ def read_features(
 
 
 def make_row(features_t2: np.ndarray, rng: np.random.Generator, segment_frames: int) -> Row:
-    """A segment from a place drawn at random, padded with zeros, and its true length."""
+    """A row of a batch: a random segment, padded with zeros, and its true length.
+
+    Args:
+      features_t2: float32, of a recording.
+      rng: of the draw.
+      segment_frames: length of the row.
+    """
     start = int(rng.integers(max(len(features_t2) - segment_frames, 0) + 1))
     piece = features_t2[start : start + segment_frames]
     padded = np.pad(piece, ((0, segment_frames - len(piece)), (0, 0)))
@@ -169,11 +181,11 @@ class PitchOutput:
     Attributes:
       features_bt2: the input.
       decoded_bt2: the decoder's output, as long as the input.
-      mask_bt: frames that both have.
-      latent_btd: before quantization.
-      quantized_btd: their codes' vectors.
-      codes_bt: int32.
-      code_mask_bt: codes that are true ones.
+      mask_bt: bool, frames that input and output have.
+      latent_btd: the encoder's output.
+      quantized_btd: the codes of the latents.
+      codes_bt: int32, their ids.
+      code_mask_bt: bool, False for padding.
     """
 
     features_bt2: jax.Array
@@ -192,14 +204,24 @@ def run_network(
     features_bt2: jax.Array,
     lengths_b: jax.Array,
 ) -> PitchOutput:
-    """To codes and back; gradients pass quantization as if it were not there."""
+    """Encodes, quantizes and decodes F0, with a straight-through gradient.
+
+    Args:
+      model: the VQ-VAE.
+      params: its parameters, without the codebook.
+      codes_vd: float32, the codebook.
+      features_bt2: float32, input.
+      lengths_b: int32, true numbers of frames.
+    """
     variables = {"params": {**params, "codebook": codes_vd}}
     latent_btd, counts_b = model.apply(variables, features_bt2, lengths_b, method="latent")
     codes_bt = pitch.nearest_codes(latent_btd, codes_vd, model.config.precision)
     quantized_btd = jax.lax.stop_gradient(codes_vd[codes_bt])
-    passed_btd = latent_btd + jax.lax.stop_gradient(quantized_btd - latent_btd)
+    straight_through_btd = latent_btd + jax.lax.stop_gradient(quantized_btd - latent_btd)
     decoder = pitch.Decoder(model.config)
-    decoded_bt2, decoded_b = decoder.apply({"params": params["decoder"]}, passed_btd, counts_b)
+    decoded_bt2, decoded_b = decoder.apply(
+        {"params": params["decoder"]}, straight_through_btd, counts_b
+    )
     size = features_bt2.shape[1]
     rest = max(size - decoded_bt2.shape[1], 0)
     decoded_bt2 = jnp.pad(decoded_bt2, ((0, 0), (0, rest), (0, 0)))[:, :size]
@@ -215,7 +237,7 @@ def run_network(
 
 
 def measure(output: PitchOutput, config: PitchRunConfig, num_codes: int) -> dict[str, jax.Array]:
-    """The loss and its terms; the error of F0 in Hz is over voiced frames."""
+    """The loss and its terms, and the usage of codes; `f0_rmse` is in Hz, over voiced frames."""
 
     def mean(values, mask):
         return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)

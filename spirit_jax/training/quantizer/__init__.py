@@ -1,1 +1,1 @@
-"""The training of a quantizer that is robust to voice, pace and noise."""
+"""The training of a quantizer that is robust to speaker, tempo and noise."""

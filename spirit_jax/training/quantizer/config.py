@@ -1,4 +1,4 @@
-"""The run config of the quantizer's training. Importing this is cheap: no JAX."""
+"""The run config of the quantizer's training. Importing this does not import JAX."""
 
 import dataclasses
 
@@ -9,14 +9,15 @@ from spirit_jax.training.configs import OptimizerConfig, RecipeConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizerRunConfig(RecipeConfig):
-    """A training of the quantizer; `start` is a folder with `hubert` and `quantizer`.
+    """The run config of the quantizer; see `RecipeConfig` for its other fields.
 
     Attributes:
-      augment: how recordings are changed.
-      hidden_sizes: widths between the layers of the classifier. Where the quantizer of `start` is
-        one already it is gone on with, and these are not used.
-      train_encoder_layers: so many of the encoder's last layers are trained as well.
-      segment_seconds: of unchanged audio that a row has.
+      start: a folder or model with `hubert` and `quantizer`.
+      augment: data augmentation.
+      hidden_sizes: widths of the classifier's hidden layers. If the quantizer of `start` is a
+        classifier, it is trained further and these are not used.
+      train_encoder_layers: number of the encoder's last layers that are trained too.
+      segment_seconds: length of a row before augmentation.
     """
 
     recipe: str = "quantizer"
@@ -32,6 +33,6 @@ class QuantizerRunConfig(RecipeConfig):
     def __post_init__(self):
         super().__post_init__()
         if not self.start:
-            raise InputError("start is empty; give a folder that has hubert and quantizer.")
+            raise InputError("start is empty; set it to a folder that has hubert and quantizer.")
         if self.segment_seconds <= 0 or self.train_encoder_layers < 0:
             raise InputError("segment_seconds must be above 0, train_encoder_layers 0 or more.")

@@ -1,11 +1,11 @@
-"""Trains a quantizer that hears the same units when the voice, the pace or the room changes.
+"""Trains a quantizer whose units are robust to speaker, tempo, reverberation and noise.
 
-Letters: b batch, t time (samples, then frames), d feature width, u units of a row, v units that
-there are (and the blank).
+Letters: b batch, t time (samples, then frames), d feature width, u units of a row, v unit
+vocabulary (with the blank).
 
-The recipe is that of arXiv 2209.15483: from a changed recording a classifier on the encoder learns,
-by CTC, to give the units that encoder and quantizer gave for the recording as it was, repeats
-dropped. Units between which the classifier is silent (its blank) are filled in by `fill_blanks`.
+The recipe is that of arXiv 2209.15483: a classifier on the encoder gets an augmented recording and
+learns, with a CTC loss, the deduplicated units that the teacher (the encoder and quantizer of
+`start`) gives for the original recording. Blanks in its output are replaced by `fill_blanks`.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from spirit_jax.training.recipe import SpeechRecipe, code_usage
 from spirit_jax.training.step import Metrics, TrainState
 from spirit_jax.units import dedup
 
-UNCHANGED = AugmentConfig(stretch=0, pitch=0, reverberation=0, noise=0)
+NO_AUGMENTATION = AugmentConfig(stretch=0, pitch=0, reverberation=0, noise=0)
 
 
 class QuantizerRecipe(SpeechRecipe[QuantizerRunConfig]):
@@ -58,7 +58,7 @@ class QuantizerRecipe(SpeechRecipe[QuantizerRunConfig]):
         return self.config.data.batch_rows * frames
 
     def init(self) -> tuple[Any, Any]:
-        """See `Recipe.init`: the classifier and the encoder's last layers are trained."""
+        """See `Recipe.init`: trains the classifier and the encoder's last layers."""
         encoder = jax.tree.map(jnp.asarray, self.teacher_params["hubert"])
         classifier = self.teacher_params["quantizer"]
         if self.teacher.quantizer.kind != "mlp":
@@ -72,7 +72,7 @@ class QuantizerRecipe(SpeechRecipe[QuantizerRunConfig]):
         return params, {**encoder, "layers": frozen}
 
     def scores(self, params: Any, frozen: Any, batch: Row) -> tuple[jax.Array, jax.Array]:
-        """The classifier's scores before a softmax, (b, t, v), and true numbers of frames, (b,)."""
+        """The classifier's logits, float32 (b, t, v), and true numbers of frames, int32 (b,)."""
         merged = merge(params, frozen)
         hidden_btd, frames_b = self.encoder.apply(
             {"params": merged["hubert"]}, batch["wave_bt"], batch["lengths_b"]
@@ -80,7 +80,7 @@ class QuantizerRecipe(SpeechRecipe[QuantizerRunConfig]):
         return self.classifier.apply({"params": merged["quantizer"]}, hidden_btd), frames_b
 
     def loss(self, params: Any, state: TrainState, batch: Row) -> tuple[Metrics, Any]:
-        """See `Recipe.loss`: CTC of the units that the teacher gives for unchanged audio."""
+        """See `Recipe.loss`: CTC loss of the teacher's units of the original audio."""
         scores_btv, frames_b = self.scores(params, state.extra, batch)
         metrics = measure(scores_btv, frames_b, batch["units_bu"], batch["counts_b"], self.blank)
         return metrics, state.extra
@@ -90,19 +90,20 @@ class QuantizerRecipe(SpeechRecipe[QuantizerRunConfig]):
         items = self.training_items()
 
         def label() -> dict[str, Any]:
-            units = targets.units_of(self.teacher, self.teacher_params)
+            units = targets.network_units(self.teacher, self.teacher_params)
             blank = self.teacher.quantizer.blank
             return {"labels": targets.label_by_units(items, units, self.trunk, blank)}
 
         hashes = " ".join(checkpoint.hash_params(part) for part in self.teacher_params.values())
-        kept = targets.keep(Path(self.config.run_dir) / "targets.npz", hashes, items, label)
-        recordings = targets.with_labels(items, kept["labels"])
+        path = Path(self.config.run_dir) / "targets.npz"
+        cached = targets.cached_labels(path, hashes, items, label)
+        recordings = targets.with_labels(items, cached["labels"])
         make = functools.partial(make_row, config=self.config, teacher=self.teacher)
         return SpeechStream(recordings, make, self.config.data, rows)
 
     @functools.cached_property
     def held_out(self) -> tuple[dict[str, list[Row]], dict[str, list[np.ndarray]]]:
-        """By kind of change ("" for none): batches, and the units that the teacher gives."""
+        """By kind of augmentation ("" for none): batches, and the units of the teacher."""
         unlabelled = [Recording(item, np.zeros(0, np.int32)) for item in self.held_out_items()]
         batches = held_out_batches(unlabelled, self.config, self.teacher)
         apply = jax.jit(
@@ -116,7 +117,7 @@ class QuantizerRecipe(SpeechRecipe[QuantizerRunConfig]):
 
     @functools.cached_property
     def jitted_units(self) -> Callable[[Any, Any, Row], tuple[jax.Array, jax.Array]]:
-        """Of (params, frozen, batch): units with blanks, int32 (b, t), and true frames, (b,)."""
+        """Jitted: (params, frozen, batch) to units, int32 (b, t), and true numbers of frames."""
 
         def units(params, frozen, batch):
             scores_btv, frames_b = self.scores(params, frozen, batch)
@@ -125,13 +126,13 @@ class QuantizerRecipe(SpeechRecipe[QuantizerRunConfig]):
         return jax.jit(units)
 
     def held_out_units(self, state: TrainState) -> dict[str, list[np.ndarray]]:
-        """By kind of change, the units of every held-out recording."""
+        """By kind of augmentation, the units of every held-out recording."""
         units = functools.partial(self.jitted_units, state.params, state.extra)
         batches, _ = self.held_out
         return {kind: _units(units, rows, self.blank) for kind, rows in batches.items()}
 
     def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> dict[str, float]:
-        """Unit edit distances between audio as it is and each kind of change, in percent."""
+        """Unit edit distances between original and augmented audio, in percent."""
         after, before = self.held_out_units(state), self.held_out[1]
         metrics = {"edits_from_start": _mean_distance(before[""], after[""])}
         for kind in augment.KINDS:
@@ -142,7 +143,7 @@ class QuantizerRecipe(SpeechRecipe[QuantizerRunConfig]):
         return metrics
 
     def report(self, state: TrainState, folder: Path) -> None:
-        """Plots the units of changed audio before and after the training."""
+        """Plots the units of augmented audio of the teacher and of the trained network."""
         batches, before = self.held_out
         report.write(folder, batches, before, self.held_out_units(state), self.trunk)
 
@@ -161,23 +162,33 @@ def merge(params: Any, frozen: Any) -> dict[str, Any]:
 def measure(
     scores_btv: jax.Array, frames_b: jax.Array, units_bu: jax.Array, counts_b: jax.Array, blank: int
 ) -> dict[str, jax.Array]:
-    """The CTC loss a unit, and what the classifier says.
+    """The CTC loss per unit, and statistics of the classifier's output.
 
-    Rows with more units than frames, which quick speech may have, cannot be said and do not count.
+    Rows with more units than frames, as after a large speed-up, have no CTC path and are ignored.
+
+    Args:
+      scores_btv: float32 logits.
+      frames_b: int32, true numbers of frames.
+      units_bu: int32, target units.
+      counts_b: int32, true numbers of target units.
+      blank: the blank label.
+
+    Returns:
+      Scalar metrics by name.
     """
     true_bt = length_mask(frames_b, scores_btv.shape[1])
     true_bu = length_mask(counts_b, units_bu.shape[1])
     losses_b = ctc_loss(scores_btv, frames_b, units_bu, counts_b, blank)
     fits_b = (counts_b <= frames_b) & (counts_b > 0)
     loss = jnp.where(fits_b, losses_b, 0).sum() / jnp.maximum((fits_b[:, None] & true_bu).sum(), 1)
-    said_bt = jnp.argmax(scores_btv, axis=-1)
-    heard_bt = true_bt & (said_bt != blank)
-    counts_v = jnp.zeros(blank + 1).at[said_bt].add(heard_bt.astype(jnp.float32))[:blank]
+    best_bt = jnp.argmax(scores_btv, axis=-1)
+    unit_bt = true_bt & (best_bt != blank)
+    counts_v = jnp.zeros(blank + 1).at[best_bt].add(unit_bt.astype(jnp.float32))[:blank]
     used, perplexity = code_usage(counts_v)
     frames = jnp.maximum(true_bt.sum(), 1)
     return {
         "loss": loss,
-        "blank_share": 1 - heard_bt.sum() / frames,
+        "blank_share": 1 - unit_bt.sum() / frames,
         "units_used": used,
         "perplexity": perplexity,
         "fitting_rows": fits_b.mean(),
@@ -187,7 +198,7 @@ def measure(
 def ctc_loss(
     scores_btv: jax.Array, frames_b: jax.Array, units_bu: jax.Array, counts_b: jax.Array, blank: int
 ) -> jax.Array:
-    """Minus the log-probability of each row's units, float32 (b,), by CTC (Graves et al. 2006)."""
+    """CTC loss (Graves et al., 2006) of each row, float32 (b,); arguments as of `measure`."""
     after_bt = ~length_mask(frames_b, scores_btv.shape[1])
     after_bu = ~length_mask(counts_b, units_bu.shape[1])
     arguments = scores_btv, after_bt.astype(jnp.float32), units_bu, after_bu.astype(jnp.float32)
@@ -197,16 +208,27 @@ def ctc_loss(
 def make_row(
     recording: Recording, rng: np.random.Generator, config: QuantizerRunConfig, teacher: HubertUnits
 ) -> Row:
-    """A segment from a place drawn at random, changed, and the units that it had before."""
+    """A row of a batch: a random segment with augmentation, and its original units.
+
+    Args:
+      recording: with the teacher's units as labels.
+      rng: of all draws.
+      config: length of the segment and augmentation.
+      teacher: the stride and receptive field of its trunk are used.
+
+    Returns:
+      "wave_bt", float32 samples; "lengths_b", int32; "units_bu", int32, deduplicated; "counts_b",
+      int32.
+    """
     seconds, trunk = config.segment_seconds, teacher.config.trunk
     frames, size = targets.segment_size(seconds, trunk)
     piece_t, labels_t = targets.draw_segment(recording, seconds, trunk, rng)
-    changed_t = augment.augment(piece_t, rng, config.augment)
+    augmented_t = augment.augment(piece_t, rng, config.augment)
     units_u = labels_t[dedup(labels_t)]
-    room = int(size / min(config.augment.stretch_rates[0], 1)) + 1
+    longest = int(size / min(config.augment.stretch_rates[0], 1)) + 1
     return {
-        "wave_bt": np.pad(changed_t, (0, room - len(changed_t))),
-        "lengths_b": np.int32(len(changed_t)),
+        "wave_bt": np.pad(augmented_t, (0, longest - len(augmented_t))),
+        "lengths_b": np.int32(len(augmented_t)),
         "units_bu": np.pad(units_u, (0, frames - len(units_u))).astype(np.int32),
         "counts_b": np.int32(len(units_u)),
     }
@@ -215,17 +237,26 @@ def make_row(
 def held_out_batches(
     recordings: list[Recording], config: QuantizerRunConfig, teacher: HubertUnits
 ) -> dict[str, list[Row]]:
-    """The beginnings of recordings in batches, as they are and with each kind of change."""
+    """Batches of the first segments of recordings, without and with each kind of augmentation.
+
+    Args:
+      recordings: held-out recordings.
+      config: see `make_row`.
+      teacher: see `make_row`.
+
+    Returns:
+      Batches by kind of augmentation, "" for none.
+    """
     size = config.data.batch_rows
     batches = {}
     for kind in ("", *augment.KINDS):
-        changes = augment.only(kind, config.augment) if kind else UNCHANGED
-        # The range of stretching says how long rows are, which is the same for all.
+        changes = augment.only(kind, config.augment) if kind else NO_AUGMENTATION
+        # The range of stretching determines the length of rows, which must be the same for all.
         changes = dataclasses.replace(changes, stretch_rates=config.augment.stretch_rates)
         settings = dataclasses.replace(config, augment=changes)
         rows = [
-            make_row(one, np.random.default_rng(number), settings, teacher)
-            for number, one in enumerate(recordings)
+            make_row(recording, np.random.default_rng(number), settings, teacher)
+            for number, recording in enumerate(recordings)
         ]
         batches[kind] = [stack(rows[start : start + size]) for start in range(0, len(rows), size)]
     return batches
@@ -234,7 +265,7 @@ def held_out_batches(
 def _units(
     compute: Callable[[Row], tuple[jax.Array, jax.Array]], batches: list[Row], blank: int
 ) -> list[np.ndarray]:
-    """The units of every row, blanks filled."""
+    """The units of every row, without blanks."""
     units = []
     for batch in batches:
         units_bt, frames_b = (np.asarray(array) for array in compute(batch))
@@ -243,26 +274,28 @@ def _units(
     return units
 
 
-def _mean_distance(some: list[np.ndarray], others: list[np.ndarray]) -> float:
-    pairs = zip(some, others, strict=True)
+def _mean_distance(first: list[np.ndarray], second: list[np.ndarray]) -> float:
+    pairs = zip(first, second, strict=True)
     return float(np.mean([unit_edit_distance(*pair) for pair in pairs]))
 
 
 def _read_start(config: QuantizerRunConfig) -> tuple[HubertUnits, HubertUnits, dict[str, Any]]:
-    """The model to train, the one that its units come from, and the latter's parameters."""
+    """The model to train, the teacher, and the teacher's parameters."""
     start = config.start
     teacher, params = hubert.load_both(start)
-    trunk, theirs = teacher.config.trunk, teacher.quantizer
+    trunk, quantizer = teacher.config.trunk, teacher.quantizer
     if config.train_encoder_layers > trunk.num_layers:
         raise InputError(
             f"train_encoder_layers is {config.train_encoder_layers}, and the encoder of {start} "
             f"has {trunk.num_layers}."
         )
     if teacher.config.sample_rate != SAMPLE_RATE:
-        raise InputError(f"{start}: hears {teacher.config.sample_rate} Hz; {SAMPLE_RATE} is known.")
-    if theirs.kind == "mlp":
+        raise InputError(
+            f"{start}: its rate is {teacher.config.sample_rate} Hz, not {SAMPLE_RATE}."
+        )
+    if quantizer.kind == "mlp":
         return teacher, teacher, params
-    own = QuantizerConfig(
-        "mlp", theirs.vocab_size, trunk.hidden_size, config.hidden_sizes, theirs.precision
+    classifier = QuantizerConfig(
+        "mlp", quantizer.vocab_size, trunk.hidden_size, config.hidden_sizes, quantizer.precision
     )
-    return HubertUnits(teacher.config, own), teacher, params
+    return HubertUnits(teacher.config, classifier), teacher, params

@@ -1,4 +1,4 @@
-"""Whether units stay when a recording changes, to see and to hear."""
+"""Plots the units of original and augmented recordings, and writes their audio."""
 
 from pathlib import Path
 
@@ -19,20 +19,20 @@ def write(
     now: dict[str, list[np.ndarray]],
     trunk: TrunkConfig,
 ) -> None:
-    """Writes units.png, the first recording with each change and its units, and a WAV of each.
+    """Writes units.png, a recording with each augmentation and its units, and KIND.wav of each.
 
     Args:
-      folder: that is there.
-      batches: by kind of change, "" for none, rows of audio.
-      before, now: by kind, the units of each row before the training and now.
-      trunk: tells where frames lie.
+      folder: an existing folder.
+      batches: by kind of augmentation ("" for none), batches of audio.
+      before, now: by kind, the units of each row by the teacher and by the trained network.
+      trunk: its stride and receptive field are used.
     """
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(len(batches), figsize=(24, 3.2 * len(batches)), squeeze=False)
-    for (kind, own), axis in zip(batches.items(), axes[:, 0], strict=True):
-        wave_t = own[0]["wave_bt"][0, : own[0]["lengths_b"][0]]
+    for (kind, rows), axis in zip(batches.items(), axes[:, 0], strict=True):
+        wave_t = rows[0]["wave_bt"][0, : rows[0]["lengths_b"][0]]
         draw_spectrogram(axis, wave_t)
         for units, height in ((before, 7500), (now, 2500)):
             units_t = units[kind][0]
@@ -41,8 +41,8 @@ def write(
                 axis.text(middle, height, str(units_t[place]), size=6, rotation=90, va="top")
         edits = [unit_edit_distance(units[""][0], units[kind][0]) for units in (before, now)]
         axis.set_title(
-            f"{kind or 'unchanged'}: units before (above) and now, where they change; edits per "
-            f"100 from unchanged {edits[0]:.0f} and {edits[1]:.0f}"
+            f"{kind or 'unchanged'}: units before (above) and now, where they change; unit edit "
+            f"distance to the original {edits[0]:.0f} % and {edits[1]:.0f} %"
         )
         write_wav(folder / f"{kind or 'unchanged'}.wav", wave_t)
     figure.tight_layout()

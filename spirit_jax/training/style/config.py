@@ -1,4 +1,4 @@
-"""The run config of the style encoder's training. Importing this is cheap: no JAX."""
+"""The run config of the style encoder's training. Importing this does not import JAX."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ LABELS = ("features", "manifest")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StyleRunConfig(RecipeConfig):
-    """A training of the style encoder.
+    """The run config of the style encoder; see `RecipeConfig` for its other fields.
 
     Attributes:
-      network: sizes, and how many styles; with `start`, those of that folder are taken instead.
-      f0: how F0 is found, for features.
-      labels: "features", clusters of each second's features, or "manifest", a style for every
-        (speaker, style) that the manifests have.
-      segment_units: seconds of a recording that a row has.
+      network: sizes and number of styles; with `start`, the config of that network is used.
+      f0: how F0 is estimated, for features.
+      labels: "features", clusters of each second's features, or "manifest", one label for every
+        (speaker, style) in the manifests.
+      segment_units: length of a row, in seconds (style units).
     """
 
     recipe: str = "style"

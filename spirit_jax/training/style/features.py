@@ -38,9 +38,10 @@ def style_features(
       unit_samples: length of a unit in samples; a multiple of 160.
 
     Returns:
-      float32 (units, 7), the columns named by `NAMES`: mean loudness relative to the recording's,
-      its deviation (dB), mean F0 relative to `f0_mean`, its deviation (semitones), share of voiced
-      frames, energy above 1 kHz relative to that below (dB), and loudness peaks a second.
+      float32 (units, 7), with columns `NAMES`: mean loudness relative to the recording and its
+      standard deviation (dB), mean F0 relative to `f0_mean` and its standard deviation (semitones),
+      fraction of voiced frames, energy above 1 kHz relative to that below (dB), and loudness peaks
+      a second.
     """
     units = (len(wave_t) + unit_samples // 2) // unit_samples
     if not units:
@@ -84,7 +85,7 @@ def loudness(wave_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def standardise(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (7,) of each feature over recordings; a deviation of 0 becomes 1."""
+    """Mean and standard deviation, (7,), over all recordings; 1 for a deviation of 0."""
     all_nd = np.concatenate(features)
     deviation_d = all_nd.std(axis=0)
     return all_nd.mean(axis=0), np.where(deviation_d > 0, deviation_d, 1)

@@ -1,4 +1,4 @@
-"""What style each second of a recording has: clusters of style features, or what a manifest says.
+"""Style labels of every second of a recording: clusters of features, or styles of a manifest.
 
 Letters: d features, l styles, s units of a recording.
 """
@@ -20,11 +20,11 @@ NO_LABEL = -1
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """A recording to learn from.
+    """A recording with style labels.
 
     Attributes:
-      item: where the audio is.
-      labels_s: int32, the style of each second; `NO_LABEL` where it is not known.
+      item: the recording.
+      labels_s: int32, the style of each second; `NO_LABEL` if unknown.
     """
 
     item: Item
@@ -33,11 +33,11 @@ class Labelled:
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """All recordings with their labels.
+    """All recordings with labels.
 
     Attributes:
       train, held_out: recordings.
-      names: what each style is, in words.
+      names: description of each style.
     """
 
     train: list[Labelled]
@@ -53,26 +53,29 @@ def label_by_features(
     num_styles: int,
     seed: int,
 ) -> Labels:
-    """Each second's cluster; the clusters are found on `train`, with every feature's deviation 1.
+    """Labels each second with a cluster of standardised features; k-means is fitted to `train`.
 
     Args:
       train, held_out: recordings.
-      train_features, held_out_features: of each, (s, d), see `features`.
-      num_styles: how many clusters.
-      seed: of the first ones.
+      train_features, held_out_features: features of each recording, (s, d), see `features`.
+      num_styles: number of clusters.
+      seed: of k-means.
+
+    Returns:
+      The labels of all recordings.
 
     Raises:
       InputError: there are fewer seconds than styles.
     """
     mean_d, deviation_d = style_features.standardise(train_features)
-    scaled = [(one - mean_d) / deviation_d for one in train_features]
+    scaled = [(values_sd - mean_d) / deviation_d for values_sd in train_features]
     settings = KMeansConfig(seed=seed)
     centres_ld = kmeans.fit(np.concatenate(scaled), num_styles, settings)
 
     def label(items, features):
         return [
-            Labelled(item, kmeans.assign((one - mean_d) / deviation_d, centres_ld))
-            for item, one in zip(items, features, strict=True)
+            Labelled(item, kmeans.assign((values_sd - mean_d) / deviation_d, centres_ld))
+            for item, values_sd in zip(items, features, strict=True)
         ]
 
     names = [_describe(centre_d) for centre_d in centres_ld]
@@ -82,14 +85,22 @@ def label_by_features(
 def label_by_manifest(
     train: Sequence[Item], held_out: Sequence[Item], num_styles: int, unit_samples: int
 ) -> Labels:
-    """A style for each speaker and manner of `train`, in alphabetical order; others are not known.
+    """Labels recordings by (speaker, style) pairs of `train`, in alphabetical order.
+
+    Args:
+      train, held_out: recordings; other pairs in `held_out` are unknown.
+      num_styles: largest number of pairs.
+      unit_samples: samples of a style unit.
+
+    Returns:
+      The labels of all recordings.
 
     Raises:
       InputError: no recording has a style, or there are more than `num_styles`.
     """
     pairs = sorted({(item.speaker, item.style) for item in train if item.style})
     if not pairs:
-        raise InputError("labels is 'manifest', and no recording has a 'style'.")
+        raise InputError("labels is 'manifest', but no recording has a 'style'.")
     if len(pairs) > num_styles:
         raise InputError(
             f"The manifests have {len(pairs)} styles (of all speakers); network.num_styles is "
@@ -98,17 +109,17 @@ def label_by_manifest(
     places = {pair: place for place, pair in enumerate(pairs)}
 
     def label(items):
-        found = []
+        labelled = []
         for item in items:
             units = -(-len(load_audio(item.audio)) // unit_samples)
             place = places.get((item.speaker, item.style), NO_LABEL)
-            found.append(Labelled(item, np.full(units, place, np.int32)))
-        return found
+            labelled.append(Labelled(item, np.full(units, place, np.int32)))
+        return labelled
 
     return Labels(label(train), label(held_out), ["/".join(pair) for pair in pairs])
 
 
 def _describe(centre_d: np.ndarray) -> str:
-    """The two features that are furthest from their mean, in deviations."""
+    """The two features furthest from their mean, in standard deviations."""
     first = np.argsort(-np.abs(centre_d))[:2]
     return ", ".join(f"{style_features.NAMES[i]} {centre_d[i]:+.1f}" for i in first)

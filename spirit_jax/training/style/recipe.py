@@ -2,9 +2,9 @@
 
 Letters: b batch, t time (samples), s units (seconds), l styles.
 
-Spirit LM (arXiv 2402.05755) fine-tunes wav2vec 2.0 to give clusters of style features, averaged
-over a second. Neither its labels nor its features are published: here they are clusters of those of
-`features`, or what a manifest says.
+Spirit LM (arXiv 2402.05755) fine-tunes wav2vec 2.0 to predict clusters of style features, averaged
+over a second. Its labels and features are not published; here labels are clusters of `features`, or
+styles of a manifest.
 """
 
 import functools
@@ -56,7 +56,7 @@ class StyleRecipe(SpeechRecipe[StyleRunConfig]):
 
     @functools.cached_property
     def labels(self) -> Labels:
-        """All recordings with the style of each second."""
+        """All recordings with the style labels of each second."""
         train, held_out = self.training_items(), self.held_out_items()
         num_styles = self.network.num_styles
         if self.config.labels == "manifest":
@@ -76,7 +76,7 @@ class StyleRecipe(SpeechRecipe[StyleRunConfig]):
         return jax.tree.map(jnp.asarray, params), None
 
     def sums(self, params: Any, batch: Row) -> tuple[dict[str, jax.Array], jax.Array]:
-        """See `measure`."""
+        """The sums and predictions of `measure`."""
         logits_bsl, units_b = self.model.apply(
             {"params": params}, batch["wave_bt"], batch["lengths_b"]
         )
@@ -96,7 +96,7 @@ class StyleRecipe(SpeechRecipe[StyleRunConfig]):
 
     @functools.cached_property
     def held_out(self) -> list[Row]:
-        """The beginnings of the held-out recordings in batches, the last one with empty rows."""
+        """The first seconds of the held-out recordings in batches, padded with empty rows."""
         size = self.config.data.batch_rows
         empty = Labelled(Item("", np.zeros(0, np.float32)), np.zeros(0, np.int32))
         labelled = [*self.labels.held_out, *[empty] * (-len(self.labels.held_out) % size)]
@@ -114,7 +114,7 @@ class StyleRecipe(SpeechRecipe[StyleRunConfig]):
         return jax.tree.map(float, summarise(sums))
 
     def report(self, state: TrainState, folder: Path) -> None:
-        """Plots labelled and predicted styles, and makes each style audible."""
+        """Plots labels and predictions, and writes audio of each style."""
         units = [np.asarray(self.jitted_sums(state.params, batch)[1]) for batch in self.held_out]
         rows = {
             name: np.concatenate([batch[name] for batch in self.held_out])
@@ -123,14 +123,24 @@ class StyleRecipe(SpeechRecipe[StyleRunConfig]):
         report.write(folder, units_bs=np.concatenate(units), names=self.labels.names, **rows)
 
     def write(self, state: TrainState, output: Path) -> None:
-        """Writes the network as its folder in a speech tokenizer has it."""
+        """Writes the network folder, as in a speech tokenizer."""
         checkpoint.save_network(output, self.network, jax.tree.map(np.asarray, state.params))
 
 
 def make_row(
     labelled: Labelled, rng: np.random.Generator | None, units: int, unit_samples: int
 ) -> Row:
-    """Whole seconds from a place drawn at random, or the first ones, padded; labels -1 there."""
+    """A row of a batch: a random segment of whole seconds, with labels.
+
+    Args:
+      labelled: the recording.
+      rng: of the draw; None for the first seconds.
+      units: length of the segment in seconds (style units).
+      unit_samples: samples of a style unit.
+
+    Returns:
+      "wave_bt", float32 samples; "lengths_b", int32; "labels_bs", int32, `NO_LABEL` for padding.
+    """
     wave_t = load_audio(labelled.item.audio)
     total = -(-len(wave_t) // unit_samples)
     first = 0 if rng is None else int(rng.integers(max(total - units, 0) + 1))
@@ -146,16 +156,16 @@ def make_row(
 def measure(
     logits_bsl: jax.Array, units_b: jax.Array, labels_bs: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Sums over the labelled units of a batch, and the predicted styles, -1 after a row's end.
+    """Sums over the labelled units of a batch, and predictions.
 
     Args:
-      logits_bsl: float32 scores before a softmax.
-      units_b: int32, how many units of each row are true.
-      labels_bs: int32, `NO_LABEL` where the style is not known.
+      logits_bsl: float32.
+      units_b: int32, true numbers of units.
+      labels_bs: int32, `NO_LABEL` if unknown.
 
     Returns:
-      Sums of cross-entropy and of correct predictions, and how often each style was predicted and
-      how often it was the label; and the predicted styles, int32 (b, s).
+      Sums of cross-entropy and correct predictions, and counts of predicted styles and of labels;
+      and predicted styles, int32 (b, s), `NO_LABEL` for padding.
     """
     logits_bsl = logits_bsl[:, : labels_bs.shape[1]]
     known_bs = (labels_bs != NO_LABEL) & length_mask(units_b, labels_bs.shape[1])
@@ -178,7 +188,7 @@ def measure(
 
 
 def summarise(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Means over labelled units; `commonest` is the accuracy of always predicting the commonest."""
+    """Means over labelled units; `commonest` is the accuracy of the most frequent label."""
     total = jnp.maximum(sums["labels_l"].sum(), 1)
     styles_used, perplexity = code_usage(sums["predicted_l"])
     return {

@@ -1,4 +1,4 @@
-"""The styles that a style encoder predicts for recordings, as pictures and sounds."""
+"""Plots of predicted styles, and audio of each style."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from spirit_jax.training.style import features as style_features
 from spirit_jax.training.style.labels import NO_LABEL
 
 SHOWN = 4  # recordings
-HEARD, SECONDS = 6, 8  # styles, and of each
-COARSE = 0.5  # semitones, for a curve to look at
+AUDIO_STYLES, SECONDS = 6, 8  # styles with audio, and seconds of each
+RESOLUTION = 0.5  # semitones, of the plotted F0
 
 
 def write(
@@ -23,13 +23,15 @@ def write(
     units_bs: np.ndarray,
     names: list[str],
 ) -> None:
-    """Writes style.png, and for the commonest styles style-NAME.wav: seconds that were given it.
+    """Writes style.png, styles.tsv, and style-ID.wav with audio of the most frequent styles.
 
     Args:
-      folder: that is there.
-      wave_bt, lengths_b, labels_bs: recordings (segments of them) and the styles they should have.
-      units_bs: the styles that they were given; -1 after the end.
-      names: of the styles.
+      folder: an existing folder.
+      wave_bt: float32, segments of recordings.
+      lengths_b: int32, samples without padding.
+      labels_bs: int32, style labels.
+      units_bs: int32, predicted styles; -1 for padding.
+      names: description of each style.
     """
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -39,7 +41,7 @@ def write(
     unit_samples = wave_bt.shape[1] // labels_bs.shape[1]
     for row in range(rows):
         wave_t = wave_bt[row, : lengths_b[row]]
-        track = f0_cache.find_f0(wave_t, COARSE)
+        track = f0_cache.find_f0(wave_t, RESOLUTION)
         voiced_f0 = np.where(track.voiced_t > 0, track.f0_t, np.nan)
         curves = ("waveform", wave_t), ("energy, dB", style_features.loudness(wave_t)[1])
         for axis, (name, values_t) in zip(axes[row], (*curves, ("F0, Hz", voiced_f0)), strict=True):
@@ -52,7 +54,7 @@ def write(
                 label = labels_bs[row, place]
                 text = f"St{unit}" if label in (unit, NO_LABEL) else f"St{unit} ({label})"
                 axis.annotate(text, (start, 1.02), xycoords=("data", "axes fraction"), size=7)
-    figure.supxlabel("seconds; in brackets the style that it should be, where it is another")
+    figure.supxlabel("seconds; predicted styles, with the label in brackets if it is different")
     figure.tight_layout()
     figure.savefig(folder / "style.png", dpi=90)
     pyplot.close(figure)
@@ -60,10 +62,10 @@ def write(
     for old in folder.glob("style-*.wav"):
         old.unlink()
     counts_l = np.bincount(units_bs[units_bs >= 0], minlength=len(names))
-    for unit in np.argsort(-counts_l, kind="stable")[:HEARD]:
+    for unit in np.argsort(-counts_l, kind="stable")[:AUDIO_STYLES]:
         places = np.argwhere(units_bs == unit)[:SECONDS]
         parts = [wave_bt[row, k * unit_samples : (k + 1) * unit_samples] for row, k in places]
         if parts:
             write_wav(folder / f"style-{unit:03d}.wav", np.concatenate(parts))
     lines = [f"{unit}\t{counts_l[unit]}\t{name}\n" for unit, name in enumerate(names)]
-    (folder / "styles.tsv").write_text("style\tseconds\twhat it is\n" + "".join(lines))
+    (folder / "styles.tsv").write_text("style\tseconds\tdescription\n" + "".join(lines))

@@ -1,4 +1,4 @@
-"""The run config of the vocoder's training. Importing this is cheap: no JAX."""
+"""The run config of the vocoder's training. Importing this does not import JAX."""
 
 import dataclasses
 
@@ -11,37 +11,37 @@ from spirit_jax.training.configs import OptimizerConfig, RecipeConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VocoderRunConfig(RecipeConfig):
-    """A training of a vocoder.
+    """The run config of the vocoder; see `RecipeConfig` for its other fields.
 
     Attributes:
-      tokenizer: folder or name of the speech tokenizer whose units are to be spoken; it needs no
-        vocoder.
-      speakers: the voices to learn, as the recordings name them. With `start`, those that the
-        network does not have yet are added to its own.
-      style_ids: whether the manner of a recording is an input as well, by its name. With `start`,
-        as the network has it.
-      default_speaker, default_style: the voice and the manner that the vocoder speaks in if none is
-        asked for; "" for the first, or with `start` that network's. `default_style` is also that of
-        recordings that do not say theirs.
-      network: sizes. How many speakers and manners there are, and their names, comes from the
-        recordings. With `start`, the network of that folder is taken instead.
-      discriminators: sizes of the judges.
-      mel: the spectrogram that recorded and made waves are compared by.
-      segment_units: that a row speaks; 14 are the 8,960 samples of the paper.
-      duration_runs: units without repeats, whose durations a row predicts.
-      adversarial_from: steps before the discriminators take part; the number of steps for
-        never. Without them a step takes a fraction of the time.
-      f0: how the F0 is found that a network with a harmonic source learns.
-      mel_weight, feature_weight, duration_weight, f0_weight: of the losses, beside the adversarial
-        one.
-      stft_weight: of the distance of log magnitudes at several resolutions; 0 for none (the paper).
+      tokenizer: folder or name of the speech tokenizer that computes units; it needs no vocoder.
+      speakers: names of speakers, as in the manifest. With `start`, new ones are added to those of
+        the network.
+      style_ids: whether the style of a recording is an input. With `start`, as in that network.
+      default_speaker, default_style: speaker and style of the exported vocoder if none is
+        requested; "" for the first one, or with `start` for that network's. `default_style` is also
+        used for recordings without a style.
+      network: sizes; with `start`, the config of that network is used. The numbers and names of
+        speakers and styles come from the recordings.
+      discriminators: sizes of the discriminators.
+      mel: the log-mel spectrogram of the reconstruction loss.
+      segment_units: units of the segment that a row generates; 14 are the 8,960 samples of the
+        paper.
+      duration_runs: units (without repeats) of a row whose durations are predicted.
+      adversarial_from: number of steps before the discriminators are used; the number of steps for
+        no discriminators. Steps without them take a fraction of the time.
+      f0: how F0 is estimated, for a network with a harmonic source.
+      mel_weight, feature_weight, duration_weight, f0_weight: weights of losses; the adversarial
+        loss has weight 1.
+      stft_weight: weight of the L1 distance of log magnitudes at several resolutions; 0 for none
+        (the paper).
       stft_sizes: their DFT sizes, in samples.
-      stft_floor: magnitudes per sample of a window below it count as much. It and `mel.floor` keep
-        a recording's background noise, which nothing could predict, from ruling the losses.
-      envelope_weight: of the squared distance of log spectra in bands that are wider than a voice's
-        harmonics are apart; 0 for none (the paper).
-      envelope: these spectra.
-      epoch_decay: of the learning rate, after every epoch.
+      stft_floor: lower bound of magnitudes, per sample of a window. Like `mel.floor` it keeps
+        background noise, which cannot be predicted, from dominating the losses.
+      envelope_weight: weight of the squared distance of log spectra in wide bands, which do not
+        resolve harmonics; 0 for none (the paper).
+      envelope: the spectrogram of these bands.
+      epoch_decay: factor of the learning rate after every epoch.
     """
 
     recipe: str = "vocoder"
@@ -89,5 +89,5 @@ class VocoderRunConfig(RecipeConfig):
         longest = max(self.mel.n_fft, self.envelope.n_fft, *self.stft_sizes)
         if self.segment_units * self.network.code_hop < longest // 2:
             raise InputError(
-                f"segment_units is {self.segment_units}, too short for spectra of {longest}."
+                f"segment_units is {self.segment_units}, too short for a DFT of {longest} samples."
             )

@@ -1,10 +1,10 @@
-"""What a vocoder is trained on: recordings, and the units that a speech tokenizer hears in them.
+"""The training data of a vocoder: recordings with their units and F0.
 
 Letters: b batch, t frames or runs, c channels of a frame, s samples.
 
-Frame i stands for samples i * hop to (i + 1) * hop, as decoding has it. What the encoder's convs
-hear for frame i is samples i * hop to i * hop + 720, whose middle is 2.5 ms later: that is close
-enough, and the vocoder's own convs see past it.
+Frame i covers samples i * hop to (i + 1) * hop, as in decoding. The encoder's receptive field for
+frame i is samples i * hop to i * hop + 720, whose middle is 2.5 ms later. This offset does not
+matter, since the vocoder's convs see neighbouring frames.
 """
 
 import dataclasses
@@ -34,21 +34,21 @@ from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.training import distributed
 from spirit_jax.units import Units
 
-PEAK = 0.95  # of every recording
-CHUNK = 32  # recordings encoded between two writes
+PEAK = 0.95  # absolute peak to which every recording is normalised
+CHUNK = 32  # recordings that are encoded and written together
 
 
 @dataclasses.dataclass(frozen=True)
-class SpokenUnits:
-    """A recording to learn from.
+class UnitRecording:
+    """A recording with the vocoder's input.
 
     Attributes:
-      id: its name.
-      speaker: its name.
-      audio: where its samples are.
+      id: of the recording.
+      speaker: name of the speaker.
+      audio: the audio file.
       ids_tc: int32 (t, c), the vocoder's input (`HifiGanConfig.channels`).
-      f0_tk: float32 (t, PARTS), its F0 in Hz, 0 where unvoiced; (t, 0) for a vocoder without a
-        harmonic source.
+      f0_tk: float32 (t, PARTS), F0 in Hz, 0 where unvoiced; (t, 0) for a vocoder without a harmonic
+        source.
     """
 
     id: str
@@ -59,20 +59,26 @@ class SpokenUnits:
 
 
 def units_path(run_dir: str | Path) -> Path:
-    """Where a run keeps the units of its recordings."""
+    """The file of a run that caches the units of its recordings."""
     return Path(run_dir) / "units.jsonl"
 
 
 def choose(
     items: Sequence[Item], speakers: tuple[str, ...], styles: tuple[str, ...], style: str = ""
 ) -> list[Item]:
-    """The recordings of some speakers, and in some manners; all manners if `styles` is empty.
+    """Selects recordings by speaker and style.
 
-    Recordings without a speaker's name are those of the only speaker asked for, and those without
-    a style's have `style`.
+    Args:
+      items: the recordings. If there is one speaker only, those without a name are of that speaker.
+      speakers: names of speakers.
+      styles: names of styles; all styles if empty.
+      style: style of recordings without a style.
+
+    Returns:
+      The selected recordings, with speaker and style filled in.
 
     Raises:
-      InputError: there are none.
+      InputError: no recording is left.
     """
     if len(speakers) == 1:
         items = [dataclasses.replace(item, speaker=item.speaker or speakers[0]) for item in items]
@@ -82,11 +88,11 @@ def choose(
     ]
     if not chosen:
         asked = f"speakers {', '.join(speakers)}"
-        found = _list_names(item.speaker for item in items)
+        known = _list_names(item.speaker for item in items)
         if styles:
             asked += f" in the styles {', '.join(styles)}"
-            found += f"; in the styles: {_list_names(item.style for item in items)}"
-        raise InputError(f"There are no recordings of the {asked}; there are of: {found}.")
+            known += f"; in the styles: {_list_names(item.style for item in items)}"
+        raise InputError(f"There are no recordings of the {asked}; there are of: {known}.")
     return chosen
 
 
@@ -94,45 +100,60 @@ def _list_names(names: Iterable[str]) -> str:
     return ", ".join(sorted(set(names) - {""})) or "none with a name"
 
 
-def read_spoken(
+def read_recordings(
     items: Sequence[Item], tokenizer: str, run_dir: Path, network: HifiGanConfig, f0: F0Config
-) -> list[SpokenUnits]:
-    """The recordings with their units and F0, which are computed where `run_dir` has none.
+) -> list[UnitRecording]:
+    """Recordings with their units and F0, which are computed once and cached in `run_dir`.
 
-    Recordings too short for a unit are left out. See `read_units`, `f0_cache.read_tracks`.
+    Args:
+      items: the recordings.
+      tokenizer: see `read_units`.
+      run_dir: folder of the run.
+      network: config of the vocoder.
+      f0: how F0 is estimated, see `f0_cache.read_tracks`.
+
+    Returns:
+      The recordings that are long enough for a unit.
 
     Raises:
-      InputError: the tokenizer gives other units than the vocoder takes.
+      InputError: no recording is long enough, or units do not fit the vocoder.
     """
-    heard = read_units(items, tokenizer, units_path(run_dir))
-    f0s = [np.zeros((len(one), 0), np.float32) for one in heard]
+    encoded = read_units(items, tokenizer, units_path(run_dir))
+    f0s = [np.zeros((len(streams), 0), np.float32) for streams in encoded]
     if network.source_harmonics:
         tracks = f0_cache.read_tracks(items, f0, run_dir / "f0")
-        f0s = [frame_f0(track, len(one)) for track, one in zip(tracks, heard, strict=True)]
-    utterances = [
-        SpokenUnits(item.id, item.speaker, item.audio, frame_ids(one, item, network), f0_tk)
-        for item, one, f0_tk in zip(items, heard, f0s, strict=True)
-        if len(one)
+        f0s = [frame_f0(track, len(s)) for track, s in zip(tracks, encoded, strict=True)]
+    recordings = [
+        UnitRecording(item.id, item.speaker, item.audio, frame_ids(streams, item, network), f0_tk)
+        for item, streams, f0_tk in zip(items, encoded, f0s, strict=True)
+        if len(streams)
     ]
-    if not utterances:
+    if not recordings:
         raise InputError(f"{units_path(run_dir)}: no recording is long enough to have a unit.")
-    return utterances
+    return recordings
 
 
 def frame_f0(track: Track, frames: int) -> np.ndarray:
-    """float32 (frames, PARTS): F0 in the middle of every part, 0 where unvoiced.
+    """float32 (frames, PARTS): F0 in Hz in the middle of every part of 10 ms, 0 where unvoiced.
 
-    A part is 10 ms, two frames of the track, whose first is at the recording's beginning.
+    Args:
+      track: F0 every 5 ms, from the start of the recording.
+      frames: number of units.
     """
     f0_t = np.where(track.voiced_t > 0, track.f0_t, 0)[1::2][: frames * PARTS]
     return np.pad(f0_t, (0, frames * PARTS - len(f0_t))).reshape(-1, PARTS)
 
 
 def frame_ids(streams: Units, item: Item, network: HifiGanConfig) -> np.ndarray:
-    """int32 (t, c): the ids of each frame of a recording, as decoding has them.
+    """The vocoder's input for a recording, int32 (t, c), as in decoding.
+
+    Args:
+      streams: units of the recording.
+      item: its speaker and style are used.
+      network: config of the vocoder.
 
     Raises:
-      InputError: the vocoder takes units that there are none of, or has fewer of them.
+      InputError: a stream is missing, or has a unit that the vocoder does not have.
     """
     voice = {"speaker": (item.speaker, network.speakers), "style_id": (item.style, network.styles)}
     ids = {name: names.index(label) for name, (label, names) in voice.items() if names}
@@ -140,131 +161,142 @@ def frame_ids(streams: Units, item: Item, network: HifiGanConfig) -> np.ndarray:
     if streams.hubert.min(initial=0) < 0:
         raise InputError(f"{item.id}: There is no code unit {streams.hubert.min()}.")
     try:
-        return hifigan.stack_ids(by_channel, ids, network)
+        return hifigan.stack_ids(by_channel, ids, network, timed=streams.timed)
     except InputError as error:
         raise InputError(f"{item.id}: {error}") from error
 
 
 def read_units(items: Sequence[Item], tokenizer: str, path: Path) -> list[Units]:
-    """The units of recordings, in order.
+    """Encodes recordings, or reads their units from a cache.
 
-    Of a recording longer than the tokenizer's chunks (100 s) the first chunk is taken: from the
-    second on, frames would drift from samples.
+    Only the first chunk (100 s) of a long recording is used: frames of later chunks would not be
+    aligned with samples.
 
     Args:
-      items: with audio.
-      tokenizer: a folder that `SpeechTokenizer.from_pretrained` takes; it needs no vocoder.
-      path: of a JSON-lines file that keeps them. What it lacks is computed and added, so a
-        computation that was stopped goes on, and one that was replaced is heard anew. Of several
-        processes the first one writes it, and all must see the same files.
+      items: recordings with audio.
+      tokenizer: folder or name of a speech tokenizer; it needs no vocoder.
+      path: the cache, a JSON-lines file. New or changed recordings are added, so that a stopped
+        computation resumes. The first process writes it; all must see the same files.
+
+    Returns:
+      The units of each recording, in order.
 
     Raises:
-      InputError: a recording cannot be used, or the file is of another tokenizer.
+      InputError: a recording cannot be used, or the cache is of another tokenizer.
     """
-    made_by = _unit_source(tokenizer)
-    known = _read_known(path, made_by)
+    networks = _tokenizer_networks(tokenizer)
+    cached = _read_cache(path, networks)
     keys = [hashlib.sha256(fingerprint(item)).hexdigest()[:32] for item in items]
-    missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+    missing = {key: item for key, item in zip(keys, items, strict=True) if key not in cached}
     if missing and distributed.is_first():
-        _add_units(missing, tokenizer, path, made_by, known)
+        _add_units(missing, tokenizer, path, networks, cached)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"units in {path}")
     if missing:
-        known = _read_known(path, made_by)
+        cached = _read_cache(path, networks)
     for key, item in missing.items():
-        if key not in known:
+        if key not in cached:
             raise InputError(f"{item.id}: is not the same file for the first process and others.")
-    return [Units.from_dict(known[key]) for key in keys]
+    return [Units.from_dict(cached[key]) for key in keys]
 
 
 def _add_units(
-    missing: dict[str, Item], tokenizer: str, path: Path, made_by: dict, known: dict
+    missing: dict[str, Item], tokenizer: str, path: Path, networks: dict, cached: dict
 ) -> None:
     encoder = SpeechTokenizer.from_pretrained(tokenizer)
     longest = round(encoder.config.chunk_seconds * SAMPLE_RATE)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w") as file:  # without a line that was cut short
-        file.write(json.dumps({"tokenizer": made_by}) + "\n")
-        for key, streams in known.items():
+    with unfinished.open("w") as file:  # without an incomplete last line
+        file.write(json.dumps({"tokenizer": networks}) + "\n")
+        for key, streams in cached.items():
             file.write(json.dumps({"recording": key, "units": streams}) + "\n")
     unfinished.replace(path)
     rows = list(missing.items())
     chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     with path.open("a") as file:
         for chunk in watch(chunks, "units, chunks of recordings", len(chunks)):
-            heard = encoder.encode_batch([load_audio(item.audio)[:longest] for _, item in chunk])
-            for (key, _), one in zip(chunk, heard, strict=True):
-                file.write(json.dumps({"recording": key, "units": one.to_dict()}) + "\n")
+            encoded = encoder.encode_batch([load_audio(item.audio)[:longest] for _, item in chunk])
+            for (key, _), streams in zip(chunk, encoded, strict=True):
+                file.write(json.dumps({"recording": key, "units": streams.to_dict()}) + "\n")
             file.flush()
 
 
-def _read_known(path: Path, made_by: dict) -> dict[str, dict[str, list[int]]]:
-    """The streams of each recording that the file has."""
+def _read_cache(path: Path, networks: dict) -> dict[str, dict[str, list[int]]]:
+    """The cached units of each recording, by key."""
     rows = [row for _, row in files.read_json_lines(path)] if path.is_file() else []
-    if rows and isinstance(rows[-1], InputError):  # a last line that was cut short
+    if rows and isinstance(rows[-1], InputError):  # an incomplete last line
         rows.pop()
     if not all(isinstance(row, dict) for row in rows) or not all(
         isinstance(row.get("recording"), str) and isinstance(row.get("units"), dict)
         for row in rows[1:]
     ):
         raise InputError(f"{path}: is damaged; remove it, and the units are computed again.")
-    if rows and rows[0].get("tokenizer") != made_by:
+    if rows and rows[0].get("tokenizer") != networks:
         raise InputError(
-            f"{path}: holds the units of another tokenizer than this; remove it, or choose another "
-            "run_dir."
+            f"{path}: has units of another speech tokenizer; remove it, or use another run_dir."
         )
     return {row["recording"]: row["units"] for row in rows[1:]}
 
 
-def _unit_source(tokenizer: str) -> dict[str, str]:
-    """What the units of a speech tokenizer depend on, by name."""
+def _tokenizer_networks(tokenizer: str) -> dict[str, str]:
+    """The settings and hashes of networks that units depend on, by name."""
     folder = model_folder.find_speech_tokenizer(tokenizer)
     about = config_lib.read(model_folder.SpeechTokenizerConfig, folder / model_folder.CONFIG_NAME)
     networks = {name: sha for name, sha in about.hashes.items() if name != "hifigan"}
     return {"kind": about.kind, "f0_method": about.f0_method} | networks
 
 
-def read_wave(utterance: SpokenUnits, hop: int) -> np.ndarray:
-    """float32 (t * hop,): the samples of its frames, the whole recording's peak at `PEAK`."""
-    wave_s = PEAK * librosa.util.normalize(load_audio(utterance.audio))
-    size = len(utterance.ids_tc) * hop
+def read_wave(recording: UnitRecording, hop: int) -> np.ndarray:
+    """The samples of a recording's frames, float32 (t * hop,), normalised to `PEAK`."""
+    wave_s = PEAK * librosa.util.normalize(load_audio(recording.audio))
+    size = len(recording.ids_tc) * hop
     return np.pad(wave_s[:size], (0, max(size - len(wave_s), 0)))
 
 
 def find_runs(codes_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Units without repeats, and how many frames each lasts."""
+    """Run-length encoding: units without repeats, and the number of frames of each."""
     starts = units.dedup(codes_t)
     return codes_t[starts], np.diff(np.append(starts, len(codes_t)))
 
 
 def make_row(
-    utterance: SpokenUnits,
+    recording: UnitRecording,
     rng: np.random.Generator,
     segment_units: int,
     duration_runs: int,
     hop: int,
 ) -> Row:
-    """What a row of a step is made of.
+    """A row of a batch: a random segment of audio, and random runs of units for durations.
 
-    A segment to speak, from a place drawn at random, and for the duration predictor a stretch of
-    whole runs of equal units from another. The first and last run of a stretch lack neighbours, so
-    their durations do not count, unless they are the recording's own.
+    The first and last run of a part lack a neighbour. They are masked in the duration loss, unless
+    they are the first or last of the recording.
+
+    Args:
+      recording: to draw from.
+      rng: of the draws.
+      segment_units: frames of the segment.
+      duration_runs: runs of equal units.
+      hop: samples of a frame.
 
     Returns:
-      ids_btc: int32 (segment_units, c); lengths_b: how many are true; wave_bs: their samples;
-      source_bte: what `harmonic_source.excite` makes of their F0.
-      codes_bt: int32 (duration_runs,); counts_b: how many are true; frames_bt: float32, how long
-      they last; counted_bt: which of them count.
+      ids_btc: int32 (segment_units, c), the vocoder's input.
+      lengths_b: int32 (), frames without padding.
+      wave_bs: float32 (segment_units * hop,), samples.
+      source_bte: float32 (segment_units, PARTS + 1), see `harmonic_source.excite`.
+      codes_bt: int32 (duration_runs,), the unit of each run.
+      counts_b: int32 (), runs without padding.
+      frames_bt: float32 (duration_runs,), frames of each run.
+      counted_bt: bool (duration_runs,), runs that the duration loss includes.
     """
-    frames = len(utterance.ids_tc)
+    frames = len(recording.ids_tc)
     start = int(rng.integers(max(frames - segment_units, 0) + 1))
-    ids_tc = utterance.ids_tc[start : start + segment_units]
-    f0_tk = utterance.f0_tk[start : start + segment_units]
+    ids_tc = recording.ids_tc[start : start + segment_units]
+    f0_tk = recording.f0_tk[start : start + segment_units]
     source_te = harmonic_source.excite(f0_tk, hop) if f0_tk.size else f0_tk
-    wave_s = read_wave(utterance, hop)[start * hop : (start + len(ids_tc)) * hop]
+    wave_s = read_wave(recording, hop)[start * hop : (start + len(ids_tc)) * hop]
 
-    codes_t, frames_t = find_runs(utterance.ids_tc[:, 0])
+    codes_t, frames_t = find_runs(recording.ids_tc[:, 0])
     first = int(rng.integers(max(len(codes_t) - duration_runs, 0) + 1))
     last = min(first + duration_runs, len(codes_t))
     counted_t = np.ones(last - first, bool)
@@ -282,34 +314,45 @@ def make_row(
     }
 
 
-def whole_rows(utterances: Sequence[SpokenUnits], most: int, hop: int) -> Row:
-    """The same of whole recordings, cut after `most` frames, as long as the longest of them."""
+def whole_rows(recordings: Sequence[UnitRecording], most: int, hop: int) -> Row:
+    """A batch (see `make_row`) of whole recordings, padded to the longest.
+
+    Args:
+      recordings: to evaluate on.
+      most: frames after which recordings are cut.
+      hop: samples of a frame.
+    """
     cut = [
-        dataclasses.replace(one, ids_tc=one.ids_tc[:most], f0_tk=one.f0_tk[:most])
-        for one in utterances
+        dataclasses.replace(item, ids_tc=item.ids_tc[:most], f0_tk=item.f0_tk[:most])
+        for item in recordings
     ]
-    longest = max(len(one.ids_tc) for one in cut)
-    rng = np.random.default_rng(0)  # nothing is drawn: all fits
-    rows = [make_row(one, rng, longest, longest, hop) for one in cut]
-    for row, utterance in zip(rows, utterances, strict=True):
-        if len(utterance.ids_tc) > most:
+    longest = max(len(item.ids_tc) for item in cut)
+    rng = np.random.default_rng(0)  # has no effect: each recording fits in its row
+    rows = [make_row(item, rng, longest, longest, hop) for item in cut]
+    for row, recording in zip(rows, recordings, strict=True):
+        if len(recording.ids_tc) > most:
             row["counted_bt"][row["counts_b"] - 1] = False  # that run was cut
     return stack(rows)
 
 
 def retime(batch: Row, log_frames_bt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`whole_rows` with each run as long as predicted, cut to the length of the batch.
+    """Replaces the durations of a batch by predicted ones, cut to the length of the batch.
+
+    Args:
+      batch: from `whole_rows`.
+      log_frames_bt: float32, predicted durations, see `hifigan.to_frames`.
 
     Returns:
-      ids_btc: int32, and lengths_b: int32, frames that are true.
+      ids_btc: int32, the vocoder's input.
+      lengths_b: int32, frames without padding.
     """
     ids_btc, lengths_b = np.zeros_like(batch["ids_btc"]), np.zeros_like(batch["lengths_b"])
     for row, length in enumerate(batch["lengths_b"]):
         ids_tc = batch["ids_btc"][row, :length]
         starts = units.dedup(ids_tc[:, 0])
         frames = hifigan.to_frames(log_frames_bt[row, : len(starts)])
-        spoken_tc = np.repeat(ids_tc[starts], frames, axis=0)[: ids_btc.shape[1]]
-        ids_btc[row, : len(spoken_tc)], lengths_b[row] = spoken_tc, len(spoken_tc)
+        retimed_tc = np.repeat(ids_tc[starts], frames, axis=0)[: ids_btc.shape[1]]
+        ids_btc[row, : len(retimed_tc)], lengths_b[row] = retimed_tc, len(retimed_tc)
     return ids_btc, lengths_b
 
 

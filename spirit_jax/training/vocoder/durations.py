@@ -1,10 +1,10 @@
-"""Makes the durations that a vocoder predicts add up to those of its recordings.
+"""Calibrates the duration predictor, so that predicted durations have the right sum.
 
 Letters: b batch, t runs of equal units.
 
-The mean of log(1 + frames) is learnt, and its exponential is less than the mean of frames, so
-speech from strings would be too fast. All predictions are shifted by the one number that makes up
-for it, which goes into the last bias of the predictor.
+The predictor learns the mean of log(1 + frames). The exponential of that is below the mean of
+frames, so generated speech would be too fast. Calibration adds a constant to all predictions: the
+last bias of the predictor is shifted until the sum of durations is that of the recordings.
 """
 
 import functools
@@ -16,33 +16,45 @@ import numpy as np
 
 from spirit_jax.models import hifigan
 from spirit_jax.models.hifigan import HifiGan
-from spirit_jax.training.vocoder.data import SpokenUnits, find_runs
+from spirit_jax.training.vocoder.data import UnitRecording, find_runs
 
-ROWS = 32
-FARTHEST = 1.0  # that predictions are moved, either way
+BATCH_ROWS = 32
+MAX_SHIFT = 1.0  # of log durations, in both directions
 
 
-def settle(model: HifiGan, params: Any, utterances: Sequence[SpokenUnits]) -> Any:
-    """The parameters with predicted durations whose sum over recordings is the true one."""
-    runs = [find_runs(utterance.ids_tc[:, 0]) for utterance in utterances]
+def calibrate(model: HifiGan, params: Any, recordings: Sequence[UnitRecording]) -> Any:
+    """Shifts predicted durations so that their sum over recordings is the true one.
+
+    Args:
+      model: the vocoder, with a duration predictor.
+      params: its parameters.
+      recordings: with units.
+
+    Returns:
+      The parameters with a new bias.
+    """
+    runs = [find_runs(recording.ids_tc[:, 0]) for recording in recordings]
     longest = max(len(codes_t) for codes_t, _ in runs)
     predict = jax.jit(functools.partial(model.apply, {"params": params}, method="log_durations"))
-    found = []
-    for start in range(0, len(runs), ROWS):
-        chunk = [codes_t for codes_t, _ in runs[start : start + ROWS]]
-        codes_bt, counts_b = np.zeros((ROWS, longest), np.int32), np.zeros(ROWS, np.int32)
+    predicted = []
+    for start in range(0, len(runs), BATCH_ROWS):
+        chunk = [codes_t for codes_t, _ in runs[start : start + BATCH_ROWS]]
+        codes_bt, counts_b = (
+            np.zeros((BATCH_ROWS, longest), np.int32),
+            np.zeros(BATCH_ROWS, np.int32),
+        )
         for row, codes_t in enumerate(chunk):
             codes_bt[row, : len(codes_t)], counts_b[row] = codes_t, len(codes_t)
         log_frames_bt = np.asarray(predict(codes_bt, counts_b)[0])
-        found += [log_frames_bt[row, : len(codes_t)] for row, codes_t in enumerate(chunk)]
-    log_frames, true = np.concatenate(found), sum(frames_t.sum() for _, frames_t in runs)
-    least, most = -FARTHEST, FARTHEST
-    for _ in range(20):  # halves
-        middle = (least + most) / 2
+        predicted += [log_frames_bt[row, : len(codes_t)] for row, codes_t in enumerate(chunk)]
+    log_frames, true = np.concatenate(predicted), sum(frames_t.sum() for _, frames_t in runs)
+    low, high = -MAX_SHIFT, MAX_SHIFT
+    for _ in range(20):  # bisection
+        middle = (low + high) / 2
         if hifigan.to_frames(log_frames + middle).sum() < true:
-            least = middle
+            low = middle
         else:
-            most = middle
+            high = middle
     last = params["duration"]["out"]
-    moved = last | {"bias": last["bias"] + np.float32(most)}
-    return params | {"duration": params["duration"] | {"out": moved}}
+    shifted = last | {"bias": last["bias"] + np.float32(high)}
+    return params | {"duration": params["duration"] | {"out": shifted}}

@@ -1,12 +1,12 @@
-"""Trains the vocoder on recordings and the units that a speech tokenizer hears in them.
+"""Trains the vocoder on recordings and their units.
 
 Letters: b batch, t frames or runs, c channels of a frame, s samples, m mel bands.
 
-The recipe is that of HiFi-GAN (arXiv 2010.05646) with units for input and a duration predictor
-beside it (arXiv 2104.00355). Its additions: the discriminators may join late, a distance of spectra
-at several resolutions, and durations are learnt from whole runs of units rather than from segments,
-which cut the first and the last run. A harmonic source (`models/harmonic_source.py`) gets the F0
-of the recording, while its predictor learns to predict that from units.
+The recipe is HiFi-GAN (arXiv 2010.05646) with units for input and a duration predictor (arXiv
+2104.00355). Additions: the discriminators may start later; a multi-resolution STFT loss; durations
+are learnt from whole runs of units, because segments cut the first and last run. In training, a
+harmonic source (`models/harmonic_source.py`) gets the F0 of the recording, and its F0 predictor
+learns to predict it from units.
 """
 
 import dataclasses
@@ -38,16 +38,16 @@ from spirit_jax.training.recipe import SpeechRecipe
 from spirit_jax.training.step import Gradients, Metrics, TrainState
 from spirit_jax.training.vocoder import data, durations, report
 from spirit_jax.training.vocoder.config import VocoderRunConfig
-from spirit_jax.training.vocoder.data import SpokenUnits
+from spirit_jax.training.vocoder.data import UnitRecording
 
-EVAL_FRAMES = 125  # of a held-out recording, 5 s
+EVAL_FRAMES = 125  # of each held-out recording, 5 s
 
 
 class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
-    """The training of the vocoder: `params` has its parameters and those of the discriminators.
+    """The training of the vocoder; `params` has the parts "generator" and "discriminator".
 
-    The steps before `adversarial_from` are computed by a program of their own: one program for
-    both, under a `jax.lax.cond`, has convs that are tens of times slower on a CPU.
+    Steps before `adversarial_from` have a compiled function of their own: in a `jax.lax.cond`,
+    convs are many times slower on a CPU.
     """
 
     def __init__(self, config: VocoderRunConfig):
@@ -62,8 +62,8 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         """Units in a batch."""
         return self.config.data.batch_rows * self.config.segment_units
 
-    def _read(self, sources: tuple[str, ...], limit: int) -> list[SpokenUnits]:
-        return data.read_spoken(
+    def _read(self, sources: tuple[str, ...], limit: int) -> list[UnitRecording]:
+        return data.read_recordings(
             self._choose(sources, limit),
             self.config.tokenizer,
             Path(self.config.run_dir),
@@ -77,18 +77,18 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         return draw_items(items, limit, self.config.data.seed)
 
     @functools.cached_property
-    def recordings(self) -> list[SpokenUnits]:
-        """Those to train on, with their units."""
+    def recordings(self) -> list[UnitRecording]:
+        """The recordings to train on, with units."""
         return self._read(self.config.data.sources, self.config.max_recordings)
 
     @functools.cached_property
-    def held_out_recordings(self) -> list[SpokenUnits]:
-        """Those to evaluate on."""
+    def held_out_recordings(self) -> list[UnitRecording]:
+        """The recordings to evaluate on, with units."""
         held_out = self.config.data.held_out
         return self._read(held_out, self.config.eval_recordings) if held_out else []
 
     def prepare(self) -> None:
-        """Computes the units of all recordings, which RUN_DIR/units.jsonl keeps."""
+        """Computes the units of all recordings, which are cached in RUN_DIR/units.jsonl."""
         _ = self.recordings, self.held_out_recordings
 
     def _schedule(self, steps: int) -> optax.Schedule:
@@ -102,12 +102,12 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
 
     @functools.cached_property
     def schedule(self) -> optax.Schedule:
-        """Learning rate of the generator by step; it decays by epochs."""
+        """Learning rate of the generator by step, with decay after each epoch."""
         return self._schedule(self.config.steps)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """Of generator and discriminators, each with moments and a clipping of its own."""
+        """Separate optimizers for the generator and the discriminators."""
         adversarial_steps = max(self.config.steps - self.config.adversarial_from, 1)
         discriminator = self._schedule(adversarial_steps)
         return optimize_parts(
@@ -139,7 +139,7 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         return compare(self.generator, params["generator"], self.config, **batch)[1], None
 
     def gradients(self, state: TrainState, batch: Row) -> Gradients:
-        """Gradients of `loss`; the discriminators stay as they are."""
+        """Gradients of `loss`; the discriminators are not updated."""
 
         def loss(generator):
             metrics, _ = self.loss({"generator": generator}, state, batch)
@@ -149,7 +149,7 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         return Gradients({"generator": grads, "discriminator": None}, metrics)
 
     def adversarial_gradients(self, state: TrainState, batch: Row) -> Gradients:
-        """Gradients of both sides at the same state, so that a wave is generated once for both."""
+        """Gradients of generator and discriminators; both use the same generated audio."""
 
         def discriminate(discriminator, wave_bs: jax.Array):
             return self.discriminators.apply({"params": discriminator}, wave_bs)
@@ -182,8 +182,8 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         discriminator_grads, more = jax.grad(loss_of_discriminators, has_aux=True)(
             state.params["discriminator"]
         )
-        of_params = {"generator": grads, "discriminator": discriminator_grads}
-        return Gradients(of_params, metrics | more)
+        grads = {"generator": grads, "discriminator": discriminator_grads}
+        return Gradients(grads, metrics | more)
 
     def make_stream(self, rows: list[int]) -> SpeechStream:
         """See `Recipe.make_stream`."""
@@ -197,7 +197,7 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
 
     @functools.cached_property
     def held_out(self) -> Row:
-        """The beginnings of the held-out recordings as one batch."""
+        """The first seconds of the held-out recordings, as one batch."""
         return data.whole_rows(self.held_out_recordings, EVAL_FRAMES, self.hop)
 
     @functools.cached_property
@@ -208,7 +208,7 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
     def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> dict[str, float]:
         """Distances of mel spectrograms and durations on held-out recordings."""
         batch, generator = self.held_out, state.params["generator"]
-        generated_bs = self.synthesis.speak(generator, batch["ids_btc"], batch["lengths_b"])
+        generated_bs = self.synthesis.generate(generator, batch["ids_btc"], batch["lengths_b"])
         samples_b = batch["lengths_b"] * self.hop
         mel = report.mel_distance(generated_bs, batch["wave_bs"], samples_b, self.config.mel)
         metrics = {"mel": mel}
@@ -220,9 +220,13 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         return metrics
 
     def report(self, state: TrainState, folder: Path) -> None:
-        """Spectrograms and sounds of a recording of each speaker, recorded and generated."""
-        batch, generator, speak = self.held_out, state.params["generator"], self.synthesis.speak
-        generated_bs = speak(generator, batch["ids_btc"], batch["lengths_b"])
+        """Spectrograms and audio of a recording of each speaker, recorded and generated."""
+        batch, generator, generate = (
+            self.held_out,
+            state.params["generator"],
+            self.synthesis.generate,
+        )
+        generated_bs = generate(generator, batch["ids_btc"], batch["lengths_b"])
         waves = {
             "real": (batch["wave_bs"], batch["lengths_b"]),
             "generated": (np.asarray(generated_bs), batch["lengths_b"]),
@@ -232,7 +236,7 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
                 generator, batch["codes_bt"], batch["counts_b"]
             )
             ids_btc, lengths_b = data.retime(batch, np.asarray(log_frames_bt))
-            timed_bs = np.asarray(speak(generator, ids_btc, lengths_b))
+            timed_bs = np.asarray(generate(generator, ids_btc, lengths_b))
             waves["generated_with_predicted_durations"] = timed_bs, lengths_b
         speakers = [recording.speaker for recording in self.held_out_recordings]
         names = sorted(set(speakers))
@@ -246,7 +250,7 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         report.write(folder, names, sounds, self.config.mel)
 
     def write(self, state: TrainState, output: Path) -> None:
-        """Writes the network; durations add up to those of the recordings (`durations.settle`)."""
+        """Writes the network, with calibrated durations (`durations.calibrate`)."""
         params = jax.tree.map(np.asarray, state.params["generator"])
         network = self.network
         if network.num_style:
@@ -254,17 +258,17 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
             styles = np.concatenate([recording.ids_tc[:, column] for recording in self.recordings])
             network = dataclasses.replace(network, common_style=int(np.bincount(styles).argmax()))
         if network.duration_hidden:
-            params = durations.settle(HifiGan(network), params, self.recordings)
+            params = durations.calibrate(HifiGan(network), params, self.recordings)
         checkpoint.save_network(output, network, params)
 
 
 def optimize_parts(
     optimizers: dict[str, optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """An optimizer for each part of the parameters; a part without gradients stays as it is.
+    """An optimizer for each part of the parameters; a part without gradients is not updated.
 
     Args:
-      optimizers: by the part's name, the first level of the parameters.
+      optimizers: by name of the part, the first level of the parameter tree.
     """
 
     def init(params):
@@ -285,25 +289,28 @@ def optimize_parts(
 
 
 class Synthesis:
-    """Compiled functions of a vocoder, of its parameters and a padded batch.
-
-    Letters: as in the module.
-    """
+    """The jitted functions of a vocoder; arguments are its parameters and a padded batch."""
 
     def __init__(self, model: HifiGan):
         self._config = model.config
-        self._speak = jax.jit(functools.partial(_speak, model))
+        self._generate = jax.jit(functools.partial(_generate, model))
         self._predict_f0 = jax.jit(functools.partial(_predict_f0, model))
         self.log_durations = jax.jit(functools.partial(_log_durations, model))
 
-    def speak(self, params: Any, ids_btc: np.ndarray, lengths_b: np.ndarray) -> jax.Array:
-        """Waves (b, s) from ids alone, as when the network is used."""
+    def generate(self, params: Any, ids_btc: np.ndarray, lengths_b: np.ndarray) -> jax.Array:
+        """Generates audio, float32 (b, s), from ids, with predicted F0 (as in inference).
+
+        Args:
+          params: of the vocoder.
+          ids_btc: int32, its input.
+          lengths_b: int32, frames without padding.
+        """
         source_bte = np.zeros((*ids_btc.shape[:2], 0), np.float32)
         if self._config.source_harmonics:
             f0_btk = harmonic_source.to_f0(np.asarray(self._predict_f0(params, ids_btc, lengths_b)))
             hop = self._config.code_hop
             source_bte = np.stack([harmonic_source.excite(f0_tk, hop) for f0_tk in f0_btk])
-        return self._speak(params, ids_btc, lengths_b, source_bte)
+        return self._generate(params, ids_btc, lengths_b, source_bte)
 
 
 def compare(
@@ -319,8 +326,18 @@ def compare(
     frames_bt: jax.Array,
     counted_bt: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Generated waves (b, s) of a batch (see `data.make_row`), and the losses."""
-    generated_bs = _speak(model, params, ids_btc, lengths_b, source_bte)
+    """The losses of the generator without discriminators.
+
+    Args:
+      model: the vocoder.
+      params: its parameters.
+      config: weights and spectrograms of the losses.
+      ids_btc: see `data.make_row` for this and all other arrays.
+
+    Returns:
+      Generated audio, float32 (b, s), and losses by name; "loss" is their weighted sum.
+    """
+    generated_bs = _generate(model, params, ids_btc, lengths_b, source_bte)
     mels = log_mel(generated_bs, config.mel), log_mel(wave_bs, config.mel)
     metrics = {"loss_mel": jnp.mean(jnp.abs(mels[0] - mels[1]))}
     loss = config.mel_weight * metrics["loss_mel"]
@@ -348,9 +365,19 @@ def compare(
 
 
 def plan_network(config: VocoderRunConfig) -> tuple[HifiGanConfig, Any]:
-    """The network with the names of its voices and manners, and its first parameters if known.
+    """The config and initial parameters of the vocoder.
 
-    With `start`, tables grow by what is new; a new row is the mean of those before.
+    With `start`, new speakers and styles are added to the embedding tables; a new row is the mean
+    of the old ones.
+
+    Args:
+      config: of the run; the manifests are read if styles are an input.
+
+    Returns:
+      The config with names of speakers and styles, and parameters (None without `start`).
+
+    Raises:
+      InputError: the network of `start` or a name cannot be used.
     """
     base, params = config.network, None
     speakers, style_ids = config.speakers, config.style_ids
@@ -358,7 +385,7 @@ def plan_network(config: VocoderRunConfig) -> tuple[HifiGanConfig, Any]:
         model, params = hifigan.load(model_folder.find_network(config.start, "hifigan"))
         base, style_ids = model.config, bool(model.config.num_style_ids)
         if not base.num_speakers:
-            raise InputError(f"{config.start}: has one voice only, to which none can be added.")
+            raise InputError(f"{config.start}: has no speaker table, so no speaker can be added.")
         speakers = add_names(base.speakers, base.num_speakers, config.speakers)
     styles: tuple[str, ...] = ()
     if style_ids:
@@ -366,9 +393,7 @@ def plan_network(config: VocoderRunConfig) -> tuple[HifiGanConfig, Any]:
         chosen = data.choose(items, config.speakers, (), config.default_style)
         styles = tuple(sorted({item.style for item in chosen}))
         if "" in styles:
-            raise InputError(
-                "style_ids: some recordings do not say their style; give default_style."
-            )
+            raise InputError("style_ids: some recordings have no style; set default_style.")
         if config.start:
             styles = add_names(base.styles, base.num_style_ids, styles)
     network = dataclasses.replace(
@@ -377,20 +402,20 @@ def plan_network(config: VocoderRunConfig) -> tuple[HifiGanConfig, Any]:
         speakers=speakers,
         num_style_ids=len(styles),
         styles=styles,
-        default_speaker=_find(config.default_speaker, speakers, base.default_speaker, config),
-        default_style=_find(config.default_style, styles, base.default_style, config),
+        default_speaker=_default_id(config.default_speaker, speakers, base.default_speaker, config),
+        default_style=_default_id(config.default_style, styles, base.default_style, config),
     )
     if params is not None:
         rows = {"embed_speaker": len(speakers), "embed_style_id": len(styles)}
         params = {
-            name: {"embedding": _grow(leaf["embedding"], rows[name])} if name in rows else leaf
+            name: {"embedding": _add_rows(leaf["embedding"], rows[name])} if name in rows else leaf
             for name, leaf in params.items()
         }
     return network, params
 
 
-def _find(name: str, names: tuple[str, ...], before: int, config: VocoderRunConfig) -> int:
-    """The number of a name; without one the number before, or 0 for a new network."""
+def _default_id(name: str, names: tuple[str, ...], before: int, config: VocoderRunConfig) -> int:
+    """The id of a name; without a name that of the start network, or 0."""
     if not name or not names:
         return before if config.start else 0
     if name not in names:
@@ -399,17 +424,23 @@ def _find(name: str, names: tuple[str, ...], before: int, config: VocoderRunConf
 
 
 def add_names(names: tuple[str, ...], count: int, new: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of a table with new ones; rows that had no name have their number for it."""
+    """Adds names to an embedding table.
+
+    Args:
+      names: of the first rows; rows without a name get their number as name.
+      count: number of rows.
+      new: names to add, unless present.
+    """
     old = (*names, *(str(number) for number in range(len(names), count)))
     return (*old, *(name for name in new if name not in old))
 
 
-def _grow(table_nd: np.ndarray, rows: int) -> np.ndarray:
+def _add_rows(table_nd: np.ndarray, rows: int) -> np.ndarray:
     new = np.broadcast_to(table_nd.mean(0), (rows - len(table_nd), table_nd.shape[1]))
     return np.concatenate([table_nd, new]).astype(table_nd.dtype)
 
 
-def _speak(
+def _generate(
     model: HifiGan, params: Any, ids_btc: jax.Array, lengths_b: jax.Array, source_bte: jax.Array
 ) -> jax.Array:
     return model.apply({"params": params}, ids_btc, lengths_b, source_bte)[0]
