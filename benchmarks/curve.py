@@ -1,4 +1,4 @@
-"""Draws metrics of a run, step by step.
+"""Plots metrics of a run by step.
 
 python -m benchmarks.curve RUN_DIR PICTURE.png METRIC [METRIC ...]
 """
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def draw(run_dir: Path, picture: Path, metrics: Sequence[str]) -> None:
-    """Draws metrics of a run to a picture file.
+    """Plots metrics of a run to an image file.
 
     Raises:
       InputError: the run has no such metrics, or the picture cannot be written.

@@ -1,4 +1,4 @@
-"""Decoding speed against Hugging Face `generate`, and of speech against text output.
+"""Decoding speed compared with Hugging Face `generate`, and of speech compared with text output.
 
     python -m benchmarks.generation
 
@@ -64,7 +64,7 @@ def main() -> None:
 
         def ours(modality, prompts=prompts):
             allowed = vocab.allowed(modality)
-            allowed[list(vocab.eos)] = False  # no row may end early
+            allowed[list(vocab.eos)] = False  # so that no row ends early
             return generate(model, params, prompts.tolist(), allowed, vocab.eos, config)
 
         @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Times two ways of doing one thing, turn about, so that a machine's swings hit both alike."""
+"""Times two implementations alternately, so that changes of a machine's load affect both."""
 
 import statistics
 import time
@@ -8,10 +8,16 @@ from collections.abc import Callable
 def paired_ratio(
     ours: Callable[[], object], peer: Callable[[], object], pairs: int
 ) -> dict[str, float]:
-    """Seconds of both (medians) and the median of the pairs' ratios peer / ours.
+    """Measures both implementations in pairs of calls.
 
-    Both are called once before, to compile and to warm up. A ratio above 1 means that ours is
-    faster.
+    Args:
+      ours: this package's implementation.
+      peer: the implementation to compare with.
+      pairs: number of calls of each, after one call to compile and warm up.
+
+    Returns:
+      "ours_seconds" and "peer_seconds", medians; "ratio", median of peer / ours over pairs, above 1
+      if ours is faster.
     """
     ours(), peer()
     timings = [(_seconds(ours), _seconds(peer)) for _ in range(pairs)]

@@ -1,10 +1,10 @@
-"""Encoding and vocoding speed against PyTorch, at true sizes with random weights.
+"""Encoding and vocoding speed compared with PyTorch, with the release's sizes and random weights.
 
     python -m benchmarks.speech
 
-10 s of audio. HuBERT: ours, trunk and quantizer, against Hugging Face `HubertModel` with the 25 Hz
-config, eleven layers each. Vocoder: ours against a plain PyTorch HiFi-GAN, weight norm folded. Both
-run in float32 on the CPU with two threads.
+10 s of audio, in float32 on the CPU with two threads. HuBERT: trunk and quantizer, compared with
+Hugging Face `HubertModel` with the 25 Hz config, eleven layers each. Vocoder: compared with a plain
+PyTorch HiFi-GAN without weight norm.
 """
 
 import argparse
@@ -67,11 +67,13 @@ def hubert() -> dict[str, float]:
     lengths = np.array([wave.shape[1]], np.int32)
     wave_torch = torch.from_numpy(wave)
 
-    def theirs():
+    def run_peer():
         with torch.inference_mode():
             return peer(wave_torch)
 
-    return paired_ratio(lambda: jax.block_until_ready(apply(params, wave, lengths)), theirs, PAIRS)
+    return paired_ratio(
+        lambda: jax.block_until_ready(apply(params, wave, lengths)), run_peer, PAIRS
+    )
 
 
 def vocoder() -> dict[str, float]:
@@ -87,11 +89,11 @@ def vocoder() -> dict[str, float]:
     streams = [torch.from_numpy(ids[..., i]).long() for i in range(3)]
     lengths = np.array([frames], np.int32)
 
-    def theirs():
+    def run_peer():
         with torch.inference_mode():
             return peer(streams)
 
-    return paired_ratio(lambda: jax.block_until_ready(apply(params, ids, lengths)), theirs, PAIRS)
+    return paired_ratio(lambda: jax.block_until_ready(apply(params, ids, lengths)), run_peer, PAIRS)
 
 
 def main() -> None:

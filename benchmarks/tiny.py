@@ -1,9 +1,9 @@
-"""How many tokens a second the small models of the package generate.
+"""Tokens a second that the packaged models generate.
 
     python -m benchmarks.tiny
 
-At most 300 units, the likeliest after a text, in batches of 1 and 16, on whatever JAX runs on; the
-median of seven, compilation aside.
+At most 300 units after a text by greedy decoding, in batches of 1 and 16, on JAX's default device;
+median of seven runs, without compilation.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 
 from spirit_jax import SpiritLM
 
-MOST_TOKENS, RUNS = 300, 7
+MAX_TOKENS, RUNS = 300, 7
 PROMPT = "[Text] the young queen lost a book[Speech]"
 
 
@@ -27,9 +27,9 @@ def main() -> None:
         lm = SpiritLM.from_pretrained(name)
         for batch in (1, 16):
             rates = []
-            for _ in range(RUNS + 1):  # the first compiles
+            for _ in range(RUNS + 1):  # the first run compiles
                 start = time.perf_counter()
-                rows = lm.generate_ids([PROMPT] * batch, "speech", max_new_tokens=MOST_TOKENS)
+                rows = lm.generate_ids([PROMPT] * batch, "speech", max_new_tokens=MAX_TOKENS)
                 rates.append(sum(map(len, rows)) / (time.perf_counter() - start))
             rate = statistics.median(rates[1:])
             print(f"{name}, batch {batch}: {rate:.0f} tokens a second ({len(rows[0])} a row)")

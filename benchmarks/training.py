@@ -1,4 +1,4 @@
-"""A training step against PyTorch: Hugging Face's Llama with AdamW, the same sizes and batch.
+"""Training speed compared with PyTorch: Hugging Face's Llama with AdamW, same sizes and batch.
 
     python -m benchmarks.training            # on the CPU: 12 layers, 768 wide, 2 x 1024, float32
     python -m benchmarks.training --gpu      # on a GPU: about 1B, 4 x 2048, bfloat16, and its MFU
@@ -49,7 +49,7 @@ LARGE = LlamaConfig(
 
 
 def make_ours(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool):
-    """A function that does a step of ours and waits for it."""
+    """A function that runs a training step of this package."""
     vocab = Vocab.make("base", 32000, padded_size=cfg.vocab_size)
     model = Llama(
         cfg,
@@ -93,7 +93,7 @@ def make_ours(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool):
 
 
 def make_peer(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool):
-    """A function that does a step of PyTorch's and waits for it."""
+    """A function that runs a training step in PyTorch."""
     device = "cuda" if gpu else "cpu"
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -125,7 +125,7 @@ def make_peer(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool):
 
 
 def main() -> None:
-    """Prints the ratio, peer over ours, and on a GPU the share of its peak."""
+    """Prints tokens a second, their ratio, and on a GPU the MFU."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
     )
@@ -134,15 +134,15 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     cfg, shape = (LARGE, (4, 2048)) if gpu else (SMALL, (2, 1024))
     tokens = np.random.default_rng(0).integers(3, 30000, shape).astype(np.int32)
-    told = paired_ratio(make_ours(cfg, tokens, gpu), make_peer(cfg, tokens, gpu), PAIRS)
+    timings = paired_ratio(make_ours(cfg, tokens, gpu), make_peer(cfg, tokens, gpu), PAIRS)
     result = {
-        "ours_tokens_per_second": round(tokens.size / told["ours_seconds"]),
-        "torch_tokens_per_second": round(tokens.size / told["peer_seconds"]),
-        "times_as_fast_as_torch": round(told["ratio"], 2),
+        "ours_tokens_per_second": round(tokens.size / timings["ours_seconds"]),
+        "torch_tokens_per_second": round(tokens.size / timings["peer_seconds"]),
+        "times_as_fast_as_torch": round(timings["ratio"], 2),
     }
     if peak := peak_flops(jax.devices()[0]):
         flops = token_flops(cfg, shape[1]) * tokens.size
-        result["mfu"] = round(flops / told["ours_seconds"] / peak, 3)
+        result["mfu"] = round(flops / timings["ours_seconds"] / peak, 3)
     print(json.dumps(result))
 
 

@@ -53,7 +53,7 @@ def check_metadata(path: str | Path) -> None:
       InputError: a file is missing or damaged.
     """
     path = Path(path)
-    for name, checksum in _read_known(path)["files"].items():
+    for name, checksum in _read_checksums(path)["files"].items():
         if checksums.of_file(path / name) != checksum:
             raise InputError(f"{path / name}: is damaged (its checksum differs); copy it again.")
 
@@ -69,7 +69,7 @@ def check_arrays(path: str | Path, wanted: Mapping[str, Any]) -> None:
     Raises:
       InputError: a chunk is damaged; the message names the parameter.
     """
-    path, arrays = Path(path), _read_known(Path(path))["arrays"]
+    path, arrays = Path(path), _read_checksums(Path(path))["arrays"]
 
     def check(job: tuple[str, list]) -> None:
         name, (file, offset, length, checksum) = job
@@ -109,7 +109,7 @@ def _find_chunks(array: Mapping[str, Any], leaf: Any) -> Iterator[list]:
             yield chunks[key]
 
 
-def _read_known(path: Path) -> dict[str, Any]:
+def _read_checksums(path: Path) -> dict[str, Any]:
     """The checksums of a folder; empty for a folder without checksums."""
     if not (path / checksums.LIST).is_file():
         return {"files": {}, "arrays": {}}

@@ -1,8 +1,8 @@
-"""Runs a compiled function over items of many lengths, padded to a few shapes.
+"""Runs a jitted function over items of many lengths, padded to a few shapes.
 
-A function compiled by XLA has one shape. Items are padded to the next length of a short list and
-gathered in rows, so that a folder of recordings compiles a handful of programs. The networks mask
-what is padded, so results do not depend on it.
+XLA compiles a function for each input shape. Items are padded to the next length in a short list
+(a bucket) and batched, so that few shapes are compiled. Networks mask padding, so results do not
+depend on it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,11 +17,14 @@ Item = tuple[np.ndarray, ...]
 
 
 def as_list(batch: Any, what: str) -> list[Any]:
-    """The items of a batch; raises `InputError` for one item in place of a batch.
+    """A batch as a list.
 
     Args:
-      batch: of items; a string, or bytes, is no batch of its letters.
-      what: the items are, for the message: "prompts".
+      batch: an iterable of items; a string, bytes or a mapping is a single item.
+      what: name of the items for the message, such as "prompts".
+
+    Raises:
+      InputError: `batch` is a single item.
     """
     if isinstance(batch, str | bytes | Mapping) or not isinstance(batch, Iterable):
         raise InputError(
@@ -39,12 +42,12 @@ def run(
     """Applies `function` to every item.
 
     Args:
-      function: compiled; takes the padded arrays of an item, each (rows, bucket, ...), then int32
-        lengths (rows,), and returns (rows, n, ...) values and int32 counts of valid ones.
-      items: tuples of arrays that share their first length, at most the last of `buckets`.
-      buckets: the lengths that items are padded to, rising.
-      rows_of: how many rows a batch of a bucket has, once there is more than one item; fewer are
-        filled up with empty rows.
+      function: jitted; takes padded arrays (rows, bucket, ...) and int32 lengths (rows,), and
+        returns values (rows, n, ...) and int32 numbers of valid values (rows,).
+      items: tuples of arrays of equal first length, at most that of the last bucket.
+      buckets: lengths, ascending.
+      rows_of: the number of rows of a batch by bucket, if there are several items; smaller batches
+        are padded with empty rows.
 
     Returns:
       The valid values of each item, in order.
@@ -67,12 +70,12 @@ def run(
 
 
 def bucket_of(length: int, buckets: Sequence[int]) -> int:
-    """The least bucket that holds `length`."""
+    """The smallest bucket of at least `length`."""
     return next(bucket for bucket in buckets if bucket >= length)
 
 
 def power_of_two(size: int, smallest: int) -> int:
-    """The least power of two times `smallest` that holds `size`."""
+    """The smallest `smallest` * 2**n of at least `size`."""
     while smallest < size:
         smallest *= 2
     return smallest

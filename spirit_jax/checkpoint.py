@@ -1,7 +1,7 @@
-"""Network folders: `config.json` beside `params/`, arrays that are written through Orbax.
+"""Network folders: `config.json`, and `params/` with arrays, stored with Orbax.
 
-Arrays are stored one by one under their path in the parameter tree. What is written goes to a
-temporary name first, so a folder is whole or absent.
+Arrays are stored under their path in the parameter tree. Folders are written under a temporary
+name and then renamed, so a folder is whole or absent.
 """
 
 import hashlib
@@ -24,9 +24,12 @@ Params = Mapping[str, Any]
 
 
 def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:
-    """Writes one parameter tree, given whole or as disjoint parts that are written in turn.
+    """Writes a parameter tree.
 
-    Memory holds one part at a time, so a network larger than the memory can be written.
+    Args:
+      path: the folder to create.
+      parts: the tree, or disjoint parts of it. Parts are written one by one, so a network that is
+        larger than memory can be written.
 
     Raises:
       InputError: something exists at `path` already, or it cannot be written.
@@ -34,29 +37,29 @@ def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:
     path = Path(path).absolute()
     refuse_existing(path)
     unfinished = path.with_name(path.name + files.UNFINISHED)
-    partial = unfinished.with_name(unfinished.name + ".partial_save")  # the name Orbax gives it
-    for left in (unfinished, partial):  # by a killed process
-        shutil.rmtree(left, ignore_errors=True)
+    partial = unfinished.with_name(unfinished.name + ".partial_save")  # the name that Orbax uses
+    for leftover in (unfinished, partial):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for part in [parts] if isinstance(parts, Mapping) else parts:
             ocp.partial.save(unfinished, part)
         ocp.partial.finalize(unfinished)
-        # It names the folder that was written to, which on a disk nothing needs.
+        # This file has the temporary path, and is not needed on a local disk.
         (unfinished / "commit_success.txt").unlink(missing_ok=True)
         array_checks.write(unfinished)
         unfinished.rename(path)
     except InputError:
         raise
-    except Exception as error:  # the library has no single kind for what a disk does
+    except Exception as error:  # Orbax has no common error class for disk errors
         raise InputError(f"{path}: cannot be written ({files.describe(error)}).") from error
     finally:
-        for left in (unfinished, partial):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (unfinished, partial):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_shapes(path: str | Path) -> Params:
-    """The tree of `jax.ShapeDtypeStruct` that a `params/` folder holds; reads no array."""
+    """The tree of `jax.ShapeDtypeStruct` of a `params/` folder, without reading arrays."""
     path = Path(path).absolute()
     array_checks.check_metadata(path)
     try:
@@ -68,15 +71,18 @@ def read_shapes(path: str | Path) -> Params:
 
 
 def load_params(path: str | Path, abstract: Params | None = None) -> Params:
-    """Reads a parameter tree: numpy arrays, or arrays placed as `abstract` says.
+    """Reads a parameter tree.
 
     Args:
       path: a `params/` folder.
-      abstract: a tree of `jax.ShapeDtypeStruct`; with shardings, every array goes straight onto
-        its shards of the mesh. Parts of the stored tree that are not in it are not read.
+      abstract: a tree of `jax.ShapeDtypeStruct`; with shardings, each array is read directly onto
+        its shards. Only parameters in this tree are read. None reads all.
+
+    Returns:
+      numpy arrays, or JAX arrays with the shardings of `abstract`.
 
     Raises:
-      InputError: the folder is missing or damaged, or does not hold what `abstract` asks for.
+      InputError: the folder is missing or damaged, or has other parameters than `abstract`.
     """
     path = Path(path).absolute()
     stored = read_shapes(path)
@@ -96,7 +102,16 @@ def load_params(path: str | Path, abstract: Params | None = None) -> Params:
 
 
 def save_network(folder: str | Path, config: Any, params: Params | Iterable[Params]) -> None:
-    """Writes a network: its config as `config.json`, its arrays as `params/`."""
+    """Writes the config and parameters of a network to a folder.
+
+    Args:
+      folder: gets `config.json` and `params/`.
+      config: a dataclass.
+      params: see `save_params`.
+
+    Raises:
+      InputError: the folder has parameters already, or cannot be written.
+    """
     folder = Path(folder)
     save_params(folder / "params", params)
     config_lib.write(config, folder / "config.json")
@@ -104,7 +119,7 @@ def save_network(folder: str | Path, config: Any, params: Params | Iterable[Para
 
 
 def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:
-    """The config and the numpy parameters of a network's folder; float16 comes as float32."""
+    """Reads the config and parameters (numpy arrays) of a network; float16 becomes float32."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; a converted network was expected.")
@@ -113,7 +128,7 @@ def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:
 
 
 def halve(array: np.ndarray) -> np.ndarray:
-    """float32 as float16, other types as they are; raises `InputError` for what is too large."""
+    """Converts float32 to float16; raises `InputError` for values that are too large."""
     if array.dtype != np.float32:
         return array
     with np.errstate(over="ignore"):
@@ -124,7 +139,7 @@ def halve(array: np.ndarray) -> np.ndarray:
 
 
 def widen(params: Params) -> Params:
-    """Parameters that are stored as float16, to save room, as the float32 that is computed with."""
+    """Converts float16 parameters, as stored in small folders, to float32."""
     return jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float16 else x, params)
 
 
@@ -139,7 +154,7 @@ def hash_params(params: Params) -> str:
 
 
 def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one level of `a/b/c` names."""
+    """Flattens a nested mapping to `a/b/c` names."""
     leaves = {}
     for name, value in tree.items():
         path = f"{prefix}/{name}" if prefix else str(name)
@@ -148,7 +163,7 @@ def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested mapping that `flatten` came from."""
+    """The inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")
@@ -163,9 +178,9 @@ def _check_shapes(path: Path, stored: Params, abstract: Params) -> None:
     have, want = flatten(stored), flatten(abstract)
     for name, leaf in want.items():
         if name not in have:
-            raise InputError(f"{path}: holds no parameter '{name}', which the config asks for.")
+            raise InputError(f"{path}: has no parameter '{name}', which the config needs.")
         if tuple(have[name].shape) != tuple(leaf.shape):
             raise InputError(
                 f"{path}: parameter '{name}' has shape {tuple(have[name].shape)}, and the config "
-                f"asks for {tuple(leaf.shape)}."
+                f"needs {tuple(leaf.shape)}."
             )

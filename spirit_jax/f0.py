@@ -1,6 +1,7 @@
-"""F0 of an utterance at 200 frames a second, voiced or not: what pitch units are made of.
+"""F0 and voicing of an utterance at 200 frames a second, for pitch units.
 
-Two methods: "fcpe", a network whose frames `postprocess` brings to this form, and librosa's "pyin".
+There are two methods: "fcpe", a network (`models/fcpe.py`) followed by `postprocess`, and librosa's
+"pyin".
 """
 
 import librosa
@@ -9,22 +10,22 @@ import numpy as np
 from spirit_jax.audio import SAMPLE_RATE
 
 METHODS = ("fcpe", "pyin")
-HOP = 80  # samples from a frame to the next
+HOP = 80  # samples from one frame to the next
 FRAME_RATE = SAMPLE_RATE // HOP
 LOWEST, HIGHEST = 50.0, 1100.0  # Hz
 PYIN_WINDOW = 1024  # samples; three periods of the lowest F0
-PYIN_RESOLUTION = 0.25  # semitones; its time goes with the inverse square
+PYIN_RESOLUTION = 0.25  # semitones; run time grows with its inverse square
 
 
 def postprocess(f0_frames: np.ndarray, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """F0 and voicing of one utterance, as torchfcpe's `infer` makes them of a network's frames.
+    """F0 and voicing of an utterance from a network's output, as in torchfcpe's `infer`.
 
-    Frames under 50 Hz are unvoiced and interpolated from the voiced around them; what is above
-    1100 Hz becomes that; frames are repeated or left out to make samples // 80 + 1.
+    Frames below 50 Hz are unvoiced and are interpolated linearly; F0 is limited to 1100 Hz. Frames
+    are resampled to samples // 80 + 1 (nearest neighbour).
 
     Args:
-      f0_frames: (t,) Hz, in any even spacing over the utterance.
-      samples: the utterance's length at 16 kHz.
+      f0_frames: float (t,), F0 in Hz, evenly spaced over the utterance.
+      samples: length of the utterance at 16 kHz.
 
     Returns:
       f0_t: float32 in Hz; all 0 where no frame is voiced.
@@ -35,7 +36,7 @@ def postprocess(f0_frames: np.ndarray, samples: int) -> tuple[np.ndarray, np.nda
     if not voiced.any():
         return np.zeros(frames, np.float32), np.zeros(frames, np.float32)
     f0 = np.minimum(_interpolate(f0_frames, voiced), np.float32(HIGHEST))
-    # Single precision, as torch computes the frame that is nearest.
+    # In float32, as torch computes the nearest frame.
     source = np.floor(np.arange(frames, dtype=np.float32) * np.float32(len(f0) / frames))
     source = np.minimum(source.astype(int), len(f0) - 1)
     return f0[source], voiced[source].astype(np.float32)
@@ -44,14 +45,14 @@ def postprocess(f0_frames: np.ndarray, samples: int) -> tuple[np.ndarray, np.nda
 def pyin_f0(
     wave_t: np.ndarray, resolution: float = PYIN_RESOLUTION
 ) -> tuple[np.ndarray, np.ndarray]:
-    """F0 and voicing of one utterance by probabilistic YIN (Mauch and Dixon, 2014).
+    """F0 and voicing of an utterance by probabilistic YIN (Mauch and Dixon, 2014).
 
     Args:
       wave_t: float32 samples at 16 kHz.
-      resolution: between the values that F0 can have, in semitones.
+      resolution: of F0, in semitones.
 
     Returns:
-      f0_t, voiced_t: as of `postprocess`, samples // 80 + 1 frames.
+      f0_t, voiced_t: see `postprocess`; samples // 80 + 1 frames.
     """
     if not np.any(wave_t):
         silent = np.zeros(len(wave_t) // HOP + 1, np.float32)
@@ -70,7 +71,7 @@ def pyin_f0(
 
 
 def _interpolate(f0_t: np.ndarray, voiced_t: np.ndarray) -> np.ndarray:
-    """float32; unvoiced frames on a line between the voiced ones around them, 0 without any."""
+    """Interpolates unvoiced frames linearly, float32; all 0 if no frame is voiced."""
     if not voiced_t.any():
         return np.zeros(len(f0_t), np.float32)
     places = np.arange(len(f0_t))

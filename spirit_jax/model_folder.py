@@ -3,8 +3,8 @@
     MODEL_DIR/vocab.json, text_tokenizer/, llama/
     MODEL_DIR/speech_tokenizer/speech_tokenizer.json, hubert/, quantizer/, ...
 
-A network's folder, with its config and arrays, is `checkpoint`'s. Importing this is cheap: JAX is
-imported where arrays are read.
+Folders of single networks (config and arrays) are read and written by `checkpoint`. Importing this
+does not import JAX.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ NETWORKS = {  # of a speech tokenizer, by its kind
     "expressive": ("hubert", "quantizer", "pitch", "style", "fcpe", "hifigan"),
 }
 UNIT_NETWORKS = ("hubert", "quantizer", "pitch", "style")
-OPTIONAL_NETWORKS = ("fcpe", "hifigan")  # loaded when they are needed
+OPTIONAL_NETWORKS = ("fcpe", "hifigan")  # may be missing
 F0_METHODS = ("fcpe", "pyin")
 
 
@@ -37,11 +37,11 @@ class SpeechTokenizerConfig:
     Attributes:
       kind: "base" (phonetic units) or "expressive" (with pitch and style).
       f0_method: "fcpe" or "pyin", for pitch units.
-      chunk_seconds: longer audio is cut into pieces of this length, each encoded alone.
-      shared: the folder, from this one, of a set that has the networks which this one lacks; "" for
-        none.
-      hashes: the SHA-256 of the parameters of each network, by folder name. They tie the set
-        together: units of one encoder and quantizer mean nothing to another's vocoder.
+      chunk_seconds: longer audio is split into chunks of this length, which are encoded separately.
+      shared: relative path of another speech tokenizer, which has the networks that are missing
+        here; "" for none.
+      hashes: SHA-256 of the parameters of each network, by folder name. They ensure that networks
+        belong together, since a vocoder needs the units of its encoder and quantizer.
     """
 
     kind: str = "base"
@@ -62,7 +62,7 @@ class SpeechTokenizerConfig:
 
 
 def unit_hashes(about: SpeechTokenizerConfig) -> dict[str, str]:
-    """The hashes of the networks of a set that define its units: all but the vocoder and F0."""
+    """The hashes of the networks that define units: all but the vocoder and the F0 network."""
     return {name: about.hashes[name] for name in UNIT_NETWORKS if name in about.hashes}
 
 
@@ -78,17 +78,17 @@ def packaged_names() -> list[str]:
 
 
 def find_model(name: str | Path) -> Path:
-    """The folder at that path or, where there is none, the packaged model of that name.
+    """The folder of a model, given its path or the name of a packaged model.
 
     Raises:
-      InputError: there is neither; lists the packaged models, the nearest name first.
+      InputError: there is neither; the message lists the packaged models.
     """
     if not isinstance(name, str | os.PathLike):
         raise InputError(f"A model is a folder or a name, not {type(name).__name__}.")
     folder = Path(name)
     try:
         is_folder, exists = folder.is_dir(), folder.exists()
-    except OSError as error:  # such as a name of too many letters
+    except OSError as error:  # such as a name that is too long
         raise InputError(f"{str(name)[:80]}: no such folder ({files.describe(error)}).") from error
     if is_folder:
         return folder
@@ -106,11 +106,11 @@ def find_model(name: str | Path) -> Path:
 
 
 def find_language_model(name: str | Path) -> Path:
-    """The folder of a model with a language model; raises `InputError` where there is none."""
+    """The folder of a model, like `find_model`; raises `InputError` without a language model."""
     folder = find_model(name)
     if not (folder / "vocab.json").is_file() and (folder / "config.json").is_file():
         raise InputError(
-            f"{folder}: is no model folder but looks like one of Hugging Face; convert it with "
+            f"{folder}: is no model folder; it looks like one of Hugging Face. Convert it with "
             f"python -m convert.llama --checkpoint {folder} --output MODEL_DIR."
         )
     if not (folder / "vocab.json").is_file():
@@ -122,7 +122,7 @@ def find_language_model(name: str | Path) -> Path:
 
 
 def find_speech_tokenizer(name: str | Path) -> Path:
-    """The folder of a speech tokenizer, given itself or a model that has one.
+    """The folder of a speech tokenizer, given this folder or a model.
 
     Raises:
       InputError: there is no such folder or model, or it has no speech tokenizer.
@@ -131,15 +131,15 @@ def find_speech_tokenizer(name: str | Path) -> Path:
     if (folder / SPEECH_TOKENIZER).is_dir():
         folder = folder / SPEECH_TOKENIZER
     if not (folder / CONFIG_NAME).is_file():
-        raise InputError(f"{folder}: holds no speech tokenizer ({CONFIG_NAME} is not there).")
+        raise InputError(f"{folder}: has no speech tokenizer ({CONFIG_NAME} is missing).")
     return folder
 
 
 def find_aligner(name: str | Path) -> Path:
-    """The folder of a CTC network, which finds when words are spoken.
+    """The folder of a CTC network, for aligning words.
 
     Raises:
-      InputError: there is no such folder, or it holds something else; says what.
+      InputError: there is no such folder, or it is something else; the message says what.
     """
     folder = find_model(name)
     about = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
@@ -163,14 +163,14 @@ def find_aligner(name: str | Path) -> Path:
 
 
 def find_network(folder: str | Path, name: str) -> Path:
-    """The folder of a network.
+    """The folder of a network, which may be missing.
 
     Args:
-      folder: the network's, that of a set of networks that has it, or a model (by path or name).
-      name: of the network in a set, such as "hubert".
+      folder: the network's folder, a speech tokenizer, or a model (by path or name).
+      name: name of the network in a speech tokenizer, such as "hubert".
 
     Raises:
-      InputError: there is no such folder or model. The network itself may be missing.
+      InputError: there is no such folder or model.
     """
     folder = find_model(folder)
     if (folder / "params").is_dir():
@@ -188,13 +188,13 @@ def find_network(folder: str | Path, name: str) -> Path:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """A checksum of the content of a folder, such as a model's; 16 hex digits.
+    """A checksum of the content of a folder, such as a model; 16 hex digits.
 
-    Arrays with checksums are known by their lists, networks of a speech tokenizer by the hashes
-    in its config, wherever they lie, and all else by its bytes. Hidden files do not count.
+    It is computed from the checksum lists of arrays, the hashes in the config of a speech tokenizer
+    (also for shared networks), and the bytes of all other files. Hidden files are ignored.
 
     Raises:
-      InputError: a file cannot be read, or a network is not there.
+      InputError: a file cannot be read, or a network is missing.
     """
     folder = Path(folder)
     tokenizers = [path.parent for path in folder.rglob(CONFIG_NAME)]
@@ -214,7 +214,7 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def _networks(tokenizer: Path) -> dict[str, Any]:
-    """The config of a speech tokenizer, but where its networks lie, and the configs of these."""
+    """The config of a speech tokenizer, without `shared`, and checksums of network configs."""
     about = config.read(SpeechTokenizerConfig, tokenizer / CONFIG_NAME)
     paths = [find_network(tokenizer, name) / "config.json" for name in sorted(about.hashes)]
     values = dataclasses.asdict(about) | {"shared": ""}
@@ -222,7 +222,7 @@ def _networks(tokenizer: Path) -> dict[str, Any]:
 
 
 def list_texts(folder: str | Path) -> None:
-    """Lists the checksums of a model folder's vocabulary and text tokenizer."""
+    """Writes the checksums of a model folder's vocabulary and text tokenizer."""
     folder = Path(folder)
     names = [file.relative_to(folder).as_posix() for file in folder.glob("text_tokenizer/*")]
     checksums.list_files(folder, ["vocab.json", *names])
@@ -231,7 +231,7 @@ def list_texts(folder: str | Path) -> None:
 def write_speech_tokenizer(
     folder: str | Path, kind: str, f0_method: str = "fcpe"
 ) -> SpeechTokenizerConfig:
-    """Writes the config of a folder of networks, with the hashes that tie them together.
+    """Writes the config of a speech tokenizer, with the hashes of its networks.
 
     Args:
       folder: with the networks.
@@ -254,7 +254,7 @@ def write_speech_tokenizer(
 
 
 def add_hash(folder: str | Path, network: str) -> None:
-    """Notes the hash of a network that was added to a speech tokenizer's folder."""
+    """Adds the hash of a new network to the config of a speech tokenizer."""
     folder = Path(folder)
     about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
     hashes = about.hashes | {network: _hash_network(folder / network)}
@@ -262,12 +262,12 @@ def add_hash(folder: str | Path, network: str) -> None:
 
 
 def share_networks(folder: str | Path, other: str | Path, output: str | Path) -> None:
-    """Removes the networks of a speech tokenizer that another one has, and refers to that one.
+    """Removes networks that another speech tokenizer has, and refers to that one instead.
 
     Args:
-      folder: of the speech tokenizer, whose networks are removed.
-      other: of the speech tokenizer that keeps them.
-      output: where `folder` will be; the reference is relative to it.
+      folder: the speech tokenizer from which networks are removed.
+      other: the speech tokenizer that has them.
+      output: the final path of `folder`; the reference is relative to it.
     """
     folder, other = Path(folder), Path(other)
     about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
@@ -280,10 +280,17 @@ def share_networks(folder: str | Path, other: str | Path, output: str | Path) ->
 
 
 def copy_speech_tokenizer(folder: str | Path, output: str | Path) -> SpeechTokenizerConfig:
-    """Copies a speech tokenizer's folder, with the networks that it shares with another one.
+    """Copies a speech tokenizer, including shared networks.
+
+    Args:
+      folder: the speech tokenizer.
+      output: the folder to create.
+
+    Returns:
+      The config of the copy.
 
     Raises:
-      InputError: a network of it is not there.
+      InputError: a network is missing.
     """
     folder, output = Path(folder), Path(output)
     about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)

@@ -1,8 +1,8 @@
-"""New folders of what is there: a model to train a language model in, a speech tokenizer.
+"""Creates model folders for training, and packs speech tokenizers.
 
-Its speech tokenizer is one that is there. Its text vocabulary is learnt from a corpus, and then the
-language model starts from random; or both are those of another model, with rows for the units that
-it lacks, as the paper makes Spirit LM of Llama 2.
+A new model folder has an existing speech tokenizer. Either its text vocabulary is trained on a
+corpus, for a language model with random initialisation; or both are those of another model,
+extended by units, as the paper extends Llama 2 to Spirit LM.
 """
 
 import dataclasses
@@ -28,26 +28,26 @@ from spirit_jax.vocab import Vocab
 def write_new_model(
     output: str | Path, speech: str | Path, sources: Sequence[str], pieces: int
 ) -> Vocab:
-    """Writes a model folder without a language model, whole or not at all.
+    """Creates a model folder without a language model, whole or not at all.
 
-    A training with `random_init` and `sizes` starts from it, and its export has all of it.
+    It is the start of a training with `random_init` and `sizes`, whose export has all of its files.
 
     Args:
-      output: the folder to make.
-      speech: a model folder, a speech tokenizer, or the name of one that comes with the package.
-      sources: of text, as `manifest.read_source` takes them.
-      pieces: of the text vocabulary; see `text.learn_text_tokenizer`.
+      output: the folder to create.
+      speech: a model folder, a speech tokenizer, or the name of a packaged model.
+      sources: of text, see `manifest.read_source`.
+      pieces: size of the text vocabulary; see `text.learn_text_tokenizer`.
 
     Returns:
       The vocabulary.
 
     Raises:
-      InputError: no whole speech tokenizer, no text, or not enough of it.
+      InputError: the speech tokenizer is incomplete, or there is not enough text.
     """
     tokenizer = model_folder.find_speech_tokenizer(speech)
     texts = _read_texts(sources)
     if not texts:
-        raise InputError(f"{', '.join(sources)}: there is no text to learn a vocabulary from.")
+        raise InputError(f"{', '.join(sources)}: there is no text to train a vocabulary on.")
     with files.whole_folder(output) as folder:
         copied = folder / model_folder.SPEECH_TOKENIZER
         about = model_folder.copy_speech_tokenizer(tokenizer, copied)
@@ -59,7 +59,7 @@ def write_new_model(
 
 
 def _read_texts(sources: Sequence[str]) -> list[str]:
-    """The texts of sources; warns of items without one."""
+    """The texts of sources; warns about items without text."""
     texts = []
     for source in sources:
         items = list(read_source(source))
@@ -73,24 +73,24 @@ def _read_texts(sources: Sequence[str]) -> list[str]:
 
 
 def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed: int = 0) -> Vocab:
-    """Writes a model folder whose language model knows the units of another speech tokenizer.
+    """Extends the vocabulary of a language model by the units of a speech tokenizer.
 
-    The rows of text and of the units that both have are kept, and everything but the embedding and
-    the head; other rows are drawn around the mean of the old ones.
+    All parameters are kept. In the embedding and the head, rows of new units are initialised by
+    `llama.draw_rows`.
 
     Args:
-      output: the folder to make, whole or not at all.
-      start: the model folder, or the name of one that comes with the package. One that has no
-        speech tokenizer, as `convert.llama` writes it, gets this one; its units are taken to be
-        those of its unit tokens.
-      speech: as of `write_new_model`; of the same phonetic units.
+      output: the folder to create, whole or not at all.
+      start: the model folder, or the name of a packaged model. If it has a speech tokenizer, that
+        must have the same phonetic units; otherwise, as after `convert.llama`, its unit tokens are
+        taken to be units of `speech`.
+      speech: see `write_new_model`.
       seed: of the new rows.
 
     Returns:
       The vocabulary.
 
     Raises:
-      InputError: a folder is not whole, its phonetic units are others, or `seed` is none.
+      InputError: a folder is incomplete, phonetic units differ, or the seed is invalid.
     """
     limits.check_seed(seed)
     tokenizer = model_folder.find_speech_tokenizer(speech)
@@ -123,21 +123,21 @@ def _check_same_units(start: Path, about: SpeechTokenizerConfig, speech: str | P
         model_folder.find_speech_tokenizer(start) / model_folder.CONFIG_NAME,
     )
     if any(before.hashes[name] != about.hashes[name] for name in ("hubert", "quantizer")):
-        raise InputError(f"{start}: its phonetic units are others than those of {speech}.")
+        raise InputError(f"{start}: its phonetic units are not those of {speech}.")
 
 
 def _extend_vocab(old: Vocab, speech: Path, kind: str) -> Vocab:
-    """The layout of a model's text with the units of a speech tokenizer."""
+    """The vocabulary with the text of a model and the units of a speech tokenizer."""
     units = _count_units(speech, kind)
     same = (old.pitch_units, old.style_units) == units[1:]
-    # The release's vocabulary has one phonetic unit more, the blank of its quantizer.
+    # The release's vocabulary has one more phonetic unit, the blank of its quantizer.
     if same and old.hubert_units - units[0] in (0, 1):
         return old
     return Vocab.make(kind, old.text_size, old.bos, old.eos, units=units)
 
 
 def _move_rows(array: np.ndarray, axis: int, old: Vocab, new: Vocab, seed: int) -> np.ndarray:
-    """An embedding (axis 0) or a head (axis 1) of `old` for the ids of `new`."""
+    """Reorders an embedding (axis 0) or head (axis 1) from the ids of `old` to those of `new`."""
     rows_vd = np.moveaxis(array, axis, 0)[: old.size]
     if new == old:
         return array
@@ -169,18 +169,22 @@ def pack(
     half: bool = False,
     share: str | Path | None = None,
 ) -> SpeechTokenizerConfig:
-    """Writes a speech tokenizer folder: Expressive with pitch and style units, Base without.
+    """Packs networks as a speech tokenizer: Expressive with pitch and style units, else Base.
+
+    Each network may be given by its folder or by a model that has it, such as "spirit-tiny-base".
 
     Args:
-      output: the folder to write, whole or not at all.
+      output: the folder to create, whole or not at all.
       units: a folder with `hubert` and `quantizer`.
-      pitch_units, style_units: folders of these networks, both or none.
-      vocoder: that of a HiFi-GAN; a tokenizer without one encodes, and cannot speak. For each a
-        model that has it will do as well, such as "spirit-tiny-base".
+      pitch_units, style_units: these networks, both or none.
+      vocoder: a HiFi-GAN; without one the speech tokenizer cannot decode.
       f0_method: "pyin"; "fcpe" needs the network that `convert.fcpe` adds.
-      half: stores float16. Networks compute in float32 all the same.
-      share: another set, of which networks that are the same are not stored again but looked up;
-        both folders then stay where they are to each other.
+      half: stores float16 parameters; computation is in float32.
+      share: another speech tokenizer. Identical networks are not stored again, but referred to by
+        relative path, so both folders must be moved together.
+
+    Returns:
+      The config of the speech tokenizer.
 
     Raises:
       InputError: a network is missing or does not fit the others, or `output` exists.
@@ -207,7 +211,7 @@ def pack(
         networks["hifigan"] = model.config, params
         for name, count in counts.items():
             known = model.config.channels.get(name, 0)
-            # The release's Base vocoder has a unit more than there are, for padding.
+            # The release's Base vocoder has one more unit, for padding.
             if known < count or (known and not count):
                 raise InputError(f"{vocoder}: takes {known} {name} units, and there are {count}.")
     with files.whole_folder(output) as folder:

@@ -1,7 +1,4 @@
-"""A small model folder with random weights: every network, file and stream is there, no meaning.
-
-For the demo until the package has a trained model, and for tests.
-"""
+"""Writes a small model folder with random weights, with all networks and files, for tests."""
 
 import math
 from pathlib import Path
@@ -30,8 +27,8 @@ def write_random_model(folder: str | Path, kind: str = "expressive", seed: int =
     """Writes a model folder of kind "base" or "expressive"; its F0 comes from `pyin`."""
     limits.check_seed(seed)
     folder = Path(folder)
-    own_words = sorted(Path(__file__).parent.glob("*.py"))
-    lines = "\n".join(path.read_text(encoding="utf-8") for path in own_words).splitlines()
+    sources = sorted(Path(__file__).parent.glob("*.py"))  # text to train the tokenizer on
+    lines = "\n".join(path.read_text(encoding="utf-8") for path in sources).splitlines()
     learn_text_tokenizer(folder / "text_tokenizer", lines, TEXT_PIECES)
     vocab = Vocab.make(kind, TEXT_PIECES)
     llama_config = llama.LlamaConfig(
@@ -59,7 +56,7 @@ def write_random_model(folder: str | Path, kind: str = "expressive", seed: int =
 
 
 def random_params(abstract: Params, rng: np.random.Generator) -> Params:
-    """Arrays for an abstract tree: norms and biases neutral, others of a spread by their inputs."""
+    """Random parameters: scales 1, biases 0, others normal with variance 1 / fan-in."""
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
         if path.endswith(("scale", "bias")):
@@ -87,7 +84,7 @@ def _speech_networks(kind: str) -> dict[str, tuple]:
         speakers=("ex01", "ex02", "ex03", "ex04"),
         embedding_dim=8,
         initial_channels=64,
-        resblock_kernels=(3,),  # one, to be compiled quickly
+        resblock_kernels=(3,),  # a single one compiles quickly
         resblock_dilations=((1, 3),),
         duration_hidden=8,
     )

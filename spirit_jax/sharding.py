@@ -1,7 +1,7 @@
-"""The device mesh, and the one table from logical axes to mesh axes.
+"""The device mesh, and the table from logical axes to mesh axes.
 
-Parameters and activations name their axes by meaning (`embed`, `heads`, ...); this table says which
-mesh axis splits which. Only this file makes a `PartitionSpec`.
+Parameters and activations have logical axes (`embed`, `heads`, ...); the table maps them to mesh
+axes. Only this module creates a `PartitionSpec`.
 
 Mesh axes: `data` (replicas, across slices), `fsdp` (parameters and batch), `tensor` (heads, MLP and
 vocabulary).
@@ -21,7 +21,7 @@ from spirit_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> mesh axes. An axis that is not listed is not split.
+# Logical axis -> mesh axes. An axis that is not listed is not sharded.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "vocab": ("tensor",),
@@ -35,10 +35,14 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(
     data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh of `data` x `fsdp` x `tensor` devices (all devices there are, unless given).
+    """A mesh of `data` x `fsdp` x `tensor` devices.
+
+    Args:
+      data, fsdp, tensor: number of devices along each axis.
+      devices: to use; all devices by default.
 
     Raises:
-      InputError: sizes that are no whole numbers, or whose product is not the number of devices.
+      InputError: a size is not a positive integer, or their product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = (data, fsdp, tensor)
@@ -49,16 +53,16 @@ def make_mesh(
             f"A mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {math.prod(shape)} "
             f"devices, and there are {len(devices)}."
         )
-    # A mesh axis may be part of an axis of the machine: 4 x 64 on a slice of 16 x 16.
+    # A mesh axis may be a part of a physical axis: 4 x 64 on a slice of 16 x 16.
     laid_out = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def as_auto(mesh: Mesh) -> Mesh:
-    """The same mesh with every axis of type Auto, which is how this package places arrays.
+    """The same mesh with all axes of type Auto, which this package needs.
 
     Raises:
-      InputError: no mesh, or it has an axis that the table does not know.
+      InputError: it is not a mesh, or has an axis that is not in the table.
     """
     if not isinstance(mesh, Mesh):
         raise InputError(f"A mesh is what make_mesh gives, not {type(mesh).__name__}.")
@@ -71,19 +75,19 @@ def as_auto(mesh: Mesh) -> Mesh:
 
 
 def batch_multiple(mesh: Mesh | None) -> int:
-    """How many parts the mesh splits a batch into; rows are padded to a multiple of it."""
+    """Number of shards of a batch; rows are padded to a multiple of it."""
     if mesh is None:
         return 1
     return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
-    """The sharding of every parameter of a tree whose leaves carry logical axes.
+    """The sharding of every parameter of a tree with logical axes.
 
     Args:
-      boxed: the result of `jax.eval_shape(module.init, ...)`, leaves boxed by
-        `nn.with_logical_partitioning` where they can be split.
-      mesh: the mesh to place them on.
+      boxed: result of `jax.eval_shape(module.init, ...)`; leaves that can be sharded are boxed by
+        `nn.with_logical_partitioning`.
+      mesh: the device mesh.
     """
 
     def place(leaf: Any) -> NamedSharding:
@@ -95,7 +99,7 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def default_sharding() -> jax.sharding.Sharding:
-    """Everything on the first device: what is used without a mesh."""
+    """The first device, which is used without a mesh."""
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
@@ -104,29 +108,39 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def stacked(of_one: jax.sharding.Sharding) -> jax.sharding.Sharding:
-    """The sharding of many arrays stacked along a new first axis, which stays whole."""
-    if not isinstance(of_one, NamedSharding):
-        return of_one
-    return NamedSharding(of_one.mesh, PartitionSpec(None, *of_one.spec))
+def stacked(single: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """The sharding of arrays stacked along a new first axis, which is not sharded."""
+    if not isinstance(single, NamedSharding):
+        return single
+    return NamedSharding(single.mesh, PartitionSpec(None, *single.spec))
 
 
 def place_batch(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
-    """Puts a host array on the mesh, its first axis split as a batch (or on the default device)."""
+    """Puts a host array on the mesh, sharded as a batch; without a mesh on the default device."""
     if mesh is None:
         return jax.numpy.asarray(array)
     return jax.device_put(array, batch_sharding(array.shape, mesh))
 
 
 def local_rows(batch_rows: int, mesh: Mesh) -> list[int]:
-    """The rows of a batch that lie on devices of this process, rising."""
+    """Indices of the rows of a batch on devices of this process, ascending."""
     shape = (batch_rows,)
     parts = batch_sharding(shape, mesh).addressable_devices_indices_map(shape).values()
     return sorted({row for (part,) in parts for row in range(*part.indices(batch_rows))})
 
 
 def place_rows(array: np.ndarray, rows: Sequence[int], batch_rows: int, mesh: Mesh) -> jax.Array:
-    """A batch on the mesh, each process giving the rows that `local_rows` says are its own."""
+    """A batch on the mesh, from the rows of each process.
+
+    Args:
+      array: (rows, ...), the rows of this process.
+      rows: their indices, from `local_rows`.
+      batch_rows: rows of the batch.
+      mesh: the device mesh.
+
+    Returns:
+      (batch_rows, ...).
+    """
     place_of = {row: place for place, row in enumerate(rows)}
     shape = (batch_rows, *array.shape[1:])
 
@@ -138,13 +152,13 @@ def place_rows(array: np.ndarray, rows: Sequence[int], batch_rows: int, mesh: Me
 
 
 def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """Where a batch of this shape lies."""
+    """The sharding of a batch of this shape."""
     spec = _spec(shape, ("batch",) + (None,) * (len(shape) - 1), mesh.shape)
     return NamedSharding(mesh, spec)
 
 
 def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
-    """Asks the compiler to split an activation by its logical axes; a no-op without a mesh."""
+    """Constrains the sharding of an activation by logical axes; does nothing without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return array
@@ -152,7 +166,7 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def parts_of(axis: str, size: int) -> int:
-    """How many parts the mesh in use splits a dimension of `size` into."""
+    """Number of shards of a dimension of `size` on the current mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
@@ -160,7 +174,7 @@ def parts_of(axis: str, size: int) -> int:
 
 
 def cache_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """Where keys or values of a cache lie: (..., b, s, g, k), with or without stacked layers."""
+    """The sharding of keys or values of a cache, (b, s, g, k) or (l, b, s, g, k)."""
     axes = (None,) * (len(shape) - 4) + ("batch", None, "kv_heads", None)
     return NamedSharding(mesh, _spec(shape, axes, mesh.shape))
 
@@ -171,10 +185,16 @@ def per_device(
     axes: Sequence[tuple[str | None, ...]],
     out_axes: tuple[str | None, ...],
 ) -> jax.Array:
-    """Calls a kernel once a device on the shards that it holds; once in all without a mesh.
+    """Calls a kernel on each device's shards; without a mesh on the whole arrays.
 
-    `axes` are the logical axes of each array, `out_axes` of the result, which has the first
-    array's shape.
+    Args:
+      function: the kernel.
+      arrays: its arguments.
+      axes: logical axes of each argument.
+      out_axes: logical axes of the result.
+
+    Returns:
+      An array with the shape of the first argument.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -183,15 +203,23 @@ def per_device(
         _spec(array.shape, names, mesh.shape) for array, names in zip(arrays, axes, strict=True)
     )
     out_spec = _spec(arrays[0].shape, out_axes, mesh.shape)
-    # The kernel says nothing of how its results vary over the mesh, so that is not checked.
+    # Kernels have no information on how results vary over the mesh, so this is not checked.
     return jax.shard_map(function, in_specs=specs, out_specs=out_spec, check_vma=False)(*arrays)
 
 
 def sum_over_rows(function: Callable[..., Any], rows: Sequence[jax.Array], whole: jax.Array) -> Any:
-    """Sums of what `function(*rows, whole)` gives for the rows of each device.
+    """Calls a function on each device's rows, and sums the results over devices.
 
-    So the gradient of `whole`, which every device has, is added up over devices once, whatever
-    loops the function has. `rows` are arrays whose first axis is the batch.
+    The gradient with respect to `whole` is then summed over devices once, and not in every
+    iteration of a loop of the function.
+
+    Args:
+      function: of (*rows, whole); returns sums.
+      rows: arrays with the batch as first axis.
+      whole: a replicated array.
+
+    Returns:
+      The sums.
     """
     mesh = jax.sharding.get_abstract_mesh()
     names = () if mesh.empty else _mesh_axes(rows[0].shape[0], "batch", mesh.shape)
@@ -214,7 +242,7 @@ def sum_over_rows(function: Callable[..., Any], rows: Sequence[jax.Array], whole
 def _spec(
     shape: Sequence[int], axes: Sequence[str | None], mesh_shape: dict[str, int]
 ) -> PartitionSpec:
-    """Maps logical axes to mesh axes; a dimension that a mesh axis does not divide stays whole."""
+    """Maps logical axes to mesh axes; a dimension that they do not divide is not sharded."""
     parts = (_mesh_axes(size, axis, mesh_shape) for size, axis in zip(shape, axes, strict=True))
     return PartitionSpec(*(names or None for names in parts))
 

@@ -34,7 +34,7 @@ CASES = [
     ("encode spirit-tiny-bse a.wav", "Did you mean spirit-tiny-base?"),
     (f"encode {MODEL} gone.wav", "gone.wav: there is no such file"),
     (f"encode {RUN} a.wav", "is a file; the folder or the name of a model was expected"),
-    ("encode . a.wav", "holds no speech tokenizer"),
+    ("encode . a.wav", "has no speech tokenizer"),
     (f"resynth {MODEL} gone.wav out.wav", "gone.wav: there is no such file"),
     (f"resynth {MODEL} {RUN} {RUN}", "exists already; choose another name, or give --overwrite"),
     (f"resynth {MODEL} {RUN} .", "is a folder; give the name of a file"),

@@ -205,7 +205,7 @@ def test_half_copied_folders_are_named(base_folder, tmp_path):
     (folder / "hifigan" / "params").mkdir(parents=True)
     with pytest.raises(InputError, match="hifigan"):
         SpeechTokenizer.from_pretrained(folder)
-    with pytest.raises(InputError, match="holds no speech tokenizer"):
+    with pytest.raises(InputError, match="has no speech tokenizer"):
         SpeechTokenizer.from_pretrained(tmp_path)
 
 

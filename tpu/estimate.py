@@ -1,9 +1,9 @@
-"""Reads a program that XLA compiled for a TPU: its cycles, attention kernels and collectives.
+"""Estimates the time of a program that XLA compiled for a TPU.
 
-The TPU compiler writes its own `estimated_cycles` beside most operations. Summed through the loops,
-over the clock, they rank programs well; they are an estimate, not a measurement. Attention kernels
-carry no cycles and are counted at half of the peak; collectives that the compiler left synchronous
-are counted at the rate of the interconnect.
+The TPU compiler annotates most operations with `estimated_cycles`. Their sum over all loop
+iterations, divided by the clock rate, ranks programs well; it is an estimate, not a measurement.
+Attention kernels have no annotation and are assumed to reach half of the peak. Synchronous
+collectives are assumed to run at the bandwidth of the interconnect.
 """
 
 import dataclasses
@@ -13,18 +13,18 @@ import re
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 WIDTHS |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-KERNEL_SHARE = 0.5  # of the peak, that attention kernels are taken to reach
+KERNEL_SHARE = 0.5  # fraction of the peak that attention kernels are assumed to reach
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A TPU chip, from Google's published numbers.
+    """A TPU chip, with Google's published numbers.
 
     Attributes:
-      hbm_bytes: memory that a program can use, as the compiler gives it.
-      peak_flops: of bfloat16 matmuls, a second.
-      hertz: clock that estimated cycles are of.
-      ici_bytes: a second, over all links of the chip.
+      hbm_bytes: memory for programs, as reported by the compiler.
+      peak_flops: bfloat16 operations a second.
+      hertz: clock rate of estimated cycles.
+      ici_bytes: bytes a second over all links of the chip.
     """
 
     hbm_bytes: int
@@ -43,9 +43,11 @@ CHIPS = {
 
 @dataclasses.dataclass
 class Collective:
-    """What collectives of one kind move in a step, a device: calls, and bytes of the whole arrays.
+    """The collectives of one kind in a step, per device.
 
-    The whole array is what a gather gives, and what a reduction is given.
+    Attributes:
+      calls: number of calls.
+      bytes: of the whole arrays: outputs of gathers, inputs of reductions.
     """
 
     calls: int = 0
@@ -54,15 +56,16 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A step, by the compiler's own account.
+    """The estimate of a step.
 
     Attributes:
-      cycle_seconds: of operations with estimated cycles.
-      kernel_seconds: of attention kernels.
-      collective_seconds: of synchronous collectives.
-      kernel_calls: of attention kernels.
-      stacked_gathers: gathers of parameters of all layers together, which there should be none of.
-      collectives: by kind; asynchronous ones, which matmuls hide, with "-start" at the end.
+      cycle_seconds: time of operations with estimated cycles.
+      kernel_seconds: time of attention kernels.
+      collective_seconds: time of synchronous collectives.
+      kernel_calls: number of calls of attention kernels.
+      stacked_gathers: number of gathers of parameters of all layers at once; there should be none.
+      collectives: by kind; the kinds of asynchronous collectives, which overlap with matmuls, end
+        with "-start".
     """
 
     cycle_seconds: float
@@ -74,13 +77,13 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """All of it, one after another."""
+        """The sum of all parts."""
         return self.cycle_seconds + self.kernel_seconds + self.collective_seconds
 
 
 def computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation by name, and the name of the entry."""
-    found: dict[str, list[str]] = {}
+    """The lines of each computation by name, and the name of the entry computation."""
+    bodies: dict[str, list[str]] = {}
     entry, lines = "", None
     for line in hlo.splitlines():
         if line == "}":
@@ -88,19 +91,22 @@ def computations(hlo: str) -> tuple[dict[str, list[str]], str]:
         elif lines is not None:
             lines.append(line)
         elif match := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
-            lines = found.setdefault(match[2], [])
+            lines = bodies.setdefault(match[2], [])
             entry = match[2] if match[1] else entry
-    return found, entry
+    return bodies, entry
 
 
 def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int) -> Estimate:
-    """Adds up a compiled program.
+    """Estimates the time of a compiled step.
 
     Args:
-      hlo: what `compiled.as_text()` gives.
-      chip: that it was compiled for.
-      kernel_flops: floating-point operations of all attention kernels of a step, on one device.
-      layers: of the model; parameters stacked for a scan have this first dimension.
+      hlo: from `compiled.as_text()`.
+      chip: the chip that it was compiled for.
+      kernel_flops: floating-point operations of the attention kernels of a step on a device.
+      layers: number of layers, the first dimension of stacked parameters.
+
+    Returns:
+      The estimate.
     """
     bodies, entry = computations(hlo)
     cycles, kernels, moved, stacked = 0.0, 0, {}, 0
@@ -112,13 +118,13 @@ def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int) -> Estimate
             if 'custom_call_target="tpu_custom_call"' in line:
                 kernels += times
             stacked += bool(of_all_layers.search(line))
-            if found := _collective(line, bodies):
-                kind, size = found
+            if collective := _collective(line, bodies):
+                kind, size = collective
                 total = moved.setdefault(kind, Collective())
                 total.calls += times
                 total.bytes += times * size
     waits = sum(
-        # Every byte of an all-reduce is reduced on one device and then sent to all.
+        # An all-reduce is a reduce-scatter and an all-gather.
         total.bytes * (2 if kind == "all-reduce" else 1)
         for kind, total in moved.items()
         if kind in COLLECTIVES
@@ -168,7 +174,7 @@ def _collective(line: str, bodies: dict[str, list[str]]) -> tuple[str, int] | No
     name, shape, operation = match.groups()
     plain = operation.removesuffix("-start")
     if plain in COLLECTIVES:
-        # What starts one gives its operands, then its results.
+        # The shape of a "-start" operation has its operands, then its results.
         sizes = _sizes(shape)
         whole = max(sizes) if operation != plain else sum(sizes)
         return operation, whole * (_group_size(line) if plain == "reduce-scatter" else 1)
@@ -176,10 +182,10 @@ def _collective(line: str, bodies: dict[str, list[str]]) -> tuple[str, int] | No
     if operation != "fusion" or not called:
         return None
     inside = bodies.get(called[1], [])
-    if called[1].startswith("all-reduce-scatter"):  # how this compiler writes a reduce-scatter
-        given = (text.split(" parameter(")[0] for text in inside if " parameter(" in text)
-        return "reduce-scatter", sum(sum(_sizes(text)) for text in given)
-    if name.startswith("async-collective-start"):  # its steps go on inside of matmuls
+    if called[1].startswith("all-reduce-scatter"):  # a fused reduce-scatter
+        inputs = (text.split(" parameter(")[0] for text in inside if " parameter(" in text)
+        return "reduce-scatter", sum(sum(_sizes(text)) for text in inputs)
+    if name.startswith("async-collective-start"):  # overlaps with matmuls
         for kind, size in filter(None, (_collective(text, {}) for text in inside)):
             return f"{kind}-start", size
     return None
@@ -196,7 +202,7 @@ def _group_size(line: str) -> int:
 
 
 def _sizes(shape: str) -> list[int]:
-    """Bytes of each array of a shape, tuples taken apart."""
+    """Bytes of each array of a shape, which may be a tuple."""
     return [
         WIDTHS[kind] * math.prod(int(n) for n in dims.split(",") if n)
         for kind, dims in re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", shape)

@@ -1,7 +1,7 @@
-"""Says before a pod is rented whether a run fits it, and about how fast it will go.
+"""Predicts whether a run fits on a TPU slice, and estimates its speed, without a TPU.
 
-The training step of a config is compiled for a TPU slice by the TPU's own compiler, which needs no
-TPU (pip install -e '.[tpu]'). Times are the compiler's estimates, not measurements.
+The training step of a config is compiled by the TPU compiler, which does not need a TPU (pip
+install -e '.[tpu]'). Times are the compiler's estimates, not measurements.
 
     python -m tpu.plan --config configs/7b-v5e-256.yaml
     python -m tpu.plan --config configs/7b-v5e-256.yaml --search
@@ -38,7 +38,7 @@ SEARCHED_ROWS = (1, 2, 4, 8, 12)  # a device
 
 
 def get_devices(topology: str) -> list[jax.Device]:
-    """The devices of a slice that is not there, such as "v5e:16x16"."""
+    """The devices of a slice such as "v5e:16x16", for compilation only."""
     from jax.experimental import topologies
 
     # The compiler must not look for a TPU's metadata server, nor lock the library.
@@ -61,7 +61,7 @@ def get_devices(topology: str) -> list[jax.Device]:
 def compile_step(config: LmRunConfig, devices: list[jax.Device]) -> jax.stages.Compiled:
     """The compiled training step of a run on `devices`."""
     mesh = config.mesh.make(devices)
-    rows = make_model(config).config.vocab_size  # how many are text pieces changes no program
+    rows = make_model(config).config.vocab_size  # the number of text tokens does not matter
     vocab = Vocab(text_size=rows - 2 - HUBERT_UNITS, padded_size=rows)
     recipe = LmRecipe(config, vocab=vocab)
     state = recipe.abstract_state(mesh)
@@ -82,7 +82,7 @@ def compile_step(config: LmRunConfig, devices: list[jax.Device]) -> jax.stages.C
 def compile_decode(
     config: LmRunConfig, devices: list[jax.Device], rows: int
 ) -> jax.stages.Compiled:
-    """The compiled step that makes a token for each of `rows`, with a cache of `seq_len` tokens."""
+    """The compiled decoding step of a batch of `rows`, with a cache of `seq_len` tokens."""
     mesh = config.mesh.make(devices)
     dtype = jnp.dtype(config.compute_dtype)
     model = llama.Llama(make_model(config).config, dtype, dtype, scan_layers=config.scan_layers)
@@ -117,10 +117,18 @@ def compile_decode(
 
 
 def plan(config: LmRunConfig, topology: str, decode_rows: int = 0) -> dict:
-    """What the compiler says of a run, as plain values.
+    """Compiles a step of a run and estimates its memory and time.
 
-    `fits` is False where its memory does not do; then there is no more than the reason. With
-    `decode_rows` it is a step of decoding that many rows, not one of training.
+    Args:
+      config: of the run.
+      topology: the TPU slice, such as "v5e:16x16".
+      decode_rows: rows of a decoding step; 0 for a training step.
+
+    Returns:
+      JSON values by name. If "fits" is False, the others may be missing, with "reason" instead.
+
+    Raises:
+      InputError: the compiler is not installed, fails, or does not know the topology.
     """
     devices = get_devices(topology)
     chip = CHIPS[topology.split(":")[0]]
@@ -139,55 +147,55 @@ def plan(config: LmRunConfig, topology: str, decode_rows: int = 0) -> dict:
     tokens = decode_rows or config.data.batch_rows * config.data.seq_len
     kernels = 0.0 if decode_rows else kernel_flops(config) * tokens / len(devices)
     cfg = make_model(config).config
-    told = estimate(compiled.as_text(), chip, kernels, cfg.num_layers)
+    estimated = estimate(compiled.as_text(), chip, kernels, cfg.num_layers)
     result |= {
         "fits": memory.peak_memory_in_bytes <= chip.hbm_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,
         "resident_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.peak_memory_in_bytes - memory.argument_size_in_bytes,
-        "step_seconds": told.seconds,
-        "cycle_seconds": told.cycle_seconds,
-        "kernel_seconds": told.kernel_seconds,
-        "collective_seconds": told.collective_seconds,
-        "kernel_calls": told.kernel_calls,
+        "step_seconds": estimated.seconds,
+        "cycle_seconds": estimated.cycle_seconds,
+        "kernel_seconds": estimated.kernel_seconds,
+        "collective_seconds": estimated.collective_seconds,
+        "kernel_calls": estimated.kernel_calls,
         "tokens_per_step": tokens,
-        "tokens_per_second": tokens / told.seconds,
-        "collectives": {k: dataclasses.asdict(v) for k, v in sorted(told.collectives.items())},
-        "gathers_of_stacked_layers": told.stacked_gathers,
+        "tokens_per_second": tokens / estimated.seconds,
+        "collectives": {k: dataclasses.asdict(v) for k, v in sorted(estimated.collectives.items())},
+        "gathers_of_stacked_layers": estimated.stacked_gathers,
         "compile_seconds": time.monotonic() - started,
     }
     if not decode_rows:
         flops = token_flops(cfg, config.data.seq_len) * tokens / len(devices)
-        result["mfu"] = flops / told.seconds / chip.peak_flops
+        result["mfu"] = flops / estimated.seconds / chip.peak_flops
     return result
 
 
 def kernel_flops(config: LmRunConfig) -> float:
-    """What the attention kernels compute for a token of training; 0 where there are none."""
+    """Floating-point operations of the attention kernels per token; 0 without kernels."""
     if config.attention != "splash":
         return 0.0
     cfg = make_model(config).config
-    # Two products of 2 x width x S / 2; the two kernels backward have seven of the same size.
+    # Forward: two products of 2 x width x S / 2. Backward: the two kernels have seven of this size.
     forward = 2 * cfg.num_heads * cfg.head_dim * config.data.seq_len * cfg.num_layers
     return forward * (1 + 3.5 + (config.remat == "block"))
 
 
 def search(config: LmRunConfig, topology: str) -> Iterator[tuple[dict, dict]]:
-    """(settings, plan) of batches, remat policies and meshes, one after another."""
+    """Yields (settings, plan) for different batches, remat policies and meshes."""
     count = len(get_devices(topology))
-    seen_too_much: set[tuple] = set()
+    too_large: set[tuple] = set()
     meshes = [size for size in (count, 64, 16) if count % size == 0 and size <= count]
     for fsdp, remat, rows in itertools.product(meshes, SEARCHED_REMAT, SEARCHED_ROWS):
         settings = {"fsdp": fsdp, "data": count // fsdp, "remat": remat, "rows_a_device": rows}
-        if (fsdp, remat) in seen_too_much:
-            continue  # fewer rows did not fit
+        if (fsdp, remat) in too_large:
+            continue  # a smaller batch did not fit
         mesh = dataclasses.replace(config.mesh, data=count // fsdp, fsdp=fsdp, tensor=1)
         data = dataclasses.replace(config.data, batch_rows=rows * count, shards=rows * count)
         changed = dataclasses.replace(config, mesh=mesh, data=data, remat=remat)
-        told = plan(changed, topology)
-        if not told["fits"]:
-            seen_too_much.add((fsdp, remat))
-        yield settings, told
+        result = plan(changed, topology)
+        if not result["fits"]:
+            too_large.add((fsdp, remat))
+        yield settings, result
 
 
 def main() -> None:
@@ -224,37 +232,41 @@ def main() -> None:
         sys.exit(1)
 
 
-def _print_plan(told: dict, as_json: bool) -> None:
+def _print_plan(result: dict, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(result, indent=2))
         return
-    print(f"{told['topology']}: {told['devices']} devices")
-    if "reason" in told:
-        print(f"does not fit: {told['reason']}")
+    print(f"{result['topology']}: {result['devices']} devices")
+    if "reason" in result:
+        print(f"does not fit: {result['reason']}")
         return
-    peak, hbm = told["peak_bytes"] / GIB, told["hbm_bytes"] / GIB
-    print(f"memory a device: {peak:.1f} of {hbm:.1f} GiB{'' if told['fits'] else ': does not fit'}")
-    resident, temporary = told["resident_bytes"] / GIB, told["temporary_bytes"] / GIB
+    peak, hbm = result["peak_bytes"] / GIB, result["hbm_bytes"] / GIB
+    print(
+        f"memory a device: {peak:.1f} of {hbm:.1f} GiB{'' if result['fits'] else ': does not fit'}"
+    )
+    resident, temporary = result["resident_bytes"] / GIB, result["temporary_bytes"] / GIB
     print(f"  resident {resident:.1f}, temporary {temporary:.1f}")
-    mfu = f", MFU {told['mfu']:.1%}" if "mfu" in told else ""
-    rate = f"{told['tokens_per_second']:,.0f} tokens/s{mfu}"
-    print(f"step, estimated: {told['step_seconds']:.3f} s, {rate}")
+    mfu = f", MFU {result['mfu']:.1%}" if "mfu" in result else ""
+    rate = f"{result['tokens_per_second']:,.0f} tokens/s{mfu}"
+    print(f"step, estimated: {result['step_seconds']:.3f} s, {rate}")
     parts = {
         "operations": "cycle",
         "attention kernels": "kernel",
         "collectives waited for": "collective",
     }
-    print("  " + ", ".join(f"{name} {told[f'{key}_seconds']:.3f} s" for name, key in parts.items()))
-    for kind, moved in told["collectives"].items():
+    print(
+        "  " + ", ".join(f"{name} {result[f'{key}_seconds']:.3f} s" for name, key in parts.items())
+    )
+    for kind, moved in result["collectives"].items():
         print(f"  {kind}: {moved['calls']} calls, {moved['bytes'] / 1e9:.2f} GB")
 
 
-def _print_search(found: Iterator[tuple[dict, dict]], as_json: bool) -> None:
+def _print_search(plans: Iterator[tuple[dict, dict]], as_json: bool) -> None:
     results = []
-    for settings, told in found:
-        line = f"mfu {told['mfu']:.3f}" if told["fits"] else "does not fit"
+    for settings, planned in plans:
+        line = f"mfu {planned['mfu']:.3f}" if planned["fits"] else "does not fit"
         print(f"{settings}: {line}", file=sys.stderr, flush=True)
-        results.append(settings | told)
+        results.append(settings | planned)
     results = sorted((r for r in results if r["fits"]), key=lambda r: -r["mfu"])
     if as_json:
         print(json.dumps(results, indent=2))
