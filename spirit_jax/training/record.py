@@ -54,7 +54,7 @@ ANNOUNCED = (
     "*_weight",
     "content of model/llama",  # the run has trained parameters by now
 )
-CONTENT = "content of "  # begins the names of fingerprints
+CONTENT = "content of "  # prefix of the names of fingerprints
 
 
 @dataclasses.dataclass(frozen=True)
