@@ -5,7 +5,6 @@ import re
 import shlex
 from pathlib import Path
 
-import click
 import pytest
 import typer
 
@@ -83,7 +82,7 @@ def unknown(command: str) -> str:
     options = {
         option
         for parameter in known[words[1]].params
-        if isinstance(parameter, click.Option) or parameter.param_type_name == "option"
+        if parameter.param_type_name == "option"
         for option in (*parameter.opts, *parameter.secondary_opts)
     } | {"--help"}
     given = [word.partition("=")[0] for word in words if word.startswith("--")]
