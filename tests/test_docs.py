@@ -53,8 +53,9 @@ def commands(page: Path) -> list[str]:
     """Command lines of a page or config; continued lines are joined, comments are cut."""
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".md":
-        blocks = re.findall(r"```(?:bash)?\n(.*?)```", text, flags=re.DOTALL)
-        inline = re.findall(r"`((?:spirit-jax|python -m) [^`]+)`", text.replace("\n", " "))
+        fences = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+        blocks = [block for language, block in fences if language in ("", "bash")]
+        inline = re.findall(r"`((?:spirit-jax|python -m) [^`]+)`", prose(page).replace("\n", " "))
         lines = "\n".join(blocks).replace("\\\n", " ").splitlines() + inline
     else:
         comments = re.findall(r"^#(.*)$", text, flags=re.MULTILINE)
