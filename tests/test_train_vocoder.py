@@ -29,6 +29,7 @@ from spirit_jax.training.export import export
 from spirit_jax.training.optimizer import OptimizerConfig
 from spirit_jax.training.step import TrainState
 from spirit_jax.training.vocoder import data as vocoder_data
+from spirit_jax.training.vocoder import network as vocoder_network
 from spirit_jax.training.vocoder import recipe as vocoder
 from spirit_jax.training.vocoder.config import VocoderRunConfig
 from spirit_jax.training.vocoder.recipe import VocoderRecipe
@@ -220,7 +221,7 @@ def test_a_new_voice_joins_a_trained_network(config, whole, tmp_path):
     items = [Item("a", "a.wav"), Item("b", "b.wav", speaker="low")]
     assert [one.id for one in vocoder_data.choose(items, ("new",), ())] == ["a"]
     # names for rows that had none are their numbers
-    assert vocoder.add_names(("ann",), 3, ("bob", "ann")) == ("ann", "1", "2", "bob")
+    assert vocoder_network.add_names(("ann",), 3, ("bob", "ann")) == ("ann", "1", "2", "bob")
 
 
 def test_manners_are_ids_of_the_network(config):

@@ -20,11 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spirit_jax import checkpoint, model_folder
+from spirit_jax import checkpoint
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, draw_items, read_items
-from spirit_jax.errors import InputError
-from spirit_jax.models import harmonic_source, hifigan
+from spirit_jax.models import harmonic_source
 from spirit_jax.models.discriminators import (
     Discriminators,
     adversarial_loss,
@@ -32,13 +31,14 @@ from spirit_jax.models.discriminators import (
     feature_loss,
 )
 from spirit_jax.models.frames import length_mask, log_mel, stft_distance
-from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
+from spirit_jax.models.hifigan import HifiGan
 from spirit_jax.training.optimizer import decay_by_epoch, make_optimizer, make_schedule
 from spirit_jax.training.recipe import SpeechRecipe
 from spirit_jax.training.step import Gradients, Metrics, TrainState
 from spirit_jax.training.vocoder import data, durations, report
 from spirit_jax.training.vocoder.config import VocoderRunConfig
 from spirit_jax.training.vocoder.data import UnitRecording
+from spirit_jax.training.vocoder.network import plan_network
 
 EVAL_FRAMES = 125  # of each held-out recording, 5 s
 
@@ -362,82 +362,6 @@ def compare(
         metrics["loss_f0"] = harmonic_source.f0_loss(predicted_btk, source_bte, mask_bt)
         loss += config.f0_weight * metrics["loss_f0"]
     return generated_bs, metrics | {"loss": loss}
-
-
-def plan_network(config: VocoderRunConfig) -> tuple[HifiGanConfig, Any]:
-    """The config and initial parameters of the vocoder.
-
-    With `start`, new speakers and styles are added to the embedding tables; a new row is the mean
-    of the old ones.
-
-    Args:
-      config: of the run; the manifests are read if styles are an input.
-
-    Returns:
-      The config with names of speakers and styles, and parameters (None without `start`).
-
-    Raises:
-      InputError: the network of `start` or a name cannot be used.
-    """
-    base, params = config.network, None
-    speakers, style_ids = config.speakers, config.style_ids
-    if config.start:
-        model, params = hifigan.load(model_folder.find_network(config.start, "hifigan"))
-        base, style_ids = model.config, bool(model.config.num_style_ids)
-        if not base.num_speakers:
-            raise InputError(f"{config.start}: has no speaker table, so no speaker can be added.")
-        speakers = add_names(base.speakers, base.num_speakers, config.speakers)
-    styles: tuple[str, ...] = ()
-    if style_ids:
-        items = read_items(config.data.sources)
-        chosen = data.choose(items, config.speakers, (), config.default_style)
-        styles = tuple(sorted({item.style for item in chosen}))
-        if "" in styles:
-            raise InputError("style_ids: some recordings have no style; set default_style.")
-        if config.start:
-            styles = add_names(base.styles, base.num_style_ids, styles)
-    network = dataclasses.replace(
-        base,
-        num_speakers=len(speakers),
-        speakers=speakers,
-        num_style_ids=len(styles),
-        styles=styles,
-        default_speaker=_default_id(config.default_speaker, speakers, base.default_speaker, config),
-        default_style=_default_id(config.default_style, styles, base.default_style, config),
-    )
-    if params is not None:
-        rows = {"embed_speaker": len(speakers), "embed_style_id": len(styles)}
-        params = {
-            name: {"embedding": _add_rows(leaf["embedding"], rows[name])} if name in rows else leaf
-            for name, leaf in params.items()
-        }
-    return network, params
-
-
-def _default_id(name: str, names: tuple[str, ...], before: int, config: VocoderRunConfig) -> int:
-    """The id of a name; without a name that of the start network, or 0."""
-    if not name or not names:
-        return before if config.start else 0
-    if name not in names:
-        raise InputError(f"The default '{name}' is none of {', '.join(names)}.")
-    return names.index(name)
-
-
-def add_names(names: tuple[str, ...], count: int, new: tuple[str, ...]) -> tuple[str, ...]:
-    """Adds names to an embedding table.
-
-    Args:
-      names: of the first rows; rows without a name get their number as name.
-      count: number of rows.
-      new: names to add, unless present.
-    """
-    old = (*names, *(str(number) for number in range(len(names), count)))
-    return (*old, *(name for name in new if name not in old))
-
-
-def _add_rows(table_nd: np.ndarray, rows: int) -> np.ndarray:
-    new = np.broadcast_to(table_nd.mean(0), (rows - len(table_nd), table_nd.shape[1]))
-    return np.concatenate([table_nd, new]).astype(table_nd.dtype)
 
 
 def _generate(
