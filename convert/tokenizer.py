@@ -133,8 +133,8 @@ def _check_same_pieces(folder: Path, pieces: Mapping[str, int]) -> None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
-    others = load_tokenizers(path).get_vocab(with_added_tokens=True)
-    if any(others.get(piece) != token for piece, token in pieces.items()):
+    json_pieces = load_tokenizers(path).get_vocab(with_added_tokens=True)
+    if any(json_pieces.get(piece) != token for piece, token in pieces.items()):
         raise InputError(
             f"{folder}: tokenizer.model and tokenizer.json have different pieces; remove the one "
             "that is out of date."

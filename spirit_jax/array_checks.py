@@ -39,8 +39,8 @@ def write(path: str | Path) -> None:
             array["chunks"][rest] = [*place, checksums.of_file(path / place[0], *place[1:])]
     with_chunks = {chunk[0] for array in arrays.values() for chunk in array["chunks"].values()}
     names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    others = sorted(set(names) - with_chunks - {checksums.LIST})
-    listed = dict(zip(others, checksums.of_files(path / name for name in others), strict=True))
+    names = sorted(set(names) - with_chunks - {checksums.LIST})
+    listed = dict(zip(names, checksums.of_files(path / name for name in names), strict=True))
     checksums.write_json(path / checksums.LIST, {"files": listed, "arrays": arrays})
 
 

@@ -1,9 +1,9 @@
 """Locks on outputs, so that two processes never write the same run, corpus or results.
 
-A lock is a file that says who holds it; its time of change is renewed every few seconds. That works
-on a mounted bucket too, where the locks of the operating system reach no other host. A lock whose
-holder is gone is taken over: one of this host by its process number, one of another host when its
-time has not changed for a while, whatever the two clocks say.
+A lock is a file that names its owner; the owner updates its modification time every few seconds.
+This also works on a mounted bucket, where locks of the operating system do not reach other hosts.
+Stale locks are taken over: locks of this host if their process has ended, and locks of another host
+if their modification time has not changed for a while, whatever the clocks of the hosts.
 """
 
 import contextlib
@@ -22,23 +22,24 @@ from spirit_jax import files
 from spirit_jax.errors import InputError
 
 NAME = "run.lock"  # of a run folder
-RENEW_SECONDS = 10.0  # between renewals
-SILENT_SECONDS = 60.0  # without one: the holder on another host is gone
-OLD_SECONDS = 900.0  # a lock as old as this is not watched first; clocks differ by less
-SETTLE_SECONDS = 0.2  # after taking a lock over, before looking whether another process did too
+RENEW_SECONDS = 10.0  # between updates of the modification time
+SILENT_SECONDS = 60.0  # without an update, after which a lock of another host is stale
+OLD_SECONDS = 900.0  # age at which a lock is stale without waiting; clocks differ by less
+SETTLE_SECONDS = 0.2  # between taking a lock over and checking whether another process did too
 
 _held: set[str] = set()  # tokens of the locks that this process holds
 
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """Who holds a lock.
+    """The owner of a lock.
 
     Attributes:
-      token: drawn at random for this one holding.
-      host: name of the machine, its start and its space of process numbers, as far as known.
-      pid, started: the process, and when it started in the kernel's clock ("" if not known).
-      since: when the lock was taken, in local time, to be read.
+      token: random, different each time a lock is taken.
+      host: host name, boot id and PID namespace, as far as known.
+      pid: process id.
+      started: start time of the process by the kernel's clock; "" if unknown.
+      since: local time when the lock was taken, for messages.
     """
 
     token: str = ""
@@ -55,7 +56,7 @@ class Owner:
 
     @classmethod
     def read(cls, path: Path) -> "Owner | None":
-        """The owner that a lock names; None without a lock, an empty one for a damaged one."""
+        """The owner of a lock; None if there is no lock, an empty `Owner` if it is damaged."""
         try:
             values = files.read_json(path)
             known = {field.name: field.type for field in dataclasses.fields(cls)}
@@ -70,7 +71,7 @@ class Owner:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known that the process has ended; never known of another host's."""
+        """Whether the process is known to have ended; always False for another host."""
         if not self.token:
             return True
         if self.host != _host():
@@ -92,18 +93,18 @@ class Lock:
         self._renewal.start()
 
     def check(self) -> None:
-        """Raises `InputError` if the folder is gone, or another process has taken it over."""
+        """Raises `InputError` if the folder was removed, or another process took the lock over."""
         owner = Owner.read(self._path)
         if owner is None and not self._path.parent.is_dir():
             raise InputError(f"{self._path.parent}: was deleted or moved during the run.")
-        if owner is None or not owner.token:  # removed or damaged by someone
+        if owner is None or not owner.token:  # removed or damaged
             self._path.unlink(missing_ok=True)
             _create(self._path, self._owner)
         elif owner.token != self._owner.token:
             raise InputError(f"{self._path.parent}: was taken over by {owner}; this run ends.")
 
     def release(self) -> None:
-        """Removes the lock, if it is still this one."""
+        """Removes the lock, unless another process took it over."""
         self._ended.set()
         self._renewal.join()
         _held.discard(self._owner.token)
@@ -124,21 +125,21 @@ class Lock:
 def hold(
     folder: str | Path, name: str = NAME, what: str | Path = "", choice: str = "run_dir"
 ) -> Iterator[Lock]:
-    """Holds a lock. Its folder is made if it is not there, and removed again if it stays empty.
+    """Holds a lock. Its folder is created if needed, and removed at the end if it is empty.
 
     Args:
-      folder: that the lock is in.
-      name: of the lock.
-      what: the lock is on, for messages; the folder if "".
+      folder: the folder of the lock.
+      name: file name of the lock.
+      what: what is locked, for messages; the folder by default.
       choice: the setting or option that names the output, for messages.
 
     Raises:
-      InputError: another process holds it, or the folder cannot be written to.
+      InputError: another process holds the lock, or the folder cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; {choice} must name a folder.")
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         owner = _take(folder / name, what or folder, choice)
@@ -149,15 +150,15 @@ def hold(
         yield lock
     finally:
         lock.release()
-        with contextlib.suppress(OSError):  # one that is not empty stays
-            for place in missing:
-                place.rmdir()
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
+            for parent in created:
+                parent.rmdir()
 
 
 def _take(path: Path, what: str | Path, choice: str) -> Owner:
-    """Makes the lock, in place of one whose holder is gone."""
-    mine, stale = Owner.here(), None
-    while not _create(path, mine):
+    """Creates the lock, in place of a stale one; returns its owner."""
+    new, stale = Owner.here(), None
+    while not _create(path, new):
         owner = Owner.read(path)
         if owner is None:
             continue  # released just now
@@ -167,18 +168,18 @@ def _take(path: Path, what: str | Path, choice: str) -> Owner:
         if not owner.is_gone and not _is_silent(path, owner, what):
             raise _in_use(owner, what, choice)
         stale = owner
-        taken = path.with_name(f"{path.name}.{mine.token}")  # of several, one can rename it
+        taken = path.with_name(f"{path.name}.{new.token}")  # only one process can rename it
         with contextlib.suppress(FileNotFoundError):
             path.rename(taken)
             taken.unlink()
     if stale is not None:
         time.sleep(SETTLE_SECONDS)
         owner = Owner.read(path)
-        if owner is not None and owner.token != mine.token:
+        if owner is not None and owner.token != new.token:
             raise _in_use(owner, what, choice)
-        about = f"of {stale}, which has ended," if stale.token else "that cannot be read"
-        print(f"{what}: a lock {about} is taken over.", file=sys.stderr)
-    return mine
+        description = f"of {stale}, which has ended," if stale.token else "that cannot be read"
+        print(f"{what}: a lock {description} is taken over.", file=sys.stderr)
+    return new
 
 
 def _in_use(owner: Owner, what: str | Path, choice: str) -> InputError:
@@ -188,7 +189,7 @@ def _in_use(owner: Owner, what: str | Path, choice: str) -> InputError:
 
 
 def _create(path: Path, owner: Owner) -> bool:
-    """Writes the lock if there is none; False if there is one."""
+    """Writes the lock unless it exists; returns whether it was written."""
     data = json.dumps(dataclasses.asdict(owner)).encode()
     try:
         with open(path, "xb", buffering=0) as file:
@@ -202,26 +203,26 @@ def _create(path: Path, owner: Owner) -> bool:
 
 
 def _is_silent(path: Path, owner: Owner, what: str | Path) -> bool:
-    """Whether the holder on another host does not renew its lock."""
+    """Whether the owner on another host does not update its lock."""
     if owner.host == _host():
         return False
-    renewed = _changed(path)
-    if time.time() - renewed > OLD_SECONDS:
+    modified = _modified(path)
+    if time.time() - modified > OLD_SECONDS:
         return True
     print(
         f"{what}: is locked by {owner}; waiting up to {SILENT_SECONDS:.0f} s to see whether "
-        "that is still running.",
+        "it is still running.",
         file=sys.stderr,
     )
     deadline = time.monotonic() + SILENT_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(1.0, SILENT_SECONDS / 10))
-        if _changed(path) != renewed:
+        if _modified(path) != modified:
             return False
     return True
 
 
-def _changed(path: Path) -> float:
+def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -229,7 +230,7 @@ def _changed(path: Path) -> float:
 
 
 def _host() -> str:
-    """What a process number is valid in: the host since its start, and the container in it."""
+    """Identifies where a process id is valid: host name, boot id and PID namespace."""
     parts = [socket.gethostname() or "this-host"]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -238,9 +239,9 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process of this host started; "" if there is none, or only its remains."""
+    """Start time of a process of this host; "" if it does not exist or is a zombie."""
     try:
-        # The name, in parentheses, may have spaces; state and start are the 1st and 20th after it.
+        # The name, in parentheses, may have spaces; state and start time are fields 1 and 20 after.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     except OSError:

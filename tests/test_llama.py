@@ -210,7 +210,7 @@ def test_a_config_of_other_sizes_is_refused(folder, tmp_path):
 
 
 def test_a_mesh_that_does_not_fit_is_refused():
-    with pytest.raises(InputError, match="needs 6 devices, and there are 8"):
+    with pytest.raises(InputError, match="needs 6 devices, but there are 8"):
         sharding.make_mesh(1, 3, 2)
     with pytest.raises(InputError, match="'model'"):
         sharding.as_auto(jax.make_mesh((8,), ("model",)))

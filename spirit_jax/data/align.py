@@ -132,8 +132,9 @@ class Aligner:
         longest = (chunk + 2 * context + 1) * trunk.stride + max(rest, 0)
         buckets = [*(s * SAMPLE_RATE for s in BUCKET_SECONDS), longest]
         rows = self._batch_seconds * SAMPLE_RATE
-        made = bucketing.run(self._score, items, buckets, lambda bucket: max(1, rows // bucket))
-        scored = iter(made)
+        scored = iter(
+            bucketing.run(self._score, items, buckets, lambda bucket: max(1, rows // bucket))
+        )
         empty = np.zeros((0, self._speller.star + 1), np.float32)
         return [np.concatenate([empty, *(next(scored)[s] for s in parts)]) for parts in slices]
 

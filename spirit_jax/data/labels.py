@@ -10,7 +10,7 @@ words. Bare codes such as "sil" are words in some languages, so they are only la
 import re
 import unicodedata
 
-UNKNOWN = "<unk>"  # stands for every spoken but unknown word
+UNKNOWN = "<unk>"  # in place of every spoken but unknown word
 
 UNKNOWN_NAMES = frozenset(
     "unk oov spn unknown inaudible unintelligible indistinct spoken_noise xxx".split()
