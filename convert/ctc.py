@@ -139,7 +139,13 @@ def _list_labels(path: Path, vocab: Mapping[str, Any], count: int) -> list[str]:
 
 
 def find_blank(hf: Mapping[str, Any], tokenizer: Mapping[str, Any], labels: Sequence[str]) -> int:
-    """The index of the CTC blank, which is Hugging Face's padding token; 0 by default."""
+    """The index of the CTC blank, which is Hugging Face's padding token; 0 by default.
+
+    Args:
+      hf: `config.json`.
+      tokenizer: `tokenizer_config.json`.
+      labels: of the network.
+    """
     if isinstance(hf.get("pad_token_id"), int):
         return hf["pad_token_id"]
     for name in (_text_of(tokenizer.get("pad_token")), *BLANKS):

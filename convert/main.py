@@ -56,7 +56,13 @@ def natural(text: str) -> int:
 
 
 def show_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The items, with a progress bar on a terminal."""
+    """The items, with a progress bar on a terminal.
+
+    Args:
+      items: to iterate over.
+      total: number of items.
+      what: label of the bar.
+    """
     console = Console(stderr=True)
     yield from track(items, what, total, console=console, disable=not console.is_terminal)
 

@@ -251,7 +251,16 @@ def _split_weight_norm(key: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def find_rule(key: str, rules: Sequence[Rule], where: str) -> tuple[Rule, re.Match]:
-    """The rule that matches a key, and its match; raises `InputError` if there is none."""
+    """The first rule that matches a key, and its match.
+
+    Args:
+      key: name of a source tensor.
+      rules: the table.
+      where: the file or folder, for messages.
+
+    Raises:
+      InputError: no rule matches.
+    """
     for rule in rules:
         match = re.fullmatch(rule.source, str(key))
         if match:

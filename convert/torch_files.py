@@ -82,6 +82,14 @@ def check_plain(value: Any, path: str | Path, depth: int = 4) -> None:
     """Raises `InputError` unless a value of a pickled config is small and plain.
 
     A pickle can have a list that contains itself, or that is huge when written out.
+
+    Args:
+      value: to check.
+      path: the file, for messages.
+      depth: largest nesting of lists and mappings.
+
+    Raises:
+      InputError: the value is nested too deeply, too large, or of another type.
     """
     if isinstance(value, str | int | float | None) and len(str(value)[:10_001]) <= 10_000:
         return

@@ -165,7 +165,16 @@ def read_hf_tensors(
 
 
 def check_layer(path: str | Path, layer: int, total: Any) -> None:
-    """Raises `InputError` unless `layer` is from 1 to `total`, and `total` is valid."""
+    """Checks the number of a transformer layer.
+
+    Args:
+      path: the config file, for messages.
+      layer: number of the layer, from 1.
+      total: number of layers in the config.
+
+    Raises:
+      InputError: there is no such layer, or `total` is invalid.
+    """
     most = limits.LAYERS[1]
     if type(total) is not int or not 1 <= total <= most:
         raise InputError(
@@ -226,7 +235,13 @@ def layer_pattern(encoder: str) -> str:
 
 
 def skip_layers(encoder: str, first: int, total: int) -> list[Rule]:
-    """Rules that skip the layers from `first` (counted from 0) to `total`."""
+    """Rules that skip the last layers.
+
+    Args:
+      encoder: regular expression for the name of the encoder.
+      first: index of the first skipped layer, from 0.
+      total: number of layers.
+    """
     numbers = "|".join(str(i) for i in range(first, total))
     return [Rule(rf"{encoder}\.layers\.(?:{numbers})\..*", None)] if numbers else []
 

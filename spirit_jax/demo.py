@@ -232,7 +232,13 @@ def find_intent(lm: SpiritLM, string: str, words: str) -> str:
 
 
 def read(results: Results, lm: SpiritLM, text: str) -> None:
-    """Synthesises a text with each speaker."""
+    """Synthesises a text with each speaker.
+
+    Args:
+      results: where to print and write.
+      lm: the language model.
+      text: words from `small_world.read_out`.
+    """
     prefix = lm.text_tokenizer.word_prefix
     with results.console.status("synthesising"):
         for speaker in SPEAKERS:
@@ -242,7 +248,13 @@ def read(results: Results, lm: SpiritLM, text: str) -> None:
 
 
 def continue_story(results: Results, lm: SpiritLM, text: str) -> None:
-    """Continues a text in text and in speech."""
+    """Continues a text in text and in speech.
+
+    Args:
+      results: where to print and write.
+      lm: the language model.
+      text: words from `small_world.read_out`.
+    """
     prompt = f"[Text]{lm.text_tokenizer.word_prefix}{text}"
     with results.console.status("continuing a story"):
         results.print("story", f"{text!r}: {complete(lm, prompt)!r}")
@@ -251,7 +263,13 @@ def continue_story(results: Results, lm: SpiritLM, text: str) -> None:
 
 
 def read_in_styles(results: Results, lm: SpiritLM, text: str) -> None:
-    """Synthesises a text with the style and first pitch unit of a recording of each style."""
+    """Synthesises a text with the style and first pitch unit of a recording of each style.
+
+    Args:
+      results: where to print and write.
+      lm: an expressive language model.
+      text: words from `small_world.read_out`.
+    """
     prefix = lm.text_tokenizer.word_prefix
     with results.console.status("synthesising in two styles"):
         for style in STYLES:

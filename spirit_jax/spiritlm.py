@@ -241,7 +241,17 @@ class SpiritLM:
         generation_config: GenerationConfig | None = None,
         **options: Any,
     ) -> list[list[int]]:
-        """The generated token ids of each prompt string, including EOS; see `continue_prompts`."""
+        """The generated token ids of each prompt string, including EOS.
+
+        Args:
+          prompts: prompt strings.
+          output_modality: see `generate_batch`.
+          generation_config: see `generate_batch`.
+          options: see `generate_batch`.
+
+        Raises:
+          InputError: a prompt or option cannot be used.
+        """
         continuations = self.continue_prompts(
             prompts, output_modality, generation_config, **options
         )

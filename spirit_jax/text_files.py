@@ -136,7 +136,16 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def read_flag(settings: Mapping[str, Any], name: str, path: Path) -> bool:
-    """A boolean setting whose default is true; raises `InputError` for other types."""
+    """A boolean setting whose default is true.
+
+    Args:
+      settings: of `tokenizer_config.json`.
+      name: of the setting.
+      path: of the file, for messages.
+
+    Raises:
+      InputError: the value is not a boolean.
+    """
     value = settings.get(name)
     if value is not None and not isinstance(value, bool):
         raise InputError(f"{path}: {name} is {str(value)[:40]}; expected true or false.")

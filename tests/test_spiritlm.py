@@ -258,7 +258,7 @@ def test_a_prompt_longer_than_the_training_is_said_once(lm):
         lm._params,
         None,
     )
-    with pytest.warns(InputWarning, match="has 1[0-9] tokens, .* trained on 8"):
+    with pytest.warns(InputWarning, match="has 1[0-9] tokens, .* of at most 8"):
         long.score([("[Text]", "x" * 11)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

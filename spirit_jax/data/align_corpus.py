@@ -142,11 +142,11 @@ def align_corpus(
     rows = read_rows(str(source))
     rows = itertools.chain([next(rows)], rows)  # raises for an empty source before it writes
     if aligner is not None:
-        settings, load, find = _computing(aligner, min_score)
+        settings, load, align = _computing(aligner, min_score)
     else:
         kind = "whisperx" if textgrid is None else "textgrid"
         by_id = word_times.find_files(textgrid or whisperx, word_times.SUFFIXES[kind])
-        settings, load, find = _importing(by_id, kind, str(textgrid or whisperx), tier)
+        settings, load, align = _importing(by_id, kind, str(textgrid or whisperx), tier)
         rows = _watch_unused(rows, by_id, str(textgrid or whisperx))
     prepare = functools.partial(_prepare, output, load)
     with lock.hold(output.parent, output.name + ".lock", output, "output") as output_lock:
@@ -154,11 +154,9 @@ def align_corpus(
         partial = output.with_name(output.name + ".partial")
         try:
             done = _resume(partial, source, settings)
-            with ThreadPoolExecutor(DECODERS) as pool, partial.open("a", encoding="utf-8") as file:
-                futures = (pool.submit(prepare, row) for row in islice(rows, done, None))
-                jobs = _read_ahead(futures, batch_size)
-                while batch := list(islice(jobs, batch_size)):
-                    find([job for job in batch if not job.problem])
+            rows = islice(rows, done, None)
+            with partial.open("a", encoding="utf-8") as file:
+                for batch in _align_batches(rows, prepare, align, batch_size):
                     output_lock.check()
                     file.writelines(_to_line(job) for job in batch)
                     file.flush()
@@ -167,6 +165,20 @@ def align_corpus(
             return _split(partial, source, output)
         except OSError as error:
             raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
+
+
+def _align_batches(
+    rows: Iterable[Row],
+    prepare: Callable[[Row], _Job],
+    align: Callable[[Sequence[_Job]], None],
+    batch_size: int,
+) -> Iterator[list[_Job]]:
+    """Batches of finished jobs, in order; the next batch is read in the background."""
+    with ThreadPoolExecutor(DECODERS) as pool:
+        jobs = _read_ahead((pool.submit(prepare, row) for row in rows), batch_size)
+        while batch := list(islice(jobs, batch_size)):
+            align([job for job in batch if not job.problem])
+            yield batch
 
 
 def _check_arguments(output: Path, ways: Sequence[Any], batch_size: int) -> None:

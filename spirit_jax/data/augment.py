@@ -19,7 +19,16 @@ Range = tuple[float, float]
 
 
 def augment(samples_t: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
-    """Applies randomly chosen changes in the order of recording: voice, room, microphone."""
+    """Applies randomly chosen changes in the order of recording: voice, room, microphone.
+
+    Args:
+      samples_t: float32 samples at 16 kHz.
+      rng: random generator.
+      config: probabilities and ranges of the changes.
+
+    Returns:
+      float32 samples, of another length after time stretching.
+    """
     changes = {
         "stretch": (stretch, config.stretch_rates),
         "pitch": (shift_pitch, config.pitch_semitones),
@@ -40,7 +49,13 @@ def only(kind: str, config: AugmentConfig) -> AugmentConfig:
 def stretch(
     samples_t: np.ndarray, rng: np.random.Generator, rates: Range = (0.8, 1.2)
 ) -> np.ndarray:
-    """Changes the speed but not the pitch, by a phase vocoder; the length changes."""
+    """Changes the speed but not the pitch, by a phase vocoder; the length changes.
+
+    Args:
+      samples_t: float32 samples at 16 kHz.
+      rng: random generator.
+      rates: smallest and largest factor of speed.
+    """
     rate = rng.uniform(*rates)
     if len(samples_t) < FFT:
         return samples_t
@@ -50,7 +65,13 @@ def stretch(
 def shift_pitch(
     samples_t: np.ndarray, rng: np.random.Generator, semitones: Range = (-4.0, 4.0)
 ) -> np.ndarray:
-    """Shifts pitch and formants; the length is kept."""
+    """Shifts pitch and formants; the length is kept.
+
+    Args:
+      samples_t: float32 samples at 16 kHz.
+      rng: random generator.
+      semitones: smallest and largest shift.
+    """
     steps = rng.uniform(*semitones)
     if len(samples_t) < FFT:
         return samples_t
@@ -66,6 +87,11 @@ def reverberate(
     """Adds reverberation: decaying noise after the direct sound, 0 to 10 dB weaker.
 
     Length, loudness and the time of the direct sound are kept.
+
+    Args:
+      samples_t: float32 samples at 16 kHz.
+      rng: random generator.
+      seconds: smallest and largest reverberation time (RT60).
     """
     decay = rng.uniform(*seconds)
     echo_t = rng.standard_normal(max(int(decay * SAMPLE_RATE), 1))
@@ -79,15 +105,27 @@ def reverberate(
 def add_noise(
     samples_t: np.ndarray, rng: np.random.Generator, decibels: Range = (5.0, 15.0)
 ) -> np.ndarray:
-    """Adds noise of a random colour from white (like electronics) to brown (like wind)."""
+    """Adds noise of a random colour from white (like electronics) to brown (like wind).
+
+    Args:
+      samples_t: float32 samples at 16 kHz.
+      rng: random generator.
+      decibels: smallest and largest signal-to-noise ratio.
+    """
     noise_t = coloured_noise(max(len(samples_t), 1), rng.uniform(0, 2), rng)
     return mix(samples_t, noise_t, rng.uniform(*decibels))
 
 
 def coloured_noise(size: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
-    """Noise whose power falls as 1 / frequency ** exponent: 0 is white, 1 pink, 2 brown.
+    """Noise whose power is proportional to 1 / frequency ** exponent.
 
-    `size` is at least 1.
+    Args:
+      size: number of samples, at least 1.
+      exponent: 0 for white noise, 1 for pink, 2 for brown.
+      rng: random generator.
+
+    Returns:
+      float32 (size,).
     """
     spectrum_f = np.fft.rfft(rng.standard_normal(size))
     # Flat below 50 Hz, where speech has no energy but brown noise would have nearly all.

@@ -156,7 +156,16 @@ def interleave(
 
 
 def encode_text_span(words: Sequence[str], tokenizer: TextTokenizer, vocab: Vocab) -> np.ndarray:
-    """int32 ids of `[Text]` and words, encoded as in a prompt; markup in the words is escaped."""
+    """The ids of `[Text]` and words, encoded as in a prompt.
+
+    Args:
+      words: texts, which are joined by spaces; markup in them is escaped.
+      tokenizer: the text tokenizer.
+      vocab: the token ids.
+
+    Returns:
+      int32 (n,), from the id of `[Text]`.
+    """
     text = markup.escape(tokenizer.word_prefix + " ".join(words))
     ids = tokenizer.encode("[Text]" + text)
     return np.array(ids[ids.index(vocab.text_marker) :], np.int32)

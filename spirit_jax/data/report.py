@@ -72,7 +72,13 @@ class Counts:
                 self.histogram.update(str(unit) for unit in utterance.units.hubert)
 
     def reject(self, name: str, audio: str, reason: str) -> None:
-        """Adds a rejected item: its id, its audio path, and the reason."""
+        """Adds a rejected item.
+
+        Args:
+          name: its id.
+          audio: its audio path, or "".
+          reason: why it cannot be used.
+        """
         self.rejects.append({"id": name, "audio": audio, "reason": reason})
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +113,16 @@ def read_note(path: str | Path) -> dict[str, Any]:
 
 
 def read_notes(output: Path, part: int, parts: int) -> list[dict[str, Any]]:
-    """The notes of a part's shards, in order; see `read_note`."""
+    """The notes of a part's shards, in order.
+
+    Args:
+      output: the folder of the corpus.
+      part: number of the part, from 1.
+      parts: number of parts.
+
+    Raises:
+      InputError: see `read_note`.
+    """
     paths = sorted(output.glob(f"part-{part:05d}-of-{parts:05d}-*.json"))
     return [read_note(path) for path in paths]
 

@@ -42,7 +42,13 @@ def read_items(sources: Sequence[str]) -> list[Item]:
 
 
 def draw_items(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
-    """Draws `limit` items at random without replacement, and keeps their order; 0 for all."""
+    """Draws items at random without replacement, and keeps their order.
+
+    Args:
+      items: to draw from.
+      limit: number of items to draw; 0 for all.
+      seed: random seed.
+    """
     if not 0 < limit < len(items):
         return list(items)
     indices = np.random.default_rng(seed).choice(len(items), limit, replace=False)

@@ -251,7 +251,16 @@ def _least(word: str) -> float:
 
 
 def share_time(words: Sequence[str], start: float, end: float) -> list[Word]:
-    """Divides a time span among words in proportion to their numbers of characters."""
+    """Divides a time span among words in proportion to their numbers of characters.
+
+    Args:
+      words: in order.
+      start: of the span, in seconds.
+      end: of the span, in seconds.
+
+    Returns:
+      (word, start, end) of each word.
+    """
     total = sum(map(len, words))
     shared, done = [], 0
     for word in words:

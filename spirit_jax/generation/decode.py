@@ -242,15 +242,8 @@ def continue_prompts(
             "positions: there is no room for another token."
         )
     rows = power_of_two(len(prompts), sharding.batch_multiple(mesh))
-    width, buffer = (
-        power_of_two(max(lengths), 16),
-        power_of_two(max(limits), 16),
-    )
-    tokens_bt = np.zeros((rows, width), np.int32)
-    segments_bt = np.zeros((rows, width), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens_bt[row, width - len(prompt) :] = prompt
-        segments_bt[row, width - len(prompt) :] = 1
+    width, buffer = power_of_two(max(lengths), 16), power_of_two(max(limits), 16)
+    tokens_bt, segments_bt = _pad_left(prompts, rows, width)
     empty_rows = rows - len(prompts)
     lengths_b = np.array(lengths + [1] * empty_rows, np.int32)
     limits_b = np.array(limits + [0] * empty_rows, np.int32)
@@ -281,14 +274,28 @@ def continue_prompts(
             static,
         )
         tokens_bn, log_probs_bn = np.asarray(state.tokens_bn), np.asarray(state.log_probs_bn)
-    continuations = []
-    for row, limit in enumerate(limits):
-        ends = np.flatnonzero(np.isin(tokens_bn[row, :limit], eos))
-        length = ends[0] + 1 if len(ends) else limit
-        continuations.append(
-            Continuation(tokens_bn[row, :length].tolist(), log_probs_bn[row, :length].tolist())
-        )
-    return continuations
+    return [
+        _cut_at_eos(tokens_bn[row, :limit], log_probs_bn[row], eos)
+        for row, limit in enumerate(limits)
+    ]
+
+
+def _pad_left(
+    prompts: Sequence[Sequence[int]], rows: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens_bt, segments_bt) of left-padded prompts; rows without a prompt are padding."""
+    tokens_bt, segments_bt = np.zeros((2, rows, width), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens_bt[row, width - len(prompt) :] = prompt
+        segments_bt[row, width - len(prompt) :] = 1
+    return tokens_bt, segments_bt
+
+
+def _cut_at_eos(tokens_n: np.ndarray, log_probs_n: np.ndarray, eos: Sequence[int]) -> Continuation:
+    """The continuation up to the first EOS."""
+    ends = np.flatnonzero(np.isin(tokens_n, eos))
+    length = ends[0] + 1 if len(ends) else len(tokens_n)
+    return Continuation(tokens_n[:length].tolist(), log_probs_n[:length].tolist())
 
 
 def _check(prompts: Sequence[Sequence[int]], model: Llama) -> None:
