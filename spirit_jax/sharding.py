@@ -47,11 +47,11 @@ def make_mesh(
     devices = list(jax.devices() if devices is None else devices)
     shape = (data, fsdp, tensor)
     if any(type(size) is not int or size < 1 for size in shape):
-        raise InputError(f"The sizes of a mesh are whole numbers from 1 on, not {shape}.")
+        raise InputError(f"The sizes of a mesh are whole numbers from 1, not {shape}.")
     if math.prod(shape) != len(devices):
         raise InputError(
             f"A mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {math.prod(shape)} "
-            f"devices, and there are {len(devices)}."
+            f"devices, but there are {len(devices)}."
         )
     # A mesh axis may be a part of a physical axis: 4 x 64 on a slice of 16 x 16.
     laid_out = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
