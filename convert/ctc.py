@@ -71,8 +71,8 @@ def convert_ctc(folder: str | Path, output: str | Path, language: str | None = N
             tensors |= _read_adapter(folder, selected)
     elif language is not None:
         raise InputError(f"{folder / 'vocab.json'}: has one language; leave out --language.")
-    if "lm_head.bias" not in tensors:
-        raise InputError(f"{folder}: has no lm_head.bias; expected a Wav2Vec2ForCTC.")
+    if "lm_head.bias" not in tensors or tensors["lm_head.bias"].ndim != 1:
+        raise InputError(f"{folder}: has no vector lm_head.bias; expected a Wav2Vec2ForCTC.")
     labels = _list_labels(folder / "vocab.json", vocab, len(tensors["lm_head.bias"]))
     values = {
         "trunk": trunk,
@@ -146,8 +146,8 @@ def find_blank(hf: Mapping[str, Any], tokenizer: Mapping[str, Any], labels: Sequ
       tokenizer: `tokenizer_config.json`.
       labels: of the network.
     """
-    if isinstance(hf.get("pad_token_id"), int):
-        return hf["pad_token_id"]
+    if hf.get("pad_token_id") is not None:
+        return hf["pad_token_id"]  # `CtcConfig` refuses what is no label's number
     for name in (_text_of(tokenizer.get("pad_token")), *BLANKS):
         if name and name in labels:
             return labels.index(name)

@@ -54,7 +54,7 @@ def convert_fcpe(path: str | Path, output: str | Path) -> FcpeConfig:
     cfg = read_config(path, state["config_dict"])
     needed = table.select(state["model"], RULES)
     table.check_count(needed, _LAYER, cfg.num_layers, str(path), "layers")
-    folded = table.fold_weight_norm(torch_files.as_float32(needed, path), dim=0)
+    folded = table.fold_weight_norm(torch_files.as_float32(needed, path), 0, str(path))
     params = table.convert(folded, RULES, abstract_params(Fcpe(cfg)), str(path))
     with files.whole_folder(output) as folder:
         checkpoint.save_network(folder, cfg, params)

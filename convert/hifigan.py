@@ -32,7 +32,7 @@ def convert_hifigan(folder: str | Path, output: str | Path) -> HifiGanConfig:
     stages, blocks = len(cfg.upsample_rates), len(cfg.resblock_kernels)
     table.check_count(state, r"ups\.(\d+)\.", stages, str(path), "upsampling layers")
     table.check_count(state, r"resblocks\.(\d+)\.", stages * blocks, str(path), "blocks")
-    folded = table.fold_weight_norm(torch_files.as_float32(state, path), dim=0)
+    folded = table.fold_weight_norm(torch_files.as_float32(state, path), 0, str(path))
     params = table.convert(folded, rules(cfg), abstract_params(HifiGan(cfg)), str(folder))
     with files.whole_folder(output) as unfinished:
         checkpoint.save_network(unfinished, cfg, params)

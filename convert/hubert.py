@@ -121,7 +121,7 @@ def read_release_encoder(path: str | Path, layer: int = 11) -> tuple[HubertConfi
     rules = release_rules(ours.trunk, total)
     state = table.select(saved["model_weight"], rules)
     table.check_count(state, r"encoder\.layers\.(\d+)\.", layer, str(path), "layers up to it")
-    tensors = table.fold_weight_norm(torch_files.as_float32(state, path), dim=2)
+    tensors = table.fold_weight_norm(torch_files.as_float32(state, path), 2, str(path))
     params = table.convert(tensors, rules, abstract_params(Trunk(ours.trunk)), str(path))
     return ours, params
 
@@ -234,7 +234,8 @@ def read_kmeans(path: str | Path) -> tuple[QuantizerConfig, dict[str, Any]]:
         raise InputError(f"{path}: has {len(matrices)} matrices; expected one, of centroids.")
     if matrices[0].dtype.kind not in "fiu":
         raise InputError(f"{path}: its centroids are of type {matrices[0].dtype}, not numbers.")
-    centroids = np.asarray(matrices[0], np.float32)
+    with np.errstate(over="ignore"):
+        centroids = np.asarray(matrices[0], np.float32)
     if not np.isfinite(centroids).all():
         raise InputError(f"{path}: its centroids are not all finite.")
     cfg = QuantizerConfig("kmeans", vocab_size=centroids.shape[0], dim=centroids.shape[1])

@@ -109,7 +109,9 @@ def _read_rope_scaling(hf: Mapping[str, Any], rope: Mapping[str, Any]) -> RopeSc
     if kind == "default":
         return None
     if kind == "linear":
-        return config.from_dict(RopeScaling, {"kind": kind, "factor": rope["factor"]})
+        return config.from_dict(
+            RopeScaling, {"kind": kind, "factor": rope["factor"]}, source="RoPE"
+        )
     if kind != "llama3":
         raise InputError(
             f"its RoPE is of the type {show(kind)}; known are default, linear and llama3."
@@ -120,7 +122,7 @@ def _read_rope_scaling(hf: Mapping[str, Any], rope: Mapping[str, Any]) -> RopeSc
         original = rope.get("original_max_position_embeddings", hf["max_position_embeddings"])
     values = {name: rope[name] for name in ("factor", "low_freq_factor", "high_freq_factor")}
     values |= {"kind": kind, "original_max_positions": original}
-    return config.from_dict(RopeScaling, values)
+    return config.from_dict(RopeScaling, values, source="RoPE")
 
 
 def write_config(cfg: LlamaConfig, eos: int | list[int], bos: int, dtype: str) -> dict[str, Any]:
@@ -171,12 +173,15 @@ def rules(cfg: LlamaConfig) -> list[Rule]:
     """Rules from Hugging Face's names and shapes to this package's; torch's Linear is (out, in)."""
 
     def split_out(array: np.ndarray) -> np.ndarray:  # (heads * k, d) -> (d, heads, k)
-        return np.ascontiguousarray(array.T).reshape(array.shape[1], -1, cfg.head_dim)
+        _, width = array.shape
+        return np.ascontiguousarray(array.T).reshape(width, -1, cfg.head_dim)
 
     def split_in(array: np.ndarray) -> np.ndarray:  # (d, heads * k) -> (heads, k, d)
-        return np.ascontiguousarray(array.T).reshape(-1, cfg.head_dim, array.shape[0])
+        width, _ = array.shape
+        return np.ascontiguousarray(array.T).reshape(-1, cfg.head_dim, width)
 
-    def split_bias(array: np.ndarray) -> np.ndarray:
+    def split_bias(array: np.ndarray) -> np.ndarray:  # (heads * k,) -> (heads, k)
+        (_,) = array.shape
         return array.reshape(-1, cfg.head_dim)
 
     base = r"(?:model\.)?"  # not in the weights of a LlamaModel

@@ -129,7 +129,19 @@ def run(
                 f"{where}: '{step.source}' has shape {source.shape}, which gives {array.shape} "
                 f"where the config asks for {shapes[step.target]}."
             )
+        _check_finite(array, f"{where}: '{step.source}'")
         yield step.target, array
+
+
+def _check_finite(array: np.ndarray, name: str) -> None:
+    """Raises `InputError` for weights that are no numbers in float32, as networks compute."""
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(array.astype(np.float32) if array.dtype == np.float64 else array)
+    if not finite.all():
+        raise InputError(
+            f"{name} has NaN, infinity or numbers beyond float32 among its weights; is the "
+            "checkpoint damaged, or of a training that diverged?"
+        )
 
 
 def convert(
@@ -204,11 +216,13 @@ def check_count(keys: Iterable[str], pattern: str, count: int, where: str, what:
         )
 
 
-def fold_weight_norm(tensors: Mapping[str, np.ndarray], dim: int) -> dict[str, np.ndarray]:
+def fold_weight_norm(
+    tensors: Mapping[str, np.ndarray], dim: int, where: str
+) -> dict[str, np.ndarray]:
     """Replaces the two tensors of weight normalisation over `dim` by the weight g v / |v|.
 
     Both of torch's spellings are supported: `X.weight_g` with `X.weight_v`, and
-    `X.parametrizations.weight.original0` with `original1`.
+    `X.parametrizations.weight.original0` with `original1`. `where` is the checkpoint's name.
 
     Raises:
       InputError: one of two tensors is missing, or their shapes do not match.
@@ -221,18 +235,19 @@ def fold_weight_norm(tensors: Mapping[str, np.ndarray], dim: int) -> dict[str, n
         elif spelling[0] == key[len(name) :]:
             direction_key = name + spelling[1]
             if direction_key not in tensors:
-                raise InputError(f"'{key}' is there without '{direction_key}'.")
+                raise InputError(f"{where}: '{key}' is there without '{direction_key}'.")
             v = tensors[direction_key]
             if v.ndim < 2 or value.ndim != v.ndim or value.size != v.shape[dim]:
                 raise InputError(
-                    f"'{key}' has shape {value.shape}, which does not match {v.shape} of "
-                    f"'{direction_key}'."
+                    f"{where}: '{key}' has shape {value.shape}, which does not match {v.shape} "
+                    f"of '{direction_key}'."
                 )
             axes = tuple(axis for axis in range(v.ndim) if axis != dim % v.ndim)
             norm = np.sqrt(np.sum(np.square(v, dtype=np.float32), axis=axes, keepdims=True))
-            folded[name + ".weight"] = v * (value / norm)
+            with np.errstate(divide="ignore", invalid="ignore"):  # `run` names what is not finite
+                folded[name + ".weight"] = v * (value / norm)
         elif name + spelling[0] not in tensors:
-            raise InputError(f"'{key}' is there without '{name + spelling[0]}'.")
+            raise InputError(f"{where}: '{key}' is there without '{name + spelling[0]}'.")
     return folded
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import tokenizers
 
+from convert.main import reading_config
 from convert.table import show
 from spirit_jax import config, model_folder, text_files
 from spirit_jax.errors import InputError
@@ -49,8 +50,12 @@ def convert_tokenizer(folder: str | Path, kind: str, output: str | Path, add: bo
     if add:
         if "[Text]" in source.ids:
             raise InputError(f"{folder}: has speech tokens already; convert it as it is.")
-        vocab = Vocab.make(kind, source.size, *_bos_eos(folder, hf))
-        vocab = dataclasses.replace(vocab, padded_size=max(vocab.padded_size, rows))
+        with reading_config(folder / "config.json"):
+            vocab = Vocab.make(kind, source.size, *_bos_eos(folder, hf))
+            vocab = dataclasses.replace(vocab, padded_size=max(vocab.padded_size, rows))
+        taken = next((name for name in vocab.token_strings() if name in source.ids), None)
+        if taken:
+            raise InputError(f"{folder}: its tokenizer has the speech token {taken} as text.")
     else:
         vocab = _read_layout(folder, source, kind, hf, rows)
     text_files.write_tokenizer(folder, target, vocab, source.settings)
@@ -99,6 +104,7 @@ def _read_source(folder: Path) -> _Source:
     elif (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizers(folder / "tokenizer.json")
         pieces = tokenizer.get_vocab(with_added_tokens=True)
+        _check_listed_ids(folder / "tokenizer.json", tokenizer)
     else:
         raise InputError(f"{folder}: has no tokenizer.model or tokenizer.json.")
     entries = _read_entries(folder, settings, path)
@@ -126,6 +132,17 @@ def _read_source(folder: Path) -> _Source:
     if listed or "added_tokens_decoder" in settings:
         settings["added_tokens_decoder"] = listed
     return _Source(ids, len(ids), settings)
+
+
+def _check_listed_ids(path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    """The library gives an added token that is a piece, or that is there twice, another id."""
+    for entry in config.read_mapping(path).get("added_tokens") or ():
+        token = tokenizer.token_to_id(entry["content"])
+        if token != entry["id"]:
+            raise InputError(
+                f"{path}: lists the added token {show(entry['content'])} with the id "
+                f"{entry['id']}, and its id is {token}."
+            )
 
 
 def _check_same_pieces(folder: Path, pieces: Mapping[str, int]) -> None:
@@ -178,7 +195,12 @@ def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> list[str]:
     names = []
     for value in values:
         value = value.get("content") if isinstance(value, Mapping) else value
-        if isinstance(value, str) and value:
+        if value is not None and not isinstance(value, str):
+            raise InputError(
+                f"{folder / text_files.SETTINGS}: {show(value)} is named as a special token; "
+                "expected a text."
+            )
+        if value:
             names.append(value)
     return list(dict.fromkeys(names))
 

@@ -102,10 +102,11 @@ def check_plain(value: Any, path: str | Path, depth: int = 4) -> None:
 
 def as_float32(state: Mapping[str, Any], path: str | Path) -> dict[str, np.ndarray]:
     """A mapping of tensors as float32 numpy; raises `InputError` for other values."""
-    return {
-        name: np.asarray(to_numpy(tensor, f"{path}: {show(name)}"), np.float32)
-        for name, tensor in state.items()
-    }
+    with np.errstate(over="ignore"):  # `table.run` names what is not finite
+        return {
+            name: np.asarray(to_numpy(tensor, f"{path}: {show(name)}"), np.float32)
+            for name, tensor in state.items()
+        }
 
 
 def to_numpy(tensor: torch.Tensor, where: str = "a tensor") -> np.ndarray:
@@ -166,9 +167,10 @@ class Tensors(Mapping[str, np.ndarray]):
         if path.suffix == ".safetensors":
             with _open_safetensors(path) as file:
                 try:
-                    return to_numpy(file.get_tensor(name), where)
+                    tensor = file.get_tensor(name)
                 except Exception as error:  # of a kind that neither library names
                     raise files.unreadable(path, error, f"{show(name)} cannot be read.") from error
+            return to_numpy(tensor, where)
         return to_numpy(load_pickle(path)[name], where)
 
     def __iter__(self) -> Iterator[str]:

@@ -82,6 +82,7 @@ def read_hf_trunk(
     if is_hubert:
         refuse(path, hf, conv_pos_batch_norm=False)
     hf = HF_DEFAULTS | hf
+    normalize = (read_preprocessor(folder) or {"do_normalize": normalize})["do_normalize"]
     with reading_config(path):
         total = hf["num_hidden_layers"]
         layer = total if named is None else named
@@ -89,7 +90,6 @@ def read_hf_trunk(
         convs = (hf["conv_dim"], hf["conv_kernel"], hf["conv_stride"])
         if len({len(numbers) for numbers in convs}) != 1:
             raise InputError(f"{path}: conv_dim, conv_kernel and conv_stride differ in length.")
-        normalize = (read_preprocessor(folder) or {"do_normalize": normalize})["do_normalize"]
         return {
             "input_norm_eps": HF_INPUT_NORM_EPS if normalize else None,
             "conv_layers": tuple(zip(*convs, strict=True)),
@@ -157,11 +157,12 @@ def read_hf_tensors(
     """
     tensors = torch_files.open_folder(folder)
     table.check_count(tensors, r".*\blayers\.(\d+)\.", layers, str(folder), "layers")
-    arrays = {
-        name: np.asarray(tensors[name], np.float32)
-        for name in table.select(dict.fromkeys(tensors), rules)
-    }
-    return table.fold_weight_norm(arrays, dim=2)
+    with np.errstate(over="ignore"):  # `table.run` names what is not finite
+        arrays = {
+            name: np.asarray(tensors[name], np.float32)
+            for name in table.select(dict.fromkeys(tensors), rules)
+        }
+    return table.fold_weight_norm(arrays, dim=2, where=str(folder))
 
 
 def check_layer(path: str | Path, layer: int, total: Any) -> None:

@@ -157,11 +157,18 @@ def read_added(settings: Mapping[str, Any], path: Path) -> dict[int, Entry]:
     listed = settings.get("added_tokens_decoder") or {}
     try:
         added = {int(token): dict(entry) for token, entry in listed.items()}
-        if all(isinstance(entry["content"], str) and entry["content"] for entry in added.values()):
+        # int() reads "01", "1_0" and the digits of other scripts too.
+        plain = all(str(int(token)) == token for token in listed)
+        if plain and all(_is_entry(entry) for entry in added.values()):
             return dict(sorted(added.items()))
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
     raise InputError(f"{path}: added_tokens_decoder is not a mapping of ids to tokens.")
+
+
+def _is_entry(entry: Entry) -> bool:
+    content, flags = entry["content"], (entry.get(name, False) for name in FLAGS)
+    return isinstance(content, str) and content != "" and all(type(f) is bool for f in flags)
 
 
 def make_entry(content: str, special: bool = False) -> dict[str, Any]:
@@ -204,6 +211,7 @@ def write_tokenizer(
         if added:
             settings["added_tokens_decoder"] = {str(i): entry for i, entry in added.items()}
         settings["legacy"] = read_flag(settings, "legacy", source / SETTINGS)
+        read_flag(settings, "add_prefix_space", source / SETTINGS)  # else no one could load it
         settings.setdefault("tokenizer_class", "LlamaTokenizer")
         settings.setdefault("add_bos_token", True)
     else:

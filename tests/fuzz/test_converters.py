@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 import toy_tokenizers as toy  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from convert import fcpe, hifigan, hubert, llama, pitch, table, torch_files, trunk  # noqa: E402
+from convert import ctc, fcpe, hifigan, hubert, llama, pitch, table, torch_files, trunk  # noqa: E402
 from convert.tokenizer import convert_tokenizer  # noqa: E402
 from fuzz.mutate import attempt, mutate_bytes, mutate_json, seeds, time_limit  # noqa: E402
 from spirit_jax import config  # noqa: E402
@@ -337,3 +337,100 @@ def test_centroids_that_are_far_too_many_are_not_unpacked(tmp_path, monkeypatch)
 def test_a_layer_number_of_many_digits_is_no_layer():
     with pytest.raises(InputError, match="are of 0"):
         table.check_count([f"layers.{'9' * 5_000}.a"], r"layers\.(\d+)\.", 1, "x", "layers")
+
+
+# Folders of Hugging Face's form with one thing wrong, found by hand.
+
+
+def write_small_llama(folder, pieces, change=lambda state: state):
+    """A folder that `convert.llama` reads, its tensors changed."""
+    toy.write_llama_folder(folder, pieces, **LLAMA)
+    torch.manual_seed(0)
+    layer, sizes = "model.layers.0.", {"q": 16, "k": 8, "v": 8}
+    state = {f"{layer}self_attn.{n}_proj.weight": torch.randn(k, 16) for n, k in sizes.items()}
+    state[f"{layer}self_attn.o_proj.weight"] = torch.randn(16, 16)
+    state |= {f"{layer}mlp.{name}_proj.weight": torch.randn(24, 16) for name in ("gate", "up")}
+    state[f"{layer}mlp.down_proj.weight"] = torch.randn(16, 24)
+    norms = (f"{layer}input_layernorm", f"{layer}post_attention_layernorm", "model.norm")
+    state |= {f"{name}.weight": torch.ones(16) for name in norms}
+    state["model.embed_tokens.weight"] = torch.randn(1_000, 16)
+    save_file(change(state), folder / "model.safetensors")
+    return folder
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+NORM = "model.norm.weight"
+WEIGHTS = {
+    "NaN": (NORM, lambda x: x * float("nan"), "NaN"),
+    "infinite": (NORM, lambda x: (x / 0).bfloat16(), "infinity"),
+    "beyond float32": (NORM, lambda x: x.double() * 1e300, "beyond float32"),
+    "of whole numbers": (NORM, lambda x: x.int(), "of type int32"),
+    "of float8": (NORM, lambda x: x.to(torch.float8_e4m3fn), "of type float8_e4m3fn"),
+    "with an axis more": (Q, lambda x: x[None].clone(), "has shape"),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_that_are_none_are_named(name, pieces, tmp_path):
+    key, change, says = WEIGHTS[name]
+    folder = write_small_llama(
+        tmp_path / "hf", pieces, lambda state: state | {key: change(state[key])}
+    )
+    with pytest.raises(InputError, match=says) as error:
+        llama.convert_llama(folder, tmp_path / "ours")
+    assert key in str(error.value) and str(folder) in str(error.value)
+    assert not (tmp_path / "ours").exists()
+
+
+def added(token="1000", **entry):
+    return {"added_tokens_decoder": {token: {"content": "<tool>"} | entry}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"add_prefix_space": 0}, "add_prefix_space"),
+        (added(lstrip="yes"), "added_tokens_decoder"),
+        (added("01000"), "added_tokens_decoder"),
+        (added("1_000"), "added_tokens_decoder"),
+        (added("١٠٠٠"), "added_tokens_decoder"),
+        (added(content="[Hu5]"), r"the speech token \[Hu5\]"),
+        ({"pad_token": 3}, "special token"),
+    ],
+)
+def test_tokenizer_settings_that_no_one_could_load_are_named(settings, says, pieces, tmp_path):
+    folder = toy.write_llama_folder(tmp_path / "hf", pieces, 1_000)
+    toy.write_json(folder / "tokenizer_config.json", settings)
+    with pytest.raises(InputError, match=says) as error:
+        convert_tokenizer(folder, "base", tmp_path / "ours", add=True)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "token"), [("the", 1_000), ("<new>", 5)])
+def test_added_tokens_listed_with_an_id_that_they_do_not_have(content, token, tmp_path):
+    path = toy.add_tokens(toy.train_bpe(tmp_path / "bpe.json"), [])
+    values = config.read_mapping(path)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    values["added_tokens"].append({"id": token, "content": content} | flags)
+    toy.write_json(path, values)
+    folder = toy.write_llama_folder(tmp_path / "hf", path, 1_000)
+    with pytest.raises(InputError, match=f"the id {token}, and its id is"):
+        convert_tokenizer(folder, "base", tmp_path / "ours", add=True)
+
+
+@pytest.mark.parametrize("ids", [{"bos_token_id": 1_000}, {"eos_token_id": -1}])
+def test_ids_out_of_range_are_named_with_their_file(ids, pieces, tmp_path):
+    folder = toy.write_llama_folder(tmp_path / "hf", pieces, 1_000, **ids)
+    with pytest.raises(InputError, match="config.json: "):
+        convert_tokenizer(folder, "base", tmp_path / "ours", add=True)
+
+
+def test_a_ctc_head_without_axes_is_named(tmp_path):
+    folder = tmp_path / "ctc"
+    folder.mkdir()
+    toy.write_json(folder / "config.json", {"model_type": "wav2vec2", "num_hidden_layers": 1})
+    toy.write_json(folder / "vocab.json", {"<pad>": 0})
+    state = {"wav2vec2.encoder.layers.0.x": torch.ones(1), "lm_head.bias": torch.tensor(1.0)}
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"no vector lm_head\.bias"):
+        ctc.convert_ctc(folder, tmp_path / "ours")

@@ -57,7 +57,7 @@ def test_weight_norm_folds_as_torch_computes_it(dim, spelling):
     net(torch.zeros(1, 4, 5))  # the older form computes its weight in the forward pass
     state = {name: value.numpy() for name, value in net.state_dict().items()}
     assert any(spelling in name for name in state)
-    folded = table.fold_weight_norm(state, dim)
+    folded = table.fold_weight_norm(state, dim, "x")
     assert folded.keys() == {"0.weight", "0.bias"}
     np.testing.assert_allclose(folded["0.weight"], net[0].weight.detach().numpy(), rtol=1e-6)
 
@@ -65,7 +65,7 @@ def test_weight_norm_folds_as_torch_computes_it(dim, spelling):
 def test_half_a_weight_norm_is_named():
     for key in ("c.weight_g", "c.weight_v"):
         with pytest.raises(InputError, match=key):
-            table.fold_weight_norm({key: np.ones((2, 1))}, 0)
+            table.fold_weight_norm({key: np.ones((2, 1))}, 0, "x")
 
 
 class Surprise:
