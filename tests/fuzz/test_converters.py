@@ -325,7 +325,7 @@ def test_centroids_that_are_far_too_many_are_not_unpacked(tmp_path, monkeypatch)
         with archive.open("a.npy", "w", force_zip64=True) as file:
             for _ in range(2):
                 file.write(bytes(1 << 20))
-    with pytest.raises(InputError, match="far larger"), time_limit(20):
+    with pytest.raises(InputError, match="too large"), time_limit(20):
         hubert.read_kmeans(path)
     header = {"a": {"dtype": "F32", "shape": [1 << 40, 1 << 20], "data_offsets": [0, 1 << 62]}}
     text = json.dumps(header).encode()
@@ -335,7 +335,7 @@ def test_centroids_that_are_far_too_many_are_not_unpacked(tmp_path, monkeypatch)
 
 
 def test_a_layer_number_of_many_digits_is_no_layer():
-    with pytest.raises(InputError, match="are of 0"):
+    with pytest.raises(InputError, match="tensors have 0"):
         table.check_count([f"layers.{'9' * 5_000}.a"], r"layers\.(\d+)\.", 1, "x", "layers")
 
 
