@@ -208,7 +208,7 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path):
     assert status == 1 and "--half is for --export" in err
     given = "prepare", tmp_path, tmp_path / "out", "--shard", "1/2", "--beam", "--runner=X"
     status, _, err = run(*given)
-    assert status == 1 and "--shard and --beam" in err and not (tmp_path / "out").exists()
+    assert status == 1 and "either --shard or --beam" in err and not (tmp_path / "out").exists()
     starts = "new", tmp_path / "out", "--speech", "spirit-tiny-expressive"
     for more in ((), ("a.jsonl", "--start", "b"), ("--start", "b", "--pieces", "9")):
         status, _, err = run(*starts, *more)
@@ -273,7 +273,7 @@ def test_transcripts_are_printed_with_how_sure_the_model_is(run, tmp_path):
     assert rows[0]["text"] == "turn on the heat in the living room" and rows[0]["log_prob"] > -0.1
     for more, message in {
         ("--to", "text"): "--transcribe only transcribes, so --to would do nothing",
-        ("text:hello",): "speech:FILE alone",
+        ("text:hello",): "takes only speech:FILE",
     }.items():
         status, _, err = run(*given, *more)
         assert status == 1 and message in err
