@@ -67,6 +67,8 @@ CASES = [
     (f"align {ITEMS} out.jsonl --model nowhere", "nowhere: there is no such folder"),
     (f"align {ITEMS} out.jsonl --model {MODEL}", "is a Spirit LM, no CTC aligner. Expected"),
     (f"align {ITEMS} out.jsonl --model .", "has no network, no CTC aligner"),
+    (f"align {ITEMS} out.jsonl --aligner pocketsphinx --batch-size 0", "batch_size is 0"),
+    (f"align {ITEMS} out.jsonl --aligner pocketsphinx --min-score nan", "min_score is nan"),
     (f"align {RUN} out.jsonl --textgrid .", "run.yaml: is not a source"),
     (f"align {ITEMS} out.jsonl --whisperx . --tier words", "--tier would do nothing"),
     (f"new out --speech {MODEL}", "TEXTS (and --pieces) or --start"),

@@ -9,6 +9,7 @@ import typer
 from spirit_jax import model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import count_items
+from spirit_jax.data.configs import check_alignment
 from spirit_jax.data.manifest import check_source
 from spirit_jax.errors import InputError
 
@@ -64,6 +65,7 @@ def align(
         raise InputError(f"Word times come from one of {', '.join(ways)}; give only one.")
     if aligner not in (None, "pocketsphinx"):
         raise InputError(f"--aligner {aligner}: is unknown; expected pocketsphinx. {FIRST_STEP}")
+    check_alignment(batch_size, min_score)
     check_source(str(source))
     checks.new_file(output)
     if model is not None:

@@ -25,6 +25,7 @@ from spirit_jax import checksums, files, lock
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import word_times
 from spirit_jax.data.align import Aligned
+from spirit_jax.data.configs import check_alignment
 from spirit_jax.data.manifest import PATHS, Item, Row, read_rows, source_checksum
 from spirit_jax.errors import InputError, InputWarning, LackError
 
@@ -138,7 +139,8 @@ def align_corpus(
         can be used, or OUTPUT.partial belongs to another source, aligner or other settings.
     """
     source, output = Path(source), Path(output)
-    _check_arguments(output, (aligner, textgrid, whisperx), batch_size)
+    _check_arguments(output, (aligner, textgrid, whisperx))
+    check_alignment(batch_size, min_score)
     rows = read_rows(str(source))
     rows = itertools.chain([next(rows)], rows)  # raises for an empty source before it writes
     if aligner is not None:
@@ -181,11 +183,9 @@ def _align_batches(
             yield batch
 
 
-def _check_arguments(output: Path, ways: Sequence[Any], batch_size: int) -> None:
+def _check_arguments(output: Path, ways: Sequence[Any]) -> None:
     if sum(way is not None for way in ways) != 1:
         raise InputError("Word times come from one of an aligner, TextGrids and WhisperX's JSON.")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; expected 1 or more.")
     files.refuse_existing(output)
 
 

@@ -1,6 +1,7 @@
 """Settings of corpora, recordings and augmentation. This module imports no JAX."""
 
 import dataclasses
+import math
 
 from spirit_jax import f0, limits
 from spirit_jax.errors import InputError
@@ -222,3 +223,11 @@ class PrepareConfig:
         for name, value in dataclasses.asdict(self).items():
             if not value >= 1:  # NaN too
                 raise InputError(f"{name} is {value}; expected a number from 1.")
+
+
+def check_alignment(batch_size: int, min_score: float | None) -> None:
+    """Raises `InputError` for a size of batches or a least score that alignment cannot use."""
+    if type(batch_size) is not int or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; expected a whole number from 1.")
+    if min_score is not None and not math.isfinite(min_score):  # NaN would reject nothing
+        raise InputError(f"min_score is {min_score}; expected a finite number.")
