@@ -36,7 +36,7 @@ RECORDINGS = ("question", "request")  # in assets, by a speaker that is not in t
 TRANSCRIPT, INTENT = "T:", "A:"
 MOST_PIECES, MOST_UNITS = 60, 300  # of a generated text, and of generated speech
 SILENCE = 0.1  # seconds of padding: players cut off the start and end of a file
-LONGEST_NAME = 40  # characters of an unreadable part of the text, in a message
+LONGEST_NAME = 40  # characters shown of a part of the text that cannot be synthesised
 PICTURE_SECONDS = 12  # longer spectrograms would be too dense
 
 
@@ -78,7 +78,7 @@ class Results:
         self.print("recording", f"{self.output / _asset(name).name}: {reference!r}")
 
     def synthesise(self, lm: SpiritLM, name: str, title: str, prompt: str, speaker: str) -> None:
-        """Writes the likeliest speech after a prompt string to NAME.wav, and adds a panel.
+        """Writes the speech that continues a prompt string (greedy) to NAME.wav, and adds a panel.
 
         Args:
           lm: the language model.
@@ -89,7 +89,8 @@ class Results:
         """
         (ids,) = lm.generate_ids([prompt], "speech", max_new_tokens=MOST_UNITS)
         strings = [lm.text_tokenizer.decode_prompt(ids)]
-        (speech,) = lm.decode_outputs([prompt], strings, speaker, least=1)  # words may be short
+        # least=1, since a short word has few units.
+        (speech,) = lm.decode_outputs([prompt], strings, speaker, least=1)
         wave = speech[0].content if speech else np.zeros(0, np.float32)
         title = title if speech else f"{title} (no speech was generated)"
         wave = np.pad(wave, round(SILENCE * SAMPLE_RATE))
@@ -172,11 +173,13 @@ def report_unknown(text: str, unread: list[str], console: Console) -> None:
 
 
 def check_length(lm: SpiritLM, text: str) -> None:
-    """Raises an `InputError` if a text is so long that its speech does not fit in the positions."""
+    """Raises an `InputError` if a text is too long for its speech to fit in the model's context."""
     tokens = len(lm.text_tokenizer.encode(f"[Text]{TRANSCRIPT} {text}[Speech]"))
     most = lm.max_tokens - MOST_UNITS
     if tokens > most:
-        raise InputError(f"The text has {tokens} tokens; at most {most} can be read. Shorten it.")
+        raise InputError(
+            f"The text has {tokens} tokens; at most {most} can be synthesised. Shorten it."
+        )
 
 
 def transcribe_and_answer(results: Results, lm: SpiritLM, wave: np.ndarray, name: str) -> None:
@@ -221,7 +224,7 @@ def find_intent(lm: SpiritLM, string: str, words: str) -> str:
     Args:
       lm: the language model.
       string: the unit string of the recording.
-      words: of its transcript.
+      words: the transcript of the recording.
     """
     prompt = f"[Speech]{string}[Text]{lm.text_tokenizer.word_prefix}{INTENT}"
     # The batch size and length of transcription, so that no other program is compiled.
@@ -263,7 +266,7 @@ def continue_story(results: Results, lm: SpiritLM, text: str) -> None:
 
 
 def read_in_styles(results: Results, lm: SpiritLM, text: str) -> None:
-    """Synthesises a text with the style and first pitch unit of a recording of each style.
+    """Synthesises a text in each style, prompted by a recording's style unit and first pitch unit.
 
     Args:
       results: where to print and write.
@@ -282,7 +285,7 @@ def read_in_styles(results: Results, lm: SpiritLM, text: str) -> None:
 
 
 def complete(lm: SpiritLM, prompt: str) -> str:
-    """The likeliest text after a prompt string, up to the first marker or unit."""
+    """The text that continues a prompt string (greedy), up to the first marker or unit."""
     # The limit of speech, so that no other program is compiled than for synthesis.
     (ids,) = lm.generate_ids([prompt], max_new_tokens=MOST_UNITS)
     return first_text(lm, ids)
@@ -311,7 +314,8 @@ def draw(path: str | Path, panels: list[Panel]) -> None:
     )
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         wave = panel.wave[: PICTURE_SECONDS * SAMPLE_RATE]
-        noise = 1e-6 * np.random.default_rng(0).standard_normal(len(wave))  # silence has no dB
+        # Noise, since the log of silence is infinite.
+        noise = 1e-6 * np.random.default_rng(0).standard_normal(len(wave))
         axis.specgram(wave + noise, NFFT=512, noverlap=384, Fs=SAMPLE_RATE, vmin=-130, vmax=-30)
         axis.set(ylabel="Hz", ylim=(0, 6000))
         axis.set_title(panel.title, fontsize=9, loc="left")

@@ -1,8 +1,8 @@
 """Units of speech and unit strings: deduplication, merging by time, parsing and splitting.
 
-The rules are those of the release. Repeated Hu and Pi are dropped, St are all kept. The streams are
-merged by time, at 24.99, 12.5 and 1 units a second. In a unit string every Hu has the latest Pi and
-St before it.
+The rules are those of the release. Repeated Hu and Pi are dropped; all St are kept. The streams are
+merged by start time, at 24.99 (Hu), 12.5 (Pi) and 1 (St) units a second. In a unit string every Hu
+has the latest Pi and St before it.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from spirit_jax.errors import InputError
 from spirit_jax.vocab import Modality
 
 HUBERT_RATE, PITCH_RATE, STYLE_RATE = 24.99, 12.5, 1.0  # units a second, for merging
-COMMON_STYLE = 71  # of the release, for a string that has pitch but no style
-MIN_SPEECH_UNITS = 24  # shorter speech after other content is not vocoded
+COMMON_STYLE = 71  # the release's style unit for a string that has pitch but no style
+MIN_SPEECH_UNITS = 24  # see `plan_outputs`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Units:
         string are not timed: repeats were dropped, and all streams have an entry for each Hu.
 
     Raises:
-      InputError: a stream is not one row of 32-bit integers, or `timed` is False and streams have
+      InputError: a stream is not a list of 32-bit integers, or `timed` is False and streams have
         different lengths.
     """
 
@@ -49,16 +49,16 @@ class Units:
                 continue
             try:
                 array = np.asarray([] if stream is None else stream)
-            except (ValueError, TypeError, OverflowError) as error:  # rows of unequal length
-                raise InputError(f"{name} units must be one row of integers.") from error
+            except (ValueError, TypeError, OverflowError) as error:  # lists of unequal length
+                raise InputError(f"{name} units must be a list of integers.") from error
             if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
                 raise InputError(
-                    f"{name} units must be one row of integers, not {array.shape} of {array.dtype}."
+                    f"{name} units must be a list of integers, not {array.dtype} {array.shape}."
                 )
-            small = array.astype(np.int32)
-            if (small != array).any():
-                raise InputError(f"{name} units must fit 32 bits: {array[small != array][0]}.")
-            object.__setattr__(self, name, small)
+            cast = array.astype(np.int32)
+            if (cast != array).any():
+                raise InputError(f"{name} units must fit 32 bits: {array[cast != array][0]}.")
+            object.__setattr__(self, name, cast)
         if not isinstance(self.timed, bool):
             raise InputError(f"timed is {self.timed!r}; expected true or false.")
         for name, stream in self.streams().items():
@@ -89,7 +89,7 @@ class Units:
         """The inverse of `to_dict`.
 
         Raises:
-          InputError: `values` is not a mapping of these names to rows of integers.
+          InputError: `values` is not a mapping of these names to lists of integers.
         """
         names = ("hubert", "pitch", "style", "timed")
         if not isinstance(values, Mapping) or set(values) - set(names):
@@ -99,7 +99,7 @@ class Units:
 
 
 def dedup(stream: np.ndarray) -> np.ndarray:
-    """The index of the first unit of every run of equal ones."""
+    """The index of the first unit of every run of equal units."""
     stream = np.asarray(stream)
     if not len(stream):
         return np.zeros(0, np.int64)
@@ -113,7 +113,7 @@ class Merged:
     Attributes:
       names_n: the stream of each unit: "style", "pitch" or "hubert".
       units_n: int32.
-      seconds_n: float64, when each starts, ascending; ties go style, pitch, hubert.
+      seconds_n: float64, start times, ascending; at equal times the order is style, pitch, hubert.
     """
 
     names_n: np.ndarray
@@ -124,8 +124,8 @@ class Merged:
 def merge(units: Units) -> Merged:
     """Merges the streams by time, without repeats of Hu and Pi (the release's rule).
 
-    Units that are not timed count as one Hu after another at the rate of Hu; pitch and style are
-    put before the Hu where they change.
+    Units that are not timed are merged at the rate of Hu: every Hu is kept, and pitch and style
+    come before a Hu where they change.
     """
     rates = {"style": STYLE_RATE, "pitch": PITCH_RATE, "hubert": HUBERT_RATE}
     streams, keep_all = units.streams(), "style" if units.timed else "hubert"
@@ -142,10 +142,10 @@ def merge(units: Units) -> Merged:
 
 
 def to_string(units: Units) -> str:
-    """The unit string of units (see `merge`); ties go St, Pi, Hu.
+    """The unit string of units, in the order of `merge`.
 
     Raises:
-      InputError: `units` is of another type, or has a negative unit, which no string has.
+      InputError: `units` is of another type, or has a negative unit, which a string cannot have.
     """
     if not isinstance(units, Units):
         raise InputError(f"Units were expected, not {type(units).__name__}.")
@@ -160,8 +160,8 @@ def to_string(units: Units) -> str:
 def from_string(string: str, common_style: int = COMMON_STYLE) -> Units:
     """Units of a string, which are not timed: every Hu has the latest Pi and St before it.
 
-    A Hu before the first Pi (St) has the first of the string. In a string with pitch and without
-    style, the style is `common_style`. Markers and white space are ignored.
+    A Hu before the first Pi has that first Pi, and likewise for St. In a string with pitch and
+    without style, the style is `common_style`. Markers and white space are ignored.
 
     Raises:
       InputError: the string has other text.
@@ -202,7 +202,7 @@ class Piece:
 
 
 def split(string: str) -> list[Piece]:
-    """Splits a prompt string into text and speech in turn, and unescapes the text.
+    """Splits a prompt string into alternating pieces of text and speech, and unescapes the text.
 
     Markers are dropped; adjacent parts of one modality are joined.
     """
@@ -223,7 +223,7 @@ def build_prompt(inputs: Sequence[tuple[Modality, str]], output_modality: Modali
     Args:
       inputs: (modality, content) pairs in order; the content is text or a unit string. Markers and
         units that are spelled out in text are escaped (see `markup`).
-      output_modality: text and speech add their marker unless the last input has that modality.
+      output_modality: a marker of text or speech is added unless the last input has that modality.
 
     Returns:
       The prompt, for a text tokenizer.
@@ -260,14 +260,14 @@ class Spoken:
 def plan_outputs(prompt: str, generated: str, least: int = MIN_SPEECH_UNITS) -> list[str | Spoken]:
     """The outputs of a generation: text, and speech to vocode (the release's rules).
 
-    Speech after the first piece that has fewer than `least` Hu is dropped. Speech that continues
-    speech at the end of the prompt is vocoded together with it, so that pitch and style carry over,
-    and the prompt's samples are cut off; with fewer than `least` new Hu it is dropped.
+    Generated speech with fewer than `least` Hu is dropped, except at the start of the output after
+    a prompt that ends in text. Speech that continues speech at the end of the prompt is vocoded
+    together with it, so that pitch and style carry over, and the prompt's samples are cut off.
 
     Args:
       prompt: the prompt string.
       generated: what the model generated after it; leading and trailing white space is stripped.
-      least: number of Hu.
+      least: smallest number of Hu, see above.
 
     Returns:
       Texts and unit strings, in order.

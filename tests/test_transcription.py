@@ -230,6 +230,6 @@ def test_brackets_in_what_the_demo_writes_are_text(base_folder):
 
 
 def test_a_text_that_is_too_long_for_the_demo_leaves_nothing_behind(tmp_path):
-    with pytest.raises(InputError, match="The text has .* tokens; at most .* can be read"):
+    with pytest.raises(InputError, match="The text has .* tokens; at most .* can be synthesised"):
         demo.run(tmp_path / "out", None, "turn on the lights " * 600, Console())
     assert not (tmp_path / "out").exists()

@@ -1,8 +1,8 @@
 """Prepares a corpus for training: units with their timing, text and word times.
 
-Items are processed in portions. Each portion gives one shard, and next to it a JSON note with its
-inputs and statistics. A portion whose note exists is done, so an interrupted run resumes. At the
-end the list of shards is written; a corpus without it is incomplete.
+Items are processed in portions. Each portion becomes one shard, with a JSON file, its note, that
+has a checksum of the items and statistics. A portion whose note exists is done, so an interrupted
+run resumes. At the end the list of shards is written; a corpus without it is incomplete.
 """
 
 import collections
@@ -99,13 +99,13 @@ def write_inputs(
     config: PrepareConfig,
     parts: int,
 ) -> dict[str, Any]:
-    """Writes what a corpus is prepared from to `prepare.json`, or compares it with that file.
+    """Writes the source and settings of a corpus to `prepare.json`, or compares them with it.
 
     Args:
       output: the folder of the corpus.
       source: see `manifest.read_source`.
       tokenizer: computes the units; None if the source is text only.
-      config: its shard size and longest recording count.
+      config: its `shard_items` and `max_seconds` are written.
       parts: number of parts.
 
     Returns:
@@ -155,7 +155,7 @@ def finish(output: Path, source: str, inputs: dict[str, Any], part: int) -> dict
     """
     if source_checksum(source) != inputs["source content"]:
         raise InputError(
-            f"{source}: has changed while it was prepared; remove {output}, and prepare it again."
+            f"{source}: changed while it was prepared; remove {output}, and prepare it again."
         )
     parts = inputs["parts"]
     notes = report.read_notes(output, part, parts)
@@ -165,11 +165,11 @@ def finish(output: Path, source: str, inputs: dict[str, Any], part: int) -> dict
 
 
 def portions(source: str, config: PrepareConfig, part: int, parts: int) -> Iterator[Portion]:
-    """The portions of a part: every `parts`-th document, and no document is split.
+    """The portions of a part, which has every `parts`-th document; no document is split.
 
     Args:
       source: see `manifest.read_source`.
-      config: says how many items a portion has.
+      config: a portion ends with the document that fills it to `shard_items` items.
       part: number of the part, from 1.
       parts: number of parts.
 
@@ -198,7 +198,7 @@ def make_shard(
       portion: the items of the shard.
       output: the folder of the corpus.
       tokenizer: computes the units; None if the source is text only.
-      config: longest recording, threads and window.
+      config: longest recording, threads, and the number of items encoded together (`window`).
 
     Raises:
       InputError: the portion was prepared before from other items, or its note is damaged.
@@ -243,7 +243,7 @@ def _encode(
     config: PrepareConfig,
     counts: report.Counts,
 ) -> Iterator[Utterance]:
-    """Utterances of items in order: one window is encoded while the next one is read."""
+    """Utterances of items in order: one window of items is encoded while the next one is read."""
 
     def read(item: Item) -> ReadItem | str:
         try:
@@ -331,8 +331,8 @@ def _fit_words(item: Item, seconds: float | None) -> tuple[Item, int]:
 def find_splits(wave: np.ndarray, words: Sequence, limit: float) -> list[int]:
     """Where to split a long recording.
 
-    Each split is at the frame with the lowest power in the last third before the limit, between
-    words if their times are known. Only a word longer than that third is split.
+    Each split is at the frame with the lowest power in the last third before the limit: between
+    words if their times are known, or anywhere if words fill that third without a gap.
 
     Args:
       wave: float32 (t,) samples at 16 kHz.

@@ -47,7 +47,11 @@ class Utterance:
     document: str = ""
 
     def to_bytes(self) -> bytes:
-        """The record: msgpack, with units as little-endian int16."""
+        """The record: msgpack, with units as little-endian int16.
+
+        Raises:
+          InputError: units are not timed, or do not fit 16 bits.
+        """
         fields = vars(self) | {"units": None}
         if self.units is not None:
             if not self.units.timed:
@@ -77,7 +81,7 @@ class Utterance:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file of records, as it is listed.
+    """The entry of a shard in a list of shards.
 
     Attributes:
       name: of the file.
@@ -204,8 +208,7 @@ def read_list(folder: str | Path) -> ShardList | None:
 def fingerprint(folder: str | Path) -> str:
     """A hash of the content of a prepared corpus: 16 hex digits.
 
-    It is computed from the listed checksums of the shards. Only for a corpus without such a list
-    the shards are read.
+    It is computed from the listed checksums of the shards. Without a list, the shards are read.
 
     Raises:
       InputError: there is no corpus, or it is incomplete.
@@ -316,7 +319,7 @@ def _count_records(path: Path) -> int:
         count = array_record_module.ArrayRecordReader(str(path)).num_records()
     except Exception as error:  # the library raises RuntimeError and its own kinds
         raise files.unreadable(path, error, "is not a shard of records.") from error
-    if not count:  # the library's answer for a truncated file
+    if not count:  # as the library reports for a truncated file
         raise InputError(f"{path}: is not a complete shard (truncated?).")
     return count
 

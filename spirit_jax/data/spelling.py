@@ -1,7 +1,7 @@
 """Spells the words of a text with the labels of a CTC network.
 
-Labels and text are compared in NFKC and lower case. A word with any unknown letter becomes a star,
-which matches anything.
+Labels and text are compared in NFKC and lower case. A word with any unknown letter becomes a star:
+a wildcard that matches any audio.
 """
 
 import collections
@@ -17,7 +17,7 @@ from spirit_jax.models.ctc import CtcConfig
 NO_WORD = -1
 # Characters of phonetic alphabets that are very rare in orthographies.
 _PHONETIC = frozenset("ɹɾɐɑɒɜɚɝɫʁʌʔˈˌː")
-_MOST_LONG = 3  # at most one in this many labels may have several letters
+_MOST_LONG = 3  # at most one of this many labels may have several letters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Spelling:
     """The labels of a text.
 
     Attributes:
-      words: in order, without labels of unknown words.
-      labels: of all words in order, with separators between them.
+      words: in order, without marks of unknown words such as <unk> (stars in `labels` only).
+      labels: the network's label ids of all words, with separators between words.
       word_of: index of each label's word; `NO_WORD` for separators and unknown words.
-      stars: number of words that are stars.
+      stars: number of `words` that are stars.
       unknown: the unknown letters, with the number of words that contain them.
     """
 
@@ -44,7 +44,7 @@ class Spelling:
         if not self.words:
             return "The text has no words."
         if self.stars == len(self.words):
-            return f"The network knows no character of the text ({self._letters()})."
+            return f"Every word has characters that the network does not know ({self._letters()})."
         letters = [letter for letter in self.unknown if letter.isalpha()]
         if letters and 2 * self.stars > len(self.words):
             return (
@@ -79,9 +79,9 @@ class Speller:
         self._is_turkish &= not {"w", "W"} & set(texts.values())
         self._ids: dict[str, int] = {}
         # Many networks have only capitals. If one has both cases, the exact label is preferred.
-        for read in (lambda text: text, _compose, self._fold):
+        for normalise in (lambda text: text, _compose, self._fold):
             for number, text in texts.items():
-                if len(folded := read(text)) == 1:
+                if len(folded := normalise(text)) == 1:
                     self._ids.setdefault(folded, number)
 
     def spell(self, text: str) -> Spelling:
@@ -119,7 +119,7 @@ class Speller:
         return None if None in parts else parts
 
     def _find(self, part: str) -> int | None:
-        """The label of a part of a letter; final Hangul consonants may use that of the letter."""
+        """The label of a part of a letter; a final Hangul consonant may use the plain letter's."""
         name = unicodedata.name(part, "")
         if part not in self._ids and name.startswith("HANGUL JONGSEONG "):
             letter = name.replace("JONGSEONG", "LETTER")
@@ -143,8 +143,8 @@ def _check_letters(labels: Sequence[str], name: str) -> None:
     long = [label for label in letters if len(label) > 1]
     phonetic = _PHONETIC & set("".join(written))
     if len(phonetic) > 1 or len(long) * _MOST_LONG > len(letters):
-        some = ", ".join((sorted(phonetic) or long)[:5])
+        examples = ", ".join((sorted(phonetic) or long)[:5])
         raise InputError(
-            f"{name}: its labels are phonemes or pieces of words ({some}), which cannot spell a "
-            "text; use a network that was trained on letters."
+            f"{name}: its labels are phonemes or pieces of words ({examples}), which cannot spell "
+            "a text; use a network that was trained on letters."
         )

@@ -46,7 +46,7 @@ def split_frames(x_bt: jax.Array, kernel: int, stride: int) -> jax.Array:
     """All complete windows, (b, t) to (b, frames, kernel).
 
     Args:
-      x_bt: samples.
+      x_bt: samples (here t counts samples).
       kernel: samples of a window.
       stride: samples from one window to the next.
     """
@@ -96,7 +96,7 @@ def magnitudes(wave_bs: jax.Array, n_fft: int, hop: int) -> jax.Array:
     every `hop` samples.
 
     Args:
-      wave_bs: float32 samples, more than the padding.
+      wave_bs: float32 samples, longer than the padding.
       n_fft: samples of a window and size of the DFT.
       hop: samples from one window to the next.
     """
@@ -119,11 +119,11 @@ def stft_distance(
 
     Args:
       wave_bs, other_bs: float32 samples.
-      sizes: DFT sizes, in samples; hops are a quarter of that.
-      floor: lower limit of magnitudes, per sample of a window.
+      sizes: DFT sizes, in samples; the hop is a quarter of the size.
+      floor: lower limit of magnitudes, divided by the DFT size.
 
     Returns:
-      The mean L1 distance, a scalar.
+      The mean L1 distance of log magnitudes over all sizes, a scalar.
     """
 
     def log_magnitudes(wave_bs: jax.Array, n: int) -> jax.Array:

@@ -31,7 +31,7 @@ SpeechConfig = TypeVar("SpeechConfig", bound=RecipeConfig)
 
 
 class Recipe(abc.ABC, Generic[Config]):
-    """The training of one network; it resolves the run config once.
+    """The training of one network. The constructor derives everything else from the run config.
 
     Attributes:
       config: the run config.
@@ -65,8 +65,8 @@ class Recipe(abc.ABC, Generic[Config]):
         """The loss of a batch; a pure function that JAX can trace.
 
         Args:
-          params: parameters to differentiate with respect to.
-          state: its `extra` and `step` may be used.
+          params: the parameters that are differentiated.
+          state: the train state; only `extra` and `step` may be used.
           batch: arrays by name, with the rows of the batch as first axis.
 
         Returns:
@@ -122,7 +122,7 @@ class Recipe(abc.ABC, Generic[Config]):
         return Gradients(grads, metrics, extra)
 
     def gradients_of_step(self, number: int) -> Callable[[TrainState, Row], Gradients]:
-        """The gradient function of step `number`, from 1; each function is compiled once."""
+        """The gradient function of a step, counted from 1; each function is compiled once."""
         return self.gradients
 
     def first_state(self, mesh: jax.sharding.Mesh, places: TrainState) -> TrainState:
@@ -131,8 +131,8 @@ class Recipe(abc.ABC, Generic[Config]):
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> TrainState:
         """Shapes, dtypes and shardings of the state; replicated on every device by default."""
-        shapes, everywhere = jax.eval_shape(self._create), sharding.replicated(mesh)
-        return abstract_state(shapes, jax.tree.map(lambda _: everywhere, shapes))
+        shapes, replicated = jax.eval_shape(self._create), sharding.replicated(mesh)
+        return abstract_state(shapes, jax.tree.map(lambda _: replicated, shapes))
 
     def jit_step(
         self, gradients: Callable[[TrainState, Row], Gradients], places: TrainState
@@ -158,7 +158,7 @@ class Recipe(abc.ABC, Generic[Config]):
         """The settings and inputs of the run, to compare when it is resumed (see `record`).
 
         Args:
-          with_data: includes fingerprints of the data, which are then read.
+          with_data: whether to read the data and include their fingerprints.
 
         Raises:
           InputError: data or a folder of the config cannot be read.
@@ -213,9 +213,9 @@ def read_start(
     """The network's config and initial parameters.
 
     Args:
-      config: with `start`, the config and parameters of that folder are used.
+      config: the run config. With `start`, the network of that folder is used.
       network: name of the network's folder in a speech tokenizer, such as "pitch".
-      load: of a folder; returns a model with `config`, and its parameters.
+      load: reads a network folder; returns a model with `config`, and its parameters.
 
     Returns:
       The network's config, and parameters or None for random initialisation.
@@ -230,7 +230,7 @@ def read_start(
 
 
 def add_up(sums: Iterable[dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    """Adds the sums of one or more batches, by name."""
+    """Adds up the dictionaries of several batches, name by name."""
     return functools.reduce(lambda total, batch: jax.tree.map(jnp.add, total, batch), sums)
 
 

@@ -1,4 +1,4 @@
-"""Training targets of units: a label for every frame of a corpus, computed once and cached.
+"""Targets for training HuBERT: a label for every frame of a corpus, computed once and cached.
 
 Letters: b batch, t time (samples, then frames), n frames of many recordings, d feature width,
 v clusters.
@@ -33,7 +33,8 @@ BATCH_SECONDS = 64  # of audio in a batch
 GROUP = 64  # recordings in memory
 LABELLED = "recordings labelled"
 
-# From padded (wave_bt, lengths_b) to a value or vector for each frame, and true numbers of frames.
+# From padded (wave_bt, lengths_b) to a value or vector for each frame, and the numbers of frames
+# without padding.
 FrameFunction = Callable[[np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]]
 
 
@@ -60,7 +61,7 @@ def draw_segment(
       recording: with labels; if it is shorter than the segment, all of it is used.
       seconds: length of the segment.
       trunk: its stride and receptive field are used.
-      rng: of the draw.
+      rng: random generator.
 
     Returns:
       Samples, float32, and labels, int32.
@@ -128,29 +129,28 @@ def compute_features(
 
     Args:
       items: the recordings.
-      function: jitted.
+      function: jitted; see `FrameFunction`.
       trunk: its stride and receptive field are used.
 
     Yields:
       (t, ...) for each recording, in order.
     """
     size = PIECE_SECONDS * SAMPLE_RATE // trunk.stride * trunk.stride
-    beyond = (
-        trunk.receptive_field - trunk.stride
-    )  # overlap: the last frame of a piece needs samples of the next
+    # The receptive field of the last frame of a piece reaches into the next piece.
+    overlap = trunk.receptive_field - trunk.stride
     buckets = [seconds * SAMPLE_RATE for seconds in BUCKET_SECONDS]
     for first in range(0, len(items), GROUP):
         waves = [load_audio(item.audio) for item in items[first : first + GROUP]]
-        starts = [range(0, max(len(wave), 1), size) for wave in waves]
+        starts_of = [range(0, max(len(wave), 1), size) for wave in waves]
         pieces = [
-            (wave[start : start + size + beyond],)
-            for wave, places in zip(waves, starts, strict=True)
-            for start in places
+            (wave[start : start + size + overlap],)
+            for wave, starts in zip(waves, starts_of, strict=True)
+            for start in starts
         ]
         rows = lambda bucket: max(1, BATCH_SECONDS * SAMPLE_RATE // bucket)  # noqa: E731
         outputs = iter(bucketing.run(function, pieces, buckets, rows))
-        for places in starts:
-            yield np.concatenate([next(outputs) for _ in places])
+        for starts in starts_of:
+            yield np.concatenate([next(outputs) for _ in starts])
 
 
 def find_centroids(
@@ -166,14 +166,14 @@ def find_centroids(
       items: recordings to choose from.
       function, trunk: see `compute_features`.
       clusters: number of clusters.
-      config: size of the sample, and settings of k-means.
+      config: number of frames to fit to, and settings of k-means.
 
     Returns:
       Centroids, float32 (v, d).
     """
     order = np.random.default_rng(config.seed).permutation(len(items))
     sample, frames = [], 0
-    features = compute_features([items[place] for place in order], function, trunk)
+    features = compute_features([items[index] for index in order], function, trunk)
     for values_td in watch(features, "recordings for clusters", len(items)):
         sample.append(values_td)
         frames += len(values_td)
@@ -218,7 +218,7 @@ def cached_labels(
 
     Args:
       path: of the .npz file; written whole or not at all.
-      source: names what the labels depend on besides the recordings.
+      source: a description of what the labels depend on besides the recordings.
       items: the recordings.
       compute: returns "labels", a list of int32 (t,), and other arrays by name.
 
@@ -233,7 +233,7 @@ def cached_labels(
         try:
             with np.load(path) as arrays:
                 cached = dict(arrays)
-        except Exception as error:  # libraries raise all kinds for a damaged file
+        except Exception as error:  # a damaged file raises many types of errors
             raise files.unreadable(
                 path, error, "is damaged; remove it, and it is computed again."
             ) from error

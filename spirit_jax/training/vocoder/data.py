@@ -69,9 +69,9 @@ def choose(
     """Selects recordings by speaker and style.
 
     Args:
-      items: the recordings. If there is one speaker only, those without a name are of that speaker.
-      speakers: names of speakers.
-      styles: names of styles; all styles if empty.
+      items: the recordings. Those without a speaker get the name in `speakers`, if it has only one.
+      speakers: names of the speakers to select.
+      styles: names of the styles to select; all styles if empty.
       style: style of recordings without a style.
 
     Returns:
@@ -87,12 +87,12 @@ def choose(
         item for item in items if item.speaker in speakers and (not styles or item.style in styles)
     ]
     if not chosen:
-        asked = f"speakers {', '.join(speakers)}"
+        requested = f"speakers {', '.join(speakers)}"
         known = _list_names(item.speaker for item in items)
         if styles:
-            asked += f" in the styles {', '.join(styles)}"
+            requested += f" in the styles {', '.join(styles)}"
             known += f"; in the styles: {_list_names(item.style for item in items)}"
-        raise InputError(f"There are no recordings of the {asked}; there are of: {known}.")
+        raise InputError(f"There are no recordings of the {requested}; the sources have: {known}.")
     return chosen
 
 
@@ -103,7 +103,7 @@ def _list_names(names: Iterable[str]) -> str:
 def read_recordings(
     items: Sequence[Item], tokenizer: str, run_dir: Path, network: HifiGanConfig, f0: F0Config
 ) -> list[UnitRecording]:
-    """Recordings with their units and F0, which are computed once and cached in `run_dir`.
+    """Recordings with their units and F0, which are computed once and cached on disk.
 
     Args:
       items: the recordings.
@@ -113,7 +113,7 @@ def read_recordings(
       f0: how F0 is estimated, see `f0_cache.read_tracks`.
 
     Returns:
-      The recordings that are long enough for a unit.
+      The recordings that have a unit.
 
     Raises:
       InputError: no recording is long enough, or units do not fit the vocoder.
@@ -196,7 +196,7 @@ def read_units(items: Sequence[Item], tokenizer: str, path: Path) -> list[Units]
         cached = _read_cache(path, networks)
     for key, item in missing.items():
         if key not in cached:
-            raise InputError(f"{item.id}: is not the same file for the first process and others.")
+            raise InputError(f"{item.id}: the first process reads a different file than this one.")
     return [Units.from_dict(cached[key]) for key in keys]
 
 
@@ -269,14 +269,14 @@ def make_row(
 ) -> Row:
     """A row of a batch: a random segment of audio, and random runs of units for durations.
 
-    The first and last run of a part lack a neighbour. They are masked in the duration loss, unless
-    they are the first or last of the recording.
+    The first and last of the drawn runs lack a neighbour, which the duration predictor uses. They
+    are masked in the duration loss, unless they are the first or last of the recording.
 
     Args:
       recording: to draw from.
-      rng: of the draws.
+      rng: random generator.
       segment_units: frames of the segment.
-      duration_runs: runs of equal units.
+      duration_runs: number of runs of equal units that are drawn.
       hop: samples of a frame.
 
     Returns:
@@ -286,8 +286,8 @@ def make_row(
       source_bte: float32 (segment_units, PARTS + 1), see `harmonic_source.excite`.
       codes_bt: int32 (duration_runs,), the unit of each run.
       counts_b: int32 (), runs without padding.
-      frames_bt: float32 (duration_runs,), frames of each run.
-      counted_bt: bool (duration_runs,), runs that the duration loss includes.
+      frames_bt: float32 (duration_runs,), length of each run in frames.
+      counted_bt: bool (duration_runs,), whether the duration loss includes a run.
     """
     frames = len(recording.ids_tc)
     start = int(rng.integers(max(frames - segment_units, 0) + 1))
@@ -315,11 +315,11 @@ def make_row(
 
 
 def whole_rows(recordings: Sequence[UnitRecording], most: int, hop: int) -> Row:
-    """A batch (see `make_row`) of whole recordings, padded to the longest.
+    """A batch (see `make_row`) of whole recordings or their beginnings, padded to the longest.
 
     Args:
       recordings: to evaluate on.
-      most: frames after which recordings are cut.
+      most: largest number of frames; longer recordings are cut.
       hop: samples of a frame.
     """
     cut = [
@@ -331,7 +331,7 @@ def whole_rows(recordings: Sequence[UnitRecording], most: int, hop: int) -> Row:
     rows = [make_row(item, rng, longest, longest, hop) for item in cut]
     for row, recording in zip(rows, recordings, strict=True):
         if len(recording.ids_tc) > most:
-            row["counted_bt"][row["counts_b"] - 1] = False  # that run was cut
+            row["counted_bt"][row["counts_b"] - 1] = False  # this run was cut
     return stack(rows)
 
 
@@ -340,7 +340,7 @@ def retime(batch: Row, log_frames_bt: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     Args:
       batch: from `whole_rows`.
-      log_frames_bt: float32, predicted durations, see `hifigan.to_frames`.
+      log_frames_bt: float32, predicted log durations, see `hifigan.to_frames`.
 
     Returns:
       ids_btc: int32, the vocoder's input.

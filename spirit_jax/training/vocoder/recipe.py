@@ -1,12 +1,13 @@
 """Trains the vocoder on recordings and their units.
 
-Letters: b batch, t frames or runs, c channels of a frame, s samples, m mel bands.
+Letters: b batch, t frames or runs, c channels of a frame, s samples, k parts of a frame, e channels
+of the harmonic source.
 
 The recipe is HiFi-GAN (arXiv 2010.05646) with units for input and a duration predictor (arXiv
-2104.00355). Additions: the discriminators may start later; a multi-resolution STFT loss; durations
-are learnt from whole runs of units, because segments cut the first and last run. In training, a
-harmonic source (`models/harmonic_source.py`) gets the F0 of the recording, and its F0 predictor
-learns to predict it from units.
+2104.00355). Additions: the discriminators may start later; losses on the multi-resolution STFT and
+on spectral envelopes; the duration predictor is trained on runs that are drawn separately, because
+a segment cuts its first and last run. In training, a harmonic source (`models/harmonic_source.py`)
+gets the F0 of the recording, and its F0 predictor learns to predict it from units.
 """
 
 import dataclasses
@@ -46,8 +47,8 @@ EVAL_FRAMES = 125  # of each held-out recording, 5 s
 class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
     """The training of the vocoder; `params` has the parts "generator" and "discriminator".
 
-    Steps before `adversarial_from` have a compiled function of their own: in a `jax.lax.cond`,
-    convs are many times slower on a CPU.
+    The steps up to `adversarial_from` have no discriminators and are compiled separately: with
+    `jax.lax.cond` in one function, convs are many times slower on a CPU.
     """
 
     def __init__(self, config: VocoderRunConfig):
@@ -88,7 +89,7 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         return self._read(held_out, self.config.eval_recordings) if held_out else []
 
     def prepare(self) -> None:
-        """Computes the units of all recordings, which are cached in RUN_DIR/units.jsonl."""
+        """Computes and caches the units, and if needed the F0, of all recordings."""
         _ = self.recordings, self.held_out_recordings
 
     def _schedule(self, steps: int) -> optax.Schedule:
@@ -119,14 +120,16 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
 
     def init(self) -> tuple[Any, None]:
         """See `Recipe.init`."""
-        first, second = jax.random.split(jax.random.key(self.config.seed))
+        generator_key, discriminator_key = jax.random.split(jax.random.key(self.config.seed))
         generator = self.start
         if generator is None:
             ids_btc = jnp.zeros((1, 8, len(self.network.channels)), jnp.int32)
-            variables = self.generator.init(first, ids_btc, jnp.full(1, 8), method="everything")
+            variables = self.generator.init(
+                generator_key, ids_btc, jnp.full(1, 8), method="everything"
+            )
             generator = variables["params"]
         wave_bs = jnp.zeros((1, self.config.segment_units * self.hop))
-        discriminator = self.discriminators.init(second, wave_bs)["params"]
+        discriminator = self.discriminators.init(discriminator_key, wave_bs)["params"]
         return {"generator": generator, "discriminator": discriminator}, None
 
     def gradients_of_step(self, number: int) -> Callable[[TrainState, Row], Gradients]:
@@ -179,11 +182,11 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
                 "score_generated": jnp.stack([scores.mean() for scores in generated]).mean(),
             }
 
-        discriminator_grads, more = jax.grad(loss_of_discriminators, has_aux=True)(
+        discriminator_grads, discriminator_metrics = jax.grad(loss_of_discriminators, has_aux=True)(
             state.params["discriminator"]
         )
         grads = {"generator": grads, "discriminator": discriminator_grads}
-        return Gradients(grads, metrics | more)
+        return Gradients(grads, metrics | discriminator_metrics)
 
     def make_stream(self, rows: list[int]) -> SpeechStream:
         """See `Recipe.make_stream`."""
@@ -206,7 +209,7 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         return Synthesis(self.generator)
 
     def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> dict[str, float]:
-        """Distances of mel spectrograms and durations on held-out recordings."""
+        """The mel distance and the errors of durations on held-out recordings."""
         batch, generator = self.held_out, state.params["generator"]
         generated_bs = self.synthesis.generate(generator, batch["ids_btc"], batch["lengths_b"])
         samples_b = batch["lengths_b"] * self.hop
@@ -220,7 +223,7 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         return metrics
 
     def report(self, state: TrainState, folder: Path) -> None:
-        """Spectrograms and audio of a recording of each speaker, recorded and generated."""
+        """Spectrograms and audio of one held-out recording of each speaker: real and generated."""
         batch, generator, generate = (
             self.held_out,
             state.params["generator"],
@@ -250,7 +253,7 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         report.write(folder, names, sounds, self.config.mel)
 
     def write(self, state: TrainState, output: Path) -> None:
-        """Writes the network, with calibrated durations (`durations.calibrate`)."""
+        """Writes the network, with calibrated durations and the most frequent style unit."""
         params = jax.tree.map(np.asarray, state.params["generator"])
         network = self.network
         if network.num_style:
@@ -268,7 +271,7 @@ def optimize_parts(
     """An optimizer for each part of the parameters; a part without gradients is not updated.
 
     Args:
-      optimizers: by name of the part, the first level of the parameter tree.
+      optimizers: by name of the part, a key of the first level of the parameter tree.
     """
 
     def init(params):
@@ -302,7 +305,7 @@ class Synthesis:
 
         Args:
           params: of the vocoder.
-          ids_btc: int32, its input.
+          ids_btc: int32, its input (`HifiGanConfig.channels`).
           lengths_b: int32, frames without padding.
         """
         source_bte = np.zeros((*ids_btc.shape[:2], 0), np.float32)
