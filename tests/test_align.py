@@ -152,7 +152,7 @@ def test_recordings_together_give_what_each_gives_alone(aligner):
     ("seconds", "text", "named"),
     [
         (1, "... --", "no words"),
-        (1, "42 xyz", "no character"),
+        (1, "42 xyz", "Every word has characters"),
         (0.2, "abcdeabcdeabcde", "15 characters, too many for 0.20 s"),
         (0, "abc", "too many for 0.00 s"),
     ],
