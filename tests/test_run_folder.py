@@ -184,10 +184,10 @@ def test_a_changed_run_is_refused_and_taken_on_demand(make_config, tmp_path, cap
     told = capfd.readouterr().err
     assert "its stream starts again" in told and "keep was 3 and is 2" in told
     assert list(train(other)) == []  # what was taken is recorded
-    assert "has done 5 steps already" in capfd.readouterr().err
+    assert "is already trained for 5 steps" in capfd.readouterr().err
     lower = dataclasses.replace(other, steps=2)
     assert list(train(lower)) == []
-    assert "has done 5 steps already, and steps is 2" in capfd.readouterr().err
+    assert "is already trained for 5 steps, and steps is 2" in capfd.readouterr().err
     with pytest.raises(InputError, match="does not fit this network"):
         next(train(dataclasses.replace(other, scan_layers=False), allow_changes=True))
 

@@ -1,6 +1,6 @@
 """The training loop of all recipes: reads batches, runs steps, writes metrics and checkpoints.
 
-Nothing here depends on the network: a `Recipe` has the initial state, the loss and the data.
+Nothing here depends on the network: a `Recipe` provides the initial state, the loss and the data.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from spirit_jax.training.recipe import Recipe
 from spirit_jax.training.run_folder import RunFolder, say
 from spirit_jax.training.step import Metrics, TrainState
 
-MAX_NOT_FINITE = 3  # consecutive steps without a finite loss
-EVALUATED = "seconds_evaluation"  # metric that every step with an evaluation has
+MAX_NOT_FINITE = 3  # consecutive steps with a loss of NaN or infinity that end a run
+EVALUATED = "seconds_evaluation"  # this metric shows that a step was evaluated
 
 
 @dataclasses.dataclass
@@ -35,11 +35,12 @@ class Training:
     """A recipe that is ready to run on a mesh.
 
     Attributes:
-      recipe: the training.
-      state: on the mesh; None once the loop has taken it.
-      step: from the number of a step to its compiled function (state, batch) -> (state, metrics).
+      recipe: defines the network, the loss and the data.
+      state: the train state on the mesh; None once the loop has started to donate it.
+      step: takes the number of a step and returns its compiled function, (state, batch) ->
+        (state, metrics).
       stream: endless iterator over batches: arrays by name, with the rows of this process.
-      checkpoints: of the run.
+      checkpoints: the checkpoints of the run.
       rows: indices of the rows of a batch that this process reads.
     """
 
@@ -59,22 +60,22 @@ def train(
     SIGTERM, Ctrl-C or a preemption notice saves a checkpoint and ends the run.
 
     Args:
-      recipe: the training.
-      devices: to use; all by default.
-      allow_changes: resumes even if settings changed that must not change (see `record`).
+      recipe: defines the network, the loss and the data.
+      devices: the devices of the mesh; all by default.
+      allow_changes: also accepts changes of settings that are refused otherwise (see `record`).
 
     Yields:
       The metrics of each step; they are also written to `RUN/metrics.jsonl`.
 
     Raises:
       InputError: a folder, corpus, recording or checkpoint cannot be used, the mesh does not fit
-        the devices, or a setting changed since the run was stopped.
+        the devices, or a changed setting is refused.
     """
     config = recipe.config
     mesh = config.mesh.make(jax.devices() if devices is None else devices)
     with run_folder.open_run(config, recipe.describe, allow_changes) as folder:
         with folder.stop.droppable():
-            recipe.prepare()  # without the mesh: it runs on the devices of this process
+            recipe.prepare()  # outside the mesh: each process uses only its own devices
         with jax.set_mesh(mesh):
             with folder.stop.droppable():
                 training = _start(recipe, mesh, folder)
@@ -87,14 +88,14 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh, folder: RunFolder) -> Traini
     stream = recipe.make_stream(rows)
     checkpoints = folder.open_checkpoints()
     abstract = recipe.abstract_state(mesh)
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     state = folder.resume(checkpoints, abstract, stream)
     if state is None:
-        state = recipe.first_state(mesh, places)
+        state = recipe.first_state(mesh, shardings)
 
     @functools.cache
     def compiled(gradients):
-        return recipe.jit_step(gradients, places)
+        return recipe.jit_step(gradients, shardings)
 
     def step(number: int):
         return compiled(recipe.gradients_of_step(number))
@@ -105,18 +106,18 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh, folder: RunFolder) -> Traini
 def _run(
     folder: RunFolder, mesh: jax.sharding.Mesh, training: Training
 ) -> Iterator[dict[str, Any]]:
-    """Runs to the last step and yields the metrics of each, as Python numbers.
+    """Runs the remaining steps and yields the metrics of each, as Python numbers.
 
-    So that the devices never wait, the next batch is read while they compute, and the metrics of a
-    step are fetched after the next step was dispatched. Called inside `jax.set_mesh`.
+    To keep the devices busy, the next batch is read while they compute, and the metrics of a step
+    are fetched only after the next step has been dispatched. Call it inside `jax.set_mesh`.
     """
     config = folder.config
     first = int(training.state.step)
     if first >= config.steps:
         say(
-            f"{config.run_dir}: has done {first} steps already, and steps is "
-            f"{config.steps}: nothing is left to do. Raise steps to continue, or write the "
-            "result with --export MODEL_DIR."
+            f"{config.run_dir}: is already trained for {first} steps, and steps is "
+            f"{config.steps}, so there is nothing to do. Increase steps to train further, or "
+            "export the network with --export MODEL_DIR."
         )
     log = None
     try:
@@ -139,7 +140,7 @@ def _run(
 
 
 def _evaluate_again(folder, mesh, training, log, first) -> None:
-    """Evaluates the restored state if a signal came before its evaluation."""
+    """Evaluates the restored state if the run was stopped before its evaluation ended."""
     due = _is_due(training.recipe, first) and log is not None and bool(log.last)
     if distributed.agree(due and log.last["step"] == first and EVALUATED not in log.last):
         clock = Clock()
@@ -159,7 +160,7 @@ def _is_due(recipe: Recipe, number: int) -> bool:
 def _evaluate(
     recipe: Recipe, state: TrainState, mesh: jax.sharding.Mesh, stop: distributed.Stop
 ) -> dict[str, float] | None:
-    """Evaluates and writes the report; returns the metrics, or None if a signal came."""
+    """Evaluates and writes the report; returns the metrics, or None if a signal interrupts it."""
     try:
         with stop.droppable():
             metrics = recipe.evaluate(state, mesh)
@@ -170,7 +171,7 @@ def _evaluate(
 
 
 def _write_report(recipe: Recipe, state: TrainState) -> None:
-    """Writes the report of a recipe that has one; the first process's files are kept."""
+    """Writes the report if the recipe has one; only the first process's files are kept."""
     if type(recipe).report is Recipe.report:
         return
     with tempfile.TemporaryDirectory() as unused:
@@ -183,21 +184,21 @@ def _write_report(recipe: Recipe, state: TrainState) -> None:
 def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
     config, recipe = folder.config, training.recipe
     state, stream = training.state, training.stream
-    training.state = None  # the step donates the state, so no other reference may remain
+    training.state = None  # its buffers are donated to the first step
     devices = mesh.devices.size
     peak = peak_flops(mesh.devices.flat[0])
     clock, saved_at = Clock(), time.monotonic()
     pending, check_loss = None, _LossCheck(config.run_dir)
 
     def finish(number: int, metrics: dict[str, Any]) -> dict[str, Any]:
-        plain = {name: float(value) for name, value in metrics.items()}
-        check_loss(number, plain)
+        values = {name: float(value) for name, value in metrics.items()}  # waits for the step
+        check_loss(number, values)
         clock.lap("waiting")
-        line = {"step": number} | plain | clock.take()
-        line["tokens_per_second"] = recipe.batch_tokens / line["seconds"]
+        values = {"step": number} | values | clock.take()
+        values["tokens_per_second"] = recipe.batch_tokens / values["seconds"]
         if recipe.flops and peak:
-            line["mfu"] = recipe.flops / line["seconds"] / peak / devices
-        return line
+            values["mfu"] = recipe.flops / values["seconds"] / peak / devices
+        return values
 
     with _profiler(config) as profile, ThreadPoolExecutor(1) as prefetch:
         next_batch = prefetch.submit(next, stream) if first < config.steps else None
@@ -224,18 +225,20 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
                     pending[1].update(evaluated)
                     clock.lap("evaluation")
                 ending = folder.stop.asked
-            stopped = ending and not last
+            stopped_early = ending and not last
             ending = ending or last
             if ending or due or _every(config.checkpoint_every, number):
-                # Steps before a checkpoint are not repeated: write their metrics first.
+                # A resumed run does not repeat this step, so its metrics are written before the
+                # checkpoint.
                 yield finish(*pending)
                 pending = None
-                # The next batch is not requested yet, so the stream's state belongs to this step.
-                place = distributed.gather(stream.get_state())
-                training.checkpoints.save(state, {"stream": place, "record": folder.record})
+                # The next batch has not been requested yet, so the stream is where this step left
+                # it.
+                position = distributed.gather(stream.get_state())
+                training.checkpoints.save(state, {"stream": position, "record": folder.record})
                 saved_at = time.monotonic()
                 clock.lap("checkpoint")
-            if stopped:
+            if stopped_early:
                 say(f"{config.run_dir}: stopped after step {number}; the same command resumes.")
             if ending:
                 break
@@ -243,15 +246,15 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
 
 
 class _LossCheck:
-    """Ends a run after several steps without a finite loss, before such a step is saved."""
+    """Ends a run when the loss of several consecutive steps is NaN or infinite."""
 
     def __init__(self, run_dir: str):
         self._run_dir, self._count = run_dir, 0
 
     def __call__(self, number: int, metrics: dict[str, float]) -> None:
-        """Checks the metrics of a step; raises `InputError` after too many non-finite losses."""
+        """Checks the loss of a step; raises `InputError` for the last of `MAX_NOT_FINITE`."""
         self._count = 0 if math.isfinite(metrics["loss"]) else self._count + 1
-        # Such a step changed nothing (see `train_step`), and the next batch may be fine.
+        # `train_step` skips an update that is not finite, so one bad batch does no damage.
         if self._count >= MAX_NOT_FINITE:
             raise InputError(
                 f"{self._run_dir}: the loss of step {number} is {metrics['loss']}; check the data, "
@@ -264,7 +267,10 @@ def _every(steps: int, number: int) -> bool:
 
 
 def _agreed_minutes(number: int, due: bool) -> bool:
-    """Whether a checkpoint is due; processes follow the first one's clock every ten steps."""
+    """Whether a checkpoint is due by time.
+
+    With several processes the first one decides, every ten steps, so that all save the same step.
+    """
     if jax.process_count() == 1:
         return due
     return number % 10 == 0 and distributed.agree(due)
@@ -272,7 +278,7 @@ def _agreed_minutes(number: int, due: bool) -> bool:
 
 @contextlib.contextmanager
 def _profiler(config: LoopConfig) -> Iterator[Callable[[int], None]]:
-    """A function to call before each step, which starts and stops the profile."""
+    """Yields a function to call before each step; it starts and stops the profile."""
     tracing = False
 
     def profile(number: int) -> None:

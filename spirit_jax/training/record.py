@@ -1,8 +1,8 @@
 """The record of a run: its settings and fingerprints of its inputs, saved with every checkpoint.
 
 When a run is resumed, its settings are compared with the record. Some settings may change freely.
-Some change the training from then on, and are announced. All others are refused, unless the user
-allows changes.
+Others change the training from then on, and are printed as a notice. All remaining changes are
+refused, unless the user allows them.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ from spirit_jax.data.manifest import Item
 from spirit_jax.errors import InputError
 
 VERSION = 2
-SAMPLE_BYTES = 64 << 10  # read at the start, middle and end of a large file for its fingerprint
+SAMPLE_BYTES = 64 << 10  # read at each of the start, middle and end of a large file
 READERS = 16  # threads that read files for fingerprints
-SHOWN = 60  # characters of a value in a message
+SHOWN = 60  # longer values are shortened to this many characters in messages
 
-# Patterns of dotted names. Changes of all other settings are refused.
+# Patterns of dotted names (for fnmatch, in which "?" matches the "[" before an index). Changes of
+# settings that match none of them are refused.
 FREE = (
     "run_dir",
     "steps",
@@ -52,14 +53,14 @@ ANNOUNCED = (
     "data.held_out*",
     "data.sources?[0-9]*].name",
     "*_weight",
-    "content of model/llama",  # the run has trained parameters by now
+    "content of model/llama",  # a checkpoint has its own parameters
 )
-CONTENT = "content of "  # prefix of the names of fingerprints
+CONTENT = "content of "  # prefix of the name of a change of content
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A setting that differs from the record; `old` or `new` is None if it is not set."""
+    """A setting or an input's content that differs; `old` or `new` is None if it is not set."""
 
     name: str
     old: Any
@@ -73,7 +74,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """All changes, by how they are handled (see the module)."""
+    """All changes, by how they are handled (see the module's docstring)."""
 
     free: tuple[Change, ...] = ()
     announced: tuple[Change, ...] = ()
@@ -85,12 +86,12 @@ def describe(config: Any, contents: Mapping[str, str], sizes: Any = None) -> dic
 
     Args:
       config: the run config.
-      contents: fingerprints of inputs by the setting that names them, such as "start"; for a part
-        of a folder with its path, as in "model/vocab.json".
-      sizes: config of the network, if the run config does not have it.
+      contents: fingerprints of inputs. Each key is the setting that gives the input's path, such as
+        "start", followed by a path inside of that folder if needed, as in "model/vocab.json".
+      sizes: config of the network; it replaces the field `sizes` of the run config.
 
     Returns:
-      JSON values.
+      A JSON object with "version", "settings" and "contents".
     """
     settings = dict(flatten(config))
     if sizes is not None:
@@ -103,8 +104,8 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, JSON value) of every setting, such as ("data.sources[0].share", 1.0)."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            under = f"{name}.{field.name}" if name else field.name
-            yield from flatten(getattr(value, field.name), under)
+            dotted = f"{name}.{field.name}" if name else field.name
+            yield from flatten(getattr(value, field.name), dotted)
     elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
         for number, item in enumerate(value):
             yield from flatten(item, f"{name}[{number}]")
@@ -125,12 +126,13 @@ def is_record(value: Any) -> bool:
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], config_cls: type) -> Changes:
     """The changes from the record `old` to the record `new`.
 
-    A path may change if its content is the same. Contents that only one record has are ignored.
+    A path may change if both records have a fingerprint of its content; then the contents are
+    compared instead. Fingerprints that only one record has are ignored.
 
     Args:
       old, new: records, from `describe`.
-      config_cls: class of the run config. A setting that `old` lacks, because an earlier version
-        wrote it, is taken to have its default.
+      config_cls: class of the run config. A setting that `old` lacks, since an earlier version did
+        not have it, has its default.
 
     Returns:
       The changes, by how they are handled.
@@ -156,25 +158,28 @@ def defaults_of(cls: type, name: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, JSON value) of every default; "[]" matches any index of a list."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        under = f"{name}.{field.name}" if name else field.name
-        hint, inside = hints[field.name], typing.get_args(hints[field.name])
+        dotted = f"{name}.{field.name}" if name else field.name
+        hint, type_args = hints[field.name], typing.get_args(hints[field.name])
         if dataclasses.is_dataclass(hint):
-            yield from defaults_of(hint, under)
-        elif typing.get_origin(hint) is tuple and dataclasses.is_dataclass(inside[0]):
-            yield from defaults_of(inside[0], under + "[]")
+            yield from defaults_of(hint, dotted)
+        elif typing.get_origin(hint) is tuple and dataclasses.is_dataclass(type_args[0]):
+            yield from defaults_of(type_args[0], dotted + "[]")
         if field.default is not dataclasses.MISSING:
-            yield from flatten(field.default, under)
+            yield from flatten(field.default, dotted)
         elif field.default_factory is not dataclasses.MISSING:
-            yield from flatten(field.default_factory(), under)
+            yield from flatten(field.default_factory(), dotted)
 
 
 def _differences(
     old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> Iterator[Change]:
-    """All differences; an added or removed list entry is one change, named by its path."""
-    reported = set()  # such entries
+    """The settings that differ.
+
+    An entry of a list of sources that was added or removed is one change, whose values are paths.
+    """
+    reported = set()  # added or removed entries
     for name in dict.fromkeys((*new, *old)):
-        entry = name[: name.find("]") + 1]
+        entry = name[: name.find("]") + 1]  # such as "data.sources[0]"; "" outside of lists
         was = old.get(name, defaults.get(re.sub(r"\[\d+\]", "[]", name)))
         now = new.get(name)
         if entry in reported or was == now:
@@ -189,7 +194,7 @@ def _differences(
 
 
 def fingerprint_items(items: Iterable[Item]) -> str:
-    """A checksum of recordings and their metadata, independent of paths; see `sample_file`."""
+    """A checksum of recordings (see `sample_file`) and their metadata, but not of their paths."""
     items = list(items)
     metadata = [
         [item.id, item.text, item.words, item.speaker, item.document, item.style, item.label]
@@ -199,12 +204,15 @@ def fingerprint_items(items: Iterable[Item]) -> str:
 
 
 def sample_file(path: str | os.PathLike) -> str:
-    """A checksum of a file's size, start, middle and end, or of the whole file up to 192 KiB.
+    """A checksum of a file's size, start, middle and end; files up to 192 KiB are read completely.
 
-    It identifies large files quickly; it does not detect damage.
+    It identifies large files quickly, but does not detect all damage.
 
     Args:
-      path: of the file; "" for none.
+      path: the file; "" for none.
+
+    Returns:
+      The checksum; "" without a file.
 
     Raises:
       InputError: the file cannot be read.

@@ -16,12 +16,13 @@ class TrainState:
     """The state of a run: the input and output of a training step.
 
     Attributes:
-      step: int32, number of steps done.
+      step: int32, number of steps so far, skipped ones included.
       params: float32 parameters that the optimizer updates.
-      extra: arrays that the optimizer does not update: frozen parameters (of the language model
-        with LoRA, or of an encoder) or a codebook of moving averages; None for none.
+      extra: arrays that the optimizer does not update, such as the frozen parameters of the
+        language model with LoRA or of an encoder, or a codebook that is a moving average; None if
+        there are none.
       opt_state: state of the optimizer.
-      skipped: int32, number of steps without an update, because of their gradient norm.
+      skipped: int32, number of steps that were skipped because of their gradient norm.
     """
 
     step: jax.Array
@@ -45,8 +46,8 @@ class Gradients:
 
     Attributes:
       grads: a tree like the state's `params`; None for a part that is not updated.
-      metrics: scalars by name, which include "loss".
-      extra: the next value of the state's `extra`.
+      metrics: scalars by name; one of them is "loss".
+      extra: the state's `extra` after the step.
     """
 
     grads: Any
@@ -64,14 +65,14 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One training step.
 
-    A step whose gradient norm is not finite, or above `skip_norm`, is skipped: only the counts of
-    steps change.
+    If the gradient norm is not finite, or above `skip_norm`, the step is skipped: it only increases
+    the state's `step` and `skipped`.
 
     Args:
-      gradients: from (state, batch) to `Gradients`.
+      gradients: maps (state, batch) to `Gradients`.
       optimizer: see `optimizer.make_optimizer`.
       schedule: learning rate by step, see `optimizer.make_schedule`.
-      state: before the step; may be donated.
+      state: the state before the step; its buffers may be donated.
       batch: arrays by name, with the rows as first axis.
       skip_norm: largest gradient norm; 0 for no limit.
 
@@ -96,17 +97,18 @@ def train_step(
         opt_state=jax.tree.map(choose, opt_state, state.opt_state),
         skipped=state.skipped + ~accepted,
     )
-    # A skipped step does not count for the schedule.
+    # Skipped steps do not advance the learning rate schedule.
     rate = schedule(state.step - state.skipped)
-    more = {"grad_norm": norm, "skipped": new_state.skipped, "learning_rate": rate}
-    return new_state, computed.metrics | more
+    step_metrics = {"grad_norm": norm, "skipped": new_state.skipped, "learning_rate": rate}
+    return new_state, computed.metrics | step_metrics
 
 
 def partition(params: Any, is_trained: Any) -> tuple[Any, Any]:
     """Splits parameters by a tree of booleans.
 
     Returns:
-      (trained, frozen), two trees of the same structure, with None for the other's leaves.
+      (trained, frozen), two trees with the structure of `params`; each has None for the leaves that
+      are in the other.
     """
     trained = jax.tree.map(lambda leaf, yes: leaf if yes else None, params, is_trained)
     frozen = jax.tree.map(lambda leaf, yes: None if yes else leaf, params, is_trained)

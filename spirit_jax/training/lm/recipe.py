@@ -41,11 +41,11 @@ from spirit_jax.vocab import Vocab
 
 
 class LmRecipe(Recipe[LmRunConfig]):
-    """The training of the language model; with LoRA the state's `extra` has frozen parameters.
+    """The training of the language model; with LoRA, `extra` has the frozen parameters.
 
     Attributes:
-      half: exports float16 parameters.
-      vocab: of the model.
+      half: whether `write` stores float16 parameters.
+      vocab: the vocabulary of the model.
       model: the network, with adapters if the run uses LoRA.
     """
 
@@ -53,9 +53,9 @@ class LmRecipe(Recipe[LmRunConfig]):
         """Reads the model folder's vocabulary and sizes.
 
         Args:
-          config: of the run.
+          config: the run config.
           half: see the class.
-          vocab: of the model; read from the config's model folder by default.
+          vocab: the vocabulary of the model; by default it is read from the folder `config.model`.
 
         Raises:
           InputError: the model folder cannot be used.
@@ -65,16 +65,17 @@ class LmRecipe(Recipe[LmRunConfig]):
         self.vocab = vocab or read_vocab(config)
         if self.model.config.vocab_size != self.vocab.padded_size:
             raise InputError(
-                f"The model has {self.model.config.vocab_size} rows of embeddings, and "
-                f"{config.model}/vocab.json says {self.vocab.padded_size}."
+                f"The network has vocab_size {self.model.config.vocab_size}, but the vocabulary in "
+                f"{config.model}/vocab.json needs {self.vocab.padded_size}."
             )
-        sources = _names(config.data.sources) or ("data",)  # a plan of a run has none
+        sources = _names(config.data.sources) or ("data",)  # `tpu.plan` has no sources
         self.objective = Objective(self.model, self.vocab, config.step, sources)
         self.skip_norm = config.step.skip_norm
         self.compiler_options = config.compiler_options
         self.flops = token_flops(self.model.config, config.data.seq_len) * self.batch_tokens
         self.has_evaluation = bool(config.eval_sources)
-        self._held_out: tuple[Stream, dict[str, Any]] | None = None  # and its state at the start
+        # The stream of held-out batches, and its state before the first batch.
+        self._held_out: tuple[Stream, dict[str, Any]] | None = None
 
     @property
     def batch_tokens(self) -> int:
@@ -100,13 +101,13 @@ class LmRecipe(Recipe[LmRunConfig]):
         return optimizer
 
     def init(self) -> tuple[Any, None]:
-        """Random parameters; see `first_state` for the parameters of a folder."""
+        """Random parameters; `first_state` reads those of a model folder."""
         ones = jnp.ones((1, 1), jnp.int32)
         variables = self.model.init(jax.random.key(self.config.seed), ones, ones, ones)
         return nn.unbox(variables["params"]), None
 
     def first_state(self, mesh: jax.sharding.Mesh, places: TrainState) -> TrainState:
-        """The state before the first step; a folder's arrays are read onto their shards."""
+        """The state before the first step; parameters of a folder are read shard by shard."""
         if self.config.random_init:
             return super().first_state(mesh, places)
         rank = self.config.lora.rank
@@ -124,27 +125,29 @@ class LmRecipe(Recipe[LmRunConfig]):
         return create(params).replace(extra=frozen)
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> TrainState:
-        """Shapes, dtypes and shardings of the state; moments are sharded as their parameters."""
+        """Shapes, dtypes and shardings of the state; moments are sharded like their parameters."""
         boxed = llama.abstract_params(self.model, boxed=True)
-        shapes, places = nn.unbox(boxed), sharding.param_shardings(boxed, mesh)
-        frozen = frozen_places = None
+        shapes, shardings = nn.unbox(boxed), sharding.param_shardings(boxed, mesh)
+        frozen = frozen_shardings = None
         if self.config.lora.rank:
             is_trained = lora.is_trained(shapes)
             shapes, frozen = partition(shapes, is_trained)
-            places, frozen_places = partition(places, is_trained)
+            shardings, frozen_shardings = partition(shardings, is_trained)
             dtype = jnp.dtype(self.config.compute_dtype)
             frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), frozen)
         state = jax.eval_shape(lambda p, f: TrainState.create(p, self.optimizer, f), shapes, frozen)
-        everywhere = sharding.replicated(mesh)
-        opt_places = optax.tree_utils.tree_map_params(
+        replicated = sharding.replicated(mesh)
+        opt_shardings = optax.tree_utils.tree_map_params(
             self.optimizer,
-            lambda _, place: place,
+            lambda _, param_sharding: param_sharding,
             state.opt_state,
-            places,
-            transform_non_params=lambda _: everywhere,
+            shardings,
+            transform_non_params=lambda _: replicated,
         )
-        all_places = TrainState(everywhere, places, frozen_places, opt_places, everywhere)
-        return abstract_state(state, all_places)
+        return abstract_state(
+            state,
+            TrainState(replicated, shardings, frozen_shardings, opt_shardings, replicated),
+        )
 
     def loss(self, params: Any, state: TrainState, batch: Row) -> tuple[Metrics, Any]:
         """See `Recipe.loss`: next-token cross-entropy."""
@@ -175,10 +178,10 @@ class LmRecipe(Recipe[LmRunConfig]):
         return jax.jit(sums)
 
     def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> dict[str, float]:
-        """The metrics of the training on held-out batches, the same ones every time."""
+        """The metrics on held-out batches, which are the same in every evaluation."""
         batch_rows = self.config.data.batch_rows
         rows = sharding.local_rows(batch_rows, mesh)
-        if self._held_out is None:  # opened once, since it checks the corpus
+        if self._held_out is None:  # opened only once, since opening checks the whole corpus
             data = dataclasses.replace(self.config.data, sources=self.config.eval_sources)
             stream = self._stream(data, rows)
             self._held_out = stream, stream.get_state()
@@ -198,7 +201,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         """See `Recipe.describe`."""
         vocab = config_lib.read_mapping(self.folder / "vocab.json")
         contents = {"model/vocab.json": checksums.of_value(vocab)}
-        # The vocoder of the speech tokenizer does not matter for training.
+        # Of the speech tokenizer only the units matter: training does not use its vocoder.
         if units := model_folder.read_unit_hashes(self.folder):
             contents["model/speech_tokenizer"] = checksums.of_value(units)
         for name in ("text_tokenizer", "llama"):
@@ -212,10 +215,10 @@ class LmRecipe(Recipe[LmRunConfig]):
         return record.describe(self.config, contents, self.model.config)
 
     def write(self, state: TrainState, output: Path) -> None:
-        """Writes a model folder: the trained network and the other files of the start folder."""
+        """Writes a model folder: the trained network and the other files of `config.model`."""
         name = model_folder.SPEECH_TOKENIZER
-        replaced = shutil.ignore_patterns("llama", name, transcription.CONFIG_NAME)
-        shutil.copytree(self.folder, output, ignore=replaced, dirs_exist_ok=True)
+        not_copied = shutil.ignore_patterns("llama", name, transcription.CONFIG_NAME)
+        shutil.copytree(self.folder, output, ignore=not_copied, dirs_exist_ok=True)
         transcription.copy_config(self.folder, output)
         if (self.folder / name).is_dir():
             model_folder.copy_speech_tokenizer(self.folder / name, output / name)
@@ -243,15 +246,16 @@ def make_model(config: LmRunConfig) -> llama.Llama:
 
 
 def read_vocab(config: LmRunConfig) -> Vocab:
-    """The vocabulary of the model that a run starts from."""
+    """The vocabulary of the folder `config.model`."""
     return config_lib.read(Vocab, model_folder.find_language_model(config.model) / "vocab.json")
 
 
 def token_flops(cfg: llama.LlamaConfig, seq_len: int) -> float:
     """Floating-point operations of training per token: 6 N + 6 L D S (arXiv 2001.08361).
 
-    N is the number of parameters with the head and without the input embedding. Attention counts as
-    causal, and recomputation (remat) is not counted.
+    N is the number of parameters with the head and without the input embedding, L the number of
+    layers, D the width of all heads together and S the sequence length. Only the causal half of
+    attention is counted; recomputation (remat) is not.
     """
     leaves = jax.tree.leaves(llama.abstract_params(llama.Llama(cfg)))
     embedding = 0 if cfg.tie_embeddings else cfg.vocab_size * cfg.hidden_size
@@ -260,7 +264,7 @@ def token_flops(cfg: llama.LlamaConfig, seq_len: int) -> float:
 
 
 def plain_params(state: TrainState, config: LmRunConfig) -> Any:
-    """The parameters of the model without LoRA; adapters are merged into their matrices."""
+    """The parameters of a model without adapters: they are merged into the matrices they adapt."""
     params = merge(state.params, state.extra)
     return lora.merge_products(params, config.lora) if config.lora.rank else params
 
@@ -278,7 +282,7 @@ def _names(sources: tuple[SourceConfig, ...]) -> tuple[str, ...]:
 
 
 def _with_length(sizes: llama.LlamaConfig, config: LmRunConfig) -> llama.LlamaConfig:
-    """The config with `trained_positions`; it stays 0 (unknown) if it is 0 in the start model."""
+    """Sets `trained_positions`; it stays 0 (unknown) if the initial model does not know it."""
     if not config.random_init and not sizes.trained_positions:
         return sizes
     start = 0 if config.random_init else sizes.trained_positions
