@@ -221,7 +221,7 @@ def fold_weight_norm(
 ) -> dict[str, np.ndarray]:
     """Replaces the two tensors of weight normalisation over `dim` by the weight g v / |v|.
 
-    Both of torch's spellings are supported: `X.weight_g` with `X.weight_v`, and
+    Both naming schemes of torch are supported: `X.weight_g` with `X.weight_v`, and
     `X.parametrizations.weight.original0` with `original1`. `where` is the checkpoint's name.
 
     Raises:

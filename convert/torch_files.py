@@ -28,7 +28,7 @@ WEIGHT_NAMES = (
     "pytorch_model.bin.index.json",
 )
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MAX_REPEATED = 1 << 24  # values of a broadcast view, whose storage is smaller
+MAX_REPEATED = 1 << 24  # most values of a broadcast view, whose storage is smaller
 HALF_COPIED = "is not a whole PyTorch checkpoint (half copied?)."
 
 
@@ -62,7 +62,7 @@ def load_pickle(path: str | Path) -> Any:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Raises `InputError` for compressed parts, which PyTorch never writes and may be huge."""
+    """Raises `InputError` for compressed parts: PyTorch never writes them, and they may be huge."""
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED:
@@ -168,7 +168,7 @@ class Tensors(Mapping[str, np.ndarray]):
             with _open_safetensors(path) as file:
                 try:
                     tensor = file.get_tensor(name)
-                except Exception as error:  # of a kind that neither library names
+                except Exception as error:  # neither library documents its exceptions
                     raise files.unreadable(path, error, f"{show(name)} cannot be read.") from error
             return to_numpy(tensor, where)
         return to_numpy(load_pickle(path)[name], where)

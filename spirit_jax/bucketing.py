@@ -70,12 +70,12 @@ def run(
 
 
 def bucket_of(length: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket of at least `length`."""
+    """The smallest bucket that is at least `length`."""
     return next(bucket for bucket in buckets if bucket >= length)
 
 
 def power_of_two(size: int, smallest: int) -> int:
-    """The smallest `smallest` * 2**n of at least `size`."""
+    """The smallest `smallest` * 2**n that is at least `size`."""
     while smallest < size:
         smallest *= 2
     return smallest

@@ -1,6 +1,7 @@
 """Checksums with which readers detect damaged or replaced files.
 
-The algorithm is XXH3 with 128 bits: faster than a disk, and safe against damage, not attackers.
+The algorithm is XXH3 with 128 bits. It is faster than reading from a disk, and detects accidental
+damage, not attacks.
 """
 
 import json
@@ -15,7 +16,7 @@ from spirit_jax import files
 from spirit_jax.errors import InputError
 
 BLOCK = 4 << 20  # bytes read at a time
-THREADS = 4  # that read files in parallel
+THREADS = 4  # number of threads that read files in parallel
 
 LIST = "checksums.json"  # the checksums of the files of a folder
 FIELD = "checksum"  # field of a JSON object with the checksum of all its other fields
@@ -116,7 +117,7 @@ def check_file(path: str | Path) -> None:
 
 
 def update_file(path: str | Path) -> None:
-    """Updates the checksum of a file that was written again, if it is listed."""
+    """Updates the checksum of a file that was rewritten, if it is listed."""
     entry = _find_entry(Path(path))
     if entry is not None:
         list_files(entry[0], [entry[1]])

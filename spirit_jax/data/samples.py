@@ -62,10 +62,10 @@ def make_sample(
 
     Args:
       document: consecutive utterances.
-      source: format, interleaving, and changes of pairs.
+      source: the format, with the settings of interleaving, cropping and shuffling.
       tokenizer: the text tokenizer.
       vocab: the token ids.
-      rng: draws the spans and changes.
+      rng: random generator for spans, crops and shuffles.
 
     Returns:
       int32 (n,), with BOS first and EOS last.
@@ -123,7 +123,7 @@ def _shuffle(
 
 
 def _run(utterance: Utterance, line: TokenLine, start: int, stop: int) -> tuple:
-    """Ids and words of words `start` to `stop`.
+    """Token ids and texts of the words from `start` to before `stop`.
 
     The first run of an utterance includes its leading silence, the last one its trailing silence.
     """
@@ -142,7 +142,8 @@ def _check(utterance: Utterance, source: SourceConfig) -> None:
     elif (source.format == "interleaved" or source.changes) and not utterance.words:
         missing = "word times"
     if missing:
+        by_changes = missing == "word times" and source.format != "interleaved"
+        needed_by = "crop and shuffle need" if by_changes else f"the format '{source.format}' needs"
         raise InputError(
-            f"{source.path}: the utterance '{utterance.id}' has no {missing}, which the format "
-            f"'{source.format}' needs."
+            f"{source.path}: the utterance '{utterance.id}' has no {missing}, which {needed_by}."
         )

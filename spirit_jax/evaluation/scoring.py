@@ -74,7 +74,7 @@ def error_rates(
 def accuracy(references: Sequence[str], hypotheses: Sequence[str], language: str = "") -> float:
     """Percentage of hypotheses that equal their reference after normalisation.
 
-    Texts that are empty after normalisation, such as "?", are compared unnormalised.
+    If both texts are empty after normalisation, such as "?", they are compared unnormalised.
 
     Args:
       references: correct texts.
