@@ -22,6 +22,7 @@ from spirit_jax.errors import InputError, LackError
 
 UNFINISHED = ".unfinished"  # suffix of a temporary name; ".unfinished-1" while another is in use
 MAX_DIGITS = 19  # of a whole number in JSON; longer ones do not fit 64 bits
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of such a file
 MAX_CONFIG_DIGITS = 40  # tokenizer configs of transformers hold int(1e30) for "no limit"
 
 # Errors that are due to the machine and not to the file.
@@ -76,7 +77,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             unfinished.replace(path)
     except (OSError, MemoryError) as error:
-        raise InputError(f"{path}: cannot be written ({describe(error)}).") from error
+        raise unwritable(path, error) from error
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -116,7 +117,7 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
             refuse_existing(output)
             unfinished.rename(output)
     except OSError as error:
-        raise InputError(f"{output}: cannot be written ({describe(error)}).") from error
+        raise unwritable(output, error) from error
 
 
 @contextlib.contextmanager
@@ -197,9 +198,12 @@ def read_bytes(path: str | Path, most: int = -1) -> bytes:
     """The bytes of a file, at most the first `most`; raises `InputError` if it cannot be read."""
     try:
         with open(path, "rb") as file:
-            return file.read(most)
+            data = file.read(most)
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL byte in the name
         raise unreadable(path, error, f"cannot be read ({describe(error)}).") from error
+    if data.startswith(LFS_POINTER):
+        raise _lfs_pointer(path)
+    return data
 
 
 def read_text(path: str | Path) -> str:
@@ -248,6 +252,8 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(_split_lines(file), 1):
+                if number == 1 and line.startswith(LFS_POINTER):
+                    raise _lfs_pointer(path)
                 line = line.removeprefix(codecs.BOM_UTF8)  # also where two files were joined
                 if not line.strip():
                     continue
@@ -358,13 +364,48 @@ def unreadable(path: str | Path, error: BaseException, reason: str) -> InputErro
 
     Returns:
       An `InputError` with `PATH: reason`; or, if the machine lacks something, a `LackError` with
-      `PATH: cannot be read (...)`, which is a plain `InputError` for a lack of permission.
+      `PATH: cannot be read (...)`, which is a plain `InputError` for a lack of permission. A Git
+      LFS pointer in place of the file is named as such.
     """
     lacking = find_lack(error)
     if not lacking:
-        return InputError(f"{path}: {reason}")
+        return _lfs_pointer(path) if _is_lfs_pointer(path) else InputError(f"{path}: {reason}")
     kind = InputError if lacking == _LACKS[errno.EACCES] else LackError
     return kind(f"{path}: cannot be read ({lacking}).")
+
+
+def unwritable(output: str | Path, error: BaseException) -> InputError:
+    """The error to raise for an output that could not be written.
+
+    Args:
+      output: the file or folder.
+      error: what was raised meanwhile. If it names a file elsewhere, then an input is the cause.
+
+    Returns:
+      An `InputError` with `OUTPUT: cannot be written (...)`, or that the input cannot be read.
+    """
+    name = getattr(error, "filename", None)
+    if isinstance(name, str | bytes | os.PathLike):
+        path, target = (Path(os.path.abspath(os.fsdecode(each))) for each in (name, output))
+        is_temporary = str(path).startswith(str(target) + UNFINISHED)
+        related = is_temporary or path.is_relative_to(target) or target.is_relative_to(path)
+        if not related:
+            return InputError(f"{os.fsdecode(name)}: cannot be read ({describe(error)}).")
+    return InputError(f"{output}: cannot be written ({describe(error)}).")
+
+
+def _is_lfs_pointer(path: str | Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
+    except (OSError, ValueError):
+        return False
+
+
+def _lfs_pointer(path: str | Path) -> InputError:
+    return InputError(
+        f"{path}: is a Git LFS pointer and not the file itself; download it with 'git lfs pull'."
+    )
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

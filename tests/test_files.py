@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from spirit_jax import files
+from spirit_jax.audio import load_audio
 from spirit_jax.errors import InputError
 
 
@@ -182,3 +183,31 @@ def test_text_with_zero_bytes_is_refused(encoding, tmp_path):
 def test_a_name_that_is_there_twice_in_an_object_is_refused():
     with pytest.raises(InputError, match="'text' is there twice"):
         files.parse_json('{"text": "x", "id": 1, "text": "y"}')
+
+
+def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(tmp_path):
+    gone, output = tmp_path / "input" / "gone", tmp_path / "output"
+    for write in (files.whole_folder, files.whole_file):
+        with pytest.raises(InputError) as raised, write(output):
+            gone.read_bytes()
+        assert str(raised.value) == f"{gone}: cannot be read (No such file or directory)."
+        with pytest.raises(InputError, match=f"^{output}: cannot be written"), write(output) as new:
+            (new / "no" / "folder").write_bytes(b"")
+
+
+def test_a_git_lfs_pointer_is_named_whatever_reads_it(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(files.LFS_POINTER + b"v1\noid sha256:00\nsize 9\n")
+    for read in (
+        files.read_bytes,
+        files.read_json,
+        lambda path: list(files.read_json_lines(path)),
+        load_audio,
+        lambda path: _raise(files.unreadable(path, ValueError("of a library"), "is damaged.")),
+    ):
+        with pytest.raises(InputError, match="weights: is a Git LFS pointer"):
+            read(path)
+
+
+def _raise(error):
+    raise error

@@ -127,7 +127,7 @@ def test_a_stopped_run_goes_on_where_it_was(recordings, tokenizer, tmp_path):
 def test_other_settings_in_the_same_folder_are_refused(recordings, tokenizer, tmp_path):
     source = str(recordings / "all.jsonl")
     prepare(source, tmp_path, tokenizer, PrepareConfig(shard_items=3))
-    with pytest.raises(InputError, match="was started with shard_items 3, and now it is 4"):
+    with pytest.raises(InputError, match="was prepared with shard_items 3, and now it is 4"):
         prepare(source, tmp_path, tokenizer, PrepareConfig(shard_items=4))
 
 
@@ -179,12 +179,30 @@ def test_a_source_of_which_nothing_can_be_used_is_an_error(tokenizer, tmp_path):
     write_lines(tmp_path / "bad.jsonl", [{"id": "a", "audio": "gone.wav"}])
     with pytest.raises(InputError, match="none of 1 items can be used; the first: a"):
         prepare(str(tmp_path / "bad.jsonl"), tmp_path / "corpus", tokenizer)
+    assert not (tmp_path / "corpus").exists()
     for source, message in (
         (str(tmp_path / "no.jsonl"), "no such file or folder"),
         ("tfds:speech", "expected tfds:NAME"),
     ):
         with pytest.raises(InputError, match=message):
             prepare(source, tmp_path / "other", tokenizer)
+
+
+def test_a_corpus_prepared_without_a_model_can_be_prepared_with_one(
+    recordings, tokenizer, tmp_path
+):
+    source, output = str(recordings / "all.jsonl"), tmp_path / "corpus"
+    with pytest.raises(InputError, match="none of 6 items can be used; .*no model"):
+        prepare(source, output, None)
+    assert not output.exists()
+    prepare(source, output, tokenizer)
+    assert len(read(output)) == 6
+    with pytest.raises(InputError, match="was prepared with a model .*, and now there is none; "):
+        prepare(source, output, None)
+    write_lines(tmp_path / "text.jsonl", [{"id": "a", "text": "a text"}])
+    prepare(str(tmp_path / "text.jsonl"), tmp_path / "text", None)
+    with pytest.raises(InputError, match=r"was prepared without a model \(--model\); choose"):
+        prepare(str(tmp_path / "text.jsonl"), tmp_path / "text", tokenizer)
 
 
 def test_folders_of_recordings_and_of_texts(recordings, tokenizer, tmp_path):
@@ -349,7 +367,7 @@ def test_what_changed_since_a_preparation_began_is_noticed(recordings, tokenizer
     prepare(source, tmp_path / "a", tokenizer, config)
     text = (folder / "all.jsonl").read_text()
     (folder / "all.jsonl").write_text(text.replace("number 5", "number 6"))
-    with pytest.raises(InputError, match="was started with source content"):
+    with pytest.raises(InputError, match="was prepared from other content"):
         prepare(source, tmp_path / "a", tokenizer, config)
     (folder / "all.jsonl").write_text(text)
     wave = 0.1 * np.random.default_rng(9).standard_normal(9000)
@@ -358,7 +376,7 @@ def test_what_changed_since_a_preparation_began_is_noticed(recordings, tokenizer
         prepare(source, tmp_path / "a", tokenizer, config)
     prepare(str(folder), tmp_path / "b", tokenizer, config)
     soundfile.write(folder / "added.flac", wave, 8000)
-    with pytest.raises(InputError, match="was started with source content"):
+    with pytest.raises(InputError, match="was prepared from other content"):
         prepare(str(folder), tmp_path / "b", tokenizer, config)
 
 

@@ -166,7 +166,7 @@ def align_corpus(
                     progress(done)
             return _split(partial, source, output)
         except OSError as error:
-            raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
+            raise files.unwritable(output, error) from error
 
 
 def _align_batches(

@@ -83,7 +83,7 @@ def prepare(
                 progress(len(portion.items))
             return finish(output, source, inputs, part)
     except OSError as error:
-        raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
+        raise files.unwritable(output, error) from error
 
 
 def hold_part(output: Path, part: int) -> contextlib.AbstractContextManager[lock.Lock]:
@@ -131,11 +131,22 @@ def write_inputs(
     stored = checksums.read_json(note)
     for name, value in inputs.items():
         if stored.get(name) != value:
-            raise InputError(
-                f"{output}: was started with {name} {stored.get(name)!r}, and now it is {value!r}; "
-                "choose another folder, or remove this one."
-            )
+            difference = _difference(name, stored.get(name), value)
+            raise InputError(f"{output}: {difference}; choose another folder, or remove this one.")
     return inputs
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    """What differs from the inputs of an earlier run, in words."""
+    if name == "tokenizer" and not old:
+        return "was prepared without a model (--model)"
+    if name == "tokenizer" and not new:
+        return "was prepared with a model (--model), and now there is none"
+    if name == "tokenizer":
+        return "was prepared with another speech tokenizer (--model)"
+    if name == "source content":
+        return "was prepared from other content: a file of the source has changed since"
+    return f"was prepared with {name} {old!r}, and now it is {new!r}"
 
 
 def finish(output: Path, source: str, inputs: dict[str, Any], part: int) -> dict[str, Any]:
@@ -161,7 +172,20 @@ def finish(output: Path, source: str, inputs: dict[str, Any], part: int) -> dict
     notes = report.read_notes(output, part, parts)
     shards = [Shard(**note["shard"]) for note in notes if note["shard"]]
     write_list(output, shards, inputs["tokenizer"], part, parts)
-    return report.write(output, notes, part, parts)
+    try:
+        return report.write(output, notes, part, parts)
+    except report.NothingUsed:
+        if parts == 1:  # other parts may be in use
+            _remove_corpus(output)
+        raise
+
+
+def _remove_corpus(output: Path) -> None:
+    """Removes the files of a corpus of one part, but not its lock."""
+    for pattern in (PREPARED, "part-*", "corpus-*", "report-*", "rejects-*"):
+        for path in output.glob(pattern):
+            path.unlink()
+
 
 
 def portions(source: str, config: PrepareConfig, part: int, parts: int) -> Iterator[Portion]:

@@ -15,6 +15,10 @@ from spirit_jax.data.records import Utterance
 from spirit_jax.errors import InputError, LackError
 
 
+class NothingUsed(InputError):
+    """No item of a part could be used."""
+
+
 @dataclasses.dataclass
 class Counts:
     """Statistics of a portion of items.
@@ -140,7 +144,7 @@ def write(output: Path, notes: Sequence[dict[str, Any]], part: int, parts: int) 
       The report; see `summarise`.
 
     Raises:
-      InputError: no item of the part could be used.
+      NothingUsed: no item of the part could be used.
     """
     total = Counts()
     for note in notes:
@@ -153,7 +157,7 @@ def write(output: Path, notes: Sequence[dict[str, Any]], part: int, parts: int) 
         first = total.rejects[0]
         has_line = first["reason"].lower().startswith(f"{first['id']}: ")  # an id such as "line 3"
         reason = first["reason"] if has_line else f"{first['id']}: {first['reason']}"
-        raise InputError(
+        raise NothingUsed(
             f"{output}: none of {len(total.rejects)} items can be used; the first: {reason}"
         )
     return summary

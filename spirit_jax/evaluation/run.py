@@ -101,7 +101,7 @@ def _write_inputs(output: Path, inputs: dict[str, Any]) -> None:
             _move_earlier(output, earlier, inputs)
         checksums.write_json(path, inputs)
     except OSError as error:
-        raise InputError(f"{output}: cannot be written ({files.describe(error)}).") from error
+        raise files.unwritable(output, error) from error
 
 
 def _move_earlier(output: Path, before: dict[str, Any], inputs: dict[str, Any]) -> None:
