@@ -9,19 +9,24 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 from tiny_checkpoints import ABSTRACT, write_checkpoints
+from tones import write_tones
 from training_runs import run
 
 from spirit_jax import InputError, cli, config, lock, synthetic
+from spirit_jax.data.manifest import Item
 from spirit_jax.data.records import fingerprint
 from spirit_jax.data.samples import SourceConfig
+from spirit_jax.data.speech import SpeechDataConfig, read_items
 from spirit_jax.training import loop, record, run_folder
 from spirit_jax.training.checkpoints import Checkpoints
 from spirit_jax.training.lm.config import LmRunConfig
 from spirit_jax.training.lm.recipe import LmRecipe
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.pitch.config import PitchRunConfig as PitchConfig
+from spirit_jax.training.pitch.recipe import PitchRecipe
 
 
 def describe(config):
@@ -349,3 +354,27 @@ def test_the_command_says_where_the_result_is(make_config, tmp_path, monkeypatch
     told = capsys.readouterr().out
     assert "all 2 steps are done and saved" in told
     assert f"spirit-jax train --config {path} steps=2 --export OUTPUT" in told
+
+
+def test_recordings_are_known_by_their_content_segments_and_samples_too(tmp_path):
+    def write(folder, offset):
+        folder.mkdir()
+        write_tones(folder, 1)
+        lines = [
+            {"id": "a", "audio": "0.wav", "offset": offset, "duration": 0.3},
+            {"id": "b", "audio": "0.wav", "offset": 0.5, "duration": 0.3},
+        ]
+        (folder / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return read_items([str(folder / "items.jsonl")])
+
+    items = [
+        write(tmp_path / name, offset) for name, offset in (("1", 0.0), ("2", 0.0), ("3", 0.1))
+    ]
+    first, moved, other = map(record.fingerprint_items, items)
+    assert first == moved != other
+    waves = [Item("a", (np.full(800, value, np.float32), 16_000)) for value in (0.0, 0.1)]
+    assert len({record.fingerprint_items([wave]) for wave in waves}) == 2
+    config = PitchConfig(run_dir=str(tmp_path / "run"), recipe="pitch")
+    data = SpeechDataConfig((str(tmp_path / "1" / "items.jsonl"),))
+    described = PitchRecipe(dataclasses.replace(config, data=data)).describe()
+    assert described["contents"]["data.sources"] == first

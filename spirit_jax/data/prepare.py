@@ -187,7 +187,6 @@ def _remove_corpus(output: Path) -> None:
             path.unlink()
 
 
-
 def portions(source: str, config: PrepareConfig, part: int, parts: int) -> Iterator[Portion]:
     """The portions of a part, which has every `parts`-th document; no document is split.
 

@@ -13,7 +13,6 @@ from rich.table import Table
 from spirit_jax import checksums, files, lock, model_folder
 from spirit_jax import config as config_lib
 from spirit_jax.data.manifest import source_checksum
-from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import EvalConfig
 from spirit_jax.evaluation.pairs import check_pairs, run_pairs
 from spirit_jax.evaluation.tasks import TaskConfig, UnitStrings, check_audio, check_task, run_task

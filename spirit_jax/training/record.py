@@ -13,9 +13,11 @@ import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from spirit_jax import checksums, files
+from spirit_jax.audio import AudioPiece, load_audio
 from spirit_jax.data.manifest import Item
 from spirit_jax.errors import InputError
 
@@ -194,13 +196,27 @@ def _differences(
 
 
 def fingerprint_items(items: Iterable[Item]) -> str:
-    """A checksum of recordings (see `sample_file`) and their metadata, but not of their paths."""
+    """A checksum of recordings and their metadata, but not of their paths.
+
+    Recordings are known by their files (see `sample_file`) and the bounds of segments in these, or
+    by their samples if there is no file.
+    """
     items = list(items)
     metadata = [
         [item.id, item.text, item.words, item.speaker, item.document, item.style, item.label]
         for item in items
     ]
-    return checksums.of_value([metadata, _sample_files([item.audio_name for item in items])])
+    paths = sorted({item.audio_path for item in items} - {None})
+    content = dict(zip(paths, _sample_files(paths), strict=True))
+    return checksums.of_value([metadata, [_audio_content(item, content) for item in items]])
+
+
+def _audio_content(item: Item, files_content: Mapping[Path, str]) -> list[Any]:
+    if isinstance(item.audio, AudioPiece):
+        return [files_content[item.audio_path], item.audio.start, item.audio.seconds]
+    if item.audio_path is not None:
+        return [files_content[item.audio_path]]
+    return [] if item.audio is None else [checksums.of_bytes(load_audio(item.audio).tobytes())]
 
 
 def sample_file(path: str | os.PathLike) -> str:
@@ -209,16 +225,14 @@ def sample_file(path: str | os.PathLike) -> str:
     It identifies large files quickly, but does not detect all damage.
 
     Args:
-      path: the file; "" for none.
+      path: the file.
 
     Returns:
-      The checksum; "" without a file.
+      The checksum.
 
     Raises:
       InputError: the file cannot be read.
     """
-    if not str(path):
-        return ""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
