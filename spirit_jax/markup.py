@@ -63,6 +63,11 @@ def render(parts: Iterable[Part]) -> str:
     return "".join([*prompt, escape("".join(text))])
 
 
+def join(prompts: Iterable[str]) -> str:
+    """The prompt string of prompt strings one after another; texts of two never form a token."""
+    return render(part for prompt in prompts for part in parse(prompt))
+
+
 def show(prompt: str) -> str:
     """A prompt string without escapes, for display."""
     return "".join(part.string for part in parse(prompt))

@@ -377,7 +377,7 @@ class SpiritLM:
             raise InputError(f"A pair is a context and a continuation, not {str(pair)[:40]!r}.")
         context, continuation = pair
         context_tokens = self.text_tokenizer.encode(context)
-        tokens = self._encode(context + continuation)
+        tokens = self._encode(markup.join(pair))
         self._check_length(tokens)
         # The tokenizer may join the last characters of the context to the continuation.
         is_same = [a == b for a, b in zip(context_tokens, tokens, strict=False)]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spirit_jax.markup import Part, escape, parse, render, show
+from spirit_jax.markup import Part, escape, join, parse, render, show
 
 SHARDS = [
     "[Hu5]",
@@ -47,6 +47,7 @@ def test_parts_of_a_prompt_string(prompt, parts):
 def test_texts_side_by_side_make_no_token():
     assert render([Part("[Hu"), Part("5]")]) == r"[\Hu5]"
     assert render([Part("["), Part("[Text]", True), Part("Text]")]) == "[[Text]Text]"
+    assert join(["[Text]a [Hu", "5] b", "[Hu5]"]) == r"[Text]a [\Hu5] b[Hu5]"
 
 
 @settings(deadline=None)

@@ -78,6 +78,9 @@ def test_a_score_is_the_log_probability_of_the_continuation_alone(lm):
         np.testing.assert_allclose(total, np.sum(told), rtol=1e-5)
     assert [count for _, count in scores][1:] == [5, 2]
     np.testing.assert_allclose(scores, [lm.score([pair])[0] for pair in pairs], rtol=1e-5)
+    ((_, count),) = lm.score([("a [Hu", "5] b")])  # two texts do not form a unit
+    sizes = [len(lm.text_tokenizer.encode(text)) for text in (r"a [\Hu5] b", "a [Hu")]
+    assert count == sizes[0] - sizes[1]
     with pytest.raises(InputError, match="no tokens"):
         lm.score([("[Text]a", "")])
 

@@ -110,6 +110,15 @@ def test_a_prompt_has_shots_of_others_and_then_the_question(lm, manifest, tmp_pa
     assert len({row["prompt"] for row in rows}) == len(rows)
 
 
+def test_texts_of_two_shots_form_no_token(lm, tmp_path):
+    path = tmp_path / "items.jsonl"
+    rows = [{"id": "a", "text": "5] [Hu", "label": "a"}, {"id": "b", "text": "5] [Hu", "label": "b"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    form = {"shot": "{text}", "ask": "{text}", "compare": "label"}
+    _, rows = ask(lm, tmp_path, manifest=str(path), examples=str(path), shots=1, **form)
+    assert [row["prompt"] for row in rows] == [r"5] [\Hu5] [Hu"] * 2
+
+
 def test_answers_are_the_models_own_in_batches_as_alone(lm, manifest, tmp_path, monkeypatch):
     form = {"manifest": manifest, "ask": "[Speech]{speech}[Text]"}
     figures, rows = ask(lm, tmp_path / "a", **form)

@@ -172,8 +172,8 @@ def _prompts(
         if len(candidates) < task.shots:
             raise InputError(f"{task.examples}: has {len(candidates)} items, not {task.shots}.")
         shots = [candidates[i] for i in rng.choice(len(candidates), task.shots, replace=False)]
-        examples = "".join(fill(task.shot, shot, encode, lm) for shot in shots)
-        yield examples + fill(task.ask, item, encode, lm)
+        examples = [fill(task.shot, shot, encode, lm) for shot in shots]
+        yield markup.join([*examples, fill(task.ask, item, encode, lm)])
 
 
 def _read(source: str, task: TaskConfig) -> list[Item]:
