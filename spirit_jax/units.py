@@ -7,7 +7,7 @@ has the latest Pi and St before it.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,39 +106,46 @@ def dedup(stream: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.concatenate([[True], stream[1:] != stream[:-1]]))
 
 
+MERGED_STREAMS = ("style", "pitch", "hubert")  # in the order of units that begin together
+
+
 @dataclasses.dataclass(frozen=True)
 class Merged:
     """The streams of a recording as one sequence, sorted by time.
 
     Attributes:
-      names_n: the stream of each unit: "style", "pitch" or "hubert".
+      streams_n: int8, the stream of each unit, an index into `MERGED_STREAMS`.
       units_n: int32.
       seconds_n: float64, start times, ascending; at equal times the order is style, pitch, hubert.
     """
 
-    names_n: np.ndarray
+    streams_n: np.ndarray
     units_n: np.ndarray
     seconds_n: np.ndarray
 
 
-def merge(units: Units) -> Merged:
+def merge(units: Units, names: Collection[str] = MERGED_STREAMS) -> Merged:
     """Merges the streams by time, without repeats of Hu and Pi (the release's rule).
 
     Units that are not timed are merged at the rate of Hu: every Hu is kept, and pitch and style
     come before a Hu where they change.
+
+    Args:
+      units: of one recording or string.
+      names: the streams to merge, "hubert" among them.
     """
     rates = {"style": STYLE_RATE, "pitch": PITCH_RATE, "hubert": HUBERT_RATE}
     streams, keep_all = units.streams(), "style" if units.timed else "hubert"
     parts = []
-    for name in rates:  # in the order of ties
-        if name in streams:
+    for number, name in enumerate(MERGED_STREAMS):
+        if name in names and name in streams:
             stream = streams[name]
             kept = np.arange(len(stream)) if name == keep_all else dedup(stream)
             rate = rates[name] if units.timed else HUBERT_RATE
-            parts.append((np.full(len(kept), name), stream[kept], kept / rate))
-    names, values, seconds = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            parts.append((np.full(len(kept), number, np.int8), stream[kept], kept / rate))
+    numbers, values, seconds = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.argsort(seconds, kind="stable")
-    return Merged(names[order], values[order], seconds[order])
+    return Merged(numbers[order], values[order], seconds[order])
 
 
 def to_string(units: Units) -> str:
@@ -152,9 +159,9 @@ def to_string(units: Units) -> str:
     for name, stream in units.streams().items():
         if stream.min(initial=0) < 0:
             raise InputError(f"There is no {name} unit {stream.min()}.")
-    merged, prefixes = merge(units), {"style": "St", "pitch": "Pi", "hubert": "Hu"}
-    pairs = zip(merged.names_n, merged.units_n, strict=True)
-    return "".join(f"[{prefixes[name]}{unit}]" for name, unit in pairs)
+    merged, prefixes = merge(units), ("St", "Pi", "Hu")  # of `MERGED_STREAMS`
+    pairs = zip(merged.streams_n.tolist(), merged.units_n.tolist(), strict=True)
+    return "".join(f"[{prefixes[stream]}{unit}]" for stream, unit in pairs)
 
 
 def from_string(string: str, common_style: int = COMMON_STYLE) -> Units:

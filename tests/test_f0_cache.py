@@ -100,6 +100,7 @@ def test_a_chunk_that_fails_leaves_nothing(items, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "f0") == []
 
 
+@pytest.mark.slow
 def test_processes_give_the_same(items, tmp_path, monkeypatch):
     monkeypatch.setattr(f0_cache, "CHUNK", 3)
     two = F0Config(folder=str(tmp_path / "two"), resolution=0.5, workers=2)

@@ -113,6 +113,7 @@ def test_a_language_model_is_trained_in_it_and_exported_in_half(tmp_path, texts,
     assert len(trained.speech_tokenizer.encode(np.zeros(16_000, np.float32)))
 
 
+@pytest.mark.slow
 def test_expressive_begun_from_base_expects_what_base_does(tmp_path):
     vocab = extend_model(tmp_path / "made", "spirit-tiny-base", "spirit-tiny-expressive")
     assert (vocab.hubert_units, vocab.pitch_units, vocab.style_units) == (100, 64, 24)

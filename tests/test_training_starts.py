@@ -104,6 +104,7 @@ def test_products_do_not_change_the_dtype_that_is_computed_in(dtype):
 
 
 @needs_qwix
+@pytest.mark.slow
 def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
     settings = make_config("lora", lora=LORA)
     run(settings, stop_after=5)
@@ -213,6 +214,7 @@ def test_a_checkpoint_by_minutes(make_config, tmp_path):
     assert saved and max(saved) >= 3
 
 
+@pytest.mark.slow
 def test_a_profile_is_taken(make_config, tmp_path):
     settings = make_config("profiled", profile_at=3, profile_steps=4)
 

@@ -15,7 +15,6 @@ from spirit_jax import units as units_lib
 from spirit_jax.data.configs import InterleaveConfig
 from spirit_jax.data.records import Utterance
 from spirit_jax.text import TextTokenizer
-from spirit_jax.units import Units
 from spirit_jax.vocab import Modality, Vocab
 
 
@@ -94,15 +93,11 @@ class TokenLine:
         """The tokens of an utterance with units; raises `InputError` for a unit without a token."""
         vocab.check_units(utterance.units.streams(), f"The utterance '{utterance.id}'")
         pitch = vocab.first_unit + vocab.hubert_units
-        first_ids = {
-            "hubert": vocab.first_unit,
-            "pitch": pitch if vocab.pitch_units else None,
-            "style": pitch + vocab.pitch_units if vocab.style_units else None,
-        }
-        known = {name: first for name, first in first_ids.items() if first is not None}
-        streams = {name: getattr(utterance.units, name) for name in known}
-        merged = units_lib.merge(Units(**streams))
-        ids = merged.units_n + np.array([known[name] for name in merged.names_n], np.int32)
+        first_ids = {"style": pitch + vocab.pitch_units, "pitch": pitch, "hubert": vocab.first_unit}
+        counts = {"style": vocab.style_units, "pitch": vocab.pitch_units, "hubert": 1}
+        merged = units_lib.merge(utterance.units, [name for name in counts if counts[name]])
+        first_ids_s = np.array([first_ids[name] for name in units_lib.MERGED_STREAMS], np.int32)
+        ids = merged.units_n + first_ids_s[merged.streams_n]
         # A pitch or style unit goes with the phonetic unit after it; 1e-6 makes up for rounding.
         rate = units_lib.HUBERT_RATE
         frames = np.ceil(merged.seconds_n * rate - 1e-6).astype(np.int32)
