@@ -134,6 +134,14 @@ class SpeechTokenizer:
                 "f0_method='pyin'."
             )
 
+    def is_blank(self, encoded: Units) -> bool:
+        """Whether all phonetic units are blanks: the encoder noticed no speech at all.
+
+        Blanks are replaced by the units beside them, where there are any. A vocabulary need not
+        have a token for the blank.
+        """
+        return bool(len(encoded)) and bool(np.all(encoded.hubert == self._blank))
+
     def encode_string(self, audio: Audio, channel: int | None = None) -> str:
         """The unit string of one recording (see `units.to_string`)."""
         return self.to_string(self.encode(audio, channel))

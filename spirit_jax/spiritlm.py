@@ -504,7 +504,11 @@ class SpiritLM:
         encoded = content if isinstance(content, Units) else self.speech_tokenizer.encode(content)
         if not len(encoded):
             raise InputError("A speech input has no units: it is shorter than 80 ms.")
-        return self.speech_tokenizer.to_string(encoded)
+        string = self.speech_tokenizer.to_string(encoded)
+        if not isinstance(content, Units) and self.speech_tokenizer.is_blank(encoded):
+            if any(part.string not in self._tokens for part in markup.parse(string)):
+                raise InputError("A speech input has no units: no speech was noticed in it.")
+        return string
 
 
 def _check_dtype(dtype: Any) -> Any:

@@ -215,11 +215,14 @@ def _encode_recordings(lm: Any, recordings: Sequence[Audio | Units]) -> dict[int
     """The unit strings of recordings that may contain speech, by index."""
     waves = {i: load_audio(r) for i, r in enumerate(recordings) if not isinstance(r, Units)}
     with_speech = [i for i, wave in waves.items() if not is_still(wave)]
-    encoded = lm.speech_tokenizer.encode_batch([waves[i] for i in with_speech])
+    tokenizer = lm.speech_tokenizer
+    encoded = tokenizer.encode_batch([waves[i] for i in with_speech])
     units_by_index = {i: recording for i, recording in enumerate(recordings) if i not in waves}
     units_by_index |= zip(with_speech, encoded, strict=True)
     return {
-        i: lm.speech_tokenizer.to_string(units) for i, units in units_by_index.items() if len(units)
+        i: tokenizer.to_string(units)
+        for i, units in units_by_index.items()
+        if len(units) and not tokenizer.is_blank(units)
     }
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from spirit_jax import config
+from spirit_jax import InputError, config
 from spirit_jax.evaluation.run import EvalConfig
 from spirit_jax.training import find_recipe, read_run_config
+from spirit_jax.training.configs import OptimizerConfig
 from spirit_jax.training.lm.config import LmRunConfig
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -42,3 +43,12 @@ def test_tasks_of_the_small_world_are_of_its_manifests():
     tasks = config.read(EvalConfig, FOLDER / "tiny" / "eval.yaml")
     known = {"asr", "asr-voice", "asr-real", "tts", "intent", "manner", "pairs", "answers", "facts"}
     assert {Path(one.manifest).stem for one in (*tasks.tasks, *tasks.pairs)} == known
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("beta1", -0.1), ("beta2", 1.0), ("eps", -1.0), ("weight_decay", -1.0), ("final_share", 2.0)],
+)
+def test_optimizer_settings_out_of_range_are_named(name, value):
+    with pytest.raises(InputError, match=name):
+        OptimizerConfig(**{name: value})

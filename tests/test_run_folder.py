@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -218,11 +219,17 @@ def test_a_signal_saves_before_an_evaluation_which_is_made_up_for(make_config, t
 
 def test_a_signal_before_the_first_step_ends_at_once(tmp_path, capsys):
     config = PitchConfig(run_dir=str(tmp_path / "run"), recipe="pitch")
-    with run_folder.open_run(config, lambda: {}) as folder:
-        with folder.stop.droppable():
-            signal.raise_signal(signal.SIGTERM)
-            time.sleep(5)
-            pytest.fail("was not stopped")
+
+    def wait():
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(5)
+        pytest.fail("was not stopped")
+
+    recipe = SimpleNamespace(config=config, describe=wait)  # stopped while it is opened
+    assert not list(loop.train(recipe, jax.devices()[:1]))
+    assert "stopped before a step was done" in capsys.readouterr().err
+    recipe = SimpleNamespace(config=config, describe=lambda: {}, prepare=wait)
+    assert not list(loop.train(recipe, jax.devices()[:1]))
     assert "stopped before a step was done" in capsys.readouterr().err
     assert not (tmp_path / "run" / lock.NAME).exists()
 

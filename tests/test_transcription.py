@@ -20,7 +20,8 @@ from spirit_jax import (
     model_folder,
     transcription,
 )
-from spirit_jax.audio import load_audio
+from spirit_jax.audio import load_audio, write_wav
+from spirit_jax.data.prepare import prepare
 from spirit_jax.transcription import TranscriptionConfig, is_still
 from spirit_jax.vocab import Vocab
 
@@ -55,6 +56,23 @@ def test_a_transcript_does_not_depend_on_the_others(lm, recordings):
     assert together[:2] == [lm.transcribe(wave) for wave in recordings[:2]]
     assert lm.transcribe(lm.speech_tokenizer.encode(recordings[0])) == together[0]
     assert lm.transcribe([]) == []
+
+
+def test_where_the_encoder_notices_no_speech_nothing_was_said(lm, recordings, tmp_path):
+    seconds = np.arange(1_600) / 16_000
+    wave = (0.3 * np.cos(2 * np.pi * (100 + 19_500 * seconds) * seconds)).astype(np.float32)
+    assert not is_still(wave)
+    tokenizer = lm.speech_tokenizer
+    assert tokenizer.is_blank(tokenizer.encode(wave))
+    assert not tokenizer.is_blank(tokenizer.encode(recordings[0]))
+    assert lm.transcribe(wave).describe() == "nothing was said"
+    with pytest.raises(InputError, match="no units: no speech was noticed"):
+        lm.generate([("speech", wave)], "text")
+    write_wav(tmp_path / "chirp.wav", wave)
+    row = {"id": "a", "audio": "chirp.wav"}, {"id": "b", "text": "a text"}
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(each) + "\n" for each in row))
+    summary = prepare(str(tmp_path / "all.jsonl"), tmp_path / "corpus", tokenizer)
+    assert (summary["items"], summary["rejected"]) == (1, 1)
 
 
 def test_the_score_is_the_mean_log_probability_of_the_tokens(lm, recordings):

@@ -291,6 +291,7 @@ def _encode(
                     counts.reject(item.id, item.audio_name, result)
                     continue
                 utterances = [_utterance(segment, wave, units) for segment, wave in result.segments]
+                utterances = [each for each in utterances if not _is_blank(each, tokenizer)]
                 if all(u.units is not None and not len(u.units.hubert) for u in utterances):
                     counts.reject(item.id, item.audio_name, "The recording has no units.")
                     continue
@@ -405,6 +406,11 @@ def _utterance(item: Item, wave: np.ndarray | None, units: Iterator) -> Utteranc
     if wave is None:
         return Utterance(item.id, None, 0.0, *fields)
     return Utterance(item.id, next(units), len(wave) / SAMPLE_RATE, *fields)
+
+
+def _is_blank(utterance: Utterance, tokenizer: SpeechTokenizer | None) -> bool:
+    """Whether the encoder noticed no speech at all; a model need not have a token for that."""
+    return utterance.units is not None and tokenizer.is_blank(utterance.units)
 
 
 def _documents(items: Iterable[Item]) -> Iterator[list[Item]]:

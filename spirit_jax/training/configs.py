@@ -114,6 +114,10 @@ class OptimizerConfig:
             )
         if self.learning_rate <= 0 or self.warmup_steps < 0 or self.clip_norm < 0:
             raise InputError("learning_rate must be above 0; warmup_steps and clip_norm 0 or more.")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.final_share <= 1):
+            raise InputError("beta1 and beta2 must be 0 or more and below 1; final_share 0 to 1.")
+        if min(self.eps, self.weight_decay) < 0:
+            raise InputError("eps and weight_decay must be 0 or more.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,10 @@ def train(
     """
     config = recipe.config
     mesh = config.mesh.make(jax.devices() if devices is None else devices)
-    with run_folder.open_run(config, recipe.describe, allow_changes) as folder:
+    with (
+        contextlib.suppress(distributed.Stopped),
+        run_folder.open_run(config, recipe.describe, allow_changes) as folder,
+    ):
         with folder.stop.droppable():
             recipe.prepare()  # outside the mesh: each process uses only its own devices
         with jax.set_mesh(mesh):

@@ -102,6 +102,7 @@ def open_run(
 
     Raises:
       InputError: another process trains in the folder, or it cannot be written.
+      Stopped: a signal came before the first step; this was printed.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(distributed.watch_signals())
@@ -117,6 +118,7 @@ def open_run(
             yield RunFolder(config, stop, described, allow_changes, locks[0] if locks else None)
         except distributed.Stopped:
             say(f"{config.run_dir}: stopped before a step was done; the same command starts again.")
+            raise
 
 
 def read_newest(
