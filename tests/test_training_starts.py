@@ -232,7 +232,7 @@ def test_a_profile_is_taken(make_config, tmp_path):
 
 def test_settings_that_cannot_be_are_named(make_config):
     for changes, message in (
-        ({"lora": LORA, "random_init": True}, "cannot go with random_init"),
+        ({"lora": LORA, "random_init": True}, "cannot be used with random_init"),
         ({"sizes": llama.LlamaConfig()}, "set random_init too"),
         ({"steps": 0}, "steps, keep and profile_steps"),
         ({"step": StepConfig(accumulate=3)}, "3 parts"),

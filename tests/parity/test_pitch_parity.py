@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     refused("levels", "levels is 2", values=RELEASE | {"vq_params": {"levels": 2}})
     cycle = RELEASE | {"decoder_params": STACK | {"dilation_cycle": 2}}
     refused("cycle", "dilation_cycle is 2", values=cycle)
-    refused("absent", "lacks", values={"features": "f0,vuv"})
+    refused("absent", "has no 'encoder_params'", values={"features": "f0,vuv"})
 
 
 @pytest.mark.slow  # as does test_golden, from audio
