@@ -112,7 +112,7 @@ def test_a_prompt_has_shots_of_others_and_then_the_question(lm, manifest, tmp_pa
 
 def test_texts_of_two_shots_form_no_token(lm, tmp_path):
     path = tmp_path / "items.jsonl"
-    rows = [{"id": "a", "text": "5] [Hu", "label": "a"}, {"id": "b", "text": "5] [Hu", "label": "b"}]
+    rows = [{"id": name, "text": "5] [Hu", "label": name} for name in "ab"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     form = {"shot": "{text}", "ask": "{text}", "compare": "label"}
     _, rows = ask(lm, tmp_path, manifest=str(path), examples=str(path), shots=1, **form)
