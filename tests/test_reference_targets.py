@@ -45,20 +45,21 @@ def test_two_voices_that_say_the_same_have_the_labels_of_the_reference(tmp_path)
     reference = Item("r", chord(said, [0.4, 0.5, 0.4], 0.2), "la", speaker="one")
     other = Item("o", chord(said, [0.7, 0.3, 0.6], 0.8), "la", speaker="two")
     alone = Item("a", chord(said, [0.7, 0.3, 0.6], 0.8), "li", speaker="two")
-    heard = unit_targets.mfcc_features(TRUNK)
-    (features_td,) = unit_targets.compute_features([reference], heard, TRUNK)
+    features_of = unit_targets.mfcc_features(TRUNK)
+    (features_td,) = unit_targets.compute_features([reference], features_of, TRUNK)
     centroids_vd = kmeans.fit(features_td, 6, kmeans.KMeansConfig())
-    found = heard, TRUNK, centroids_vd
-    aligned, own = parallel.label([other, alone], {"la": reference}, *found, heard)
+    found = features_of, TRUNK, centroids_vd
+    aligned, own = parallel.label([other, alone], {"la": reference}, *found, features_of)
     (expected,) = unit_targets.label([reference], *found)
     np.testing.assert_array_equal(aligned[dedup(aligned)], expected[dedup(expected)])
     np.testing.assert_array_equal(own, unit_targets.label([alone], *found)[0])
     assert len(aligned) == len(own)
-    (plain,) = parallel.label([other], {}, *found, heard)
+    (plain,) = parallel.label([other], {}, *found, features_of)
     np.testing.assert_array_equal(plain, own)
     # Features that hear nothing align as the clock does, and the labels are the reference's still.
     deaf = lambda wave_bt, lengths_b: tuple(  # noqa: E731
-        np.ones_like(array) if array.ndim > 2 else array for array in heard(wave_bt, lengths_b)
+        np.ones_like(array) if array.ndim > 2 else array
+        for array in features_of(wave_bt, lengths_b)
     )
     (by_clock,) = parallel.label([other], {"la": reference}, *found, deaf)
     assert set(by_clock) <= set(expected) and list(by_clock) != list(aligned)
@@ -67,8 +68,8 @@ def test_two_voices_that_say_the_same_have_the_labels_of_the_reference(tmp_path)
 def test_a_reference_without_a_frame_is_named():
     short = Item("short one", np.zeros(10, np.float32), "la", speaker="one")
     other = Item("o", chord([300.0], [0.4], 0.8), "la", speaker="two")
-    heard = unit_targets.mfcc_features(TRUNK)
-    found = heard, TRUNK, np.zeros((2, 39), np.float32), heard
+    features_of = unit_targets.mfcc_features(TRUNK)
+    found = features_of, TRUNK, np.zeros((2, 39), np.float32), features_of
     with pytest.raises(InputError, match="short one: is a reference that is too short"):
         parallel.label([other], {"la": short}, *found)
     assert len(parallel.label([short], {"la": short}, *found)[0]) == 0

@@ -92,14 +92,15 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         """Computes and caches the units, and if needed the F0, of all recordings."""
         _ = self.recordings, self.held_out_recordings
 
-    def _schedule(self, steps: int) -> optax.Schedule:
-        @functools.cache
-        def epoch_steps() -> int:
-            items = self._choose(self.config.data.sources, self.config.max_recordings)
-            return max(len(items) // self.config.data.batch_rows, 1)
+    @functools.cached_property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch, at least one."""
+        items = self._choose(self.config.data.sources, self.config.max_recordings)
+        return max(len(items) // self.config.data.batch_rows, 1)
 
+    def _schedule(self, steps: int) -> optax.Schedule:
         schedule = make_schedule(self.config.optimizer, steps)
-        return decay_by_epoch(schedule, self.config.epoch_decay, epoch_steps)
+        return decay_by_epoch(schedule, self.config.epoch_decay, lambda: self.epoch_steps)
 
     @functools.cached_property
     def schedule(self) -> optax.Schedule:
