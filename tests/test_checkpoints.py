@@ -68,6 +68,16 @@ def test_a_damaged_older_one_does_not_stop_saving(folder):
     assert Checkpoints(folder).steps() == [8, 6, 4]
 
 
+def test_the_rest_of_a_deleted_checkpoint_is_deleted_without_a_word(folder, capfd):
+    (folder / "2" / "_CHECKPOINT_METADATA").unlink()  # killed while Orbax deleted it
+    checkpoints = Checkpoints(folder, keep=2)
+    assert checkpoints.restore(ABSTRACT).step == 6
+    checkpoints.save(make_state(8), {"stream": {"step": 8}})
+    checkpoints.close()
+    assert Checkpoints(folder).steps() == [8, 6] and not (folder / "damaged").exists()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_if_none_can_be_read_nothing_is_moved(folder):
     for step in "246":
         damage(folder / step)

@@ -248,11 +248,21 @@ class Checkpoints:
             distributed.from_first(report)
 
     def _set_aside_unreadable(self) -> None:
-        """Moves unreadable checkpoints away: Orbax reads all metadata and would fail."""
+        """Moves unreadable checkpoints away: Orbax reads all metadata and would fail.
+
+        One that is older than the `keep` newest was being deleted when the run was killed, since
+        Orbax deletes file by file: the rest of it is deleted.
+        """
+        readable = 0
         for step in self.steps():
+            folder = self._folder / str(step)
             try:
-                _read_metadata(self._folder / str(step))
+                _read_metadata(folder)
+                readable += 1
             except _Damaged as error:
+                if readable >= self._keep:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    continue
                 print(
                     f"checkpoint {step} of {self._folder.parent} cannot be read ({error}); it is "
                     f"kept in {self._set_aside(step)}.",
