@@ -59,6 +59,7 @@ SETTINGS = [  # (name, other value, what is done about it)
     ("optimizer.schedule", "cosine", "announced"),
     ("optimizer.clip_norm", 2.0, "announced"),
     ("step.z_loss", 0.1, "announced"),
+    ("compiler_options", {"xla_x": "1"}, "announced"),
     ("eval_batches", 2, "announced"),
     ("seed", 1, "refused"),
     ("compute_dtype", "bfloat16", "refused"),

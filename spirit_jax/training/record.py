@@ -37,7 +37,6 @@ FREE = (
     "eval_every",
     "profile_*",
     "mesh.*",
-    "compiler_options",
     "topology",
     "remat",
     "attention",
@@ -47,6 +46,7 @@ FREE = (
 )
 ANNOUNCED = (
     "optimizer.*",
+    "compiler_options",  # options may trade accuracy for speed
     "epoch_decay",
     "step.*",
     "eval_sources*",
