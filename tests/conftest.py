@@ -5,9 +5,14 @@ import os
 import shutil
 import tempfile
 
-# Most of the time of small tests is the compiler's, which hardly optimises here.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+# Small tests spend most of their time in the compiler, so it optimises little here. Without the
+# emitters, which build every fusion in MLIR, a training step compiles three times faster.
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many workers run as there are cores
