@@ -22,6 +22,8 @@ MIN_SAMPLES = 1_280  # a shorter chunk (80 ms) has no units
 MAX_CHANNELS = 64
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz; others are errors, and low rates need much memory
 
+MAX_LEVEL = 100.0  # full scale is 1; larger floats are unscaled integers, such as -32768 to 32767
+
 PIECE_TOLERANCE = 0.05  # seconds; lengths in manifests are rounded
 
 
@@ -57,8 +59,8 @@ def load_audio(audio: Audio, channel: int | None = None) -> np.ndarray:
       float32 (t,) samples in -1..1.
 
     Raises:
-      InputError: the audio cannot be read, is truncated, has NaN or infinite samples, or has no
-        such channel.
+      InputError: the audio cannot be read, is truncated, has NaN or infinite samples or samples
+        beyond `MAX_LEVEL`, or has no such channel.
     """
     try:
         return _load(audio, channel)
@@ -82,25 +84,24 @@ def _load(audio: Audio, channel: int | None) -> np.ndarray:
         raise InputError(f"{name}: has a sampling rate of {rate}; expected Hz, such as 16000.")
     if not np.isfinite(samples_tc).all():
         raise InputError(f"{name}: has samples that are NaN or infinite.")
+    loudest = max(samples_tc.max(initial=0), -samples_tc.min(initial=0))
+    if loudest > MAX_LEVEL:
+        raise InputError(
+            f"{name}: has samples as large as {loudest:.6g}; expected -1..1 for samples that are "
+            "not integers."
+        )
     is_number = isinstance(channel, numbers.Integral) and not isinstance(channel, bool)
     if channel is not None and not is_number:
         raise InputError(f"A channel is a whole number from 0, not {channel!r}.")
     if channel is None:
-        with np.errstate(over="ignore"):
-            samples_t = samples_tc.mean(axis=1)
+        samples_t = samples_tc.mean(axis=1)
     elif 0 <= channel < samples_tc.shape[1]:
         samples_t = samples_tc[:, channel]
     else:
         raise InputError(f"{name}: has {samples_tc.shape[1]} channels, and no channel {channel}.")
     if rate != SAMPLE_RATE:
         samples_t = soxr.resample(samples_t, rate, SAMPLE_RATE, quality="VHQ")
-    with np.errstate(over="ignore"):
-        result_t = np.ascontiguousarray(samples_t, dtype=np.float32)
-    if not np.isfinite(result_t).all():
-        raise InputError(
-            f"{name}: has samples as large as {np.abs(samples_tc).max():.3g}; expected -1..1."
-        )
-    return result_t
+    return np.ascontiguousarray(samples_t, dtype=np.float32)
 
 
 def seconds(audio: str | Path | bytes) -> float:

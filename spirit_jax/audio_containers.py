@@ -161,24 +161,42 @@ def _find_wav(data, start: int) -> FileSegment:
                 mpeg = (body, len(data)) if codec in _MPEG_CODECS else None
                 return FileSegment(start, len(data), ((body - 4, sizes),), mpeg)
             check_size(present // frame * frame, size // frame * frame)
-            end = _end_of_chunks(data, start, body + size, order)
+            end = _end_of_chunks(data, start, body, size, order)
             if codec in _MPEG_CODECS:
                 return FileSegment(start, end, mpeg=(body, body + size))
             return FileSegment(start, end)
     return FileSegment(start, len(data), has_sound=False)
 
 
-def _end_of_chunks(data, start: int, position: int, order: str) -> int:
-    """The end of a file, after its audio chunk; another file may follow."""
+def _end_of_chunks(data, start: int, body: int, audio_bytes: int, order: str) -> int:
+    """The end of a file that starts at `start`; another file may follow.
+
+    Args:
+      data: the bytes.
+      start: of the file.
+      body: start of the audio chunk's body.
+      audio_bytes: size of the audio chunk.
+      order: byte order, for struct.
+
+    Raises:
+      InputError: another audio chunk follows, which libsndfile would read instead.
+    """
     (size,) = struct.unpack(order + "I", data[start + 4 : start + 8])
+    position = body + audio_bytes
     whole = start + 8 + size if size != 0xFFFFFFFF else position
     while position < len(data):
         padded = position + (position - start) % 2  # some programs leave out the padding byte
         chunk = padded if _is_chunk(data, padded, whole, order) else position
         if not _is_chunk(data, chunk, whole, order) or find_format(data[chunk : chunk + 32]):
             break
+        if data[chunk : chunk + 4] == data[body - 8 : body - 4]:
+            raise _several_chunks()
         position = chunk + 8 + struct.unpack(order + "I", data[chunk + 4 : chunk + 8])[0]
     return min(position, len(data))
+
+
+def _several_chunks() -> InputError:
+    return InputError("has several chunks of audio, which is not supported; convert it.")
 
 
 def _is_chunk(data, position: int, whole: int, order: str) -> bool:
@@ -210,7 +228,7 @@ def _find_iff(data, start: int) -> FileSegment:
                     repairs.append((frames_at, struct.pack(">I", filled // frame)))
                 return FileSegment(start, len(data), tuple(repairs))
             check_size(present // frame * frame, size // frame * frame)
-            return FileSegment(start, _end_of_chunks(data, start, body + size, ">"))
+            return FileSegment(start, _end_of_chunks(data, start, body, size, ">"))
     return FileSegment(start, len(data), has_sound=frames == 0)
 
 
@@ -226,9 +244,11 @@ def _find_w64(data, start: int) -> FileSegment:
                 return FileSegment(start, len(data), ((position + 16, sizes),))
             check_size(len(data) - position - 24, size - 24)
             (whole,) = struct.unpack("<Q", data[start + 16 : start + 24])
-            return FileSegment(
-                start, max(end, start + whole) if start + whole <= len(data) else end
-            )
+            if start + whole <= len(data):
+                end = max(end, start + whole)
+            if data.find(data[position : position + 16], position + size, end) >= 0:
+                raise _several_chunks()
+            return FileSegment(start, end)
         position += max(24, size + -size % 8)
     return FileSegment(start, len(data), has_sound=False)
 
@@ -259,6 +279,8 @@ def _find_caf(data, start: int) -> FileSegment:
             sizes = struct.pack(">q", len(data) - position)
             return FileSegment(start, len(data), ((position - 8, sizes),))
         if name == b"data":
+            if has_sound:
+                raise _several_chunks()
             check_size(len(data) - position, size)
             has_sound = True
         position += size

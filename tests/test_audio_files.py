@@ -307,6 +307,19 @@ def test_two_joined_files_that_cannot_be_separated_are_named():
         load_audio(data + data)
 
 
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("WAV", b"data"), ("AIFF", b"SSND"), ("SVX", b"BODY"), ("CAF", b"data"), ("W64", b"data")],
+)
+def test_several_audio_chunks_are_named_and_none_is_dropped(form, name):
+    data = encode(form, "PCM_16")
+    data += data[data.index(name) :]
+    if form == "W64":  # ends a file where its header says
+        data = data[:16] + struct.pack("<Q", len(data)) + data[24:]
+    with pytest.raises(InputError, match="several chunks of audio"):
+        load_audio(data)
+
+
 def test_telephone_codecs_in_wav_are_read():
     samples_t = load_audio(encode("WAV", "GSM610"))
     assert RATE <= len(samples_t) < RATE + 320
@@ -328,6 +341,14 @@ def test_values_too_large_for_float32_are_named(form):
         warnings.simplefilter("error")
         with pytest.raises(InputError, match=r"1e\+300"):
             load_audio(given)
+
+
+@pytest.mark.parametrize("form", ["array", "file"])
+def test_floats_in_the_range_of_integers_are_named(form):
+    unscaled = 32_768 * NOISE
+    with pytest.raises(InputError, match="expected -1..1"):
+        load_audio(unscaled if form == "array" else encode("WAV", "FLOAT", unscaled))
+    assert np.abs(load_audio(4 * NOISE)).max() > 1  # loud floats are kept
 
 
 def test_seconds_are_counted(tmp_path, mp3):
