@@ -120,3 +120,10 @@ def test_converted_networks_keep_their_blank_and_separator(hf, tokenizer, labels
 
     assert find_separator(tokenizer, labels) == separator
     assert find_blank(hf, tokenizer, labels) == blank
+
+
+@pytest.mark.parametrize("apostrophe", "\u2018\u2019\u02bc\uff07`\u00b4\u2032")
+def test_every_apostrophe_is_one(apostrophe):
+    letters = LATIN + "'"
+    assert spell(f"o{apostrophe}clock", letters) == "o'clock"
+    assert spell(f"{apostrophe}don{apostrophe}t{apostrophe}", letters) == "don't"

@@ -23,7 +23,7 @@ from spirit_jax import (
     model_folder,
 )
 from spirit_jax.data.manifest import Item
-from spirit_jax.evaluation import pairs, run, scoring, tasks
+from spirit_jax.evaluation import configs, pairs, run, scoring, tasks
 
 QUIET = Console(quiet=True)
 # says of each sound how long it is, of each text how many letters it has
@@ -361,3 +361,41 @@ def test_english_in_ligatures_full_width_or_with_primes_is_english():
     wanted = ["\ufb01ve o\ufb03ces", "\uff21\uff22\uff23 twenty one", "don\u2032t", "it\u02bcs"]
     given = ["5 offices", "abc 21", "don't", "it is"]
     assert scoring.error_rates(wanted, given)["wer"] == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "language"),
+    [("EN", "en"), ("en-US", "en"), ("eng", "en"), ("zh_TW", "zh"), ("cmn-Hant-TW", "zh")],
+)
+def test_codes_of_one_language_are_that_language(code, language):
+    text = ["It's 你好, twenty-one"]
+    assert scoring.normalise(text, code) == scoring.normalise(text, language)
+
+
+def test_what_is_not_a_language_code_is_named():
+    for language in ("English", "e", "?", 5):
+        with pytest.raises(InputError, match="expected a code"):
+            scoring.normalise(["a"], language)
+        with pytest.raises(InputError, match="expected a code"):
+            configs.TaskConfig("a", "m.jsonl", "{text}", language=language)
+
+
+@pytest.mark.parametrize(
+    ("command", "lines", "says"),
+    [
+        (["printf", r"\xff\n"], ["x"], "not UTF-8"),
+        (["cat", "\0"], ["x"], "cannot be started"),
+        (["cat"], ["\ud83d"], "not valid Unicode"),
+        (["printf", r"a\nb\n"], ["x"], "2 of 1 lines"),
+        (["true"], ["x"], "0 of 1 lines"),
+    ],
+)
+def test_what_a_judge_cannot_read_or_writes_wrongly_is_named(command, lines, says):
+    with pytest.raises(InputError, match=says):
+        scoring.ask_judge(command, lines)
+
+
+def test_a_judge_may_write_any_character_in_an_answer():
+    answers = ["a\u2028b\x0cc", "", "\x85"]
+    assert scoring.ask_judge(["cat"], answers) == answers
+    assert scoring.ask_judge(["printf", r"\xef\xbb\xbfa\r\nb"], ["x", "y"]) == ["a", "b"]

@@ -10,7 +10,7 @@ import dataclasses
 import unicodedata
 from collections.abc import Sequence
 
-from spirit_jax.data.labels import UNKNOWN, split_words
+from spirit_jax.data.labels import APOSTROPHES, UNKNOWN, split_words
 from spirit_jax.errors import InputError
 from spirit_jax.models.ctc import CtcConfig
 
@@ -133,7 +133,7 @@ class Speller:
 
 
 def _compose(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).replace("\u2019", "'")
+    return unicodedata.normalize("NFKC", text.translate(APOSTROPHES))
 
 
 def _check_letters(labels: Sequence[str], name: str) -> None:

@@ -1,11 +1,18 @@
 """Settings of an evaluation. This module imports no JAX."""
 
 import dataclasses
+import re
 from pathlib import PurePath
 
 from spirit_jax import limits
 from spirit_jax.errors import InputError
 from spirit_jax.generation.config import GenerationConfig
+
+# Codes of ISO 639-3 for languages that have a rule of their own in `scoring`.
+_TWO_LETTERS = {
+    **{"eng": "en", "zho": "zh", "cmn": "zh", "jpn": "ja", "tha": "th"},
+    **{"khm": "km", "lao": "lo", "mya": "my", "bod": "bo"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +64,22 @@ class TaskConfig:
             raise InputError(f"{self.name}: end is for answers of text, voice for those of speech.")
         if self.shots < 0 or self.limit < 0 or (self.shots and not (self.shot and self.examples)):
             raise InputError(f"{self.name}: shots, 0 or more, need a shot and examples.")
+        read_language(self.language)
+
+
+def read_language(code: str) -> str:
+    """The language of a code such as "en", "zh-TW" or "eng": ISO 639-1 if it has such a code.
+
+    Args:
+      code: a language code, optionally with script and region; "" stays "".
+
+    Raises:
+      InputError: it is not such a code, but for example the name of a language.
+    """
+    language = re.split("[-_]", code)[0].lower() if isinstance(code, str) else "?"
+    if code != "" and not re.fullmatch("[a-z]{2,3}", language):
+        raise InputError(f"The language is {code!r}; expected a code, such as en, hi or zh.")
+    return _TWO_LETTERS.get(language, language)
 
 
 MODALITIES = ("text", "speech")

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from spirit_jax import bucketing, files
+from spirit_jax.data.labels import APOSTROPHES
 from spirit_jax.errors import InputError
+from spirit_jax.evaluation.configs import read_language
 
 # Languages without spaces between words: each character counts as a word, as in the evaluation of
 # Whisper.
 UNSPACED = ("bo", "ja", "km", "lo", "my", "th", "yue", "zh")
-_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\u00b4\u2032", "'"))
 _UNSPACED_NAMES = ("CJK", "HIRAGANA", "KATAKANA", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN")
 
 
@@ -35,8 +36,11 @@ def normalise(texts: Sequence[str], language: str = "", like: Sequence[str] = ()
 
     Returns:
       The normalised texts, in order.
+
+    Raises:
+      InputError: `language` is not such a code.
     """
-    change = _normaliser(language or _guess_language(like or texts))
+    change = _normaliser(read_language(language) or _guess_language(like or texts))
     return [change(text) for text in texts]
 
 
@@ -54,7 +58,8 @@ def error_rates(
       "wer" and "cer", in percent.
 
     Raises:
-      InputError: the references have no words, or the numbers of texts differ.
+      InputError: the references have no words, the numbers of texts differ, or `language` is not
+        a language code.
     """
     import jiwer
 
@@ -64,7 +69,7 @@ def error_rates(
     if not any(correct):
         raise InputError("There are no words to compare with.")
     wer = jiwer.wer(correct, generated)
-    if (language or _guess_language(references)) in UNSPACED:
+    if (read_language(language) or _guess_language(references)) in UNSPACED:
         correct, generated = (
             [text.replace(" ", "") for text in texts] for texts in (correct, generated)
         )
@@ -82,7 +87,8 @@ def accuracy(references: Sequence[str], hypotheses: Sequence[str], language: str
       language: see `normalise`.
 
     Raises:
-      InputError: the numbers of texts differ, or there are none.
+      InputError: the numbers of texts differ, there are none, or `language` is not a language
+        code.
     """
     _check_texts(references, hypotheses)
     correct = normalise(references, language)
@@ -107,7 +113,7 @@ def _check_texts(references: Sequence[str], hypotheses: Sequence[str]) -> None:
 
 def _compose(text: str) -> str:
     """A text in NFKC (no ligatures, no full width), with one form of the apostrophe."""
-    return unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES)
+    return unicodedata.normalize("NFKC", text.translate(APOSTROPHES))
 
 
 def _guess_language(texts: Sequence[str]) -> str:
@@ -158,26 +164,35 @@ def ask_judge(command: Sequence[str], lines: Sequence[str]) -> list[str]:
       A line of output for each input.
 
     Raises:
-      InputError: the program cannot be started, fails, or writes another number of lines.
+      InputError: the program cannot be started, fails, or writes another number of lines or text
+        that is not UTF-8.
     """
     if not lines:
         return []
     name = " ".join(command)
     try:
+        given = "".join(re.sub(r"[\r\n]+", " ", line) + "\n" for line in lines)
         done = subprocess.run(
             command,
-            input="".join(re.sub(r"[\r\n]+", " ", line) + "\n" for line in lines),
+            # A path may have bytes that are not UTF-8, which Python keeps as surrogates.
+            input=given.encode("utf-8", "surrogateescape"),
             stdout=subprocess.PIPE,
-            text=True,
             check=True,
         )
-    except (OSError, MemoryError) as error:
+        written = done.stdout.decode("utf-8-sig")
+    except UnicodeEncodeError as error:
+        raise InputError(f"A line for the judge '{name}' is not valid Unicode.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"The judge '{name}' wrote text that is not UTF-8.") from error
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a NUL character
         raise InputError(
             f"The judge '{name}' cannot be started ({files.describe(error)})."
         ) from error
     except subprocess.CalledProcessError as error:
         raise InputError(f"The judge '{name}' failed (status {error.returncode}).") from error
-    answers = done.stdout.splitlines()
+    # Only "\n" ends an answer: a text may contain U+2028 and the like.
+    answers = [line.removesuffix("\r") for line in written.removesuffix("\n").split("\n")]
+    answers = answers if written else []
     if len(answers) != len(lines):
         raise InputError(
             f"The judge '{name}' answered {len(answers)} of {len(lines)} lines; it must answer "
