@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 from marks import slow
 
 from spirit_jax import sharding
@@ -18,7 +19,7 @@ from spirit_jax.random_model import random_params
 from spirit_jax.training.configs import StepConfig
 from spirit_jax.training.lm.loss import Objective, next_tokens
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from spirit_jax.training.step import TrainState, train_step
+from spirit_jax.training.step import Gradients, TrainState, train_step
 from spirit_jax.vocab import Vocab
 
 VOCAB = Vocab.make("base", 40)  # 543 tokens in 640 rows
@@ -44,7 +45,7 @@ def params():
 def stack(params):
     """The same parameters in the form of a scan."""
     layers = [params["layers"][str(i)] for i in range(CONFIG.num_layers)]
-    return params | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+    return params | {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +80,9 @@ def loss_and_gradient(model, params, batch, config):
 
 def assert_close(ours, expected, tolerance=1e-5):
     def check(a, b):
-        scale = max(float(jnp.abs(b).max()), 1e-8)
-        assert float(jnp.abs(a - b).max()) <= tolerance * scale
+        assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-8)
 
-    jax.tree.map(check, ours, expected)
+    jax.tree.map(check, *map(jax.device_get, (ours, expected)))  # NumPy has nothing to compile
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +96,14 @@ def test_the_loss_is_the_cross_entropy_of_each_token_from_those_before(params, b
     total = count = 0
     for row in range(4):
         for segment in range(1, batch["segments"][row].max() + 1):
-            own = batch["segments"][row] == segment
+            selected = batch["segments"][row] == segment
             tokens = np.zeros(24, np.int32)
-            n = own.sum()
-            tokens[:n] = batch["tokens"][row][own]
+            n = selected.sum()
+            tokens[:n] = batch["tokens"][row][selected]
             here = (np.arange(24) < n).astype(np.int32)
             logits, _ = apply({"params": params}, tokens[None], here[None], np.arange(24)[None])
-            logs = jax.nn.log_softmax(logits[0, :, : VOCAB.size])
-            total -= sum(float(logs[i, tokens[i + 1]]) for i in range(n - 1))
+            logs = scipy.special.log_softmax(np.asarray(logits)[0, :, : VOCAB.size], axis=-1)
+            total -= logs[np.arange(n - 1), tokens[1:n]].sum()
             count += n - 1
     sums, _ = plain
     assert float(sums.count) == count
@@ -116,10 +116,10 @@ def test_the_loss_is_the_cross_entropy_of_each_token_from_those_before(params, b
 @pytest.mark.parametrize(
     ("model", "config"),
     [
-        (MODEL, StepConfig(loss_chunk=7)),
+        pytest.param(MODEL, StepConfig(loss_chunk=7), marks=pytest.mark.slow),
         pytest.param(MODEL, StepConfig(loss_chunk=1000), marks=pytest.mark.slow),
         pytest.param(MODEL, StepConfig(loss_chunk=0, accumulate=2), marks=pytest.mark.slow),
-        (MODEL, StepConfig(loss_chunk=16, accumulate=4)),
+        (MODEL, StepConfig(loss_chunk=7, accumulate=4)),
         (Llama(CONFIG, remat="block"), PLAIN),
     ],
 )
@@ -132,7 +132,7 @@ def test_ways_of_computing_change_nothing(params, batch, plain, model, config):
 
 @pytest.mark.parametrize(
     "remat",
-    [name if name in ("none", "block", "offload") else slow(name) for name in llama.REMAT_SAVES],
+    [name if name in ("block", "offload") else slow(name) for name in llama.REMAT_SAVES],
 )
 def test_a_scan_changes_nothing(params, batch, plain, remat):
     model = Llama(CONFIG, scan_layers=True, remat=remat)
@@ -156,10 +156,13 @@ def test_a_mesh_changes_nothing(params, batch, plain, shape):
 
 
 def test_a_tied_head_learns(params, batch):
-    model = Llama(dataclasses.replace(CONFIG, tie_embeddings=True))
-    tied = {name: leaf for name, leaf in params.items() if name != "head"}
+    """As a head, the embedding also has gradients of tokens that are not in the batch."""
+    model = Llama(dataclasses.replace(CONFIG, num_layers=1, tie_embeddings=True))
+    tied = {"layers": {"0": params["layers"]["0"]}}
+    tied |= {name: params[name] for name in ("embed", "final_norm")}
     _, grads = loss_and_gradient(model, tied, batch, StepConfig(loss_chunk=16))
-    assert float(jnp.abs(grads["embed"]["embedding"]).max()) > 0
+    absent = np.setdiff1d(np.arange(VOCAB.size), batch["tokens"])
+    assert np.all(np.abs(grads["embed"]["embedding"])[absent].max(axis=1) > 0)
 
 
 def test_the_first_token_of_a_document_is_not_predicted(batch):
@@ -180,25 +183,19 @@ def test_losses_by_source_and_by_modality_make_up_the_whole(plain, batch):
 
 
 def test_z_loss_is_added(params, batch, plain):
-    sums, _ = loss_and_gradient(MODEL, params, batch, StepConfig(loss_chunk=7, z_loss=0.1))
+    objective = Objective(MODEL, VOCAB, StepConfig(loss_chunk=7, z_loss=0.1), ("odd", "even"))
+    sums = jax.jit(objective.losses)(params, batch)
     assert float(sums.loss) > float(plain[0].loss) + 1
     np.testing.assert_allclose(sums.parts, plain[0].parts, rtol=1e-6)
 
 
-@functools.cache
-def compiled_step(config, steps=50):
+def test_a_model_overfits_one_batch(params, batch):
     settings = OptimizerConfig(learning_rate=1e-2, clip_norm=1.0)
-    schedule = make_schedule(settings, steps)
-    optimizer, gradients = make_optimizer(settings, schedule), Objective(MODEL, VOCAB, config)
-    step = functools.partial(
-        train_step, gradients.step_gradients, optimizer, schedule, skip_norm=config.skip_norm
-    )
-    return optimizer, jax.jit(step)
-
-
-def test_it_learns_a_batch_by_heart(params, batch):
-    optimizer, step = compiled_step(StepConfig(loss_chunk=32))
-    state = TrainState.create(jax.tree.map(jnp.asarray, params), optimizer)
+    schedule = make_schedule(settings, 50)
+    optimizer = make_optimizer(settings, schedule)
+    gradients = Objective(MODEL, VOCAB, StepConfig(loss_chunk=32)).step_gradients
+    step = jax.jit(functools.partial(train_step, gradients, optimizer, schedule))
+    state = jax.jit(lambda params: TrainState.create(params, optimizer))(params)
     losses = []
     for _ in range(50):
         state, metrics = step(state, batch)
@@ -208,18 +205,25 @@ def test_it_learns_a_batch_by_heart(params, batch):
     assert 0 <= float(metrics["accuracy_speech"]) <= 1
 
 
-def test_a_step_out_of_line_changes_nothing(params, batch):
-    optimizer, step = compiled_step(StepConfig(loss_chunk=32, skip_norm=1e-6))
-    state = TrainState.create(jax.tree.map(jnp.asarray, params), optimizer)
-    after, metrics = step(state, batch)
-    assert int(metrics["skipped"]) == 1 and int(after.step) == 1
-    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
-    jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
-    optimizer, step = compiled_step(StepConfig(loss_chunk=32))
-    broken = state.replace(params=state.params | {"head": state.params["head"] * jnp.nan})
-    after, metrics = step(broken, batch)
-    assert int(metrics["skipped"]) == 1
-    jax.tree.map(np.testing.assert_array_equal, after.opt_state, broken.opt_state)
+@pytest.mark.parametrize("gradient", [2.0, np.nan, np.inf])
+def test_a_step_with_a_too_large_or_non_finite_gradient_is_skipped(gradient):
+    settings = OptimizerConfig(learning_rate=1e-2)
+    schedule = make_schedule(settings, 50)
+    optimizer = make_optimizer(settings, schedule)
+    state = TrainState.create({"kernel": np.ones(3, np.float32)}, optimizer, extra=np.zeros(3))
+
+    def gradients(state, batch):
+        return Gradients({"kernel": batch}, {"loss": batch.sum()}, state.extra + 1)
+
+    step = jax.jit(functools.partial(train_step, gradients, optimizer, schedule, skip_norm=1.5))
+    accepted, metrics = step(state, np.array([1, 0, 0], np.float32))
+    assert int(metrics["skipped"]) == 0 and np.all(np.asarray(accepted.extra) == 1)
+    assert not np.array_equal(accepted.params["kernel"], state.params["kernel"])
+    skipped, metrics = step(accepted, np.array([gradient, 0, 0], np.float32))
+    assert int(metrics["skipped"]) == 1 and int(skipped.step) == 2
+    for part in ("params", "opt_state", "extra"):
+        unchanged = getattr(skipped, part), getattr(accepted, part)
+        jax.tree.map(np.testing.assert_array_equal, *unchanged)
 
 
 @pytest.mark.compat
@@ -227,27 +231,27 @@ def test_schedules():
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_share=0.1)
     for name, middle, end in (("constant", 1, 1), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1)):
         rate = make_schedule(dataclasses.replace(config, schedule=name), 110)
-        made = [float(rate(step)) for step in (0, 5, 10, 60, 110)]
-        np.testing.assert_allclose(made, [0, 0.5, 1, middle, end], atol=1e-6)
+        rates = [float(rate(step)) for step in (0, 5, 10, 60, 110)]
+        np.testing.assert_allclose(rates, [0, 0.5, 1, middle, end], atol=1e-6)
 
 
 def test_vectors_do_not_decay_and_the_rest_does(params):
     optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), lambda step: 0.1)
     for tree in (params, stack(params)):
-        zeros = jax.tree.map(jnp.zeros_like, tree)
+        zeros = jax.tree.map(np.zeros_like, tree)
         updates = jax.jit(lambda z, t: optimizer.update(z, optimizer.init(t), t)[0])(zeros, tree)
         flat = jax.tree_util.tree_leaves_with_path(updates)
         for path, update in flat:
             decays = path[-1].key not in ("scale", "bias")
-            assert bool(jnp.any(update != 0)) == decays, path
+            assert np.any(update) == decays, path
 
 
 def test_large_gradients_are_clipped(params):
     optimizer = make_optimizer(OptimizerConfig(clip_norm=1.0, weight_decay=0.0), lambda step: 3e-5)
-    grads = jax.tree.map(lambda p: 1e3 * jnp.ones_like(p), params)
-    _, state = optimizer.update(grads, optimizer.init(params), params)
-    moments = optax.tree.get(state, "mu")
-    np.testing.assert_allclose(optax.tree.norm(moments), 0.1, rtol=1e-4)
+    grads = jax.tree.map(lambda p: np.full_like(p, 1e3), params)
+    state = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[1])(grads, params)
+    moments = jax.tree.leaves(jax.device_get(optax.tree.get(state, "mu")))
+    np.testing.assert_allclose(np.sqrt(sum(np.sum(m**2) for m in moments)), 0.1, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -264,10 +268,9 @@ def test_bad_settings_are_named(make, message):
         make()
 
 
-def test_padding_rows_of_the_vocabulary_are_impossible(params, batch):
-    """Their logits do not matter, so they are never learnt nor sampled."""
+def test_padding_rows_of_the_vocabulary_are_impossible(params, batch, plain):
+    """Their logits change nothing, so they are neither learned nor sampled."""
     loud = params | {"head": params["head"].copy()}
     loud["head"][:, VOCAB.size :] += 5.0
-    objective = Objective(MODEL, VOCAB, PLAIN)
-    sums = [float(objective.losses(p, batch).loss) for p in (params, loud)]
-    assert sums[0] == sums[1]
+    sums, _ = loss_and_gradient(MODEL, loud, batch, PLAIN)
+    assert float(sums.loss) == float(plain[0].loss)

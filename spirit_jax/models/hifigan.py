@@ -227,6 +227,7 @@ class HifiGan(nn.Module):
             self.log_durations(ids_btc[..., 0], lengths_b)
 
 
+@functools.cache
 def abstract_params(model: HifiGan) -> dict:
     """The parameter tree as `jax.ShapeDtypeStruct`."""
     ids = jax.ShapeDtypeStruct((1, 8, len(model.config.channels)), jnp.int32)

@@ -332,6 +332,7 @@ def init_cache(model: Llama, batch: int, slots: int) -> KVCache:
     return KVCache(layers, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
 
 
+@functools.cache
 def abstract_params(model: Llama, boxed: bool = False) -> Any:
     """The tree of `jax.ShapeDtypeStruct` of the model's parameters; `boxed` keeps logical axes."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)

@@ -172,6 +172,7 @@ def nearest_codes(latent_btd: jax.Array, codes_vd: jax.Array, precision: str) ->
     return jnp.argmin(distances_btv, axis=-1).astype(jnp.int32)
 
 
+@functools.cache
 def abstract_params(model: PitchVqVae) -> dict:
     """The parameter tree as `jax.ShapeDtypeStruct`."""
     features = jax.ShapeDtypeStruct((1, 64, 2), jnp.float32)

@@ -12,6 +12,7 @@ statistics over time and attention ignore padding, and it is zeroed before the o
 its input.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -253,6 +254,7 @@ class Trunk(nn.Module):
         return jnp.where(mask_bt[..., None], hidden_btd, 0)
 
 
+@functools.cache
 def abstract_params(module: nn.Module) -> dict:
     """The tree of `jax.ShapeDtypeStruct` of a module that takes (wave_bt, lengths_b)."""
     wave = jax.ShapeDtypeStruct((1, 1), jnp.float32)
