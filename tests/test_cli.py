@@ -287,7 +287,7 @@ def test_a_demo_without_words_is_refused(run, tmp_path):
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_second_start_compiles_nothing_anew(base_folder, recording, tmp_path):
+def test_a_second_process_uses_the_compilation_cache(base_folder, recording, tmp_path):
     cache = tmp_path / "cache"
     start = "from spirit_jax.cli import main; main()"
     command = [sys.executable, "-c", start, "encode", str(base_folder), str(recording)]

@@ -99,7 +99,7 @@ def test_sharded_generation_is_the_same(params, prompts, shape):
 
 
 def test_a_row_that_ends_does_no_harm(params, prompts):
-    """Its EOS is the last id it gives, and the others go on as before."""
+    """Its EOS is its last id, and the other rows continue as before."""
     free = run(params, prompts)
     ending = free[0][3]
     expected = [ids[: ids.index(ending) + 1] if ending in ids else ids for ids in free]
@@ -108,7 +108,7 @@ def test_a_row_that_ends_does_no_harm(params, prompts):
     assert len(ended[0]) < 12
 
 
-def test_forbidden_tokens_are_never_made(params, prompts):
+def test_forbidden_tokens_are_never_generated(params, prompts):
     allowed = (np.arange(96) >= 40) & (np.arange(96) < 60)
     sampling = GenerationConfig(max_new_tokens=16, do_sample=True, temperature=50.0)
     for config in (GREEDY, sampling):

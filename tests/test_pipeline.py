@@ -224,7 +224,7 @@ def test_hosts_share_the_rows_of_one(quick, corpus, tokenizer, rows):
 
 
 @pytest.mark.compat
-def test_a_stream_goes_on_where_it_was_also_on_other_hosts(quick, corpus, tokenizer):
+def test_a_stream_resumes_where_it_was_also_on_other_hosts(quick, corpus, tokenizer):
     config = data_config(corpus)
     stream = Stream(config, tokenizer, VOCAB)
     for _ in range(7):
@@ -242,7 +242,7 @@ def test_a_stream_goes_on_where_it_was_also_on_other_hosts(quick, corpus, tokeni
         assert_same({n: np.concatenate([p[n] for p in parts]) for n in row}, row)
 
 
-def test_seeds_and_epochs_draw_anew(quick, corpus, tokenizer):
+def test_seeds_and_epochs_change_the_draws(quick, corpus, tokenizer):
     config = data_config(corpus)
     first = next(Stream(config, tokenizer, VOCAB))
     assert_same(first, next(Stream(config, tokenizer, VOCAB)))

@@ -1,4 +1,4 @@
-"""Preparing: nothing lost or mixed up, rejects with reasons, stopped and gone on with."""
+"""Preparing: nothing lost or mixed up, rejects with reasons, stopped and resumed."""
 
 import json
 import shutil
@@ -98,7 +98,7 @@ def test_two_processes_prepare_different_parts_only(recordings, tokenizer, tmp_p
     assert not list(output.glob("*.lock*"))
 
 
-def test_a_stopped_run_goes_on_where_it_was(recordings, tokenizer, tmp_path):
+def test_a_stopped_run_resumes_where_it_was(recordings, tokenizer, tmp_path):
     source, output = str(recordings / "all.jsonl"), tmp_path / "corpus"
     config = PrepareConfig(shard_items=1)
 

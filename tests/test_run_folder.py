@@ -173,7 +173,7 @@ def test_a_run_of_an_earlier_version_resumes_with_a_notice(tmp_path, capsys):
     assert record.is_record(json.loads((tmp_path / "run.json").read_text()))
 
 
-def test_a_changed_run_is_refused_and_taken_on_demand(make_config, tmp_path, capfd):
+def test_a_changed_run_is_refused_unless_changes_are_allowed(make_config, tmp_path, capfd):
     """The stream starts again where its place means nothing; the loss is that of the new data."""
     run(make_config("run"), stop_after=4)
     assert record.is_record(json.loads((tmp_path / "run" / "run.json").read_text()))
@@ -199,7 +199,9 @@ def test_a_changed_run_is_refused_and_taken_on_demand(make_config, tmp_path, cap
         next(train(dataclasses.replace(other, scan_layers=False), allow_changes=True))
 
 
-def test_a_signal_saves_before_an_evaluation_which_is_made_up_for(make_config, tmp_path, capfd):
+def test_a_signal_saves_before_an_evaluation_which_the_resumed_run_does(
+    make_config, tmp_path, capfd
+):
     held_out = make_config().data.sources
     config = make_config("run", checkpoint_every=0, eval_every=1, eval_sources=held_out)
     config = dataclasses.replace(config, eval_batches=1)
@@ -326,7 +328,7 @@ SMOKE = {"run_dir": "x", "model": "made:base", "data": {"sources": [{"path": "ma
 @pytest.mark.parametrize(
     "model", ["made:../../x", "made:", "made:/tmp/x", "made:base/..", "made:x"]
 )
-def test_only_known_models_are_made(tmp_path, model):
+def test_only_known_synthetic_models_are_accepted(tmp_path, model):
     settings = config.from_dict(LmRunConfig, SMOKE | {"model": model, "run_dir": str(tmp_path)})
     with pytest.raises(InputError, match="expected made:base or made:expressive"):
         synthetic.write(settings)
@@ -334,13 +336,13 @@ def test_only_known_models_are_made(tmp_path, model):
 
 
 @pytest.mark.parametrize("path", ["made:0", "made:²", "made:-1", "made:" + "9" * 5000, "made:../x"])
-def test_only_corpora_of_some_size_are_made(tmp_path, path):
+def test_only_synthetic_corpora_with_a_size_are_accepted(tmp_path, path):
     values = SMOKE | {"data": {"sources": [{"path": path}]}, "run_dir": str(tmp_path)}
     with pytest.raises(InputError, match="is not a synthetic corpus"):
         synthetic.write(config.from_dict(LmRunConfig, values))
 
 
-def test_what_a_kill_left_of_a_made_model_is_made_again(tmp_path):
+def test_a_synthetic_model_that_is_half_written_is_written_again(tmp_path):
     (tmp_path / "made" / "base" / "text_tokenizer").mkdir(parents=True)
     settings = config.from_dict(LmRunConfig, SMOKE | {"run_dir": str(tmp_path)})
     resolved = synthetic.write(settings)
