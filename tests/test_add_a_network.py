@@ -1,4 +1,4 @@
-"""A network that is added as docs/add-a-network.md says trains, resumes and is exported."""
+"""The example network of docs/add-a-network.md trains, resumes and exports."""
 
 import importlib
 import re
@@ -23,7 +23,7 @@ FILES = re.findall(r"`loudness/(\w+\.py)`:\n\n```python\n(.*?)```", PAGE.read_te
 
 @pytest.fixture
 def loudness(tmp_path, monkeypatch):
-    """The folder that the page describes, among the trainings of the package."""
+    """The example package of the page, added to the training recipes."""
     folder = tmp_path / "loudness"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -38,31 +38,31 @@ def loudness(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_the_page_is_short():
+def test_the_example_is_four_short_files():
     assert [name for name, _ in FILES] == ["config.py", "data.py", "recipe.py", "report.py"]
     assert sum(bool(line.strip()) for _, code in FILES for line in code.splitlines()) < 80
 
 
-def test_it_trains_resumes_and_is_exported(loudness, tmp_path):
+def test_the_example_trains_resumes_and_exports(loudness, tmp_path):
     from spirit_jax.training import find_recipe
 
     manifest = write_tones(tmp_path, 4)
     recipe = find_recipe("loudness")
     config = find_config("loudness")(
-        run_dir=str(tmp_path / "whole"),
+        run_dir=str(tmp_path / "full"),
         steps=40,
         checkpoint_every=10,
         data=SpeechDataConfig((manifest,), (manifest,), batch_rows=2),
         optimizer=OptimizerConfig(learning_rate=1e-2),
     )
-    whole = speech_runs.run(recipe, config)
-    assert whole[-1]["eval_loss"] < 0.5 * whole[0]["loss"]
-    assert (tmp_path / "whole" / "report" / "loudness.png").is_file()
+    full = speech_runs.run(recipe, config)
+    assert full[-1]["eval_loss"] < 0.5 * full[0]["loss"]
+    assert (tmp_path / "full" / "report" / "loudness.png").is_file()
     stopped = speech_runs.changed(config, "stopped")
     speech_runs.run(recipe, stopped, stop_after=25)
-    rest = speech_runs.run(recipe, stopped)
-    assert [line["loss"] for line in rest] == [line["loss"] for line in whole[-len(rest) :]]
-    assert 0 < len(rest) < 40
+    resumed = speech_runs.run(recipe, stopped)
+    assert [line["loss"] for line in resumed] == [line["loss"] for line in full[-len(resumed) :]]
+    assert 0 < len(resumed) < 40
     states = [speech_runs.load_state(recipe, run) for run in (config, stopped)]
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert export(recipe(config), tmp_path / "network") == 40

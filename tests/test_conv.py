@@ -1,4 +1,4 @@
-"""Gradients of `conv1d` are those that JAX finds."""
+"""Gradients of `conv1d` equal those of JAX's own convolution."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from spirit_jax.models.conv import conv1d
         (10, 2, (0, 0), 1, 3),
     ],
 )
-def test_gradients_are_those_of_the_library(frames, kernel, padding, dilation, stride):
+def test_gradients_match_the_jax_convolution(frames, kernel, padding, dilation, stride):
     x_btc = jax.random.normal(jax.random.key(0), (3, frames, 4))
     kernel_kcd = jax.random.normal(jax.random.key(1), (kernel, 4, 6))
 
@@ -40,5 +40,5 @@ def test_gradients_are_those_of_the_library(frames, kernel, padding, dilation, s
     def gradients(conv):
         return jax.grad(lambda *args: jnp.sin(conv(*args)).sum(), argnums=(0, 1))(x_btc, kernel_kcd)
 
-    for own, theirs in zip(gradients(ours), gradients(library), strict=True):
-        np.testing.assert_allclose(own, theirs, rtol=1e-4, atol=2e-5)
+    for actual, expected in zip(gradients(ours), gradients(library), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=2e-5)

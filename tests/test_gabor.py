@@ -1,4 +1,4 @@
-"""Band-pass filters: each passes the tone of its band more than any other filter does."""
+"""Gabor filters: each pair responds most to a tone at its own centre frequency."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.training.hubert import gabor as filters
 
 
-def test_every_band_answers_to_a_tone_at_its_centre_whatever_its_phase():
+def test_each_filter_pair_responds_most_to_its_centre_frequency_at_any_phase():
     bank_kd = filters.gabor(400, 96)
     np.testing.assert_allclose(np.linalg.norm(bank_kd, axis=0), 1, rtol=1e-5)
     spectrum_fd = np.abs(np.fft.rfft(bank_kd, SAMPLE_RATE, axis=0))  # 1 Hz a bin
@@ -24,6 +24,6 @@ def test_every_band_answers_to_a_tone_at_its_centre_whatever_its_phase():
 
 
 @pytest.mark.parametrize("count", [2, 7])
-def test_filters_are_pairs(count):
+def test_invalid_filter_counts_are_rejected(count):
     with pytest.raises(ValueError, match="even number"):
         filters.gabor(80, count)

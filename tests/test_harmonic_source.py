@@ -34,52 +34,60 @@ def random_units(frames):
     return Units(np.random.default_rng(frames).integers(0, 500, frames))
 
 
-def test_sines_follow_f0_without_a_jump_and_are_silent_where_unvoiced():
+def test_sines_follow_f0_with_continuous_phase_and_are_zero_where_unvoiced():
     f0_tk = np.random.default_rng(0).uniform(80, 300, (9, source.PARTS))
     f0_tk[3], f0_tk[7, 2:] = 0, 3000  # its third harmonic is too high
     sines_sh = np.asarray(source.sines(source.excite(f0_tk, 640)[None], 640, 3))[0]
     f0_s = np.repeat(f0_tk.ravel(), 160)
     cycles_s = np.cumsum(f0_s / 16_000)
-    for number, made_s in enumerate(sines_sh.T, start=1):
-        heard_s = (f0_s > 0) & (number * f0_s < 8000)
-        expected_s = source.AMPLITUDE * np.sin(2 * np.pi * number * cycles_s) * heard_s
-        np.testing.assert_allclose(made_s, expected_s, atol=1e-4)
+    for number, sine_s in enumerate(sines_sh.T, start=1):
+        audible_s = (f0_s > 0) & (number * f0_s < 8000)
+        expected_s = source.AMPLITUDE * np.sin(2 * np.pi * number * cycles_s) * audible_s
+        np.testing.assert_allclose(sine_s, expected_s, atol=1e-4)
 
 
-def test_f0_is_that_of_the_predictor_where_its_score_is_above_zero():
-    told_te = np.float32([[np.log(100), np.log(200), 99, 1, 0.1, 2, 1, -0.1]])
-    np.testing.assert_allclose(source.to_f0(told_te), [[100, 200, source.MAX_F0, 0]], rtol=1e-5)
+def test_f0_is_predicted_where_the_voicing_score_is_positive():
+    predicted_te = np.float32([[np.log(100), np.log(200), 99, 1, 0.1, 2, 1, -0.1]])
+    np.testing.assert_allclose(
+        source.to_f0(predicted_te), [[100, 200, source.MAX_F0, 0]], rtol=1e-5
+    )
 
 
-def test_loss_of_f0_counts_true_frames_and_voiced_parts_alone():
+def test_f0_loss_counts_only_valid_frames_and_voiced_parts():
     f0_tk = np.float32([[100, 200, 0, 150], [120, 0, 0, 0], [500, 500, 500, 500]])
-    told_te = np.concatenate([np.log(np.maximum(f0_tk, 1)), np.where(f0_tk > 0, 20, -20)], axis=1)
+    predicted_te = np.concatenate(
+        [np.log(np.maximum(f0_tk, 1)), np.where(f0_tk > 0, 20, -20)], axis=1
+    )
     mask_bt = np.array([[True, True, False]])
-    given = source.excite(f0_tk, 640)[None]
-    assert float(source.f0_loss(told_te[None], given, mask_bt)) == pytest.approx(0, abs=1e-5)
-    told_te[0, 0] += 0.2  # one of four voiced parts
-    told_te[1, 1] += 5.0  # unvoiced
-    told_te[2] = 7  # after the end
-    found = float(source.f0_loss(told_te[None], given, mask_bt))
-    assert found == pytest.approx(0.04 / 4, rel=1e-3)
+    excitation = source.excite(f0_tk, 640)[None]
+    assert float(source.f0_loss(predicted_te[None], excitation, mask_bt)) == pytest.approx(
+        0, abs=1e-5
+    )
+    predicted_te[0, 0] += 0.2  # one of four voiced parts
+    predicted_te[1, 1] += 5.0  # unvoiced
+    predicted_te[2] = 7  # after the end
+    loss = float(source.f0_loss(predicted_te[None], excitation, mask_bt))
+    assert loss == pytest.approx(0.04 / 4, rel=1e-3)
 
 
-def test_windows_and_batches_say_what_one_piece_says(tokenizer, monkeypatch):
+def test_decoding_in_windows_and_batches_equals_decoding_at_once(tokenizer, monkeypatch):
     short, long = random_units(20), random_units(150)
-    whole = [tokenizer.decode(short), tokenizer.decode(long)]
-    silent = source.to_f0(np.zeros((1, 2 * source.PARTS)))
-    assert not silent.any() and np.abs(whole[1]).max() > 1e-3
-    for found, expected in zip(tokenizer.decode_batch([short, long]), whole, strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    expected_waves = [tokenizer.decode(short), tokenizer.decode(long)]
+    unvoiced = source.to_f0(np.zeros((1, 2 * source.PARTS)))
+    assert not unvoiced.any() and np.abs(expected_waves[1]).max() > 1e-3
+    for wave, expected in zip(tokenizer.decode_batch([short, long]), expected_waves, strict=True):
+        np.testing.assert_allclose(wave, expected, atol=1e-5)
     monkeypatch.setattr(speech_tokenizer, "WINDOW_FRAMES", 75)
     # The phase adds up the rounding of F0, which differs with the window and the processor: to a
     # ten-thousandth of the amplitude (see `source.excite`).
-    largest = np.abs(whole[1]).max()
-    np.testing.assert_allclose(tokenizer.decode(long), whole[1], rtol=0, atol=1e-4 * largest)
+    largest = np.abs(expected_waves[1]).max()
+    np.testing.assert_allclose(
+        tokenizer.decode(long), expected_waves[1], rtol=0, atol=1e-4 * largest
+    )
     assert len(tokenizer.decode(random_units(0))) == 0
 
 
-def test_the_source_is_heard_and_moves_with_f0(tokenizer):
+def test_the_waveform_depends_on_f0(tokenizer):
     model, params = hifigan.load(tokenizer._folder / "hifigan")
     ids_btc = np.zeros((1, 10, len(model.config.channels)), np.int32)
     speak = jax.jit(lambda *given: model.apply({"params": params}, *given)[0])
@@ -90,7 +98,7 @@ def test_the_source_is_heard_and_moves_with_f0(tokenizer):
     assert np.abs(waves[0] - waves[1]).max() > 1e-4 < np.abs(waves[1] - waves[2]).max()
 
 
-def test_a_hop_that_has_no_such_parts_is_refused():
+def test_a_hop_that_4_does_not_divide_is_rejected():
     with pytest.raises(InputError, match="code_hop that 4 divides"):
         hifigan.HifiGanConfig(
             upsample_rates=(5, 2), upsample_kernels=(5, 2), code_hop=10, source_harmonics=1

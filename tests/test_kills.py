@@ -1,4 +1,4 @@
-"""Commands that are killed at random moments and run again: the same result, or a sentence."""
+"""Commands killed at random moments and run again: the same result, or an error message."""
 
 import json
 import os
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, base_folder, corpus):
-    """What the commands in kill_runs.py read."""
+    """The inputs of the commands in kill_runs.py."""
     from convert.export import export_model
 
     folder = tmp_path_factory.mktemp("inputs")
@@ -58,16 +58,16 @@ item []:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["prepare", "align", "eval", "export", "convert"])
-def test_killed_commands(name, inputs):
+def test_killed_commands_give_the_same_result_when_run_again(name, inputs):
     pytest.importorskip("torch")
     command = [sys.executable, "tests/kill_runs.py", name, str(inputs), str(KILLS)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     flags = {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
-    made = subprocess.run(
+    process = subprocess.run(
         command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, check=False
     )
-    assert made.returncode == 0, made.stderr[-3000:]
-    report = json.loads(made.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr[-3000:]
+    report = json.loads(process.stdout.splitlines()[-1])
     print(report)
     assert report["results"] == ["same"] * KILLS
-    assert report["killed"] >= KILLS // 4  # others ended before
+    assert report["killed"] >= KILLS // 4  # the others ended before the kill

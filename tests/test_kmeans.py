@@ -1,4 +1,4 @@
-"""k-means: clusters are found, equal to a plain implementation, and drawn from the seed."""
+"""k-means: finds clear clusters, equals a plain implementation, and depends on the seed only."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ def make_blobs(each=40):
 
 
 def lloyd(points, centroids, iterations):
-    """Plain: each to its nearest, then each centroid to the mean of its own."""
+    """Lloyd's algorithm in plain NumPy."""
     for _ in range(iterations):
         labels = np.square(points[:, None] - centroids).sum(-1).argmin(1)
         centroids = np.stack([points[labels == k].mean(0) for k in range(len(centroids))])
@@ -39,14 +39,14 @@ def distortion(points, centroids):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_clear_clusters_are_found(seed):
+def test_clear_clusters_are_recovered(seed):
     centers, points = make_blobs()
-    found = kmeans.fit(points, 8, dataclasses.replace(CONFIG, seed=seed))
-    distances = np.square(centers[:, None] - found).sum(-1)
+    centroids = kmeans.fit(points, 8, dataclasses.replace(CONFIG, seed=seed))
+    distances = np.square(centers[:, None] - centroids).sum(-1)
     assert sorted(distances.argmin(1)) == list(range(8)) and distances.min(1).max() < 0.01
 
 
-def test_iterations_are_those_of_lloyd():
+def test_iterations_match_lloyds_algorithm():
     points = np.random.default_rng(1).normal(size=(301, 5)).astype(np.float32)
     first = kmeans.fit(points, 6, dataclasses.replace(CONFIG, iterations=1))
     fourth = kmeans.fit(points, 6, dataclasses.replace(CONFIG, iterations=4))
@@ -54,35 +54,37 @@ def test_iterations_are_those_of_lloyd():
     assert distortion(points, fourth) < distortion(points, first)
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_the_chunk_size_does_not_change_the_assignment(monkeypatch):
     points = np.random.default_rng(2).normal(size=(257, 4)).astype(np.float32)
     centroids = np.random.default_rng(3).normal(size=(9, 4)).astype(np.float32)
     expected = np.square(points[:, None] - centroids).sum(-1).argmin(1)
     for chunk in (16, 100, 1000):
         monkeypatch.setattr(kmeans, "CHUNK", chunk)
-        found = kmeans.assign(points, centroids)
-        assert found.dtype == np.int32
-        np.testing.assert_array_equal(found, expected)
+        labels = kmeans.assign(points, centroids)
+        assert labels.dtype == np.int32
+        np.testing.assert_array_equal(labels, expected)
     assert kmeans.assign(points[:0], centroids).shape == (0,)
 
 
-def test_a_cluster_that_is_empty_begins_anew_where_vectors_are_far():
-    """Random starts put two centroids into one blob; only a new start gets one to the other."""
+def test_an_empty_cluster_restarts_at_a_far_vector():
+    """Random starts put two centroids into one blob; only a restart moves one to the other."""
     points = np.zeros((400, 2), np.float32)
     points[:4] = [[50, 0], [0, 50], [-50, 0], [0, -50]]
     config = dataclasses.replace(CONFIG, start="random")
-    found = kmeans.fit(points, 5, config)
-    assert distortion(points, found) < 1e-6
+    centroids = kmeans.fit(points, 5, config)
+    assert distortion(points, centroids) < 1e-6
 
 
-def test_the_seed_says_what_is_drawn():
+def test_the_seed_determines_the_centroids():
     points = np.random.default_rng(4).normal(size=(200, 3)).astype(np.float32)
-    one = kmeans.fit(points, 20, CONFIG)
-    np.testing.assert_array_equal(one, kmeans.fit(points, 20, CONFIG))
-    assert not np.array_equal(one, kmeans.fit(points, 20, dataclasses.replace(CONFIG, seed=1)))
+    centroids = kmeans.fit(points, 20, CONFIG)
+    np.testing.assert_array_equal(centroids, kmeans.fit(points, 20, CONFIG))
+    assert not np.array_equal(
+        centroids, kmeans.fit(points, 20, dataclasses.replace(CONFIG, seed=1))
+    )
 
 
-def test_far_starts_beat_random_ones():
+def test_kmeans_plus_plus_starts_beat_random_starts():
     _, points = make_blobs()
     costs = {}
     for start in STARTS:
@@ -91,7 +93,7 @@ def test_far_starts_beat_random_ones():
     assert costs["k-means++"] < costs["random"]
 
 
-def test_more_clusters_than_vectors_and_wrong_settings_are_refused():
+def test_more_clusters_than_vectors_and_invalid_settings_are_rejected():
     with pytest.raises(InputError, match="3 frames cannot be put into 4 clusters"):
         kmeans.fit(np.zeros((3, 2), np.float32), 4, CONFIG)
     with pytest.raises(InputError, match="start is 'best'"):

@@ -1,4 +1,4 @@
-"""MFCC and their differences: librosa's numbers, at a trunk's frames, whatever the batch."""
+"""MFCC and their deltas equal librosa's at a trunk's frames, alone and in a batch."""
 
 import dataclasses
 
@@ -21,50 +21,54 @@ def make_wave(samples, seed=0):
     return (wave * rng.uniform(0, 1, samples // 2000 + 1).repeat(2000)[:samples]).astype(np.float32)
 
 
-def by_librosa(wave, trunk):
-    """The same from librosa's functions."""
-    each = trunk.stride // 160
+def librosa_features(wave, trunk):
+    """The same features, computed by librosa."""
+    windows_per_frame = trunk.stride // 160
     frames = int(frame_lengths(len(wave), trunk.conv_layers))
-    first = trunk.receptive_field / 2 - each / 2 * 160 + 80 - 200  # of the first window
+    first = (
+        trunk.receptive_field / 2 - windows_per_frame / 2 * 160 + 80 - 200
+    )  # of the first window
     padded = np.pad(wave, (1000, 1000))[1000 + int(first) :]
-    padded = padded[: (frames * each - 1) * 160 + 400]
+    padded = padded[: (frames * windows_per_frame - 1) * 160 + 400]
     settings = {"n_fft": 400, "hop_length": 160, "center": False, "n_mels": 40}
     cepstra = librosa.feature.mfcc(y=padded, sr=16000, n_mfcc=13, **settings)
     deltas = [librosa.feature.delta(cepstra, order=n, mode="nearest") for n in (1, 2)]
-    values = np.concatenate([cepstra, *deltas]).T.reshape(frames, each, 39).mean(axis=1)
+    values = (
+        np.concatenate([cepstra, *deltas]).T.reshape(frames, windows_per_frame, 39).mean(axis=1)
+    )
     return (values - values.mean(axis=0)) / np.sqrt(values.var(axis=0) + 1e-5)
 
 
 @pytest.mark.parametrize("stride", [640, 320])
-def test_they_are_librosas(stride):
+def test_features_match_librosa(stride):
     layers = RELEASE if stride == 640 else RELEASE[:-1]
     trunk = dataclasses.replace(TRUNK, conv_layers=layers)
     wave = make_wave(20_000)
-    found, frames = features.mfcc(wave[None], jnp.array([len(wave)]), trunk)
-    expected = by_librosa(wave, trunk)
+    actual, frames = features.mfcc(wave[None], jnp.array([len(wave)]), trunk)
+    expected = librosa_features(wave, trunk)
     assert frames.tolist() == [len(expected)]
-    np.testing.assert_allclose(found[0], expected, atol=2e-3)
+    np.testing.assert_allclose(actual[0], expected, atol=2e-3)
 
 
-def test_a_batch_gives_what_each_recording_gives():
+def test_a_batch_gives_the_features_of_each_recording_alone():
     wave = np.stack([make_wave(20_000), make_wave(20_000, 1)])
     wave[1, 9_000:] = np.nan
-    found, frames = features.mfcc(wave, jnp.array([20_000, 9_000]), TRUNK)
+    actual, frames = features.mfcc(wave, jnp.array([20_000, 9_000]), TRUNK)
     alone, _ = features.mfcc(wave[1:, :9_000], jnp.array([9_000]), TRUNK)
     assert frames.tolist() == [31, 13]
-    np.testing.assert_allclose(found[1, :13], alone[0], atol=1e-3)
-    assert np.all(found[1, 13:] == 0)
+    np.testing.assert_allclose(actual[1, :13], alone[0], atol=1e-3)
+    assert np.all(actual[1, 13:] == 0)
 
 
-def test_a_click_is_in_the_frame_whose_middle_it_is_at():
+def test_a_click_falls_in_the_frame_centred_on_it():
     wave = 1e-3 * np.random.default_rng(0).normal(size=20_000).astype(np.float32)
     middle = 10 * 640 + 360
     wave[middle - 20 : middle + 20] += 1
-    found, _ = features.mfcc(wave[None], jnp.array([len(wave)]), TRUNK)
-    assert np.argmax(found[0, :, 0]) == 10  # the first coefficient is loudness
+    actual, _ = features.mfcc(wave[None], jnp.array([len(wave)]), TRUNK)
+    assert np.argmax(actual[0, :, 0]) == 10  # the first coefficient is loudness
 
 
-def test_frames_that_are_no_multiple_of_ten_milliseconds_are_refused():
+def test_frames_that_are_not_a_multiple_of_10_ms_are_rejected():
     trunk = dataclasses.replace(TRUNK, conv_layers=((4, 10, 7),))
     with pytest.raises(InputError, match="10 ms"):
         features.mfcc(np.zeros((1, 4000), np.float32), jnp.array([4000]), trunk)

@@ -1,4 +1,4 @@
-"""The aligner that needs no download: English words, known and unknown, by pocketsphinx."""
+"""The pocketsphinx aligner, which needs no download, on words in and out of its dictionary."""
 
 import json
 
@@ -21,7 +21,7 @@ def aligner():
     return PocketsphinxAligner()
 
 
-def test_words_get_times_that_do_not_depend_on_other_recordings(aligner):
+def test_word_times_do_not_depend_on_other_recordings(aligner):
     (alone,) = aligner.align_batch([REQUEST], [TEXT.upper() + "!"])
     noise = np.random.default_rng(0).normal(0, 0.1, 32_000)
     _, after = aligner.align_batch([noise, REQUEST], ["something else", TEXT])
@@ -39,14 +39,14 @@ def test_words_get_times_that_do_not_depend_on_other_recordings(aligner):
         (TEXT.replace("living", "röm"), {"röm": 1}),
     ],
 )
-def test_words_that_the_dictionary_lacks_stay_and_are_counted(aligner, text, stars):
+def test_words_out_of_the_dictionary_are_kept_and_counted(aligner, text, stars):
     (aligned,) = aligner.align_batch([REQUEST], [text])
     assert [word for word, _, _ in aligned.words] == text.split()
     assert aligned.stars == sum(stars.values()) and aligned.unknown == stars
 
 
 @pytest.mark.parametrize(
-    ("wave", "text", "words"),
+    ("wave", "text", "problem"),
     [
         (REQUEST, "", "no words"),
         (REQUEST, "guten morgen liebe leute wie gehts", "English"),
@@ -56,13 +56,13 @@ def test_words_that_the_dictionary_lacks_stay_and_are_counted(aligner, text, sta
         (np.zeros(200), TEXT, "does not find"),
     ],
 )
-def test_texts_that_cannot_be_aligned_say_so(aligner, wave, text, words):
+def test_texts_that_cannot_be_aligned_have_a_problem(aligner, wave, text, problem):
     (aligned,) = aligner.align_batch([wave], [text])
-    assert words in aligned.problem and not aligned.words
+    assert problem in aligned.problem and not aligned.words
 
 
 def test_a_folder_of_recordings_is_aligned(tmp_path, aligner):
-    folder = tmp_path / "mine"
+    folder = tmp_path / "recordings"
     folder.mkdir()
     (folder / "a.flac").write_bytes(REQUEST.read_bytes())
     (folder / "a.txt").write_text(TEXT.replace("heat", "zzyzx"))
@@ -72,7 +72,7 @@ def test_a_folder_of_recordings_is_aligned(tmp_path, aligner):
     assert report.stars == 1 and "zzyzx (1)" in report.notes()[0]
 
 
-def test_without_an_aligner_the_command_says_what_to_do(tmp_path, monkeypatch, capsys):
+def test_without_an_aligner_the_error_names_the_options(tmp_path, monkeypatch, capsys):
     for extra in ([], ["--aligner", "mfa"]):
         monkeypatch.setattr("sys.argv", ["spirit-jax", "align", "a", "b", *extra])
         with pytest.raises(SystemExit):

@@ -1,18 +1,18 @@
-"""How far a computation is: a bar or lines, while all that was made comes through."""
+"""Progress on stderr, as a bar or as lines, while items pass through unchanged."""
 
 from spirit_jax.data import progress
 
 
-def test_things_come_as_they_are_and_lines_say_how_many(monkeypatch, capsys):
+def test_items_pass_through_unchanged_and_lines_report_the_count(monkeypatch, capsys):
     assert list(progress.watch(iter("abc"), "letters", 3)) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(progress, "SECONDS", -1)
     assert list(progress.watch(iter("abc"), "letters", 3)) == ["a", "b", "c"]
-    told = capsys.readouterr().err.splitlines()
-    assert told == ["letters: 0 of 3", "letters: 1 of 3", "letters: 2 of 3"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["letters: 0 of 3", "letters: 1 of 3", "letters: 2 of 3"]
 
 
-def test_a_terminal_has_a_bar_that_may_end_early(monkeypatch, capsys):
+def test_a_terminal_shows_a_bar_and_the_loop_may_stop_early(monkeypatch, capsys):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
     for _ in range(2):
         for letter in progress.watch(iter("abc"), "letters", 3):
@@ -21,7 +21,7 @@ def test_a_terminal_has_a_bar_that_may_end_early(monkeypatch, capsys):
     assert "letters" in capsys.readouterr().err
 
 
-def test_counted_items_are_told_with_their_rate(monkeypatch, capsys):
+def test_counted_items_are_reported_with_their_rate(monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS", -1)
     with progress.counting("preparing", 5) as done:
         done(2)

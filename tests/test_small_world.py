@@ -1,4 +1,4 @@
-"""How the small world reads texts, and what its requests ask for."""
+"""The small world: texts are written out as words, and requests have intents."""
 
 import pytest
 
@@ -29,7 +29,7 @@ from spirit_jax.small_world import intent_of, read_out
         ("'Hello' (john’s)", "hello john's"),
     ],
 )
-def test_texts_are_read_in_words(text, words):
+def test_texts_are_written_out_as_words(text, words):
     assert read_out(text) == (words, [])
 
 
@@ -50,13 +50,13 @@ def test_texts_are_read_in_words(text, words):
         "1,2",
     ],
 )
-def test_what_cannot_be_read_is_named_once_and_left_out(part):
+def test_unreadable_parts_are_left_out_and_reported_once(part):
     words, unread = read_out(f"the cat {part} was {part}, happy")
     assert words == "the cat was happy" and len(unread) == 1
     assert unread[0] == ("1\u20442" if part == "½" else part)
 
 
-def test_sentences_of_the_world_are_read_as_they_are():
+def test_sentences_of_the_grammar_are_unchanged_and_keep_their_intent():
     for sentence in grammar.sentences("train", 300):
         words, unread = read_out(sentence.spoken)
         assert (words, unread) == (sentence.text, [])
@@ -74,5 +74,5 @@ def test_sentences_of_the_world_are_read_as_they_are():
         ("it is half past two", ""),
     ],
 )
-def test_a_request_asks_for_what_its_words_say(text, intent):
+def test_requests_have_the_intent_of_their_words(text, intent):
     assert intent_of(text) == intent

@@ -1,4 +1,4 @@
-"""A hundred kills of `train`: none loses the run, and losses are those of a run without kills."""
+"""`train`, killed a hundred times, resumes with the losses of an uninterrupted run."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ def start(path, run_dir, steps):
 
 
 def in_the_first_seconds(process, run_dir, rng):
-    """At any moment of the first ten seconds: imports, what is made, compilation, first steps."""
+    """At any moment of the first ten seconds: imports, model and data, compilation, first steps."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(rng.uniform(0, 10))
 
@@ -57,13 +57,13 @@ def at_any_moment(process, run_dir, rng):
 @pytest.mark.parametrize(
     ("wait", "kills"), [(in_the_first_seconds, 30), (during_a_save, 30), (at_any_moment, 40)]
 )
-def test_kills_lose_nothing(tmp_path, wait, kills):
+def test_a_killed_run_keeps_its_checkpoints_and_losses(tmp_path, wait, kills):
     path, rng, saved = tmp_path / "run.yaml", np.random.default_rng(kills), 0
     path.write_text(json.dumps(SETTINGS | {"run_dir": "x"}))
     run_dir = tmp_path / "killed"
     for _ in range(kills):
         if wait is in_the_first_seconds and rng.random() < 0.5:
-            run_dir = tmp_path / f"killed-{rng.integers(1 << 30)}"  # from nothing
+            run_dir = tmp_path / f"killed-{rng.integers(1 << 30)}"  # a new run
             saved = 0
         process = start(path, run_dir, 1_000_000)
         wait(process, run_dir, rng)
@@ -76,8 +76,10 @@ def test_kills_lose_nothing(tmp_path, wait, kills):
             assert now >= saved and "damaged" not in names
             saved = now
     steps = saved + 2
-    for folder in (run_dir, tmp_path / "whole"):
+    for folder in (run_dir, tmp_path / "uninterrupted"):
         process = start(path, folder, steps)
         error = process.communicate(timeout=600)[1]
         assert process.returncode == 0, error[-2000:]
-    assert len(losses_of(run_dir)) == steps and losses_of(run_dir) == losses_of(tmp_path / "whole")
+    assert len(losses_of(run_dir)) == steps and losses_of(run_dir) == losses_of(
+        tmp_path / "uninterrupted"
+    )

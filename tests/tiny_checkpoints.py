@@ -1,4 +1,4 @@
-"""A folder of checkpoints of a state that is very small, for tests that damage it."""
+"""Checkpoints of a very small training state, for tests that damage them."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ PLACE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 @struct.dataclass
 class State:
-    """A step, and arrays that follow from it."""
+    """A step, and arrays that it determines."""
 
     step: jax.Array
     params: dict[str, jax.Array]
@@ -35,7 +35,7 @@ def write_checkpoints(folder, steps=(2, 4, 6)):
 
 
 def is_as_saved(restored):
-    """Whether what was restored is what was saved after that step, bit for bit."""
+    """Whether a restored checkpoint equals the state saved at its step, bit for bit."""
     pairs = jax.tree.map(
         lambda a, b: bool((a == b).all()), restored.state, make_state(restored.step)
     )

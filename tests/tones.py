@@ -1,4 +1,4 @@
-"""Recordings to train on in tests: voices of few harmonics that glide and pause."""
+"""Synthetic recordings to train on in tests: harmonic tones with moving F0 and pauses."""
 
 import json
 
@@ -14,13 +14,13 @@ def make_tone(number, seconds, base):
     time_t = np.arange(int(seconds * 16000)) / 16000
     f0_t = base * (1 + 0.2 * np.sin(2 * np.pi * rng.uniform(0.5, 2) * time_t))
     phase_t = 2 * np.pi * np.cumsum(f0_t) / 16000
-    sung_t = np.sin(2 * np.pi * rng.uniform(1, 3) * time_t) > -0.7
-    wave_t = sum(np.sin(k * phase_t) / k for k in range(1, 6)) * sung_t * 0.2
+    gate_t = np.sin(2 * np.pi * rng.uniform(1, 3) * time_t) > -0.7
+    wave_t = sum(np.sin(k * phase_t) / k for k in range(1, 6)) * gate_t * 0.2
     return (wave_t + 0.003 * rng.standard_normal(len(wave_t))).astype(np.float32)
 
 
 def write_tones(folder, number, first=0):
-    """Writes recordings and FOLDER/manifest.jsonl; speakers and styles take turns."""
+    """Writes recordings and FOLDER/manifest.jsonl; speakers and styles alternate."""
     lines = []
     for k in range(first, first + number):
         speaker, style = list(SPEAKERS)[k % 2], ("calm", "glad")[k // 2 % 2]

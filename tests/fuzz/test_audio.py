@@ -1,4 +1,4 @@
-"""Damaged audio files: as long as the whole one where nothing shows, named, or a shorter part."""
+"""Damaged audio files: valid samples or an `InputError`, never a silently shorter recording."""
 
 import io
 
@@ -45,7 +45,7 @@ def encode(form, subtype):
 
 @pytest.fixture(scope="module")
 def files():
-    return [encode(*each) for each in FORMATS]
+    return [encode(form, subtype) for form, subtype in FORMATS]
 
 
 @seeds
@@ -59,12 +59,12 @@ def test_damaged_files_give_audio_or_an_input_error(seeds, files):
 
 
 @seeds
-def test_files_that_were_cut_short_are_never_shorter_recordings(seeds, files):
-    whole = [len(load_audio(data)) for data in files]
+def test_truncated_files_are_never_read_as_shorter_recordings(seeds, files):
+    lengths = [len(load_audio(data)) for data in files]
     for seed in seeds:
         index = seed % len(files)
         data = files[index]
         cut = data[: np.random.default_rng(seed).integers(len(data))]
         samples_t = attempt(lambda data=cut: load_audio(data), seed)
-        # The bytes at the end of some are padding or notes.
-        assert samples_t is None or len(samples_t) == whole[index], (FORMATS[index], seed)
+        # In some formats the last bytes are padding or metadata, so no audio is lost.
+        assert samples_t is None or len(samples_t) == lengths[index], (FORMATS[index], seed)

@@ -1,4 +1,4 @@
-"""Damaged run configs and overrides: right, or one sentence."""
+"""Damaged run configs and overrides: applied as given, or rejected with an `InputError`."""
 
 import dataclasses
 import random
@@ -25,10 +25,10 @@ EVAL = {"seed": 3, "tasks": [{"name": "a", "manifest": "b.jsonl", "ask": "[Text]
 
 
 def agrees(value, result) -> bool:
-    """Whether a config has what was asked for; a number may have become a text."""
+    """Whether a config has the given values; a number may have become a string."""
     if isinstance(value, dict):
-        held = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result
-        return all(agrees(item, held[name]) for name, item in value.items())
+        fields = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result
+        return all(agrees(item, fields[name]) for name, item in value.items())
     if isinstance(value, list):
         return len(value) == len(result) and all(map(agrees, value, result))
     return value == result or str(value) == str(result) or value == str(result)
@@ -38,7 +38,7 @@ def agrees(value, result) -> bool:
 @pytest.mark.parametrize(
     ("cls", "valid"), [(LmRunConfig, RUN), (EvalConfig, EVAL)], ids=["lm", "eval"]
 )
-def test_damaged_values_are_kept_or_refused(cls, valid, seeds):
+def test_damaged_values_are_applied_or_rejected(cls, valid, seeds):
     for seed in seeds:
         values = mutate_json(valid, seed)
         if isinstance(values, dict):
@@ -47,7 +47,7 @@ def test_damaged_values_are_kept_or_refused(cls, valid, seeds):
 
 
 @seeds
-def test_damaged_files_are_read_or_refused(seeds, tmp_path):
+def test_damaged_files_are_read_or_rejected(seeds, tmp_path):
     path = tmp_path / "run.yaml"
     for seed in seeds:
         data = CONFIGS[seed % len(CONFIGS)].read_bytes()
@@ -57,15 +57,15 @@ def test_damaged_files_are_read_or_refused(seeds, tmp_path):
 
 
 @seeds
-def test_damaged_overrides_act_or_are_refused(seeds):
+def test_damaged_overrides_are_applied_or_rejected(seeds):
     for seed in seeds:
         rng = random.Random(seed)
         key = rng.choice(("steps", "data.seed", "data.sources[0].share", "lora.layers", "model"))
         value = rng.choice(
             (*STRINGS, *map(str, VALUES), "[1", "{a", "2", "1e3", "&a *a", "!!int x")
         )
-        item = mutate_text(f"{key}={value}", seed)
-        attempt(lambda: config.from_dict(LmRunConfig, RUN, [item]), seed)  # noqa: B023
+        override = mutate_text(f"{key}={value}", seed)
+        attempt(lambda: config.from_dict(LmRunConfig, RUN, [override]), seed)  # noqa: B023
 
 
 def _encode(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Damaged TextGrids: the words are right, with times that keep the rules, or the file is named."""
+"""Damaged TextGrids: words are read with valid times, or an `InputError` names the file."""
 
 import re
 
@@ -38,7 +38,7 @@ def test_damaged_texts(seeds, tmp_path):
 
 @seeds
 def test_wrong_counts_and_times_lose_no_word(seeds, tmp_path):
-    """A digit is another one: all three words are there, or the file is named."""
+    """One digit is changed: all three words are read, or the file is rejected."""
     digits = [match.start() for match in re.finditer(r"\d", SHORT)]
     for seed in seeds:
         place = digits[seed % len(digits)]
@@ -49,7 +49,7 @@ def test_wrong_counts_and_times_lose_no_word(seeds, tmp_path):
 
 
 @seeds
-def test_files_that_were_cut_are_named(seeds, tmp_path):
+def test_truncated_files_are_rejected(seeds, tmp_path):
     text = SHORT.rstrip()
     for seed in seeds:
         cut = text[: seed % len(text)]
