@@ -1,8 +1,8 @@
 """Kills a command at random moments and runs it again: python tests/kill_runs.py NAME FOLDER KILLS
 
-What a command needs is imported once, and every try is a fork of this process: JAX has no backend
-here yet, so a child may start one. Prints a JSON object: for every kill "same", where the results
-are bitwise those of a run that was not killed, or the sentence with which the command refused.
+Imports happen once, and every attempt is a fork of this process. JAX has no backend here yet, so a
+child may start one. Prints a JSON object with one result for every kill: "same" if the output is
+bitwise that of an uninterrupted run, "different", or the error message of the second attempt.
 """
 
 import json
@@ -31,7 +31,7 @@ def prepare(inputs: Path, output: Path) -> None:
 def align(inputs: Path, output: Path) -> None:
     from spirit_jax.data.align_corpus import align_corpus
 
-    if not (output / "aligned.jsonl").exists():  # it is not written over
+    if not (output / "aligned.jsonl").exists():  # an existing output is never overwritten
         source, grids = inputs / "texts.jsonl", inputs / "grids"
         align_corpus(source, output / "aligned.jsonl", None, textgrid=grids, batch_size=1)
 
@@ -62,14 +62,14 @@ def export(inputs: Path, output: Path) -> None:
     from spirit_jax.training.lm.recipe import LmRecipe
 
     config = make_run(inputs / "run", inputs / "model", inputs / "corpus")
-    if not (output / "model").exists():  # it is not written over
+    if not (output / "model").exists():  # an existing output is never overwritten
         export(LmRecipe(config), output / "model")
 
 
 def convert(inputs: Path, output: Path) -> None:
     from convert.llama import main
 
-    if not (output / "model").exists():  # it is not written over
+    if not (output / "model").exists():  # an existing output is never overwritten
         sys.argv = ["x", "--checkpoint", str(inputs / "hf"), "--output", str(output / "model")]
         main()
 
@@ -79,7 +79,7 @@ COMMANDS["convert"] = convert
 
 
 def in_child(command: Callable[[Path, Path], None], inputs: Path, output: Path) -> int:
-    """Starts a fork that runs the command; its error, if there is one, is in OUTPUT/../error."""
+    """Forks a child that runs the command, and returns its id; errors go to OUTPUT/../error."""
     child = os.fork()
     if child:
         return child
@@ -100,7 +100,7 @@ def in_child(command: Callable[[Path, Path], None], inputs: Path, output: Path) 
 
 
 def run(command: Callable[[Path, Path], None], inputs: Path, output: Path) -> str:
-    """Runs a command to its end: "" or the sentence with which it refuses."""
+    """Runs a command to its end and returns its error message, or ""."""
     _, status = os.waitpid(in_child(command, inputs, output), 0)
     code = os.waitstatus_to_exitcode(status)
     if code == 1:
@@ -110,27 +110,27 @@ def run(command: Callable[[Path, Path], None], inputs: Path, output: Path) -> st
 
 
 def content(folder: Path) -> dict[str, str]:
-    """The checksum of every file; of arrays, whose files have random names, of their values."""
-    found = {}
+    """Checksums of every file; for arrays, whose files have random names, of their values."""
+    sums = {}
     for path in sorted(folder.rglob("*")):
         if path.name == "params":
-            found[str(path.relative_to(folder))] = checkpoint.hash_params(
+            sums[str(path.relative_to(folder))] = checkpoint.hash_params(
                 checkpoint.load_params(path)
             )
         elif path.is_file() and not any(part == "params" for part in path.parts):
-            found[str(path.relative_to(folder))] = checksums.of_file(path)
-    return found
+            sums[str(path.relative_to(folder))] = checksums.of_file(path)
+    return sums
 
 
 def main() -> None:
     name, inputs, kills = sys.argv[1], Path(sys.argv[2]).absolute(), int(sys.argv[3])
     command, work = COMMANDS[name], inputs / f"kills-{name}"
-    for place in ("compiled", "whole"):  # the first run compiles, the second is timed
-        (work / place / "out").mkdir(parents=True)
+    for folder in ("compiled", "uninterrupted"):  # the first run compiles, the second is timed
+        (work / folder / "out").mkdir(parents=True)
         started = time.monotonic()
-        assert not run(command, inputs, work / place / "out")
+        assert not run(command, inputs, work / folder / "out")
         seconds = time.monotonic() - started
-    refused, killed, rng = [], 0, random.Random(0)
+    errors, killed, rng = [], 0, random.Random(0)
     for number in range(kills):
         output = work / str(number) / "out"
         output.mkdir(parents=True)
@@ -138,12 +138,12 @@ def main() -> None:
         time.sleep(rng.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
         killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        refused.append(run(command, inputs, output))
+        errors.append(run(command, inputs, output))
     # Only now, since reading arrays may start a backend, after which there can be no forks.
-    whole = content(work / "whole" / "out")
+    expected = content(work / "uninterrupted" / "out")
     results = [
-        sentence or ("same" if content(work / str(number) / "out") == whole else "different")
-        for number, sentence in enumerate(refused)
+        error or ("same" if content(work / str(number) / "out") == expected else "different")
+        for number, error in enumerate(errors)
     ]
     print(json.dumps({"killed": killed, "seconds": seconds, "results": results}))
 

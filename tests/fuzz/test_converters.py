@@ -1,4 +1,4 @@
-"""Damaged checkpoints: a converter reads them rightly or says in one sentence what is wrong."""
+"""Damaged checkpoints: read correctly, or rejected with an `InputError` that message why."""
 
 import json
 import zipfile
@@ -160,7 +160,7 @@ def test_damaged_weights(seeds, name, tmp_path):
         torch.save(STATE, path)
     else:
         save_file({key: value.contiguous() for key, value in STATE.items()}, path)
-    whole = path.read_bytes()
+    original = path.read_bytes()
 
     def read():
         tensors = torch_files.open_folder(tmp_path)
@@ -168,7 +168,7 @@ def test_damaged_weights(seeds, name, tmp_path):
 
     assert len(read()) == 3
     for seed in seeds:
-        path.write_bytes(mutate_bytes(whole, seed))
+        path.write_bytes(mutate_bytes(original, seed))
         result = attempt(read, seed)
         assert result is None or all(isinstance(x, np.ndarray) for x in result.values())
 
@@ -227,11 +227,11 @@ def test_damaged_expressions_of_conv_layers(seeds):
         assert result is None or 0 < len(result) <= hubert.MAX_CONV_LAYERS
 
 
-# Tensors and containers that no checkpoint should hold.
+# Tensors and containers that do not belong in a checkpoint.
 
 
 def doubling(depth):
-    """A list whose written form doubles with every level."""
+    """A nested list whose text doubles in length with every level."""
     value = ["x"]
     for _ in range(depth):
         value = [value, value]
@@ -262,8 +262,8 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_tensors_that_are_no_weights_are_named(name, tmp_path):
-    make, says = TENSORS[name]
+def test_tensors_that_are_not_weights_are_rejected(name, tmp_path):
+    make, message = TENSORS[name]
     path = tmp_path / "q.pt"
     try:
         value = make()
@@ -271,7 +271,7 @@ def test_tensors_that_are_no_weights_are_named(name, tmp_path):
         pytest.skip(str(error))
     cfg = {"vocab_size": 2, "dim": 4, "upstream_dim": 4}
     torch.save({"model_cfg": cfg, "model_weight": {"0.weight": value}}, path)
-    with pytest.raises(InputError, match=says) as error, time_limit(20):
+    with pytest.raises(InputError, match=message) as error, time_limit(20):
         hubert.read_release_quantizer(path)
     assert "0.weight" in str(error.value) or "PyTorch" in str(error.value)
     if torch.is_tensor(value):
@@ -281,7 +281,7 @@ def test_tensors_that_are_no_weights_are_named(name, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", torch_files.FLOATS)
-def test_views_are_read_as_they_are(dtype, tmp_path):
+def test_tensor_views_are_read_correctly(dtype, tmp_path):
     base = torch.arange(24).to(dtype).reshape(4, 6)
     state = {"turned": base.T, "part": base[1:, ::2], "none": base[:0]}
     torch.save(state, tmp_path / "pytorch_model.bin")
@@ -291,7 +291,7 @@ def test_views_are_read_as_they_are(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("make", [cycle, lambda: doubling(40), lambda: "x" * 10**6, lambda: PLAIN])
-def test_configs_of_strange_values_are_named(make, tmp_path):
+def test_config_values_of_the_wrong_type_are_rejected(make, tmp_path):
     path = tmp_path / "hubert.pt"
     for name in ("encoder_embed_dim", "encoder_layers", "conv_pos", "activation_fn"):
         torch.save({"model_cfg": {name: make()}, "model_weight": {}}, path)
@@ -301,7 +301,7 @@ def test_configs_of_strange_values_are_named(make, tmp_path):
 
 
 @pytest.mark.parametrize("layers", [10**30, 10**9, 0, -1, True, 2.5, "12", None])
-def test_absurd_numbers_of_layers_are_named_at_once(layers, tmp_path):
+def test_absurd_layer_counts_are_rejected_quickly(layers, tmp_path):
     path = tmp_path / "hubert.pt"
     torch.save({"model_cfg": {"encoder_layers": layers}, "model_weight": {}}, path)
     with pytest.raises(InputError, match="layers"), time_limit(20):
@@ -311,14 +311,17 @@ def test_absurd_numbers_of_layers_are_named_at_once(layers, tmp_path):
 def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
     plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
     torch.save({"a": torch.zeros(10)}, plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as to:
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for part in source.infolist():
-            to.writestr(part.filename, source.read(part))
+            target.writestr(part.filename, source.read(part))
     with pytest.raises(InputError, match="compressed"):
         torch_files.load_pickle(packed)
 
 
-def test_centroids_that_are_far_too_many_are_not_unpacked(tmp_path, monkeypatch):
+def test_oversized_kmeans_files_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(hubert, "MAX_KMEANS_BYTES", 1 << 20)
     path = tmp_path / "bomb.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -334,16 +337,16 @@ def test_centroids_that_are_far_too_many_are_not_unpacked(tmp_path, monkeypatch)
         hubert.read_kmeans(tmp_path / "b.safetensors")
 
 
-def test_a_layer_number_of_many_digits_is_no_layer():
+def test_a_layer_number_of_thousands_of_digits_is_not_a_layer():
     with pytest.raises(InputError, match="tensors have 0"):
         table.check_count([f"layers.{'9' * 5_000}.a"], r"layers\.(\d+)\.", 1, "x", "layers")
 
 
-# Folders of Hugging Face's form with one thing wrong, found by hand.
+# Hugging Face folders with one error each.
 
 
 def write_small_llama(folder, pieces, change=lambda state: state):
-    """A folder that `convert.llama` reads, its tensors changed."""
+    """A folder for `convert.llama`, with its tensors passed through `change`."""
     toy.write_llama_folder(folder, pieces, **LLAMA)
     torch.manual_seed(0)
     layer, sizes = "model.layers.0.", {"q": 16, "k": 8, "v": 8}
@@ -364,19 +367,19 @@ WEIGHTS = {
     "NaN": (NORM, lambda x: x * float("nan"), "NaN"),
     "infinite": (NORM, lambda x: (x / 0).bfloat16(), "infinity"),
     "beyond float32": (NORM, lambda x: x.double() * 1e300, "beyond float32"),
-    "of whole numbers": (NORM, lambda x: x.int(), "of type int32"),
+    "of original numbers": (NORM, lambda x: x.int(), "of type int32"),
     "of float8": (NORM, lambda x: x.to(torch.float8_e4m3fn), "of type float8_e4m3fn"),
     "with an axis more": (Q, lambda x: x[None].clone(), "has shape"),
 }
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_that_are_none_are_named(name, pieces, tmp_path):
-    key, change, says = WEIGHTS[name]
+def test_invalid_weights_are_rejected(name, pieces, tmp_path):
+    key, change, message = WEIGHTS[name]
     folder = write_small_llama(
         tmp_path / "hf", pieces, lambda state: state | {key: change(state[key])}
     )
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(InputError, match=message) as error:
         llama.convert_llama(folder, tmp_path / "ours")
     assert key in str(error.value) and str(folder) in str(error.value)
     assert not (tmp_path / "ours").exists()
@@ -398,16 +401,16 @@ def added(token="1000", **entry):
         ({"pad_token": 3}, "special token"),
     ],
 )
-def test_tokenizer_settings_that_no_one_could_load_are_named(settings, says, pieces, tmp_path):
+def test_invalid_tokenizer_settings_are_rejected(settings, message, pieces, tmp_path):
     folder = toy.write_llama_folder(tmp_path / "hf", pieces, 1_000)
     toy.write_json(folder / "tokenizer_config.json", settings)
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(InputError, match=message) as error:
         convert_tokenizer(folder, "base", tmp_path / "ours", add=True)
     assert str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize(("content", "token"), [("the", 1_000), ("<new>", 5)])
-def test_added_tokens_listed_with_an_id_that_they_do_not_have(content, token, tmp_path):
+def test_an_added_token_with_a_wrong_id_is_rejected(content, token, tmp_path):
     path = toy.add_tokens(toy.train_bpe(tmp_path / "bpe.json"), [])
     values = config.read_mapping(path)
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
@@ -419,13 +422,13 @@ def test_added_tokens_listed_with_an_id_that_they_do_not_have(content, token, tm
 
 
 @pytest.mark.parametrize("ids", [{"bos_token_id": 1_000}, {"eos_token_id": -1}])
-def test_ids_out_of_range_are_named_with_their_file(ids, pieces, tmp_path):
+def test_token_ids_out_of_range_are_rejected(ids, pieces, tmp_path):
     folder = toy.write_llama_folder(tmp_path / "hf", pieces, 1_000, **ids)
     with pytest.raises(InputError, match="config.json: "):
         convert_tokenizer(folder, "base", tmp_path / "ours", add=True)
 
 
-def test_a_ctc_head_without_axes_is_named(tmp_path):
+def test_a_ctc_head_with_a_scalar_bias_is_rejected(tmp_path):
     folder = tmp_path / "ctc"
     folder.mkdir()
     toy.write_json(folder / "config.json", {"model_type": "wav2vec2", "num_hidden_layers": 1})

@@ -1,4 +1,4 @@
-"""Damaged manifests and folders: every item is right or has a problem, and none is changed."""
+"""Damaged manifests and folders: each item is read correctly or reported, the others unchanged."""
 
 import json
 import os
@@ -21,15 +21,15 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def no_notices():
+def ignore_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InputWarning)
         yield
 
 
 def check(items):
-    good = [item for item in items if not item.problem]
-    assert len({item.id for item in good}) == len(good)
+    valid = [item for item in items if not item.problem]
+    assert len({item.id for item in valid}) == len(valid)
     for item in items:
         for text in (item.id, item.text, item.speaker, item.document, item.problem):
             assert isinstance(text, str) and text.encode() is not None
@@ -41,30 +41,30 @@ def check(items):
 
 
 @seeds
-def test_damaged_lines_cost_themselves_alone(seeds, tmp_path):
+def test_a_damaged_line_affects_only_its_item(seeds, tmp_path):
     path = tmp_path / "m.jsonl"
     lines = [json.dumps(row, ensure_ascii=False).encode() for row in ROWS]
     path.write_bytes(b"\n".join(lines))
-    right = list(read_source(str(path)))
-    assert not any(item.problem for item in right)
+    intact = list(read_source(str(path)))
+    assert not any(item.problem for item in intact)
     for seed in seeds:
         damaged = seed % len(lines)
         mutant = mutate_bytes(lines[damaged], seed).replace(b"\n", b" ").replace(b"\r", b" ")
         path.write_bytes(b"\n".join([*lines[:damaged], mutant, *lines[damaged + 1 :]]))
         items = attempt(lambda: list(read_source(str(path))), seed)
-        if items is None:  # an array is no manifest
+        if items is None:  # a JSON array is not a manifest
             assert damaged == 0 and mutant.strip().startswith(b"["), seed
             continue
         check(items)
-        before = [item for n, item in enumerate(right) if n < damaged]
-        after = [item for n, item in enumerate(right) if n > damaged]
+        before = [item for n, item in enumerate(intact) if n < damaged]
+        after = [item for n, item in enumerate(intact) if n > damaged]
         assert items[: len(before)] == before, seed
         for item, expected in zip(items[::-1], after[::-1], strict=False):
             assert item == expected or "is there twice" in item.problem, seed
 
 
 @seeds
-def test_fields_of_any_value_are_right_or_named(seeds, tmp_path):
+def test_fields_of_any_value_are_read_or_reported(seeds, tmp_path):
     path = tmp_path / "m.jsonl"
     for seed in seeds:
         row = mutate_json(ROWS[seed % len(ROWS)], seed)
@@ -72,14 +72,14 @@ def test_fields_of_any_value_are_right_or_named(seeds, tmp_path):
             text = json.dumps(row, ensure_ascii=seed % 2 == 0)
             path.write_bytes((mutate_text(text, seed) if seed % 5 == 0 else text).encode())
         except UnicodeEncodeError:
-            continue  # no file holds it
+            continue  # UTF-8 cannot encode it
         items = attempt(lambda: list(read_source(str(path))), seed)
         if items is not None:
             check(items)
 
 
 @seeds
-def test_whole_files_that_are_damaged_never_fail_otherwise(seeds, tmp_path):
+def test_damaged_files_raise_only_input_errors(seeds, tmp_path):
     path = tmp_path / "m.jsonl"
     data = b"\r\n".join(json.dumps(row).encode() for row in ROWS)
     for seed in seeds:
@@ -90,7 +90,7 @@ def test_whole_files_that_are_damaged_never_fail_otherwise(seeds, tmp_path):
 
 
 @seeds
-def test_folders_of_any_names_are_read_or_named(seeds, tmp_path):
+def test_folders_with_any_file_names_are_read_or_reported(seeds, tmp_path):
     suffixes = (".wav", ".txt", ".flac", ".TXT", ".m4a", ".TextGrid", "", ".")
     for seed in seeds:
         rng = random.Random(seed)

@@ -26,10 +26,10 @@ def run_dir(tmp_path_factory):
 
 @seeds
 def test_damaged_checkpoints(seeds, run_dir, tmp_path):
-    """The newest is as it was saved or is not used; another is then used as it was saved.
+    """The newest checkpoint is restored exactly, or an older one is.
 
-    Every other mutant is of an earlier version: without checksums a flipped bit may stay, but
-    nothing crashes.
+    Every second mutant is of a folder without checksums, as earlier versions wrote. A flipped bit
+    may go unnoticed there, but nothing crashes.
     """
     old = shutil.copytree(run_dir / "checkpoints", tmp_path / "checkpoints")
     for step in "246":
@@ -43,14 +43,14 @@ def test_damaged_checkpoints(seeds, run_dir, tmp_path):
         restored = attempt(lambda: Checkpoints(folder).restore(ABSTRACT), seed)  # noqa: B023
         if folder != old:
             assert restored is not None and is_as_saved(restored), seed
-            if path.parent.name != "checksums":  # a space more in JSON is no damage
+            if path.parent.name != "checksums":  # JSON may have an added space
                 assert restored.step == (6 if path.read_bytes() == data else 4), seed
         path.write_bytes(data)
 
 
 @seeds
 def test_damaged_records(seeds, tmp_path):
-    """A record is as it was written, or is not used."""
+    """A run record is read exactly, or rejected."""
     config = RunConfig(run_dir=str(tmp_path), recipe="pitch")
     path = tmp_path / run_folder.RECORD
     other = record.describe(RunConfig(run_dir=str(tmp_path), recipe="pitch", seed=1), {})
@@ -69,14 +69,14 @@ def test_damaged_records(seeds, tmp_path):
 
 @seeds
 def test_damaged_locks(seeds, tmp_path, monkeypatch):
-    """A lock is taken over or refused; afterwards none is left."""
+    """A damaged lock is taken over or refused; no lock file remains."""
     monkeypatch.setattr(lock, "SILENT_SECONDS", 0.0)
     monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.0)
     path = tmp_path / lock.NAME
 
     def take():
-        with lock.hold(tmp_path) as held:
-            held.check()
+        with lock.hold(tmp_path) as held_lock:
+            held_lock.check()
         return not path.exists()
 
     for seed in seeds:
@@ -86,12 +86,12 @@ def test_damaged_locks(seeds, tmp_path, monkeypatch):
 
 @seeds
 def test_damaged_metrics(seeds, tmp_path):
-    """Whole lines stay, and what is written is metrics again."""
+    """Undamaged lines are kept, and new metrics are appended."""
     path = tmp_path / "metrics.jsonl"
     data = "".join(json.dumps(line) + "\n" for line in LINES).encode()
     for seed in seeds:
         path.write_bytes(mutate_bytes(data, seed))
-        whole = set(data.splitlines()) & set(path.read_bytes().split(b"\n"))
+        intact = set(data.splitlines()) & set(path.read_bytes().split(b"\n"))
 
         def reopen():
             log = MetricsLog(tmp_path, 100)
@@ -101,8 +101,8 @@ def test_damaged_metrics(seeds, tmp_path):
 
         lines = attempt(reopen, seed)
         assert json.loads(lines[-1]) == {"step": 101, "loss": None}
-        assert all(line.decode() in lines for line in whole), seed
+        assert all(line.decode() in lines for line in intact), seed
         assert all(isinstance(json.loads(line)["step"], int) for line in lines)
         shutil.rmtree(tmp_path / "tensorboard")
-        for kept in tmp_path.glob("metrics.damaged-*"):
-            kept.unlink()
+        for backup in tmp_path.glob("metrics.damaged-*"):
+            backup.unlink()

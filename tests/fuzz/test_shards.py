@@ -1,4 +1,4 @@
-"""Damaged prepared corpora: read as they were written, or refused."""
+"""Damaged prepared corpora: read exactly, or rejected."""
 
 import functools
 import os
@@ -28,24 +28,24 @@ def folder(tmp_path_factory):
 
 def read(folder):
     corpus = Corpus(folder)
-    return [one.to_bytes() for one in corpus], corpus.tokenizer
+    return [utterance.to_bytes() for utterance in corpus], corpus.tokenizer
 
 
 @seeds
 def test_damaged_files(seeds, folder):
-    right, files = read(folder), sorted(folder.iterdir())
+    expected, files = read(folder), sorted(folder.iterdir())
     for seed in seeds:
         path = random.Random(seed).choice(files)
-        whole = path.read_bytes()
-        path.write_bytes(mutate_bytes(whole, seed))
+        original = path.read_bytes()
+        path.write_bytes(mutate_bytes(original, seed))
         result = attempt(lambda: read(folder), seed)
-        path.write_bytes(whole)
-        assert result is None or result == right, (seed, path)
+        path.write_bytes(original)
+        assert result is None or result == expected, (seed, path)
 
 
 @seeds
 def test_missing_copied_and_exchanged_files(seeds, folder, tmp_path):
-    right, files = read(folder), sorted(path.name for path in folder.iterdir())
+    expected, files = read(folder), sorted(path.name for path in folder.iterdir())
     for seed in seeds:
         rng, copy = random.Random(seed), tmp_path / str(seed)
         shutil.copytree(folder, copy)
@@ -62,5 +62,5 @@ def test_missing_copied_and_exchanged_files(seeds, folder, tmp_path):
             second.rename(first)
             os.rename(copy / "other", second)
         result = attempt(functools.partial(read, copy), seed)
-        assert result is None or result == right, (seed, change, first, second)
+        assert result is None or result == expected, (seed, change, first, second)
         shutil.rmtree(copy)

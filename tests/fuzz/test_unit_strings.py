@@ -1,4 +1,4 @@
-"""Damaged unit strings, prompts and options: right, or one sentence; never silently different."""
+"""Damaged unit strings, prompts and options: read exactly, or rejected with an `InputError`."""
 
 import pytest
 import toy_tokenizers as toy
@@ -15,7 +15,7 @@ VOCAB = Vocab.make("expressive", toy.TEXT_SIZE)
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    """One of each kind, with the same vocabulary."""
+    """One tokenizer of each kind, with the same vocabulary."""
     folder = tmp_path_factory.mktemp("tokenizers")
     for name in ("text", "pieces", "json"):
         (folder / name).mkdir()
@@ -66,15 +66,15 @@ def test_damaged_prompts_as_text(seeds, tokenizers):
 def test_damaged_unit_strings(seeds):
     for seed in seeds:
         string = mutate_text(SPEECH, seed)
-        got = attempt(lambda s=string: units.from_string(s), seed)
-        if got is not None:
+        parsed = attempt(lambda s=string: units.from_string(s), seed)
+        if parsed is not None:
             tokens = [part.string for part in markup.parse(string) if part.is_token]
-            said = [f"[Hu{unit}]" for unit in got.hubert]
-            assert said == [token for token in tokens if token.startswith("[Hu")], seed
-            kept = "".join(part.string for part in markup.parse(string) if not part.is_token)
-            assert not kept.strip(), seed
-            back = units.from_string(units.to_string(got))
-            assert back == got or not len(got), seed
+            hubert_tokens = [f"[Hu{unit}]" for unit in parsed.hubert]
+            assert hubert_tokens == [token for token in tokens if token.startswith("[Hu")], seed
+            text = "".join(part.string for part in markup.parse(string) if not part.is_token)
+            assert not text.strip(), seed
+            reparsed = units.from_string(units.to_string(parsed))
+            assert reparsed == parsed or not len(parsed), seed
 
 
 @seeds
@@ -95,14 +95,14 @@ def test_damaged_streams(seeds):
     valid = {"hubert": [5, 5, 7, 500], "pitch": [3, 3, 63], "style": [1]}
     for seed in seeds:
         values = mutate_json(valid, seed)
-        got = attempt(lambda v=values: Units.from_dict(v), seed)
-        if got is not None:
-            wanted = {k: v for k, v in values.items() if v is not None} | {
+        parsed = attempt(lambda v=values: Units.from_dict(v), seed)
+        if parsed is not None:
+            expected = {k: v for k, v in values.items() if v is not None} | {
                 "hubert": values.get("hubert") or []
             }
-            assert got.to_dict() == wanted, seed
-            string = attempt(lambda g=got: units.to_string(g), seed)
-            negative = any(unit < 0 for stream in wanted.values() for unit in stream)
+            assert parsed.to_dict() == expected, seed
+            string = attempt(lambda g=parsed: units.to_string(g), seed)
+            negative = any(unit < 0 for stream in expected.values() for unit in stream)
             assert (string is None) == negative, seed
 
 
@@ -120,9 +120,9 @@ def test_damaged_options(seeds):
     for seed in seeds:
         values = mutate_json(valid, seed)
         if isinstance(values, dict) and set(values) <= set(valid):
-            got = attempt(lambda v=values: GenerationConfig(**v), seed)
-            if got is not None:
-                assert all(getattr(got, name) == value for name, value in values.items()), seed
+            parsed = attempt(lambda v=values: GenerationConfig(**v), seed)
+            if parsed is not None:
+                assert all(getattr(parsed, name) == value for name, value in values.items()), seed
         if isinstance(values, dict):
             attempt(lambda v=values: config.from_dict(GenerationConfig, v), seed)
 
@@ -137,5 +137,5 @@ def test_damaged_inputs(seeds, base_folder):
         if prompt is not None:
             texts = [content for kind, content in inputs if kind == "text"]
             pieces = units.split(prompt)
-            said = [piece.content for piece in pieces if piece.modality is Modality.TEXT]
-            assert "".join(said) == "".join(texts), seed
+            text_pieces = [piece.content for piece in pieces if piece.modality is Modality.TEXT]
+            assert "".join(text_pieces) == "".join(texts), seed

@@ -1,4 +1,4 @@
-"""Damaged WhisperX JSON: the words are right, with times that keep the rules, or it is named."""
+"""Damaged WhisperX JSON: words are read with valid times, or an `InputError` names the file."""
 
 import json
 import random
@@ -50,7 +50,7 @@ def test_damaged_values(seeds, tmp_path):
 
 
 @seeds
-def test_one_word_of_any_time_loses_no_word(seeds, tmp_path):
+def test_a_word_with_an_arbitrary_time_loses_no_word(seeds, tmp_path):
     values = (None, "x", float("nan"), float("inf"), -1.0, 0.0, 2.0, 3.5, 99.0, 1e300, [], True)
     for seed in seeds:
         rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""The CTC aligner's network against Hugging Face, and what its conversion refuses."""
+"""The CTC network against Hugging Face's, and checkpoints that its conversion rejects."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ VOCAB = {"<pad>": 0, "<s>": 1, "|": 2, "A": 3, "B": 4, "'": 5}
 
 def make_model(settings):
     model = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**(SIZES | settings))).eval()
-    torch.manual_seed(0)  # here, so that the trunk is the same whatever the vocabulary
+    torch.manual_seed(0)  # after construction, so that the trunk does not depend on the vocabulary
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0.1, 0.3)
     return model
@@ -87,7 +87,7 @@ def languages(tmp_path_factory):
     return folder, model, other
 
 
-def test_a_language_brings_its_adapter_and_labels(languages, tmp_path):
+def test_a_language_selects_its_adapter_and_labels(languages, tmp_path):
     folder, first, other = languages
     assert convert_ctc.convert_ctc(folder, tmp_path / "eng").labels == tuple(VOCAB)
     assert_same_logits(first, tmp_path / "eng")
@@ -96,7 +96,7 @@ def test_a_language_brings_its_adapter_and_labels(languages, tmp_path):
     assert_same_logits(other, tmp_path / "xyz")
 
 
-def test_a_language_that_is_not_there_is_named(languages, tmp_path):
+def test_an_unknown_language_is_rejected(languages, tmp_path):
     folder, _, _ = languages
     with pytest.raises(InputError, match="no language 'fra'.* 2 .*eng, xyz"):
         convert_ctc.convert_ctc(folder, tmp_path / "out", "fra")
@@ -107,7 +107,7 @@ def test_a_language_that_is_not_there_is_named(languages, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_command_writes_the_folder_or_says_why_not(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_folder_or_prints_an_error(tmp_path, monkeypatch, capsys):
     save(make_model({}), tmp_path / "hf", VOCAB | {"C": 6})
     arguments = ["--hf", str(tmp_path / "hf"), "--output", str(tmp_path / "ctc")]
     monkeypatch.setattr(sys, "argv", ["convert.ctc", *arguments])
@@ -123,7 +123,7 @@ def test_a_command_writes_the_folder_or_says_why_not(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_network_that_is_no_ctc_model_is_refused(tmp_path):
+def test_a_model_without_a_ctc_head_is_rejected(tmp_path):
     save(make_model({}).wav2vec2, tmp_path / "hf", VOCAB)
     with pytest.raises(InputError, match="Wav2Vec2ForCTC"):
         convert_ctc.convert_ctc(tmp_path / "hf", tmp_path / "ctc")

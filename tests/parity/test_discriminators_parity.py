@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from torch_discriminators import TorchDiscriminators, torch_log_mel  # noqa: E402
 
 from spirit_jax import checkpoint  # noqa: E402
-from spirit_jax.models import discriminators as judges  # noqa: E402
+from spirit_jax.models import discriminators  # noqa: E402
 from spirit_jax.models.discriminators import DiscriminatorConfig, Discriminators  # noqa: E402
 from spirit_jax.models.frames import MelConfig, log_mel  # noqa: E402
 
@@ -26,12 +26,13 @@ PARTS = {"bias": "bias", "scale": "weight.original0", "kernel": "weight.original
 
 
 def to_jax(network):
-    """The parameters of the PyTorch twin in our layout."""
+    """The parameters of the PyTorch network as a tree of the JAX network."""
     leaves = {}
     names = [f"period{period}" for period in CONFIG.periods]
     names += [f"scale{i}" for i in range(CONFIG.scales)]
-    for name, judge in zip(names, [*network.multi_period, *network.multi_scale], strict=True):
-        convs = {f"conv{i}": conv for i, conv in enumerate(judge.convs)} | {"out": judge.out}
+    parts = [*network.multi_period, *network.multi_scale]
+    for name, part in zip(names, parts, strict=True):
+        convs = {f"conv{i}": conv for i, conv in enumerate(part.convs)} | {"out": part.out}
         for conv_name, conv in convs.items():
             direction = conv.parametrizations.weight.original1.detach()  # (d, c, k) or (d, c, k, 1)
             direction = direction.reshape(*direction.shape[:3]).permute(2, 1, 0)
@@ -45,7 +46,8 @@ def to_jax(network):
 @pytest.fixture(scope="module")
 def waves():
     rng = np.random.default_rng(0)
-    return rng.uniform(-1, 1, (2, 2, 1000)).astype(np.float32)  # not to be divided by 3 or 7
+    samples = 1000  # which 3 and 7 do not divide
+    return rng.uniform(-1, 1, (2, 2, samples)).astype(np.float32)
 
 
 def test_scores_features_losses_and_gradients_equal_pytorch(waves):
@@ -58,40 +60,41 @@ def test_scores_features_losses_and_gradients_equal_pytorch(waves):
     shapes = jax.eval_shape(model.init, jax.random.key(0), waves[0])["params"]
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
 
-    real, made = (torch.from_numpy(wave) for wave in waves)
-    made.requires_grad_()
-    (real_scores, real_features), (made_scores, made_features) = network(real), network(made)
+    real, generated = (torch.from_numpy(wave) for wave in waves)
+    generated.requires_grad_()
+    real_scores, real_features = network(real)
+    generated_scores, generated_features = network(generated)
     theirs = {
-        "judge": sum(
-            ((r - 1) ** 2).mean() + (m**2).mean()
-            for r, m in zip(real_scores, made_scores, strict=True)
+        "discriminator": sum(
+            ((r - 1) ** 2).mean() + (g**2).mean()
+            for r, g in zip(real_scores, generated_scores, strict=True)
         ),
-        "adversarial": sum(((m - 1) ** 2).mean() for m in made_scores),
+        "adversarial": sum(((g - 1) ** 2).mean() for g in generated_scores),
         "feature": sum(
-            (r.detach() - m).abs().mean()
-            for one, other in zip(real_features, made_features, strict=True)
-            for r, m in zip(one, other, strict=True)
+            (r.detach() - g).abs().mean()
+            for real_layers, generated_layers in zip(real_features, generated_features, strict=True)
+            for r, g in zip(real_layers, generated_layers, strict=True)
         ),
     }
 
-    def losses(params, made):
+    def losses(params, generated):
         real_scores, real_features = model.apply({"params": params}, waves[0])
-        made_scores, made_features = model.apply({"params": params}, made)
+        generated_scores, generated_features = model.apply({"params": params}, generated)
         return {
-            "judge": judges.discriminator_loss(real_scores, made_scores),
-            "adversarial": judges.adversarial_loss(made_scores),
-            "feature": judges.feature_loss(real_features, made_features),
+            "discriminator": discriminators.discriminator_loss(real_scores, generated_scores),
+            "adversarial": discriminators.adversarial_loss(generated_scores),
+            "feature": discriminators.feature_loss(real_features, generated_features),
         }
 
     ours = jax.jit(losses)(params, waves[1])
     for name, loss in theirs.items():
         np.testing.assert_allclose(ours[name], loss.item(), rtol=1e-5)
-        gradient = jax.jit(jax.grad(lambda made, name=name: losses(params, made)[name]))(waves[1])
-        (expected,) = torch.autograd.grad(loss, made, retain_graph=True)
+        gradient = jax.jit(jax.grad(lambda wave, name=name: losses(params, wave)[name]))(waves[1])
+        (expected,) = torch.autograd.grad(loss, generated, retain_graph=True)
         worst = np.abs(gradient - expected.numpy()).max()
         assert worst <= 1e-5 * np.abs(expected.numpy()).max()
-    gradients = jax.jit(jax.grad(lambda params: losses(params, waves[1])["judge"]))(params)
-    theirs["judge"].backward()
+    gradients = jax.jit(jax.grad(lambda params: losses(params, waves[1])["discriminator"]))(params)
+    theirs["discriminator"].backward()
     expected = network.multi_period[1].convs[1].parametrizations.weight
     ours = gradients["period3"]["conv1"]
     for name, other in (("scale", expected.original0.grad), ("kernel", expected.original1.grad)):
@@ -100,7 +103,7 @@ def test_scores_features_losses_and_gradients_equal_pytorch(waves):
         assert np.abs(ours[name] - other).max() <= 1e-5 * np.abs(other).max()
 
 
-def test_first_values_are_spread_as_in_pytorch():
+def test_initial_parameters_are_distributed_as_in_pytorch():
     torch.manual_seed(0)
     theirs = checkpoint.flatten(to_jax(TorchDiscriminators(CONFIG)))
     model = Discriminators(CONFIG)

@@ -51,7 +51,7 @@ def torch_vocoder(**changes):
 
 
 def old_spelling(state):
-    """Weight norm as torch spelt it before `parametrizations`, as the release has it."""
+    """Names of weight norm tensors as before `parametrizations`, as in the release."""
     spelling = {".parametrizations.weight.original0": ".weight_g"}
     spelling[".parametrizations.weight.original1"] = ".weight_v"
     renamed = {}
@@ -77,7 +77,7 @@ def convert(folder, tmp_path):
 
 
 @pytest.mark.parametrize("spelling", ["old", "new"])
-def test_equals_pytorch(tmp_path, spelling):
+def test_vocoder_matches_pytorch(tmp_path, spelling):
     network = torch_vocoder()
     state = network.state_dict()
     folder = write_release(
@@ -101,7 +101,7 @@ def test_equals_pytorch(tmp_path, spelling):
     assert len(set(durations[0].tolist())) > 1
 
 
-def test_base_has_speaker_and_style_id(tmp_path):
+def test_the_base_vocoder_has_speaker_and_style_ids(tmp_path):
     base = {"num_f0_tokens": None, "num_style_tokens": None, "multistyle": "x", "model_in_dim": 18}
     network = torch_vocoder(**base)
     model, speak, _ = convert(write_release(tmp_path / "r", network), tmp_path)
@@ -113,29 +113,31 @@ def test_base_has_speaker_and_style_id(tmp_path):
     assert np.abs(speak(ids, np.array([3]))[0] - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_invalid_checkpoints_are_rejected(tmp_path):
     network = torch_vocoder()
     state = network.state_dict()
 
-    def refused(name, match, state=state, **changes):
+    def assert_rejected(name, match, state=state, **changes):
         folder = write_release(tmp_path / name, network, state, **changes)
         with pytest.raises(InputError, match=match):
             convert_hifigan(folder, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    refused("unknown", "'odd.weight' is unknown", state | {"odd.weight": state["dict.weight"]})
+    assert_rejected(
+        "unknown", "'odd.weight' is unknown", state | {"odd.weight": state["dict.weight"]}
+    )
     missing = {k: v for k, v in state.items() if k != "dur_predictor.proj.bias"}
-    refused("missing", "duration/out/bias", missing)
+    assert_rejected("missing", "duration/out/bias", missing)
     wrong = copy.copy(state) | {"spkr.weight": state["spkr.weight"][:2]}
-    refused("shape", r"'spkr.weight' has shape \(2, 6\)", wrong)
+    assert_rejected("shape", r"'spkr.weight' has shape \(2, 6\)", wrong)
     half = {k: v for k, v in state.items() if k != "ups.0.parametrizations.weight.original0"}
-    refused("half", "ups.0.parametrizations.weight.original1' is there without", half)
-    refused("width", "model_in_dim is 25", model_in_dim=25)
-    refused("f0", "f0 is True", f0=True)
-    refused("rates", "code_hop", code_hop_size=21)
+    assert_rejected("half", "ups.0.parametrizations.weight.original1' is there without", half)
+    assert_rejected("width", "model_in_dim is 25", model_in_dim=25)
+    assert_rejected("f0", "f0 is True", f0=True)
+    assert_rejected("rates", "code_hop", code_hop_size=21)
 
 
-@pytest.mark.slow  # as does test_golden, from audio
+@pytest.mark.slow  # test_golden compares the same from audio
 @pytest.mark.parametrize(
     "model_name, folder",
     [
@@ -143,7 +145,7 @@ def test_what_does_not_fit_is_named(tmp_path):
         ("spirit-lm-expressive-7b", "hifigan_spiritlm_expressive_w2v2"),
     ],
 )
-def test_waveforms_are_those_of_the_release(golden, tmp_path, model_name, folder):
+def test_waveforms_match_the_release(golden, tmp_path, model_name, folder):
     _, speak, _ = convert(golden / "checkpoints/speech_tokenizer" / folder, tmp_path)
     expected = json.loads((golden / "expected.json").read_text())[model_name]["audio"]
     arrays = np.load(golden / "expected_arrays.npz")

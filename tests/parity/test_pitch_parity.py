@@ -54,7 +54,7 @@ def write_release(folder, values, state):
     "values",
     [RELEASE, slow(with_strides(3, count=2)), with_strides([4, 2]), slow(with_strides([5, 2, 3]))],
 )
-def test_equals_pytorch(tmp_path, values):
+def test_vqvae_matches_pytorch(tmp_path, values):
     torch.manual_seed(0)
     network = TorchPitch(values).eval()
     convert_pitch(write_release(tmp_path / "r", values, network.state_dict()), tmp_path / "ours")
@@ -72,34 +72,34 @@ def test_equals_pytorch(tmp_path, values):
     assert np.abs(ours - latent).max() <= 1e-5 * np.abs(latent).max()
     our_codes, counts = apply({"params": params}, features, lengths)
     np.testing.assert_array_equal(our_codes, codes)
-    back, frames = apply({"params": params}, our_codes, counts, method="decode")
+    our_decoded, frames = apply({"params": params}, our_codes, counts, method="decode")
     assert frames.tolist() == [decoded.shape[1]] * 2
-    assert np.abs(back - decoded).max() <= 1e-5 * np.abs(decoded).max()
+    assert np.abs(our_decoded - decoded).max() <= 1e-5 * np.abs(decoded).max()
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_invalid_checkpoints_are_rejected(tmp_path):
     state = TorchPitch(RELEASE).state_dict()
 
-    def refused(name, match, values=RELEASE, state=state):
+    def assert_rejected(name, match, values=RELEASE, state=state):
         folder = write_release(tmp_path / name, values, state)
         with pytest.raises(InputError, match=match):
             convert_pitch(folder, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    refused("unknown", "'odd' is unknown", state=state | {"odd": torch.zeros(1)})
+    assert_rejected("unknown", "'odd' is unknown", state=state | {"odd": torch.zeros(1)})
     missing = {name: value for name, value in state.items() if "vq" not in name}
-    refused("missing", "gives the parameter 'codebook'", state=missing)
+    assert_rejected("missing", "gives the parameter 'codebook'", state=missing)
     short = state | {"decoder.out.bias": torch.zeros(3)}
-    refused("shape", r"'decoder.out.bias' has shape \(3,\)", state=short)
-    refused("features", "features is 'f1'", values=RELEASE | {"features": "f1"})
-    refused("levels", "levels is 2", values=RELEASE | {"vq_params": {"levels": 2}})
+    assert_rejected("shape", r"'decoder.out.bias' has shape \(3,\)", state=short)
+    assert_rejected("features", "features is 'f1'", values=RELEASE | {"features": "f1"})
+    assert_rejected("levels", "levels is 2", values=RELEASE | {"vq_params": {"levels": 2}})
     cycle = RELEASE | {"decoder_params": STACK | {"dilation_cycle": 2}}
-    refused("cycle", "dilation_cycle is 2", values=cycle)
-    refused("absent", "has no 'encoder_params'", values={"features": "f0,vuv"})
+    assert_rejected("cycle", "dilation_cycle is 2", values=cycle)
+    assert_rejected("absent", "has no 'encoder_params'", values={"features": "f0,vuv"})
 
 
-@pytest.mark.slow  # as does test_golden, from audio
-def test_pitch_units_are_those_of_the_release(golden, tmp_path):
+@pytest.mark.slow  # test_golden compares the same from audio
+def test_pitch_units_match_the_release(golden, tmp_path):
     convert_pitch(golden / "checkpoints/speech_tokenizer/vqvae_f0_quantizer", tmp_path / "ours")
     model, params = pitch.load(tmp_path / "ours")
     latent = jax.jit(lambda x, n: model.apply({"params": params}, x, n, method="latent"))

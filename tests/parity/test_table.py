@@ -18,16 +18,16 @@ RULES = [
     Rule(r"spare", None),
 ]
 ABSTRACT = {"0": {"kernel": np.zeros((2, 3))}, "1": {"kernel": np.zeros((2, 3))}}
-GOOD = {"fc0.weight": np.ones((3, 2)), "fc1.weight": np.zeros((3, 2)), "spare": np.zeros(1)}
+VALID = {"fc0.weight": np.ones((3, 2)), "fc1.weight": np.zeros((3, 2)), "spare": np.zeros(1)}
 
 
-def test_a_table_turns_and_places():
-    params = table.convert(GOOD, RULES, ABSTRACT, "here")
+def test_rules_transpose_and_rename_tensors():
+    params = table.convert(VALID, RULES, ABSTRACT, "here")
     assert params["0"]["kernel"].shape == (2, 3) and params["0"]["kernel"].all()
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"fc0.bias": np.zeros(3)}, "'fc0.bias' is unknown"),
         ({"fc1.weight": None}, "'1/kernel'"),
@@ -36,16 +36,16 @@ def test_a_table_turns_and_places():
         ({"fc2.weight": np.zeros((3, 2))}, "'2/kernel'"),
     ],
 )
-def test_a_key_that_does_not_fit_is_named(change, words):
-    tensors = {k: v for k, v in (GOOD | change).items() if v is not None}
-    with pytest.raises(InputError, match=words):
+def test_mismatched_keys_and_shapes_are_rejected(change, message):
+    tensors = {k: v for k, v in (VALID | change).items() if v is not None}
+    with pytest.raises(InputError, match=message):
         table.convert(tensors, RULES, ABSTRACT, "here")
 
 
 @pytest.mark.parametrize("dim", [0, 2])
 @pytest.mark.parametrize("spelling", ["weight_g", "parametrizations"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_weight_norm_folds_as_torch_computes_it(dim, spelling):
+def test_folded_weight_norm_matches_pytorch(dim, spelling):
     old, new = torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm
     wrap = old if spelling == "weight_g" else new
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def test_weight_norm_folds_as_torch_computes_it(dim, spelling):
     np.testing.assert_allclose(folded["0.weight"], net[0].weight.detach().numpy(), rtol=1e-6)
 
 
-def test_half_a_weight_norm_is_named():
+def test_an_incomplete_weight_norm_is_rejected():
     for key in ("c.weight_g", "c.weight_v"):
         with pytest.raises(InputError, match=key):
             table.fold_weight_norm({key: np.ones((2, 1))}, 0, "x")
@@ -84,17 +84,17 @@ def test_a_pickle_that_would_run_code_is_not_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 10, 1000])
-def test_a_half_copied_file_is_named(tmp_path, size):
-    whole = tmp_path / "whole.pt"
-    torch.save({"a": torch.zeros(1000)}, whole)
-    (tmp_path / "half.pt").write_bytes(whole.read_bytes()[:size])
+def test_truncated_and_missing_files_are_rejected(tmp_path, size):
+    complete = tmp_path / "complete.pt"
+    torch.save({"a": torch.zeros(1000)}, complete)
+    (tmp_path / "half.pt").write_bytes(complete.read_bytes()[:size])
     with pytest.raises(InputError, match="half.pt"):
         torch_files.load_pickle(tmp_path / "half.pt")
     with pytest.raises(InputError, match="absent.pt"):
         torch_files.load_pickle(tmp_path / "absent.pt")
 
 
-def test_a_folder_with_a_shard_missing_is_named(tmp_path):
+def test_a_folder_with_a_missing_shard_is_rejected(tmp_path):
     with pytest.raises(InputError, match="no weights"):
         torch_files.open_folder(tmp_path)
     index = tmp_path / "pytorch_model.bin.index.json"

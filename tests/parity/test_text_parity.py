@@ -1,7 +1,7 @@
 """Text tokenizers against those of transformers: the same ids for the same prompts.
 
-Names of special tokens (`<s>`) written in a text stay text here, so transformers is asked for that
-too (`split_special_tokens`).
+Names of special tokens (`<s>`) in a text are plain text here; `split_special_tokens` makes
+transformers do the same.
 """
 
 import pytest
@@ -76,14 +76,14 @@ def ids_of(theirs, string, **settings):
 
 @pytest.mark.parametrize("pair", ["added", "fast"])
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_ids_are_those_of_transformers(pair, prompt, request):
+def test_ids_match_transformers(pair, prompt, request):
     ours, theirs = request.getfixturevalue(pair)
     assert ours.encode(prompt) == ids_of(theirs, prompt)
 
 
 @settings(deadline=None)
 @given(prompts)
-def test_ids_of_any_prompt(added, fast, prompt):
+def test_ids_of_random_prompts_match_transformers(added, fast, prompt):
     for ours, theirs in (added, fast):
         assert ours.encode(prompt) == ids_of(theirs, prompt)
 
@@ -98,7 +98,7 @@ def test_names_of_special_tokens_are_split_like_text(pair, text, request):
 
 @settings(deadline=None)
 @given(prompts)
-def test_strings_of_the_fast_tokenizer(fast, prompt):
+def test_decoded_strings_match_the_fast_tokenizer(fast, prompt):
     ours, theirs = fast
     ids = ours.encode(prompt)
     plain = theirs.decode(ids[1:], clean_up_tokenization_spaces=False)
@@ -106,7 +106,7 @@ def test_strings_of_the_fast_tokenizer(fast, prompt):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
-def test_transformers_reads_what_is_written(added, fast, tmp_path, name):
+def test_transformers_reads_a_converted_tokenizer(added, fast, tmp_path, name):
     """A converted tokenizer, copied beside an exported model, has the tokens at their ids."""
     source = toy.train_sentencepiece if name == "tokenizer.model" else toy.train_bpe
     ours, out = convert(source(tmp_path / f"text{name.removeprefix('tokenizer')}"), tmp_path)
@@ -117,6 +117,6 @@ def test_transformers_reads_what_is_written(added, fast, tmp_path, name):
         ("[St99]", VOCAB.size - 1),
     ]:
         assert theirs.convert_tokens_to_ids(string) == token
-    if name == "tokenizer.json":  # for the other, transformers 5 has prefix spaces of its own
+    if name == "tokenizer.json":  # for SentencePiece, transformers 5 adds other prefix spaces
         prompt = "[Text]the cat[Speech][Hu12]  sat\n"
         assert ours.encode(prompt) == ids_of(theirs, prompt)

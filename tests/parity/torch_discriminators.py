@@ -1,4 +1,4 @@
-"""Plain PyTorch discriminators of HiFi-GAN and its mel spectrogram, to compare with."""
+"""Plain PyTorch discriminators of HiFi-GAN and its mel spectrogram, as a reference."""
 
 import librosa
 import torch
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 
-class Judge(nn.Module):
+class Discriminator(nn.Module):
     def __init__(self, make_conv, channels, kernels, strides, groups):
         super().__init__()
         inputs = (1, *channels)
@@ -39,7 +39,7 @@ class TorchDiscriminators(nn.Module):
             return nn.Conv1d(inputs, outputs, kernel, stride, kernel // 2, groups=groups)
 
         self.multi_period = nn.ModuleList(
-            Judge(
+            Discriminator(
                 column,
                 config.period_channels,
                 (config.period_kernel,) * layers,
@@ -49,7 +49,7 @@ class TorchDiscriminators(nn.Module):
             for _ in config.periods
         )
         self.multi_scale = nn.ModuleList(
-            Judge(
+            Discriminator(
                 row,
                 config.scale_channels,
                 config.scale_kernels,
@@ -61,17 +61,17 @@ class TorchDiscriminators(nn.Module):
         self.pool = nn.AvgPool1d(4, 2, padding=2)
 
     def forward(self, wave):
-        judged = []
-        for period, judge in zip(self.periods, self.multi_period, strict=True):
+        outputs = []
+        for period, discriminator in zip(self.periods, self.multi_period, strict=True):
             folded = wave[:, None]
             if folded.shape[-1] % period:
                 folded = F.pad(folded, (0, period - folded.shape[-1] % period), "reflect")
-            judged.append(judge(folded.view(len(wave), 1, -1, period)))
+            outputs.append(discriminator(folded.view(len(wave), 1, -1, period)))
         x = wave[:, None]
-        for i, judge in enumerate(self.multi_scale):
+        for i, discriminator in enumerate(self.multi_scale):
             x = self.pool(x) if i else x
-            judged.append(judge(x))
-        return [scores for scores, _ in judged], [features for _, features in judged]
+            outputs.append(discriminator(x))
+        return [scores for scores, _ in outputs], [features for _, features in outputs]
 
 
 def torch_log_mel(wave, config):

@@ -79,7 +79,7 @@ class TorchHifiGan(nn.Module):
         return torch.clamp(torch.round(torch.exp(log_frames) - 1), min=1).long()
 
     def forward(self, streams):
-        """`streams`: ids (b, t) in the order code, f0, style, speaker, style id, where there."""
+        """`streams`: ids (b, t) in the order code, f0, style, speaker, style id (those in use)."""
         names = ("dict", "f0_dict", "style_dict", "spkr", "style")
         tables = [getattr(self, name) for name in names if hasattr(self, name)]
         embedded = [table(ids) for table, ids in zip(tables, streams, strict=True)]
