@@ -1,5 +1,6 @@
 """The example network of docs/add-a-network.md trains, resumes and exports."""
 
+import dataclasses
 import importlib
 import re
 import sys
@@ -58,7 +59,7 @@ def test_the_example_trains_resumes_and_exports(loudness, tmp_path):
     full = speech_runs.run(recipe, config)
     assert full[-1]["eval_loss"] < 0.5 * full[0]["loss"]
     assert (tmp_path / "full" / "report" / "loudness.png").is_file()
-    stopped = speech_runs.changed(config, "stopped")
+    stopped = dataclasses.replace(config, run_dir=str(tmp_path / "stopped"))
     speech_runs.run(recipe, stopped, stop_after=25)
     resumed = speech_runs.run(recipe, stopped)
     assert [line["loss"] for line in resumed] == [line["loss"] for line in full[-len(resumed) :]]

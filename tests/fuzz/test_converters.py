@@ -1,4 +1,4 @@
-"""Damaged checkpoints: read correctly, or rejected with an `InputError` that message why."""
+"""Damaged checkpoints: read correctly, or rejected with an `InputError` that says why."""
 
 import json
 import zipfile
@@ -367,7 +367,7 @@ WEIGHTS = {
     "NaN": (NORM, lambda x: x * float("nan"), "NaN"),
     "infinite": (NORM, lambda x: (x / 0).bfloat16(), "infinity"),
     "beyond float32": (NORM, lambda x: x.double() * 1e300, "beyond float32"),
-    "of original numbers": (NORM, lambda x: x.int(), "of type int32"),
+    "of whole numbers": (NORM, lambda x: x.int(), "of type int32"),
     "of float8": (NORM, lambda x: x.to(torch.float8_e4m3fn), "of type float8_e4m3fn"),
     "with an axis more": (Q, lambda x: x[None].clone(), "has shape"),
 }
