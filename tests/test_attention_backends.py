@@ -1,4 +1,4 @@
-"""Attention backends: each equal to the plain reference, segments honoured, on a mesh too."""
+"""Attention backends equal plain softmax attention within segments, also on a mesh."""
 
 import functools
 
@@ -12,9 +12,9 @@ from spirit_jax.errors import InputError
 from spirit_jax.models.attention_backends import attend_segments, choose_backend
 
 LENGTH, HEADS, KV_HEADS, WIDTH = 128, 4, 2, 8
-HERE = ["reference", "splash_interpret"]
+BACKENDS = ["reference", "splash_interpret"]
 if jax.default_backend() == "gpu":
-    HERE.append("cudnn")
+    BACKENDS.append("cudnn")
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,14 @@ def arrays():
 
 @functools.partial(jax.jit, static_argnums=4)
 def outputs_and_gradients(q, k, v, segments, backend):
-    """Outputs where there are tokens, and gradients of a function of them."""
-    kept = jnp.asarray(segments > 0)[..., None, None]
+    """Outputs at the tokens, and gradients of a function of them."""
+    is_token = jnp.asarray(segments > 0)[..., None, None]
 
-    def of(q, k, v):
-        y = jnp.where(kept, attend_segments(q, k, v, segments, backend), 0)
+    def loss(q, k, v):
+        y = jnp.where(is_token, attend_segments(q, k, v, segments, backend), 0)
         return jnp.sum(jnp.sin(3 * y)), y
 
-    grads, y = jax.grad(of, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    grads, y = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
     return y, *grads
 
 
@@ -47,58 +47,61 @@ def assert_close(ours, expected, tolerance=1e-5):
 
 
 @pytest.fixture(scope="module")
-def plain(arrays):
-    """The softmax written out, one segment and head at a time."""
+def expected_outputs(arrays):
+    """Attention outputs from an explicit softmax, one segment and head at a time."""
     q, k, v, segments = arrays
     y = np.zeros_like(q)
     for row in range(2):
         for segment in range(1, segments[row].max() + 1):
-            (own,) = np.nonzero(segments[row] == segment)
+            (positions,) = np.nonzero(segments[row] == segment)
             for head in range(HEADS):
                 group = head * KV_HEADS // HEADS
-                scores = q[row, own, head] @ k[row, own, group].T / np.sqrt(WIDTH)
-                scores[np.triu_indices(len(own), 1)] = -np.inf
+                scores = q[row, positions, head] @ k[row, positions, group].T / np.sqrt(WIDTH)
+                scores[np.triu_indices(len(positions), 1)] = -np.inf
                 weights = np.exp(scores - scores.max(-1, keepdims=True))
-                y[row, own, head] = weights / weights.sum(-1, keepdims=True) @ v[row, own, group]
+                y[row, positions, head] = (
+                    weights / weights.sum(-1, keepdims=True) @ v[row, positions, group]
+                )
     return y
 
 
-@pytest.mark.parametrize("backend", HERE)
-def test_every_backend_is_causal_attention_within_segments(arrays, plain, backend):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_computes_causal_attention_within_segments(arrays, expected_outputs, backend):
     y, *grads = outputs_and_gradients(*arrays, backend)
-    assert_close([y], [plain])
+    assert_close([y], [expected_outputs])
     assert_close(grads, outputs_and_gradients(*arrays, "reference")[1:])
 
 
-@pytest.mark.parametrize("backend", HERE)
-def test_packed_equals_unpacked(arrays, backend):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_rows_equal_single_sequences(arrays, backend):
     q, k, v, segments = arrays
     packed = outputs_and_gradients(*arrays, backend)
     for segment in (1, 2):
-        (own,) = np.nonzero(segments[0] == segment)
-        alone = [np.zeros_like(array[:1]) for array in (q, k, v)]
-        for array, whole in zip(alone, (q, k, v), strict=True):
-            array[0, : len(own)] = whole[0, own]
-        here = np.zeros((1, LENGTH), np.int32)
-        here[0, : len(own)] = 1
-        unpacked = outputs_and_gradients(*alone, here, backend)
-        assert_close([a[0, : len(own)] for a in unpacked], [a[0, own] for a in packed])
+        (positions,) = np.nonzero(segments[0] == segment)
+        single = [np.zeros_like(array[:1]) for array in (q, k, v)]
+        for array, packed_array in zip(single, (q, k, v), strict=True):
+            array[0, : len(positions)] = packed_array[0, positions]
+        single_segments = np.zeros((1, LENGTH), np.int32)
+        single_segments[0, : len(positions)] = 1
+        unpacked = outputs_and_gradients(*single, single_segments, backend)
+        assert_close([a[0, : len(positions)] for a in unpacked], [a[0, positions] for a in packed])
 
 
-@pytest.mark.parametrize("backend", HERE)
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 4)])  # 4 query heads do split, 2 others do not
-def test_a_mesh_changes_nothing(arrays, backend, shape):
+@pytest.mark.parametrize("backend", BACKENDS)
+# Four devices split the query heads, but not the two key and value heads.
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 4)])
+def test_a_mesh_gives_the_same_outputs_and_gradients(arrays, backend, shape):
     devices = jax.devices()[: int(np.prod(shape))]
     if len(devices) < np.prod(shape):
         pytest.skip("needs eight devices")
     expected = outputs_and_gradients(*arrays, backend)
     q, k, v, segments = (np.concatenate([a, a]) for a in arrays)
     with jax.set_mesh(sharding.make_mesh(*shape, devices=devices)):
-        made = outputs_and_gradients(q, k, v, segments, backend)
-    assert_close([np.asarray(a)[:2] for a in made], [np.asarray(a) for a in expected])
+        on_mesh = outputs_and_gradients(q, k, v, segments, backend)
+    assert_close([np.asarray(a)[:2] for a in on_mesh], [np.asarray(a) for a in expected])
 
 
-def test_what_a_backend_cannot_do_is_named():
+def test_unsupported_backends_are_rejected():
     with pytest.raises(InputError, match="attention is 'flash'"):
         choose_backend("flash", jnp.float32, 64, 128)
     with pytest.raises(InputError, match="multiple of 128, not 100"):

@@ -1,4 +1,4 @@
-"""Audio in, of every form, and out; and what is said of audio that is none."""
+"""Reading and writing audio: files, bytes and arrays; invalid audio is rejected."""
 
 import io
 from pathlib import Path
@@ -32,7 +32,7 @@ def loudest_hertz(samples):
     return np.argmax(spectrum) * SAMPLE_RATE / len(samples)
 
 
-# Every form of audio.
+# Forms of audio.
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,17 @@ def test_lossy_files_are_read(form, subtype):
     assert abs(loudest_hertz(samples) - 440) <= 1
 
 
-def test_an_array_is_taken_as_16_khz_and_stays_as_it_is():
+def test_an_array_is_read_as_16_khz_and_not_modified():
     samples = tone(SAMPLE_RATE).astype(np.float32)
-    before = samples.copy()
-    np.testing.assert_array_equal(load_audio(samples), before)
-    np.testing.assert_array_equal(load_audio((samples, SAMPLE_RATE)), before)
-    np.testing.assert_array_equal(samples, before)
+    original = samples.copy()
+    np.testing.assert_array_equal(load_audio(samples), original)
+    np.testing.assert_array_equal(load_audio((samples, SAMPLE_RATE)), original)
+    np.testing.assert_array_equal(samples, original)
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 11_025.0])
 @pytest.mark.parametrize("form", ["array", "bytes"])
-def test_other_rates_keep_pitch_loudness_and_duration(rate, form):
+def test_resampling_keeps_pitch_loudness_and_duration(rate, form):
     samples = tone(rate, seconds=1.5)
     given = (samples, rate) if form == "array" else encode(samples, int(rate))
     result = load_audio(given)
@@ -77,7 +77,7 @@ def test_other_rates_keep_pitch_loudness_and_duration(rate, form):
     )
 
 
-def test_what_16_khz_cannot_hold_is_taken_out():
+def test_frequencies_above_8_khz_are_removed():
     high = tone(44_100, hertz=11_000.0)
     assert np.abs(load_audio((high, 44_100))[1_000:-1_000]).max() < 1e-3
 
@@ -105,7 +105,7 @@ def test_channels_are_averaged_or_picked(three_channels, form):
 
 
 @pytest.mark.parametrize("channel", [3, -1])
-def test_a_channel_that_is_not_there_is_named(three_channels, channel):
+def test_a_missing_channel_is_rejected(three_channels, channel):
     with pytest.raises(InputError, match=f"the array.*3 channels.*no channel {channel}"):
         load_audio(three_channels, channel=channel)
 
@@ -137,16 +137,16 @@ def test_silence_stays_silent():
 
 @pytest.mark.parametrize("shape", [(0,), (0, 1), (0, 2), (2, 0), (0, 0)])
 @pytest.mark.parametrize("rate", [SAMPLE_RATE, 44_100])
-def test_no_samples_are_no_samples(shape, rate):
+def test_arrays_without_samples_give_no_samples(shape, rate):
     assert load_audio((np.zeros(shape), rate)).shape == (0,)
 
 
-def test_a_file_of_no_samples_is_empty():
+def test_a_file_without_samples_is_empty():
     assert load_audio(encode(np.zeros(0), SAMPLE_RATE)).shape == (0,)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_no_numbers_are_named(tmp_path, value):
+def test_samples_that_are_not_finite_are_rejected(tmp_path, value):
     samples = tone(SAMPLE_RATE)
     samples[7] = value
     with pytest.raises(InputError, match="the array.*NaN or infinite"):
@@ -158,7 +158,7 @@ def test_samples_that_are_no_numbers_are_named(tmp_path, value):
 
 
 @pytest.mark.parametrize(
-    ("array", "words"),
+    ("array", "message"),
     [
         (np.zeros((4, 4, 4)), r"\(4, 4, 4\)"),
         (np.zeros((100, 100)), r"\(100, 100\)"),
@@ -171,22 +171,22 @@ def test_samples_that_are_no_numbers_are_named(tmp_path, value):
         ((np.zeros(9), 16_000, 2), "tuple of 3"),
     ],
 )
-def test_arrays_of_something_else_are_named(array, words):
-    with pytest.raises(InputError, match=words):
+def test_arrays_of_other_shapes_and_types_are_rejected(array, message):
+    with pytest.raises(InputError, match=message):
         load_audio(array)
 
 
 @pytest.mark.parametrize("rate", [0, -16_000, np.nan, np.inf, 1e9, 100.0, "fast", None])
-def test_a_rate_that_is_none_is_named(rate):
+def test_invalid_sampling_rates_are_rejected(rate):
     with pytest.raises(InputError, match=f"sampling rate of {rate}"):
         load_audio((np.zeros(9), rate))
 
 
-# Files that are no audio.
+# Files that are not audio.
 
 
 @pytest.mark.parametrize("content", [b"", b"no audio", b"RIFF\x00\x00\x00\x00WAVE", b"\0" * 4_096])
-def test_what_is_no_audio_is_named(tmp_path, content):
+def test_content_that_is_not_audio_is_rejected(tmp_path, content):
     path = tmp_path / "bad.wav"
     path.write_bytes(content)
     with pytest.raises(InputError, match="bad.wav"):
@@ -197,16 +197,16 @@ def test_what_is_no_audio_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.95])
 @pytest.mark.parametrize(("form", "subtype"), [("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III")])
-def test_a_file_that_is_cut_short_is_named(tmp_path, form, subtype, part):
+def test_a_truncated_file_is_rejected(tmp_path, form, subtype, part):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, SAMPLE_RATE)
-    whole = encode(noise, SAMPLE_RATE, form, subtype)
+    complete = encode(noise, SAMPLE_RATE, form, subtype)
     path = tmp_path / "cut.audio"
-    path.write_bytes(whole[: int(part * len(whole))])
+    path.write_bytes(complete[: int(part * len(complete))])
     with pytest.raises(InputError, match="cut.audio.*truncated"):
         load_audio(path)
 
 
-def test_files_that_are_not_there_are_named(tmp_path):
+def test_missing_files_are_rejected(tmp_path):
     for path in (tmp_path / "none.wav", str(tmp_path / "none.wav"), tmp_path, "", "x" * 5_000):
         with pytest.raises(InputError, match="there is no such file") as error:
             load_audio(path)
@@ -216,9 +216,9 @@ def test_files_that_are_not_there_are_named(tmp_path):
 @settings(deadline=None)
 @given(st.binary(max_size=64), st.integers(0, 400))
 def test_damaged_files_give_audio_or_an_input_error(damage, place):
-    whole = encode(tone(SAMPLE_RATE, 0.05), SAMPLE_RATE, "FLAC")
+    complete = encode(tone(SAMPLE_RATE, 0.05), SAMPLE_RATE, "FLAC")
     try:
-        samples = load_audio(whole[:place] + damage + whole[place + len(damage) :])
+        samples = load_audio(complete[:place] + damage + complete[place + len(damage) :])
     except InputError:
         return
     assert samples.ndim == 1 and np.isfinite(samples).all()
@@ -239,7 +239,7 @@ def test_damaged_files_give_audio_or_an_input_error(damage, place):
         (4_000_000, [1_600_000, 1_600_000, 800_000]),
     ],
 )
-def test_audio_is_cut_every_100_s_and_short_rests_are_left_out(samples, sizes):
+def test_audio_is_split_every_100_s_and_a_short_remainder_is_dropped(samples, sizes):
     wave = np.arange(samples, dtype=np.float32)
     pieces = list(audio.chunks(wave))
     assert [len(piece) for piece in pieces] == sizes
@@ -255,7 +255,7 @@ def test_chunks_of_another_length():
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 0.05])
-def test_chunks_too_short_for_a_unit_are_an_error(seconds):
+def test_chunks_too_short_for_a_unit_are_rejected(seconds):
     with pytest.raises(InputError, match=f"{seconds} s"):
         list(audio.chunks(np.zeros(SAMPLE_RATE), seconds))
 
@@ -263,7 +263,7 @@ def test_chunks_too_short_for_a_unit_are_an_error(seconds):
 # Audio out.
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_audio_reads_back(tmp_path):
     path = tmp_path / "deep" / "down" / "a.wav"
     samples = tone(SAMPLE_RATE, peak=0.9)
     write_wav(path, samples)
@@ -278,9 +278,9 @@ def test_loud_samples_are_clipped_and_do_not_wrap(tmp_path):
     np.testing.assert_allclose(load_audio(tmp_path / "a.wav"), [1, -1, 1, -1], atol=HALF_STEP)
 
 
-def test_nothing_half_written_is_left(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
     write_wav(tmp_path / "a.wav", tone(SAMPLE_RATE))
-    before = (tmp_path / "a.wav").read_bytes()
+    original = (tmp_path / "a.wav").read_bytes()
 
     def fail_halfway(path, data):
         with open(path, "wb") as file:
@@ -291,10 +291,10 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="a.wav.*disk is full"):
         write_wav(tmp_path / "a.wav", np.zeros(9))
     assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
-    assert (tmp_path / "a.wav").read_bytes() == before
+    assert (tmp_path / "a.wav").read_bytes() == original
 
 
-def test_places_that_cannot_be_written_are_named(tmp_path):
+def test_paths_that_cannot_be_written_are_rejected(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "a.wav", tmp_path / "folder", "/"):
@@ -304,7 +304,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
     assert not list((tmp_path / "folder").iterdir())
 
 
-def test_a_piece_of_a_recording_is_its_samples(tmp_path):
+def test_a_segment_of_a_recording_has_its_samples(tmp_path):
     samples = tone(SAMPLE_RATE).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
     for start, seconds, first, last in (
@@ -316,7 +316,7 @@ def test_a_piece_of_a_recording_is_its_samples(tmp_path):
     ):
         piece = audio.AudioPiece(tmp_path / "a.wav", start, seconds)
         np.testing.assert_array_equal(load_audio(piece), samples[first:last])
-    load_audio(piece)[:] = 0  # nobody else's samples
+    load_audio(piece)[:] = 0  # a copy: the next read is not affected
     np.testing.assert_array_equal(load_audio(piece), samples)
     for start, seconds in ((0.5, 0.6), (1.0, None), (2.0, 1.0), (-0.1, 0.5), (0.1, 0.0)):
         with pytest.raises(InputError, match="a.wav: has 1.00 s; there is no segment"):

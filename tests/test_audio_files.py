@@ -1,4 +1,4 @@
-"""Audio files as programs write them: read whole, whatever their headers say, or named."""
+"""Audio files as real programs write them: read completely or rejected, whatever headers say."""
 
 import io
 import struct
@@ -60,11 +60,11 @@ def encode(form, subtype, samples=NOISE, rate=RATE):
     return file.getvalue()
 
 
-def read_plainly(data):
-    """What libsndfile makes of a whole file."""
+def read_with_libsndfile(data):
+    """The samples that libsndfile reads from a complete file."""
     prefix = (
         b"ID3\4\0\0\0\0\0\x0a" + bytes(10) if data[0] == 0xFF else b""
-    )  # it knows no other MP3 in memory
+    )  # it recognises MP3 in memory only with an ID3 tag
     with soundfile.SoundFile(io.BytesIO(prefix + data)) as file:
         return file.read(dtype="float64", always_2d=True)
 
@@ -88,7 +88,7 @@ def encode_ffmpeg(container, codec, samples=NOISE, rate=RATE):
 
 
 def without_header_frame(mp3):
-    """MP3 as recorders write it: frames and nothing else."""
+    """MP3 as recorders write it: frames without a header frame."""
     start = mp3.index(b"\xff", 1 + mp3.index(b"LAME"))
     while mp3[start + 1] != mp3[1]:
         start = mp3.index(b"\xff", start + 1)
@@ -105,37 +105,37 @@ def without_header_frame(mp3):
         ("data0.wav", 1.0),
     ],
 )
-def test_files_of_real_tools_are_as_long_as_what_was_recorded(name, seconds):
+def test_files_of_real_tools_have_the_recorded_length(name, seconds):
     if not CASES.is_dir():
-        pytest.skip("the shared cases are not here")
+        pytest.skip("the shared cases are missing")
     frame = 576 if name.endswith("noxing.mp3") else 0
     assert abs(len(load_audio(CASES / name)) - seconds * RATE) <= frame
 
 
 @pytest.mark.parametrize(("form", "subtype"), FORMATS)
-def test_whole_files_are_read_as_libsndfile_reads_them(form, subtype):
+def test_complete_files_are_read_as_by_libsndfile(form, subtype):
     data = encode(form, subtype)
-    for whole in (data, data + bytes(9) if form not in ("W64", "WAV") else data):
-        name, samples_tc, rate = decode(whole)
+    for complete in (data, data + bytes(9) if form not in ("W64", "WAV") else data):
+        name, samples_tc, rate = decode(complete)
         assert rate == RATE
-        np.testing.assert_array_equal(samples_tc, read_plainly(data))
-    assert abs(len(samples_tc) - RATE) < 1024  # codecs of blocks fill the last one
+        np.testing.assert_array_equal(samples_tc, read_with_libsndfile(data))
+    assert abs(len(samples_tc) - RATE) < 1024  # block codecs pad the last block
 
 
 @pytest.mark.parametrize(("form", "subtype"), HEADER_ONLY)
 @pytest.mark.parametrize("samples", [NOISE, NOISE[:8001], NOISE[:0]], ids=len)
-def test_whole_files_of_rare_formats_are_read_as_libsndfile_reads_them(form, subtype, samples):
+def test_complete_files_of_rare_formats_are_read_as_by_libsndfile(form, subtype, samples):
     data = encode(form, subtype, samples)
     try:
-        expected = read_plainly(data)
-    except soundfile.LibsndfileError:  # it does not read all that it writes
+        expected = read_with_libsndfile(data)
+    except soundfile.LibsndfileError:  # libsndfile cannot read everything that it writes
         pytest.skip("libsndfile cannot read it")
     np.testing.assert_array_equal(decode(data)[1], expected)
 
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.97])
 @pytest.mark.parametrize(("form", "subtype"), FORMATS + HEADER_ONLY)
-def test_files_that_were_cut_in_copying_are_named(tmp_path, form, subtype, part):
+def test_truncated_files_are_rejected(tmp_path, form, subtype, part):
     data = encode(form, subtype)
     path = tmp_path / "cut.audio"
     path.write_bytes(data[: int(part * len(data))])
@@ -144,15 +144,15 @@ def test_files_that_were_cut_in_copying_are_named(tmp_path, form, subtype, part)
 
 
 @pytest.mark.parametrize(("form", "subtype"), FORMATS)
-def test_joined_files_are_read_whole(form, subtype):
+def test_concatenated_files_are_read_completely(form, subtype):
     first, second = encode(form, subtype), encode(form, subtype, NOISE[::-1][:9_000])
     joined = decode(first + second + first)[1]
-    parts = [read_plainly(each) for each in (first, second, first)]
+    parts = [read_with_libsndfile(data) for data in (first, second, first)]
     np.testing.assert_array_equal(joined, np.concatenate(parts))
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "MP3"])
-def test_joined_files_of_two_rates_are_named(form):
+def test_concatenated_files_of_two_rates_are_rejected(form):
     data = encode(form, None) + encode(form, None, rate=24_000)
     with pytest.raises(InputError, match="2 recordings.*rates"):
         load_audio(data)
@@ -179,31 +179,31 @@ def with_size(data, place, size, order="<I"):
         ("W64", b"data............", 0, "<Q"),
     ],
 )
-def test_sizes_that_were_never_filled_in_do_not_count(form, mark, size, order):
-    whole = encode(form, "PCM_16")
-    place = whole.index(mark.rstrip(b".")) + len(mark)
-    samples_tc = decode(with_size(whole, place, size, order))[1]
-    samples_tc = samples_tc[: len(NOISE)]  # CAF's own padding is sound then
-    np.testing.assert_array_equal(samples_tc, read_plainly(whole))
+def test_placeholder_sizes_in_headers_are_ignored(form, mark, size, order):
+    complete = encode(form, "PCM_16")
+    place = complete.index(mark.rstrip(b".")) + len(mark)
+    samples_tc = decode(with_size(complete, place, size, order))[1]
+    samples_tc = samples_tc[: len(NOISE)]  # with a CAF size of -1, the padding is read as audio
+    np.testing.assert_array_equal(samples_tc, read_with_libsndfile(complete))
 
 
-def test_flac_from_a_pipe_does_not_say_how_long_it_is():
-    whole = encode("FLAC", "PCM_16")
-    streamed = whole[:21] + bytes([whole[21] & 0xF0]) + bytes(4) + whole[26:]
-    np.testing.assert_array_equal(decode(streamed)[1], read_plainly(whole))
+def test_flac_without_a_length_in_its_header_is_read():
+    complete = encode("FLAC", "PCM_16")
+    streamed = complete[:21] + bytes([complete[21] & 0xF0]) + bytes(4) + complete[26:]
+    np.testing.assert_array_equal(decode(streamed)[1], read_with_libsndfile(complete))
     with pytest.raises(InputError):
         decode(streamed[:-500])
 
 
-def test_an_empty_recording_with_notes_behind_it_is_empty():
+def test_an_empty_recording_with_trailing_metadata_is_empty():
     empty = encode("WAV", "PCM_16", NOISE[:0]) + b"LIST\x04\0\0\0INFO"
     assert load_audio(empty).shape == (0,)
 
 
-def test_notes_tags_and_padding_behind_the_sound_are_none_of_it():
-    whole = encode("WAV", "PCM_16")
-    for behind in (b"LIST\x05\0\0\0INFOa\0", b"\0" * 100, b"TAG" + bytes(125)):
-        np.testing.assert_array_equal(decode(whole + behind)[1], read_plainly(whole))
+def test_trailing_metadata_and_padding_are_not_read_as_audio():
+    complete = encode("WAV", "PCM_16")
+    for trailer in (b"LIST\x05\0\0\0INFOa\0", b"\0" * 100, b"TAG" + bytes(125)):
+        np.testing.assert_array_equal(decode(complete + trailer)[1], read_with_libsndfile(complete))
 
 
 # MP3.
@@ -214,44 +214,44 @@ def mp3():
     return encode("MP3", "MPEG_LAYER_III")
 
 
-def test_mp3_without_a_header_frame_is_read_to_its_end_and_in_time(mp3):
+def test_mp3_without_a_header_frame_is_read_completely(mp3):
     samples_t = load_audio(without_header_frame(mp3))
     assert 0 <= len(samples_t) - RATE <= 576
     np.testing.assert_allclose(samples_t[:RATE], load_audio(mp3), atol=1e-5)
 
 
-def test_mp3_is_known_by_what_it_is(tmp_path, mp3):
+def test_mp3_is_recognised_by_content_and_not_by_suffix(tmp_path, mp3):
     path = tmp_path / "a.wav"
     path.write_bytes(mp3)
     np.testing.assert_array_equal(load_audio(path), load_audio(mp3))
 
 
-def test_tags_and_rubbish_are_no_mp3(mp3):
-    cover = b"APIC" + mp3[:3000]  # a picture may hold what looks like frames
+def test_tags_and_padding_of_mp3_are_not_read_as_audio(mp3):
+    cover = b"APIC" + mp3[:3000]  # a picture may contain bytes that look like frames
     size = bytes([0, 0, len(cover) >> 7, len(cover) & 127])
     id3 = b"ID3\4\0\0" + size + cover
     end = b"TAG" + bytes(125)
     expected = load_audio(mp3)
-    for whole in (id3 + mp3, id3 + id3 + mp3 + end, mp3 + bytes(1000)):
-        np.testing.assert_array_equal(load_audio(whole), expected)
+    for complete in (id3 + mp3, id3 + id3 + mp3 + end, mp3 + bytes(1000)):
+        np.testing.assert_array_equal(load_audio(complete), expected)
     middle = load_audio(id3 + mp3 + end + id3 + mp3 + end)
     np.testing.assert_array_equal(middle, np.concatenate([expected, expected]))
 
 
-def test_rubbish_between_frames_costs_no_frame(mp3):
+def test_garbage_between_mp3_frames_loses_no_frame(mp3):
     plain = without_header_frame(mp3)
     place = plain.index(plain[:2], len(plain) // 2)
     damaged = plain[:place] + bytes(range(7)) * 11 + plain[place:]
     assert abs(len(load_audio(damaged)) - len(load_audio(plain))) <= 576
 
 
-def test_a_header_frame_that_promises_more_is_believed(mp3):
+def test_an_mp3_shorter_than_its_header_frame_says_is_rejected(mp3):
     frame = len(mp3) - len(without_header_frame(mp3))
     with pytest.raises(InputError, match="truncated"):
         load_audio(mp3[: frame + (len(mp3) - frame) // 2])
 
 
-def test_mp3_in_wav_is_counted(mp3):
+def test_mp3_in_wav_is_read(mp3):
     body = without_header_frame(mp3)
     form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 4000, 1, 0, 12, 1, 2, 144, 1, 1393)
     chunks = b"WAVEfmt " + struct.pack("<I", len(form)) + form
@@ -274,7 +274,7 @@ def test_libraries_print_nothing(mp3, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-# What only FFmpeg knows.
+# Formats that only FFmpeg reads.
 
 
 @pytest.mark.parametrize(
@@ -289,11 +289,11 @@ def test_libraries_print_nothing(mp3, capfd):
         ("caf", "alac", 16_000),
     ],
 )
-def test_phones_and_browsers_record_what_can_be_read(container, codec, rate):
+def test_recordings_of_phones_and_browsers_are_read(container, codec, rate):
     data = encode_ffmpeg(container, codec, rate=rate)
     samples_t = load_audio(data)
     assert abs(len(samples_t) - RATE) <= 2 * 1024 * RATE / rate
-    if container != "adts":  # says nothing of its delay
+    if container != "adts":  # which does not state its delay
         near = samples_t[2000:14_000], NOISE[2000:14_000]
         assert np.corrcoef(*near)[0, 1] > (0.99 if codec == "alac" else 0.7)
     for part in (0.4, 0.9):
@@ -301,7 +301,7 @@ def test_phones_and_browsers_record_what_can_be_read(container, codec, rate):
             load_audio(data[: int(part * len(data)) + 1])
 
 
-def test_two_joined_files_that_cannot_be_separated_are_named():
+def test_concatenated_files_that_cannot_be_separated_are_rejected():
     data = encode_ffmpeg("ipod", "aac")
     with pytest.raises(InputError, match="several recordings"):
         load_audio(data + data)
@@ -329,7 +329,7 @@ def test_telephone_codecs_in_wav_are_read():
 
 
 @pytest.mark.parametrize("form", ["array", "file", "other rate"])
-def test_values_too_large_for_float32_are_named(form):
+def test_values_too_large_for_float32_are_rejected(form):
     samples = NOISE.copy()
     samples[5] = 1e300
     given = {
@@ -344,32 +344,32 @@ def test_values_too_large_for_float32_are_named(form):
 
 
 @pytest.mark.parametrize("form", ["array", "file"])
-def test_floats_in_the_range_of_integers_are_named(form):
+def test_floats_in_the_range_of_integers_are_rejected(form):
     unscaled = 32_768 * NOISE
     with pytest.raises(InputError, match="expected -1..1"):
         load_audio(unscaled if form == "array" else encode("WAV", "FLOAT", unscaled))
     assert np.abs(load_audio(4 * NOISE)).max() > 1  # loud floats are kept
 
 
-def test_seconds_are_counted(tmp_path, mp3):
+def test_seconds_are_those_of_the_decoded_audio(tmp_path, mp3):
     path = tmp_path / "a.mp3"
     path.write_bytes(mp3 + mp3)
     assert audio.seconds(path) == 2.0
 
 
-def test_suffixes_are_of_what_can_be_read():
+def test_suffixes_are_those_of_readable_formats():
     assert {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm"} <= set(audio.SUFFIXES)
     assert ".raw" not in audio.SUFFIXES and ".txt" not in audio.SUFFIXES
 
 
 def with_picture(mp3):
-    """An MP3 with an ID3 tag that is much larger than its sound, as one with a picture is."""
+    """An MP3 with an ID3 tag much larger than its audio, as with a cover picture."""
     size = 4 * len(mp3)
     digits = bytes(size >> shift & 127 for shift in (21, 14, 7, 0))
     return b"ID3\3\0\0" + digits + bytes(size) + mp3
 
 
-def test_mp3_with_a_large_picture_is_counted_like_any_other(mp3):
+def test_mp3_with_a_large_picture_has_the_same_length(mp3):
     once = len(load_audio(mp3))
     assert len(load_audio(with_picture(mp3))) == once
     assert len(load_audio(2 * with_picture(mp3))) == 2 * once
@@ -380,7 +380,7 @@ def test_mp3_with_a_large_picture_is_counted_like_any_other(mp3):
 
 
 @pytest.mark.parametrize("form", ["AVR", "AIFF"])
-def test_samples_that_look_like_mpeg_frames_are_none(form):
+def test_samples_that_look_like_mpeg_frames_are_read_as_samples(form):
     frame = b"\xff\xfb\x10\xc4" + bytes(100)  # 32 kbit/s at 44.1 kHz, 104 bytes
     samples = np.frombuffer(150 * frame, np.int8).astype(np.int16)
     data = encode(form, "PCM_S8", samples << 8)
@@ -389,7 +389,7 @@ def test_samples_that_look_like_mpeg_frames_are_none(form):
 
 
 @pytest.mark.parametrize(("form", "header"), [("AVR", 128), ("MPC2K", 42)])
-def test_headers_that_are_cut_short_are_no_empty_recording(form, header):
+def test_truncated_headers_are_not_read_as_empty_recordings(form, header):
     data = encode(form, "PCM_16", np.stack([NOISE, NOISE], 1))
     for size in (header - 1, len(data) // 2, len(data) - 4):
         with pytest.raises(InputError, match="truncated"):
@@ -403,11 +403,11 @@ JOINED = [
 
 
 @pytest.mark.parametrize("first", JOINED)
-def test_what_is_behind_a_recording_is_never_dropped(first):
+def test_content_after_a_recording_is_never_silently_dropped(first):
     subtypes = {"WVE": "ALAW", "MP3": None, "OGG": "VORBIS"}
     data = {form: encode(form, subtypes.get(form, "PCM_16")) for form in JOINED}
     for second in JOINED:
-        if second != first and {first, second} != {"WAV", "RF64"}:  # which are of one kind
+        if second != first and {first, second} != {"WAV", "RF64"}:  # which are the same format
             with pytest.raises(InputError, match="joined|after its audio|not audio"):
                 load_audio(data[first] + data[second])
     with pytest.raises(InputError, match="after its audio"):
@@ -415,12 +415,12 @@ def test_what_is_behind_a_recording_is_never_dropped(first):
 
 
 @pytest.mark.parametrize("form", ["PAF", "PVF", "IRCAM", "XI", "MAT5"])
-def test_formats_that_do_not_say_how_long_they_are_are_refused_by_name(form):
+def test_formats_without_a_stored_length_are_rejected_by_name(form):
     with pytest.raises(InputError, match=f"format {form}"):
         load_audio(encode(form, "DPCM_16" if form == "XI" else "PCM_16"))
 
 
 @pytest.mark.parametrize("channel", ["0", 0.0, True])
-def test_channels_are_whole_numbers(channel):
+def test_channels_that_are_not_integers_are_rejected(channel):
     with pytest.raises(InputError, match="channel"):
         load_audio(encode("WAV", "PCM_16"), channel)

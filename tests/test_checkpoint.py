@@ -1,4 +1,4 @@
-"""Parameter folders: whole or absent, written in parts, read onto shards."""
+"""Parameter folders: written in parts, atomically, and read onto shards."""
 
 import jax
 import jax.numpy as jnp
@@ -34,30 +34,30 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.compat
-def test_parts_come_back_as_one_tree(folder):
+def test_parts_are_loaded_as_one_tree(folder):
     assert equal(checkpoint.load_params(folder), PARAMS)
     shapes = checkpoint.flatten(checkpoint.read_shapes(folder))
     assert shapes["layers/1/kernel"] == jax.ShapeDtypeStruct((4, 8), ml_dtypes.bfloat16)
 
 
 @pytest.mark.compat
-def test_a_part_is_read_onto_its_shards(folder):
+def test_a_part_is_loaded_onto_its_shards(folder):
     from spirit_jax import sharding
 
     mesh = sharding.make_mesh(1, 8, 1)
     import flax.linen as nn
 
     boxed = {"embed": nn.LogicallyPartitioned(jnp.zeros((8, 4)), ("embed", None))}
-    place = sharding.param_shardings(boxed, mesh)["embed"]
-    wanted = {"embed": jax.ShapeDtypeStruct((8, 4), jnp.bfloat16, sharding=place)}
-    loaded = checkpoint.load_params(folder, wanted)
+    embed_sharding = sharding.param_shardings(boxed, mesh)["embed"]
+    requested = {"embed": jax.ShapeDtypeStruct((8, 4), jnp.bfloat16, sharding=embed_sharding)}
+    loaded = checkpoint.load_params(folder, requested)
     assert loaded.keys() == {"embed"}
     assert loaded["embed"].dtype == jnp.bfloat16
     assert [s.data.shape for s in loaded["embed"].addressable_shards] == [(1, 4)] * 8
 
 
 @pytest.mark.compat
-def test_a_fault_midway_leaves_nothing(tmp_path):
+def test_a_failure_while_saving_leaves_nothing(tmp_path):
     def parts():
         yield {"a": np.zeros(3)}
         raise InputError("the next one is damaged")
@@ -67,13 +67,13 @@ def test_a_fault_midway_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_exists_is_not_written_over(folder):
+def test_an_existing_folder_is_not_overwritten(folder):
     with pytest.raises(InputError, match="exists already"):
         checkpoint.save_params(folder, {"other": np.zeros(2)})
     assert equal(checkpoint.load_params(folder), PARAMS)
 
 
-def test_what_is_not_there_is_named(folder, tmp_path):
+def test_missing_folders_and_mismatched_arrays_are_rejected(folder, tmp_path):
     with pytest.raises(InputError, match="absent"):
         checkpoint.load_params(tmp_path / "absent")
     with pytest.raises(InputError, match="'head'"):
@@ -82,7 +82,7 @@ def test_what_is_not_there_is_named(folder, tmp_path):
         checkpoint.load_params(folder, {"embed": jax.ShapeDtypeStruct((8, 5), jnp.float32)})
 
 
-def test_a_hash_sees_every_change():
+def test_the_hash_changes_with_every_change():
     base = checkpoint.hash_params(PARAMS)
     assert base == checkpoint.hash_params(dict(reversed(PARAMS.items())))
     changed = [

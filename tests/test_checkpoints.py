@@ -1,4 +1,4 @@
-"""Checkpoints: damaged ones are noticed and set aside, and saving continues."""
+"""Run checkpoints: damaged ones are detected and moved aside, and saving continues."""
 
 import resource
 import shutil
@@ -28,13 +28,13 @@ def damage(folder, name="state/manifest.ocdbt"):
 
 
 @pytest.mark.compat
-def test_a_damaged_newest_is_set_aside_and_its_step_is_saved_again(folder, capfd):
+def test_a_damaged_newest_checkpoint_is_moved_aside_and_its_step_saved_again(folder, capfd):
     damage(folder / "6")
     checkpoints = Checkpoints(folder, keep=5)
     restored = checkpoints.restore(ABSTRACT)
     assert restored.step == 4 and is_as_saved(restored)
-    told = capfd.readouterr().err
-    assert "checkpoint 6" in told and "checkpoint 4 is used" in told
+    message = capfd.readouterr().err
+    assert "checkpoint 6" in message and "checkpoint 4 is used" in message
     assert (folder / "damaged" / "6" / "state" / "manifest.ocdbt").is_file()
     checkpoints.save(make_state(6), {"stream": {"step": 6}})
     checkpoints.close()
@@ -44,8 +44,8 @@ def test_a_damaged_newest_is_set_aside_and_its_step_is_saved_again(folder, capfd
     assert {path.name for path in (folder / "damaged").iterdir()} == {"6", "6-2"}
 
 
-def test_every_flipped_bit_is_noticed(folder):
-    """Whatever is changed in the newest checkpoint, it is not used."""
+def test_every_flipped_bit_is_detected(folder):
+    """A newest checkpoint with any change is not used."""
     paths = [path for path in (folder / "6").rglob("*") if path.is_file()]
     for path in paths:
         data = path.read_bytes()
@@ -53,13 +53,13 @@ def test_every_flipped_bit_is_noticed(folder):
             path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
             assert Checkpoints(folder).restore(ABSTRACT).step == 4, (path, place)
         path.unlink()
-        if path.parent.name != "checksums":  # then it is as if it was of an earlier version
+        if path.parent.name != "checksums":  # earlier versions wrote no checksums
             assert Checkpoints(folder).restore(ABSTRACT).step == 4, path
         path.write_bytes(data)
     assert Checkpoints(folder).restore(ABSTRACT).step == 6
 
 
-def test_a_damaged_older_one_does_not_stop_saving(folder):
+def test_a_damaged_older_checkpoint_does_not_stop_saving(folder):
     (folder / "2" / "_CHECKPOINT_METADATA").write_text('{"metrics": 3}')
     checkpoints = Checkpoints(folder, keep=5)
     assert checkpoints.restore(ABSTRACT).step == 6
@@ -68,7 +68,7 @@ def test_a_damaged_older_one_does_not_stop_saving(folder):
     assert Checkpoints(folder).steps() == [8, 6, 4]
 
 
-def test_the_rest_of_a_deleted_checkpoint_is_deleted_without_a_word(folder, capfd):
+def test_a_half_deleted_checkpoint_is_deleted_silently(folder, capfd):
     (folder / "2" / "_CHECKPOINT_METADATA").unlink()  # killed while Orbax deleted it
     checkpoints = Checkpoints(folder, keep=2)
     assert checkpoints.restore(ABSTRACT).step == 6
@@ -78,7 +78,7 @@ def test_the_rest_of_a_deleted_checkpoint_is_deleted_without_a_word(folder, capf
     assert capfd.readouterr() == ("", "")
 
 
-def test_if_none_can_be_read_nothing_is_moved(folder):
+def test_nothing_is_moved_if_no_checkpoint_can_be_read(folder):
     for step in "246":
         damage(folder / step)
     with pytest.raises(InputError, match="none of its 3 checkpoints can be read"):
@@ -86,7 +86,7 @@ def test_if_none_can_be_read_nothing_is_moved(folder):
     assert Checkpoints(folder).steps() == [6, 4, 2]
 
 
-def test_too_many_open_files_is_not_damage(folder):
+def test_too_many_open_files_are_not_reported_as_damage(folder):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with open("/dev/null") as lowest_free:
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free.fileno(), limits[1]))
@@ -99,19 +99,19 @@ def test_too_many_open_files_is_not_damage(folder):
 
 
 @pytest.mark.compat
-def test_another_network_is_named_and_nothing_is_moved(folder):
+def test_a_different_network_is_rejected_and_nothing_is_moved(folder):
     other = ABSTRACT.replace(params=ABSTRACT.params | {"more": ABSTRACT.step})
     with pytest.raises(InputError, match="'params/more' is absent in the checkpoint and int32"):
         Checkpoints(folder, keep=5).restore(other)
     assert Checkpoints(folder).steps() == [6, 4, 2]
 
 
-def test_one_without_checksums_is_read_as_of_an_earlier_version(folder):
+def test_a_checkpoint_without_checksums_is_read(folder):
     shutil.rmtree(folder / "6" / "checksums")
     assert Checkpoints(folder).restore(ABSTRACT).step == 6
 
 
-def test_reading_changes_nothing(folder):
+def test_reading_does_not_change_the_folder(folder):
     damage(folder / "6")
     (folder / "8.orbax-checkpoint-tmp").mkdir()
     before = sorted(folder.rglob("*"))
@@ -121,7 +121,7 @@ def test_reading_changes_nothing(folder):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_disk_that_fills_up_is_named_without_a_traceback(folder, capfd):
+def test_a_full_disk_is_reported_without_a_traceback(folder, capfd):
     checkpoints = Checkpoints(folder, keep=5)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
@@ -139,7 +139,7 @@ def test_a_disk_that_fills_up_is_named_without_a_traceback(folder, capfd):
     assert Checkpoints(folder).restore(ABSTRACT).step == 8
 
 
-def test_a_folder_that_is_gone_is_not_said_to_have_checkpoints(folder):
+def test_a_deleted_run_folder_is_reported(folder):
     checkpoints = Checkpoints(folder, keep=5)
     assert checkpoints.restore(ABSTRACT).step == 6
     shutil.rmtree(folder.parent)

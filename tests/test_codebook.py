@@ -1,4 +1,4 @@
-"""The codebook of moving averages: its formula, restarts, devices."""
+"""The codebook with exponential moving averages: its formula, restarts, and devices."""
 
 import functools
 
@@ -17,7 +17,7 @@ CODES, WIDTH, ROWS = 6, 3, 40
 
 
 def make_batch(seed):
-    """(vectors, ids, mask); code 0 is never given."""
+    """(vectors, ids, mask); no vector has code 0."""
     rng = np.random.default_rng(seed)
     vectors = rng.standard_normal((ROWS, WIDTH)).astype(np.float32)
     mask = (rng.random(ROWS) < 0.8).astype(np.float32)
@@ -28,11 +28,11 @@ def first_codes():
     return jnp.asarray(np.random.default_rng(9).standard_normal((CODES, WIDTH)), jnp.float32)
 
 
-def run(steps, config, place=jnp.asarray):
+def run(steps, config, to_device=jnp.asarray):
     update = jax.jit(functools.partial(ema.update, config=config))
     codebook, restarts = ema.start(first_codes(), 2.0), []
     for step in range(steps):
-        batch = [place(array) for array in make_batch(step)]
+        batch = [to_device(array) for array in make_batch(step)]
         codebook, restarted = update(codebook, *batch, jax.random.key(step))
         restarts.append(int(restarted))
     return codebook, restarts
@@ -44,17 +44,17 @@ def test_codes_follow_the_published_formula():
     for step in range(steps):
         vectors, ids, mask = make_batch(step)
         for code in range(CODES):
-            given = vectors[(ids == code) & (mask > 0)]
-            sums[code] = decay * sums[code] + (1 - decay) * given.sum(0)
-            counts[code] = decay * counts[code] + (1 - decay) * len(given)
+            assigned = vectors[(ids == code) & (mask > 0)]
+            sums[code] = decay * sums[code] + (1 - decay) * assigned.sum(0)
+            counts[code] = decay * counts[code] + (1 - decay) * len(assigned)
     codebook, restarts = run(steps, EmaConfig(decay, restart_below=0))
     np.testing.assert_allclose(codebook.codes_vd, sums / counts[:, None], rtol=1e-5)
     np.testing.assert_allclose(codebook.counts_v, counts, rtol=1e-5)
     assert restarts == [0] * steps
 
 
-def test_codes_that_are_hardly_used_begin_anew_at_vectors_of_the_batch():
-    """Code 0 has 2 x 0.9 ** n vectors a step after n steps, which is under 1.5 after three."""
+def test_rarely_used_codes_restart_at_vectors_of_the_batch():
+    """The count of code 0 is 2 x 0.9 ** n after n steps, which is below 1.5 after three."""
     codebook, restarts = run(3, EmaConfig(0.9, restart_below=1.5))
     without, _ = run(3, EmaConfig(0.9, restart_below=0))
     assert restarts == [0, 0, 1]
@@ -65,13 +65,13 @@ def test_codes_that_are_hardly_used_begin_anew_at_vectors_of_the_batch():
     np.testing.assert_array_equal(codebook.codes_vd[1:], without.codes_vd[1:])
 
 
-def test_padding_is_never_drawn_and_all_that_counts_may_be():
+def test_restarts_draw_from_all_vectors_except_padding():
     mask = jnp.arange(ROWS) % 4 == 0
-    drawn = ema.draw(jax.random.key(0), mask, 500)
-    assert set(drawn.tolist()) == set(range(0, ROWS, 4))
+    indices = ema.draw(jax.random.key(0), mask, 500)
+    assert set(indices.tolist()) == set(range(0, ROWS, 4))
 
 
-def test_a_new_codebook_takes_its_codes_from_the_first_step():
+def test_a_new_codebook_takes_its_codes_from_the_first_batch():
     vectors, ids, mask = make_batch(0)
     codebook, restarted = ema.update(
         ema.start(first_codes()), vectors, ids, mask, jax.random.key(0), EmaConfig()
@@ -80,23 +80,23 @@ def test_a_new_codebook_takes_its_codes_from_the_first_step():
     assert all((np.abs(vectors - code).max(1) < 1e-5).any() for code in codebook.codes_vd)
 
 
-def test_two_devices_equal_one():
+def test_two_devices_give_the_codes_of_one():
     mesh = sharding.make_mesh(fsdp=2, devices=jax.devices()[:2])
     config = EmaConfig(0.9, restart_below=1.5)
-    alone, restarts = run(6, config)
+    single, restarts = run(6, config)
     with jax.set_mesh(mesh):
         shared, restarts_shared = run(6, config, lambda array: sharding.place_batch(array, mesh))
     assert restarts == restarts_shared and sum(restarts) > 0
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), alone, shared)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), single, shared)
 
 
-def test_use_of_codes():
+def test_code_usage_and_perplexity():
     used, perplexity = code_usage(jnp.array([5.0, 5, 5, 5, 0, 0, 0, 0]))
     assert used == 0.5
     np.testing.assert_allclose(perplexity, 4, rtol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"decay": 1.0}, {"restart_below": -1.0}])
-def test_wrong_settings_are_named(settings):
+def test_invalid_settings_are_rejected(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         EmaConfig(**settings)

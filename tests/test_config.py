@@ -1,4 +1,4 @@
-"""Configs: nested, frozen, checked, and written whole."""
+"""Configs: nested, immutable, validated, and written atomically."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ class Outer:
 
 
 @pytest.mark.compat
-def test_what_is_written_is_read(tmp_path):
+def test_a_written_config_reads_back(tmp_path):
     value = Outer("a", 0.25, Inner(7, ((3, 4), (5, 6))), spare=Inner(1))
     config.write(value, tmp_path / "sub" / "c.json")
     assert config.read(Outer, tmp_path / "sub" / "c.json") == value
@@ -40,7 +40,7 @@ def test_yaml_and_dotted_overrides(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "parts"),
     [
         ({"name": "a", "rat": 1}, ["'rat'", "'rate'"]),
         ({"name": "a", "inner": {"with": 1}}, ["'with'", "inner", "'width'"]),
@@ -48,16 +48,16 @@ def test_yaml_and_dotted_overrides(tmp_path):
         ({}, ["name"]),
     ],
 )
-def test_faults_are_named_with_their_place(values, words):
+def test_errors_name_the_file_and_the_field(values, parts):
     with pytest.raises(InputError) as error:
         config.from_dict(Outer, values, source="run.yaml")
-    for word in ["run.yaml", *words]:
-        assert word in str(error.value)
+    for part in ["run.yaml", *parts]:
+        assert part in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", ""])
-def test_files_that_are_no_mapping_are_named(tmp_path, text):
+def test_files_that_are_not_mappings_are_rejected(tmp_path, text):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(InputError, match="c.json"):
         config.read(Outer, tmp_path / "c.json")
@@ -77,13 +77,13 @@ class Items:
 
 @pytest.mark.compat
 def test_a_list_of_mappings_becomes_a_tuple_of_dataclasses():
-    made = config.from_dict(Items, {"items": [{"size": 3}, {}]})
-    assert made == Items((Item(3), Item(1)))
+    items = config.from_dict(Items, {"items": [{"size": 3}, {}]})
+    assert items == Items((Item(3), Item(1)))
     with pytest.raises(InputError, match="sise"):
         config.from_dict(Items, {"items": [{"sise": 3}]})
 
 
-def test_a_config_may_hold_the_number_that_means_no_limit(tmp_path):
+def test_a_mapping_may_contain_the_1e30_of_tokenizer_configs(tmp_path):
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({"model_max_length": int(1e30)}))
     assert config.read_mapping(path) == {"model_max_length": int(1e30)}
@@ -99,26 +99,26 @@ SOURCES = {"items": [{"size": 3}]}
     "override",
     ["items=[1", "items", "=3", "a b=1", "items[5].size=1", "items[0]=1", "items[0].sise=1"],
 )
-def test_a_bad_override_is_one_sentence(override):
+def test_an_invalid_override_is_rejected_in_one_line(override):
     with pytest.raises(InputError) as error:
         config.from_dict(Items, SOURCES, [override], source="run.yaml")
     assert "\n" not in str(error.value)
 
 
-def test_an_override_reaches_into_a_list_and_comes_once():
+def test_an_override_may_set_a_list_item_but_not_twice():
     assert config.from_dict(Items, SOURCES, ["items[0].size=5"]) == Items((Item(5),))
     with pytest.raises(InputError, match="'items' is given twice"):
         config.from_dict(Items, SOURCES, ["items=[]", "items=[]"])
 
 
 @pytest.mark.parametrize("text", ["${oc.env:HOME}", "${rate}", "half \ud83d"])
-def test_references_and_half_characters_are_refused(text):
+def test_interpolations_and_lone_surrogates_are_rejected(text):
     with pytest.raises(InputError, match="name contains"):
         config.from_dict(Outer, {"name": text})
 
 
 @pytest.mark.compat
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), "NaN", "-inf", 10**30])
-def test_numbers_without_a_limit_are_refused(rate):
+def test_numbers_that_are_not_finite_or_too_large_are_rejected(rate):
     with pytest.raises(InputError, match="rate is"):
         config.from_dict(Outer, {"name": "a", "rate": rate})

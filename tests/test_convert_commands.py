@@ -1,4 +1,4 @@
-"""Conversion commands: an error is one line, nothing is half-written, no option does nothing."""
+"""Conversion commands: one-line errors, no partial output, and no ignored options."""
 
 import sys
 from importlib import import_module
@@ -41,13 +41,13 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_missing_input_is_one_line(name, run, tmp_path):
+def test_a_missing_input_is_a_one_line_error(name, run, tmp_path):
     status, errors = run(name, *COMMANDS[name])
     assert status == 1 and errors.startswith("error: ") and errors.count("\n") == 1
     assert str(tmp_path / "in") in errors
     assert not list(tmp_path.iterdir())
     assert run(name, "--surprise")[0] == 2
-    assert run(name)[0] in ((1, 2) if name == "release" else (2,))  # it has a default
+    assert run(name)[0] in ((1, 2) if name == "release" else (2,))  # its arguments have defaults
 
 
 @pytest.mark.parametrize(
@@ -58,17 +58,17 @@ def test_a_missing_input_is_one_line(name, run, tmp_path):
         ("llama", ["--seed", "²"]),
         ("llama", ["--add-speech-tokens", "large"]),
         ("hubert", ["--layer", "x"]),
-        ("hubert", ["--hf", "IN"]),  # beside --checkpoint
+        ("hubert", ["--hf", "IN"]),  # conflicts with --checkpoint
         ("hubert", ["--quantizer", "a.pt", "--kmeans", "a.npy"]),
-        ("fcpe", ["--model", "IN"]),  # beside --output
+        ("fcpe", ["--model", "IN"]),  # conflicts with --output
     ],
 )
-def test_arguments_that_cannot_be_are_said(name, arguments, run):
+def test_invalid_arguments_are_usage_errors(name, arguments, run):
     assert run(name, *COMMANDS[name], *arguments)[0] == 2
 
 
-def test_lacks_of_the_machine_are_told_as_they_are(monkeypatch, capsys):
-    for error, says in (
+def test_lack_of_memory_or_disk_is_reported_as_such(monkeypatch, capsys):
+    for error, expected in (
         (MemoryError(), "memory is used up"),
         (OSError(28, "No space left on device", "x"), "the disk is full"),
         (KeyboardInterrupt(), "interrupted"),
@@ -80,16 +80,16 @@ def test_lacks_of_the_machine_are_told_as_they_are(monkeypatch, capsys):
         with pytest.raises(SystemExit, match="1"):
             run_main(fail)
         message = capsys.readouterr().err
-        assert says in message and message.count("\n") == 1
+        assert expected in message and message.count("\n") == 1
 
 
-def test_the_packaged_models_are_not_changed(run, tmp_path):
+def test_packaged_models_are_not_modified(run, tmp_path):
     (tmp_path / "in").write_bytes(b"x")
     status, errors = run("fcpe", "--weights", "IN", "--model", "spirit-tiny-expressive")
     assert status == 1 and "is not changed; copy it first" in errors
 
 
-def test_an_output_that_exists_is_refused_before_anything_is_read(run, tmp_path):
+def test_an_existing_output_is_rejected_before_the_input_is_read(run, tmp_path):
     (tmp_path / "out").mkdir()
     status, errors = run("hubert", *COMMANDS["hubert"])
     assert status == 1 and "exists already" in errors

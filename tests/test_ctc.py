@@ -1,4 +1,4 @@
-"""The Viterbi path of CTC: the best there is, whatever stands beside or before it."""
+"""CTC forced alignment: the best path, independent of batch and of preceding frames."""
 
 import itertools
 
@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from spirit_jax.models.ctc import ctc_align
 
 FRAMES, LABELS, VOCAB, BLANK = 9, 4, 4, 1  # one shape for all random cases
-find = jax.jit(ctc_align, static_argnames="blank")
+align = jax.jit(ctc_align, static_argnames="blank")
 
 
 def plain_best(log_probs_tv, labels, blank):
-    """The score of the best path, by the textbook's dynamic programme."""
+    """The score of the best path, by the textbook Viterbi recursion."""
     states = [blank]
     for label in labels:
         states += [label, blank]
@@ -24,16 +24,16 @@ def plain_best(log_probs_tv, labels, blank):
     for row in log_probs_tv:
         last, best = best, np.full(len(states), -np.inf)
         for s, state in enumerate(states):
-            ways = [last[s]]
+            predecessors = [last[s]]
             if s >= 1:
-                ways.append(last[s - 1])
+                predecessors.append(last[s - 1])
             if s >= 2 and state != blank and state != states[s - 2]:
-                ways.append(last[s - 2])
-            best[s] = max(ways) + row[state]
+                predecessors.append(last[s - 2])
+            best[s] = max(predecessors) + row[state]
     return max(best[-2:])
 
 
-def spelt_by(path, blank):
+def collapse(path, blank):
     return [label for label, _ in itertools.groupby(path) if label != blank]
 
 
@@ -43,7 +43,7 @@ def brute_force_best(log_probs_tv, labels, blank):
         (
             sum(log_probs_tv[t, label] for t, label in enumerate(path))
             for path in itertools.product(range(vocab), repeat=frames)
-            if spelt_by(path, blank) == labels
+            if collapse(path, blank) == labels
         ),
         default=-np.inf,
     )
@@ -58,11 +58,11 @@ def read_path(path, row, frames, labels, blank):
 def pad(cases):
     log_probs = np.full((len(cases), FRAMES, VOCAB), np.nan, np.float32)
     labels = np.full((len(cases), LABELS), 99, np.int32)
-    for row, (own, spelt) in enumerate(cases):
-        log_probs[row, : len(own)] = own
-        labels[row, : len(spelt)] = spelt
-    lengths = np.int32([len(own) for own, _ in cases])
-    return log_probs, lengths, labels, np.int32([len(spelt) for _, spelt in cases])
+    for row, (log_probs_tv, labels_of_row) in enumerate(cases):
+        log_probs[row, : len(log_probs_tv)] = log_probs_tv
+        labels[row, : len(labels_of_row)] = labels_of_row
+    lengths = np.int32([len(log_probs_tv) for log_probs_tv, _ in cases])
+    return log_probs, lengths, labels, np.int32([len(labels_of_row) for _, labels_of_row in cases])
 
 
 @st.composite
@@ -75,32 +75,32 @@ def drawn_case(draw, max_frames=FRAMES):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(drawn_case(), min_size=3, max_size=3))
-def test_paths_are_the_best_there_are(cases):
-    path = find(*pad(cases), BLANK)
+def test_alignments_are_the_best_paths(cases):
+    path = align(*pad(cases), BLANK)
     for row, (log_probs, labels) in enumerate(cases):
         best = plain_best(log_probs, labels, BLANK)
         score, scores = float(path.scores_b[row]), np.asarray(path.label_scores_bl)[row]
         assert np.isfinite(score) == np.isfinite(best)
         if not np.isfinite(best):
             continue
-        said = read_path(path, row, len(log_probs), labels, BLANK)
-        assert spelt_by(said, BLANK) == labels
-        each = np.array([log_probs[t, label] for t, label in enumerate(said)])
-        assert each.sum() == pytest.approx(best, abs=1e-4)
-        spoken = each[np.array(said) != BLANK]
-        assert score == pytest.approx(spoken.mean() if labels else 0, abs=1e-4)
+        frame_labels = read_path(path, row, len(log_probs), labels, BLANK)
+        assert collapse(frame_labels, BLANK) == labels
+        frame_scores = np.array([log_probs[t, label] for t, label in enumerate(frame_labels)])
+        assert frame_scores.sum() == pytest.approx(best, abs=1e-4)
+        label_frame_scores = frame_scores[np.array(frame_labels) != BLANK]
+        assert score == pytest.approx(label_frame_scores.mean() if labels else 0, abs=1e-4)
         starts, ends = np.asarray(path.starts_bl)[row], np.asarray(path.ends_bl)[row]
         for number, label in enumerate(labels):
-            own = slice(starts[number], ends[number])
+            span = slice(starts[number], ends[number])
             assert ends[number] > starts[number] >= (ends[number - 1] if number else 0)
-            assert set(said[own]) == {label}
-            assert scores[number] == pytest.approx(each[own].mean(), abs=1e-4)
-        assert sum(ends[: len(labels)] - starts[: len(labels)]) == len(spoken)
+            assert set(frame_labels[span]) == {label}
+            assert scores[number] == pytest.approx(frame_scores[span].mean(), abs=1e-4)
+        assert sum(ends[: len(labels)] - starts[: len(labels)]) == len(label_frame_scores)
 
 
 @settings(max_examples=40, deadline=None)
 @given(drawn_case(max_frames=5))
-def test_the_plain_programme_is_right(case):
+def test_the_viterbi_reference_matches_brute_force(case):
     assert plain_best(*case, BLANK) == pytest.approx(brute_force_best(*case, BLANK), abs=1e-4)
 
 
@@ -110,39 +110,39 @@ def random_case(frames, labels, seed=0):
     return log_probs, list(labels)
 
 
-def test_a_batch_gives_what_each_row_alone_gives():
+def test_a_batch_gives_the_paths_of_each_row_alone():
     cases = [random_case(9, [0, 0, 2, 3]), random_case(4, [3], 1), random_case(6, [], 2)]
-    together = find(*pad(cases), BLANK)
+    batched = align(*pad(cases), BLANK)
     for row, (log_probs, labels) in enumerate(cases):
-        alone = find(
+        single = align(
             log_probs[None],
             np.int32([len(log_probs)]),
             np.array([labels], np.int32).reshape(1, -1),
             np.int32([len(labels)]),
             BLANK,
         )
-        for name, wide in (("states_bt", False), ("starts_bl", True), ("ends_bl", True)):
-            size = len(labels) if wide else len(log_probs)
-            ours, theirs = getattr(together, name)[row, :size], getattr(alone, name)[0, :size]
+        for name, is_per_label in (("states_bt", False), ("starts_bl", True), ("ends_bl", True)):
+            size = len(labels) if is_per_label else len(log_probs)
+            ours, theirs = getattr(batched, name)[row, :size], getattr(single, name)[0, :size]
             np.testing.assert_array_equal(ours, theirs)
-        np.testing.assert_allclose(together.scores_b[row], alone.scores_b[0], rtol=1e-6)
+        np.testing.assert_allclose(batched.scores_b[row], single.scores_b[0], rtol=1e-6)
 
 
 def test_labels_that_do_not_fit_score_minus_infinity():
     equal, other = random_case(3, [2, 2]), random_case(3, [2, 0, 3])
     too_many, repeated = random_case(3, [2, 0, 3, 0]), random_case(2, [2, 2])
-    path = find(*pad([equal, other, too_many, repeated]), BLANK)
+    path = align(*pad([equal, other, too_many, repeated]), BLANK)
     assert np.isfinite(path.scores_b).tolist() == [True, True, False, False]
 
 
-def test_what_came_before_does_not_blur_a_path():
-    """Scores that add up over many frames lose the digits that decide between paths."""
+def test_a_long_silence_before_does_not_change_the_path():
+    """In float32, scores summed over many frames lose the digits that decide between paths."""
     rng = np.random.default_rng(0)
     labels, count = np.int32(rng.integers(1, 30, (1, 400))), np.int32([400])
-    spoken = np.log(rng.dirichlet(np.ones(30), 2000)).astype(np.float32)[None]
+    speech = np.log(rng.dirichlet(np.ones(30), 2000)).astype(np.float32)[None]
     silence = np.full((1, 20_000, 30), -30.0, np.float32)
     silence[..., 0] = -8.0
-    alone = find(spoken, np.int32([2000]), labels, count, 0)
-    after = find(np.concatenate([silence, spoken], axis=1), np.int32([22_000]), labels, count, 0)
-    np.testing.assert_array_equal(after.states_bt[:, 20_000:], alone.states_bt)
-    np.testing.assert_array_equal(after.starts_bl, alone.starts_bl + 20_000)
+    single = align(speech, np.int32([2000]), labels, count, 0)
+    after = align(np.concatenate([silence, speech], axis=1), np.int32([22_000]), labels, count, 0)
+    np.testing.assert_array_equal(after.states_bt[:, 20_000:], single.states_bt)
+    np.testing.assert_array_equal(after.starts_bl, single.starts_bl + 20_000)
