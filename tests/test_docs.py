@@ -1,4 +1,4 @@
-"""Links, commands and layers that README.md and docs/ name exist."""
+"""Links, commands and layers named in README.md and docs/ exist."""
 
 import importlib.util
 import re
@@ -12,10 +12,10 @@ from spirit_jax.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OURS = ("benchmarks", "convert", "corpora", "evaluators", "spirit_jax", "tpu")
+PACKAGES = ("benchmarks", "convert", "corpora", "evaluators", "spirit_jax", "tpu")
 SOURCES = sorted(
     path
-    for folder in (*OURS, "configs", "tests")
+    for folder in (*PACKAGES, "configs", "tests")
     for suffix in ("py", "yaml")
     for path in (ROOT / folder).rglob(f"*.{suffix}")
 )
@@ -68,12 +68,12 @@ def commands(page: Path) -> list[str]:
 
 
 def unknown(command: str) -> str:
-    """What of a command does not exist: a module, a subcommand, an option; "" if all exists."""
+    """The part of a command that does not exist (module, subcommand, options), or ""."""
     try:
         words = shlex.split(command)
     except ValueError:  # a quoted separator split the command
         words = command.split()
-    if words[:2] == ["python", "-m"] and words[2].split(".")[0] in OURS:
+    if words[:2] == ["python", "-m"] and words[2].split(".")[0] in PACKAGES:
         return "" if importlib.util.find_spec(words[2]) else words[2]
     if words[:1] != ["spirit-jax"] or len(words) < 2 or words[1].isupper():
         return ""
@@ -86,8 +86,8 @@ def unknown(command: str) -> str:
         if parameter.param_type_name == "option"
         for option in (*parameter.opts, *parameter.secondary_opts)
     } | {"--help"}
-    given = [word.partition("=")[0] for word in words if word.startswith("--")]
-    return " ".join(option for option in given if option not in options)
+    used = [word.partition("=")[0] for word in words if word.startswith("--")]
+    return " ".join(option for option in used if option not in options)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -101,7 +101,7 @@ def test_commands_of_configs_exist():
         assert [command for command in commands(path) if unknown(command)] == [], path
 
 
-def test_pages_that_the_code_names_exist():
+def test_pages_named_in_the_code_exist():
     named = {
         (path.name, page)
         for path in SOURCES
@@ -110,17 +110,17 @@ def test_pages_that_the_code_names_exist():
     assert named and [name for name in named if not (ROOT / name[1]).exists()] == []
 
 
-def test_files_that_pages_name_exist():
+def test_files_named_in_pages_exist():
     """Names such as `training/loop.py` are relative to the checkout or to spirit_jax/."""
     for page in PAGES:
-        if page.stem == "add-a-network":  # its files are to be written
+        if page.stem == "add-a-network":  # the reader writes its files
             continue
         for name in re.findall(r"`([\w/]+/[\w-]+\.(?:py|yaml|txt|flac))`", prose(page)):
             places = (ROOT / name, ROOT / "spirit_jax" / name)
             assert any(place.exists() for place in places), (page.name, name)
 
 
-def test_every_page_is_reached_from_the_readme():
+def test_every_page_is_linked_from_the_readme():
     reached, new = set(), {ROOT / "README.md"}
     while new:
         page = new.pop()
@@ -130,13 +130,13 @@ def test_every_page_is_reached_from_the_readme():
     assert reached == set(PAGES)
 
 
-def test_design_has_the_layers_that_are_checked():
+def test_design_lists_the_layers_of_the_import_check():
     lines = (ROOT / "setup.cfg").read_text().partition("layers =\n")[2].splitlines()
     layers = "\n".join(line.strip() for line in lines if line.startswith("    "))
     assert f"```\n{layers}\n```" in (ROOT / "docs" / "design.md").read_text()
 
 
-def test_names_that_design_uses_exist():
+def test_names_used_in_design_exist():
     code = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
     known = set(re.findall(r"[\w-]+", code))
     text = prose(ROOT / "docs" / "design.md")

@@ -1,4 +1,4 @@
-"""The measures of resynthesised speech, on samples whose figures are known."""
+"""Measures of resynthesised speech, on samples with known results."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from spirit_jax.models.wav2vec2 import TrunkConfig  # noqa: E402
 PROMPT = "login incorrect please enter your agent number followed by the pound key"
 
 
-def sung(
+def make_sample(
     mean: float, spread: float, seed: int = 0, style: str = "", voice: str = "a"
 ) -> SpeechSample:
     """A sample with a contour of F0, voiced except in its last tenth."""
@@ -33,40 +33,42 @@ def sung(
     return SpeechSample(np.zeros(1), "", voice, style, np.where(voiced_t, f0_t, 0), voiced_t)
 
 
-def test_f0_figures_count_what_is_off_and_what_is_not_voiced():
-    one, other = sung(120, 0.2, 1), sung(120, 0.2, 2)
-    same = resynthesis.f0_figures([one, other], [one, other])
+def test_f0_figures_count_pitch_and_voicing_errors():
+    sample, other = make_sample(120, 0.2, 1), make_sample(120, 0.2, 2)
+    same = resynthesis.f0_figures([sample, other], [sample, other])
     assert same == {"f0_correlation": pytest.approx(1), "f0_frame_error": 0}
-    octave = SpeechSample(one.samples, "", f0_t=2 * one.f0_t, voiced_t=one.voiced_t)
-    figures = resynthesis.f0_figures([one], [octave])
+    octave = SpeechSample(sample.samples, "", f0_t=2 * sample.f0_t, voiced_t=sample.voiced_t)
+    figures = resynthesis.f0_figures([sample], [octave])
     assert figures == {"f0_correlation": pytest.approx(1), "f0_frame_error": pytest.approx(90)}
-    silent = SpeechSample(
-        one.samples, "", f0_t=one.f0_t, voiced_t=one.voiced_t & (np.arange(200) >= 50)
+    less_voiced = SpeechSample(
+        sample.samples, "", f0_t=sample.f0_t, voiced_t=sample.voiced_t & (np.arange(200) >= 50)
     )
-    figures = resynthesis.f0_figures([one], [silent])
+    figures = resynthesis.f0_figures([sample], [less_voiced])
     assert figures == {"f0_correlation": pytest.approx(1), "f0_frame_error": pytest.approx(25)}
-    unlike = resynthesis.f0_figures([one], [other])
+    unlike = resynthesis.f0_figures([sample], [other])
     assert unlike["f0_correlation"] < 0.9 and unlike["f0_frame_error"] > 0
 
 
-def test_manners_are_classified_voice_by_voice_from_f0():
+def test_manners_are_classified_per_voice_from_f0():
     manners = {"lively": (1.25, 0.3), "neutral": (1.0, 0.15), "sad": (0.85, 0.05)}
 
-    def say(seeds, voices=("low", "high")):
+    def make_samples(seeds, voices=("low", "high")):
         return [
-            sung({"low": 110, "high": 200}[voice] * pitch, spread, seed, style, voice)
+            make_sample({"low": 110, "high": 200}[voice] * pitch, spread, seed, style, voice)
             for style, (pitch, spread) in manners.items()
             for voice in voices
             for seed in seeds
         ]
 
-    classifier = MannerClassifier(say(range(8)))
-    assert classifier.accuracy(say(range(20, 26))) == 100
-    flat = [sung(110, 0.15, seed, style, "low") for style in manners for seed in range(20, 26)]
+    classifier = MannerClassifier(make_samples(range(8)))
+    assert classifier.accuracy(make_samples(range(20, 26))) == 100
+    flat = [
+        make_sample(110, 0.15, seed, style, "low") for style in manners for seed in range(20, 26)
+    ]
     assert classifier.accuracy(flat) < 50
 
 
-def test_a_recogniser_recognises_a_real_recording_and_no_words_in_noise(tmp_path):
+def test_the_recogniser_reads_a_real_recording_and_not_noise(tmp_path):
     grammar = tmp_path / "prompts.gram"
     others = ["your account number is", "followed by the pound key", "please try again later"]
     grammar.write_text(resynthesis.sentence_grammar([PROMPT, *others]))
@@ -83,7 +85,7 @@ def test_a_recogniser_recognises_a_real_recording_and_no_words_in_noise(tmp_path
     assert errors(SpeechSample(wave, PROMPT)) == 0  # independent of the samples before
 
 
-def test_a_grammar_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
+def test_a_missing_grammar_is_rejected(tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError, match="worl.gram: there is no such grammar"):
         resynthesis.recogniser(tmp_path / "worl.gram")
     monkeypatch.setattr(sys, "argv", ["recognise", "--grammar", str(tmp_path / "worl.gram")])
@@ -92,26 +94,26 @@ def test_a_grammar_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
     assert "error:" in capsys.readouterr().err
 
 
-def test_a_process_that_dies_ends_the_evaluation():
+def test_a_killed_worker_process_ends_the_evaluation():
     with pytest.raises(BrokenProcessPool):
         resynthesis.in_processes(os._exit, [1, 1], "Dying")
 
 
-def test_programs_that_are_not_there_or_fail_are_named():
-    assert programs.run(["echo", "heard"], "coreutils") == b"heard\n"
+def test_missing_and_failing_programs_are_reported():
+    assert programs.run(["echo", "output"], "coreutils") == b"output\n"
     with pytest.raises(InputError, match="nosuch: is not there; apt-get install some-package"):
         programs.run(["nosuch"], "some-package")
     with pytest.raises(InputError, match="false: fails .status 1"):
         programs.run(["false"], "coreutils")
 
 
-def test_phones_are_those_of_frames_at_the_rate_of_the_trunk():
+def test_phones_are_sampled_at_the_frame_rate_of_the_trunk():
     trunk = TrunkConfig(conv_layers=((4, 320, 320),))  # 50 frames a second
     phones = [["ah", 0.0, 0.1], ["b", 0.1, 0.2]]
     assert phonetic_units._label(phones, 10, trunk).tolist() == ["ah"] * 5 + ["b"] * 5
 
 
-def test_the_target_of_a_voice_is_for_phrases(tmp_path, monkeypatch):
+def test_the_word_error_target_of_a_voice_is_for_phrases(tmp_path, monkeypatch):
     texts = {"a": "red", "b": "red green blue"}
     for part in ("train", "valid", "test"):
         rows = [{"id": id, "audio": f"{id}.wav", "text": text} for id, text in texts.items()]
@@ -130,15 +132,15 @@ def test_the_target_of_a_voice_is_for_phrases(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [["--plain"], ["--base"], ["--base", "--voice"], []])
-def test_folders_that_would_not_be_measured_are_refused(given, monkeypatch, capsys):
-    sets = [part for option in given for part in (option, "nowhere")]
+def test_incomplete_sets_of_folders_are_rejected(options, monkeypatch, capsys):
+    sets = [part for option in options for part in (option, "nowhere")]
     monkeypatch.setattr(sys, "argv", ["speech_tokenizer", "--corpus", "nowhere", *sets])
     with pytest.raises(SystemExit, match="1"):
         speech_tokenizer.main()
     assert "Give --base with --plain or --expressive" in capsys.readouterr().err
 
 
-def test_pairs_compare_a_sentence_in_two_voices_with_another_sentence():
+def test_pairs_compare_the_same_and_another_sentence_in_two_voices():
     encoded = {
         "a/sad/1": np.array([1, 1, 2, 3]),
         "b/sad/1": np.array([1, 2, 2, 3]),
@@ -151,5 +153,5 @@ def test_pairs_compare_a_sentence_in_two_voices_with_another_sentence():
     np.testing.assert_allclose(other, [100, 100])
 
 
-def test_resynthesis_may_err_by_two_points_or_by_a_third_more():
+def test_resynthesis_may_add_two_points_or_thirty_percent_of_errors():
     assert allowed_errors(0) == 2 and allowed_errors(20) == 26

@@ -1,4 +1,4 @@
-"""FCPE: exact batching, short audio, every field."""
+"""FCPE: exact batching, short audio, and every config field."""
 
 import dataclasses
 
@@ -38,19 +38,19 @@ def random_wave(rows, samples):
     return np.random.default_rng(1).standard_normal((rows, samples)).astype(np.float32)
 
 
-def test_a_batch_gives_what_each_recording_alone_gives(estimate):
+def test_a_batch_gives_the_f0_of_each_recording_alone(estimate):
     wave = random_wave(4, 300)
-    lengths = [300, 217, 40, 0]  # 40 is too short to be reflected
+    lengths = [300, 217, 40, 0]  # 40 is too short for reflection padding
     wave[1, 217:], wave[2, 40:], wave[3] = np.nan, 1e6, np.nan
     f0, frames = estimate(wave, np.array(lengths, np.int32))
     assert frames.tolist() == [31, 22, 5, 0]
     assert len(set(np.asarray(f0)[0].tolist())) > 10
     for row, length in enumerate(lengths[:3]):
-        alone, _ = estimate(wave[row : row + 1, :length], np.array([length], np.int32))
-        np.testing.assert_allclose(f0[row, : frames[row]], alone[0], rtol=1e-4)
+        single, _ = estimate(wave[row : row + 1, :length], np.array([length], np.int32))
+        np.testing.assert_allclose(f0[row, : frames[row]], single[0], rtol=1e-4)
 
 
-def test_frames_under_the_threshold_are_unvoiced():
+def test_frames_below_the_threshold_are_unvoiced():
     model = Fcpe(CONFIG)
     params = {"cents": np.linspace(2000, 9000, 40, dtype=np.float32)}
     scores = np.zeros((1, 3, 40), np.float32)
@@ -60,7 +60,7 @@ def test_frames_under_the_threshold_are_unvoiced():
     np.testing.assert_allclose(f0[0], [expected[0], 0, expected[1]], rtol=1e-5)
 
 
-def test_every_field_acts():
+def test_every_config_field_changes_the_model():
     wave, lengths = jax.ShapeDtypeStruct((1, 300), np.float32), jax.ShapeDtypeStruct((1,), int)
     short = random_wave(1, 300)
 

@@ -1,4 +1,4 @@
-"""Writing whole or not at all, and one sentence for each thing that is wrong with a file."""
+"""Atomic writing, and one clear message for every problem with a file."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from spirit_jax.audio import load_audio
 from spirit_jax.errors import InputError
 
 
-def test_a_file_is_replaced_whole_or_stays(tmp_path):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "a.json"
     files.write_json(path, {"a": 1})
     with pytest.raises(RuntimeError), files.whole_file(path) as unfinished:
@@ -23,9 +23,9 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path):
     assert os.listdir(path.parent) == ["a.json"]
 
 
-def test_a_folder_is_whole_or_absent_also_after_a_kill(tmp_path):
+def test_a_folder_is_complete_or_absent_also_after_a_kill(tmp_path):
     path = tmp_path / "model"
-    (tmp_path / "model.unfinished").mkdir()  # what a killed process leaves
+    (tmp_path / "model.unfinished").mkdir()  # left by a killed process
     (tmp_path / "model.unfinished" / "old").write_text("")
     with pytest.raises(RuntimeError), files.whole_folder(path) as folder:
         (folder / "a").write_text("")
@@ -38,7 +38,7 @@ def test_a_folder_is_whole_or_absent_also_after_a_kill(tmp_path):
         pass
 
 
-def test_a_running_writer_of_the_same_output_is_left_alone(tmp_path):
+def test_two_writers_of_the_same_output_do_not_interfere(tmp_path):
     path, file = tmp_path / "model", tmp_path / "a.json"
     script = (
         "import sys; from spirit_jax import files\n"
@@ -61,7 +61,7 @@ def test_a_running_writer_of_the_same_output_is_left_alone(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.json", "model"]
 
 
-def test_threads_that_write_the_same_file_each_write_it_whole(tmp_path):
+def test_threads_that_write_the_same_file_each_write_it_completely(tmp_path):
     texts = [str(number) * 10_000 for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda text: files.write_text(tmp_path / "a", text), texts * 8))
@@ -69,7 +69,7 @@ def test_threads_that_write_the_same_file_each_write_it_whole(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):
+def test_a_path_that_cannot_be_written_is_rejected(tmp_path):
     (tmp_path / "file").write_text("")
     for write in (lambda p: files.write_text(p, ""), lambda p: files.whole_folder(p).__enter__()):
         with pytest.raises(InputError, match="cannot be written"):
@@ -84,18 +84,18 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):
         ("é\n".encode("utf-16"), "é\n"),
     ],
 )
-def test_texts_are_read_in_the_forms_that_programs_write(tmp_path, data, expected):
+def test_texts_with_bom_utf16_and_any_line_ending_are_read(tmp_path, data, expected):
     (tmp_path / "a.txt").write_bytes(data)
     assert files.read_text(tmp_path / "a.txt") == expected
 
 
-def test_a_text_in_another_encoding_is_named_with_its_line_and_byte(tmp_path):
+def test_a_text_in_another_encoding_is_rejected_with_its_line_and_byte(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntw\xe9o")
     with pytest.raises(InputError, match="0xe9 at line 2, byte 3"):
         files.read_text(tmp_path / "a.txt")
 
 
-def test_json_lines_are_lines_and_a_bad_one_spares_the_others(tmp_path):
+def test_a_bad_json_line_does_not_affect_the_others(tmp_path):
     path = tmp_path / "a.jsonl"
     deep = b"[" * 100_000
     lines = (
@@ -125,7 +125,7 @@ def test_json_lines_are_lines_and_a_bad_one_spares_the_others(tmp_path):
         assert f"line {number} " in str(values[number]) and message in str(values[number])
 
 
-def test_what_the_machine_lacks_is_not_blamed_on_the_file():
+def test_lack_of_memory_or_open_files_is_not_reported_as_damage():
     try:
         try:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -138,19 +138,19 @@ def test_what_the_machine_lacks_is_not_blamed_on_the_file():
     assert str(files.unreadable("a", RuntimeError("bad"), "is damaged.")) == "a: is damaged."
 
 
-def test_lines_that_must_be_objects_are_or_are_named(tmp_path):
+def test_json_lines_that_are_not_objects_are_rejected(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": "\xe2\x80\xa8"}\r\n\r\n{"b": 2}')
     assert files.read_json_objects(path) == [{"a": "\u2028"}, {"b": 2}]
     files.write_json_lines(tmp_path / "new" / "b.jsonl", files.read_json_objects(path))
     assert files.read_json_objects(tmp_path / "new" / "b.jsonl") == [{"a": "\u2028"}, {"b": 2}]
-    for data, named in ((b"{}\n[]", "line 2 is not a JSON object"), (b"{", "line 1 is not JSON")):
+    for data, message in ((b"{}\n[]", "line 2 is not a JSON object"), (b"{", "line 1 is not JSON")):
         path.write_bytes(data)
-        with pytest.raises(InputError, match=f"a.jsonl: {named}"):
+        with pytest.raises(InputError, match=f"a.jsonl: {message}"):
             files.read_json_objects(path)
 
 
-def test_whole_numbers_of_64_bits_are_read(tmp_path):
+def test_integers_of_64_bits_are_read(tmp_path):
     times = [2**63 - 1, -(2**63), 1_795_724_561_729_515_775]  # the last is a time in nanoseconds
     files.write_json(tmp_path / "a.json", times)
     assert files.read_json(tmp_path / "a.json") == times
@@ -158,14 +158,14 @@ def test_whole_numbers_of_64_bits_are_read(tmp_path):
         files.parse_json("1" * 20)
 
 
-def test_json_lines_may_end_as_on_old_macs_and_be_joined(tmp_path):
+def test_json_lines_may_end_with_cr_and_be_concatenated(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"id": 1}\r{"id": 2}\r\xef\xbb\xbf{"id": 3}\r\n\xef\xbb\xbf{"id": 4}')
     assert [value for _, value in files.read_json_lines(path)] == [{"id": n} for n in (1, 2, 3, 4)]
 
 
-def test_errors_that_are_each_others_cause_are_looked_through_once():
-    """As of an error that a background thread raised, and that is raised again while handled."""
+def test_cyclic_exception_causes_are_searched_once():
+    """Such as an error of a background thread that is raised again while it is handled."""
     first, second = ValueError("first"), ValueError("second")
     first.__context__, second.__context__ = second, first
     assert files.find_lack(first) == "" and files.describe(first) == "first"
@@ -180,22 +180,22 @@ def test_text_with_zero_bytes_is_refused(encoding, tmp_path):
         files.read_text(tmp_path / "a.txt")
 
 
-def test_a_name_that_is_there_twice_in_an_object_is_refused():
+def test_duplicate_keys_of_a_json_object_are_rejected():
     with pytest.raises(InputError, match="'text' is there twice"):
         files.parse_json('{"text": "x", "id": 1, "text": "y"}')
 
 
-def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(tmp_path):
-    gone, output = tmp_path / "input" / "gone", tmp_path / "output"
+def test_an_unreadable_input_is_not_reported_as_an_output_error(tmp_path):
+    missing, output = tmp_path / "input" / "missing", tmp_path / "output"
     for write in (files.whole_folder, files.whole_file):
         with pytest.raises(InputError) as raised, write(output):
-            gone.read_bytes()
-        assert str(raised.value) == f"{gone}: cannot be read (No such file or directory)."
+            missing.read_bytes()
+        assert str(raised.value) == f"{missing}: cannot be read (No such file or directory)."
         with pytest.raises(InputError, match=f"^{output}: cannot be written"), write(output) as new:
             (new / "no" / "folder").write_bytes(b"")
 
 
-def test_a_git_lfs_pointer_is_named_whatever_reads_it(tmp_path):
+def test_a_git_lfs_pointer_is_reported_by_every_reader(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(files.LFS_POINTER + b"v1\noid sha256:00\nsize 9\n")
     for read in (

@@ -1,4 +1,4 @@
-"""The vocoder: exact batching and windows, durations, ids of speakers, every field."""
+"""The vocoder: exact batching, receptive field, durations, speaker ids, and every config field."""
 
 import dataclasses
 import functools
@@ -52,7 +52,7 @@ def random_ids(rows, frames):
     return rng.integers(0, counts, (rows, frames, len(counts))).astype(np.int32)
 
 
-def test_a_batch_speaks_as_each_row_alone(vocoder):
+def test_a_batch_gives_the_waveform_of_each_row_alone(vocoder):
     speak, durations = vocoder
     ids, lengths = random_ids(3, 14), np.array([14, 9, 0], np.int32)
     wave, samples = speak(ids, lengths)
@@ -60,14 +60,14 @@ def test_a_batch_speaks_as_each_row_alone(vocoder):
     assert samples.tolist() == [140, 90, 0]
     assert len(set(hifigan.to_frames(np.asarray(log_frames[0])).tolist())) > 1
     for row, length in ((0, 14), (1, 9)):
-        alone, _ = speak(ids[row : row + 1, :length], np.array([length]))
-        np.testing.assert_allclose(wave[row, : 10 * length], alone[0], atol=1e-6)
-        alone, _ = durations(ids[row : row + 1, :length, 0], np.array([length]))
-        np.testing.assert_allclose(log_frames[row, :length], alone[0], atol=1e-6)
+        single, _ = speak(ids[row : row + 1, :length], np.array([length]))
+        np.testing.assert_allclose(wave[row, : 10 * length], single[0], atol=1e-6)
+        single, _ = durations(ids[row : row + 1, :length, 0], np.array([length]))
+        np.testing.assert_allclose(log_frames[row, :length], single[0], atol=1e-6)
     assert not np.asarray(wave[1, 90:]).any() and not np.asarray(wave[2]).any()
 
 
-def test_every_channel_is_heard(vocoder):
+def test_every_input_channel_changes_the_waveform(vocoder):
     speak, _ = vocoder
     ids, length = random_ids(1, 14), np.array([14])
     wave, _ = speak(ids, length)
@@ -79,7 +79,7 @@ def test_every_channel_is_heard(vocoder):
 
 
 @pytest.mark.parametrize("blocks", [0, 2])
-def test_receptive_frames_bounds_what_a_sample_sees(blocks):
+def test_receptive_frames_bounds_the_influence_of_a_unit(blocks):
     config = dataclasses.replace(CONFIG, frame_blocks=blocks)
     model = HifiGan(config)
     params = random_params(hifigan.abstract_params(model), np.random.default_rng(0))
@@ -91,10 +91,10 @@ def test_receptive_frames_bounds_what_a_sample_sees(blocks):
     changed = np.flatnonzero(np.abs(np.asarray(speak(other, length)[0] - speak(ids, length)[0]))[0])
     first, last = changed[0] // 10, changed[-1] // 10
     assert 30 - reach <= first and last <= 30 + reach
-    assert 30 - first > reach / 2  # and it is not far too careful
+    assert 30 - first > reach / 2  # and the bound is not far too large
 
 
-def test_a_unit_lasts_at_least_one_frame_and_halves_go_to_even():
+def test_durations_are_at_least_one_frame_and_round_half_to_even():
     log_frames = np.log1p(np.array([-0.9, 0.2, 2.4, 2.6, 1e9])).astype(np.float32)
     assert hifigan.to_frames(log_frames).tolist() == [1, 1, 2, 3, hifigan.MAX_DURATION]
     # exp of this float32 is 46.4999979, which as float32 is just below the half.
@@ -109,20 +109,20 @@ def test_expand_stream():
     assert expand(stream, 16000, 640, 26).tolist() == [3] * 25 + [1]
 
 
-def test_speakers_go_by_name_and_by_number():
-    def find(wanted):
-        return hifigan.find_id(wanted, CONFIG.speakers, 3, 1, "speaker")
+def test_speakers_are_found_by_name_and_by_number():
+    def find_speaker(speaker):
+        return hifigan.find_id(speaker, CONFIG.speakers, 3, 1, "speaker")
 
-    assert [find(w) for w in ("bob", 0, "0", None, "7")] == [1, 0, 0, 1, 2]
+    assert [find_speaker(w) for w in ("bob", 0, "0", None, "7")] == [1, 0, 0, 1, 2]
     for unknown in ("carl", 3, -1, "", "²"):
         with pytest.raises(InputError, match=f"no speaker '{unknown}'; known are 0 to 2 or ann"):
-            find(unknown)
+            find_speaker(unknown)
 
 
-def test_every_field_acts():
-    """A change of a number changes the program, its shapes, or is an error.
+def test_every_config_field_changes_the_model():
+    """A change of a number changes the program or its shapes, or is an error.
 
-    But names, defaults and the streams' own hops, which the speech tokenizer reads (tested there).
+    Exceptions are names, defaults and hops of streams: the speech tokenizer reads and tests them.
     """
     lengths = jax.ShapeDtypeStruct((1,), int)
 
@@ -135,26 +135,26 @@ def test_every_field_acts():
         channels = len(model.config.channels)
         speak = jax.ShapeDtypeStruct((1, 6, channels), int)
         excited = jax.ShapeDtypeStruct((1, 6, harmonic_source.PARTS + 1), np.float32)
-        made = jax.make_jaxpr(lambda p, *given: model.apply({"params": p}, *given))(
+        text = jax.make_jaxpr(lambda p, *given: model.apply({"params": p}, *given))(
             abstract, speak, lengths, excited
         )
         if model.config.source_harmonics:
-            told = functools.partial(model.apply, method="predict_f0")
-            made = str(made) + str(
-                jax.make_jaxpr(lambda p, *given: told({"params": p}, *given))(
+            predict_f0 = functools.partial(model.apply, method="predict_f0")
+            text = str(text) + str(
+                jax.make_jaxpr(lambda p, *given: predict_f0({"params": p}, *given))(
                     abstract, speak, lengths
                 )
             )
         if not model.config.duration_hidden:
-            return str(made)
+            return str(text)
         codes = jax.ShapeDtypeStruct((1, 6), int)
-        return str(made) + str(
+        return str(text) + str(
             jax.make_jaxpr(
                 lambda p, c, n: model.apply({"params": p}, c, n, method="log_durations")
             )(abstract, codes, lengths)
         )
 
-    fitting = {"upsample_rates": (5, 4), "upsample_kernels": (11, 8), "code_hop": 20}
+    matching_hop = {"upsample_rates": (5, 4), "upsample_kernels": (11, 8), "code_hop": 20}
     changes = [
         {"num_codes": 12},
         {"num_pitch": 6},
@@ -180,9 +180,9 @@ def test_every_field_acts():
         {"duration_kernel": 5},
         {"code_hop": 20},
         {"source_harmonics": -1},
-        {"source_harmonics": 2, **fitting},
-        {"source_harmonics": 3, **fitting},
-        {"source_harmonics": 2, "f0_hidden": 7, **fitting},
+        {"source_harmonics": 2, **matching_hop},
+        {"source_harmonics": 3, **matching_hop},
+        {"source_harmonics": 2, "f0_hidden": 7, **matching_hop},
         {"default_speaker": 3},
         {"precision": "default"},
     ]
@@ -200,13 +200,13 @@ def test_every_field_acts():
     assert touched == {field.name for field in dataclasses.fields(HifiGanConfig)}
 
 
-def test_a_duration_kernel_of_two_gives_one_duration_a_unit():
+def test_a_duration_kernel_of_two_gives_one_duration_per_unit():
     model = HifiGan(dataclasses.replace(CONFIG, duration_kernel=2))
     codes = random_ids(2, 7)[..., 0]
     lengths = jnp.array([7, 4])
     params = random_params(hifigan.abstract_params(model), np.random.default_rng(0))
     durations = jax.jit(lambda c, n: model.apply({"params": params}, c, n, method="log_durations"))
-    both, _ = durations(codes, lengths)
-    alone, _ = durations(codes[1:, :4], lengths[1:])
-    assert both.shape == (2, 7)
-    np.testing.assert_allclose(both[1, :4], alone[0], atol=1e-6)
+    batched, _ = durations(codes, lengths)
+    single, _ = durations(codes[1:, :4], lengths[1:])
+    assert batched.shape == (2, 7)
+    np.testing.assert_allclose(batched[1, :4], single[0], atol=1e-6)

@@ -1,4 +1,4 @@
-"""Interleaving: no word lost, markers at every switch, units of the words' times, shares."""
+"""Interleaved documents: all words kept, markers at every switch, units of the words' times."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def split_spans(ids):
 
 
 @given(st.integers(0, 200), st.sampled_from(CONFIGS), st.integers(0, 2**32))
-def test_spans_cover_every_word_once_and_take_turns(words, config, seed):
+def test_spans_cover_every_word_once_and_alternate(words, config, seed):
     spans = draw_spans(words, config, np.random.default_rng(seed))
     assert [i for span in spans for i in range(span.start, span.stop)] == list(range(words))
     assert all(span.start < span.stop for span in spans)
@@ -83,35 +83,35 @@ def test_spans_cover_every_word_once_and_take_turns(words, config, seed):
         (InterleaveConfig(rule="coin", speech_share=0.4), 0.4),
     ],
 )
-def test_shares_of_words_are_those_of_the_rule(config, expected):
+def test_the_share_of_speech_is_that_of_the_rule(config, expected):
     spans = draw_spans(200_000, config, np.random.default_rng(0))
     speech = sum(span.stop - span.start for span in spans if span.modality is Modality.SPEECH)
     assert abs(speech / 200_000 - expected) < 0.02 * expected
 
 
-def test_the_token_line_is_the_unit_string():
+def test_the_token_line_spells_the_unit_string():
     utterance = make_utterance(["a"] * 30)
     line = TokenLine.of(utterance, VOCAB)
     strings = VOCAB.token_strings()
-    made = "".join(strings[token - VOCAB.text_size] for token in line.ids_n)
-    assert made == units_lib.to_string(utterance.units)
+    string = "".join(strings[token - VOCAB.text_size] for token in line.ids_n)
+    assert string == units_lib.to_string(utterance.units)
     assert (np.diff(line.frames_n) >= 0).all()
 
 
-def test_a_base_vocabulary_has_phonetic_units_alone():
+def test_a_base_token_line_has_phonetic_units_only():
     vocab = Vocab.make("base", 1000)
     line = TokenLine.of(make_utterance(["a"] * 3), vocab)
     assert (line.ids_n < vocab.size).all() and (line.ids_n >= vocab.first_unit).all()
 
 
-def test_a_cut_holds_the_tokens_of_its_time():
+def test_a_cut_has_the_tokens_of_its_time_range():
     hubert = np.arange(100)
     utterance = Utterance("u", Units(hubert), 100 / 25.0)
     line = TokenLine.of(utterance, Vocab.make("base", 1000))
-    cut = line.cut(1.01, 1.5) - 1002  # 25 frames a second here: 25.25 to 37.5
+    cut = line.cut(1.01, 1.5) - 1002  # frames 25.25 to 37.5 at 25 frames a second
     assert cut.tolist() == list(range(25, 38))
-    whole = [line.cut(k * 0.4, (k + 1) * 0.4) for k in range(10)]
-    assert np.concatenate(whole).tolist() == line.ids_n.tolist()
+    cuts = [line.cut(k * 0.4, (k + 1) * 0.4) for k in range(10)]
+    assert np.concatenate(cuts).tolist() == line.ids_n.tolist()
 
 
 @given(st.integers(1, 40), st.sampled_from(CONFIGS), st.integers(0, 2**32))
@@ -123,9 +123,9 @@ def test_a_document_keeps_its_words_and_their_units(tokenizer, count, config, se
     timed = [(i, word) for i, u in enumerate(document) for word in u.words]
     ids = interleave(document, config, tokenizer, VOCAB, np.random.default_rng(seed))
     spans = draw_spans(count, config, np.random.default_rng(seed))
-    found = split_spans(ids)
-    assert len(found) == len(spans)
-    for (marker, span_ids), span in zip(found, spans, strict=True):
+    actual_spans = split_spans(ids)
+    assert len(actual_spans) == len(spans)
+    for (marker, span_ids), span in zip(actual_spans, spans, strict=True):
         if span.modality is Modality.TEXT:
             assert marker == VOCAB.text_marker
             text = tokenizer.decode(span_ids.tolist())
@@ -134,13 +134,13 @@ def test_a_document_keeps_its_words_and_their_units(tokenizer, count, config, se
             assert marker == VOCAB.speech_marker
             expected = []
             for i in (0, 1):
-                own = [word for j, word in timed[span.start : span.stop] if j == i]
-                if own:
-                    expected += lines[i].cut(own[0][1], own[-1][2]).tolist()
+                in_span = [word for j, word in timed[span.start : span.stop] if j == i]
+                if in_span:
+                    expected += lines[i].cut(in_span[0][1], in_span[-1][2]).tolist()
             assert span_ids.tolist() == expected
 
 
-def test_text_spans_are_as_in_prompts(tokenizer):
+def test_text_spans_are_encoded_as_in_prompts(tokenizer):
     class Recorder:
         word_prefix = tokenizer.word_prefix
         encode = staticmethod(tokenizer.encode)
@@ -153,14 +153,14 @@ def test_text_spans_are_as_in_prompts(tokenizer):
     assert [1, *ids] == tokenizer.encode("[Text]hello there")
 
 
-def test_words_that_spell_markup_are_text(tokenizer):
+def test_words_that_look_like_markup_are_text(tokenizer):
     words = ["[Hu5]", "[Speech]", "[Text]", "a"]
     ids = encode_text_span(words, tokenizer, VOCAB).tolist()
     assert [i for i in ids if i >= VOCAB.text_size] == [VOCAB.text_marker]
     assert tokenizer.decode(ids[1:]) == " ".join(words)
 
 
-def test_the_prefix_gives_a_word_its_usual_piece(tokenizer):
+def test_the_word_prefix_gives_a_word_its_usual_piece(tokenizer):
     pieces = {" x": [5], "x": [6], "x x": [6, 5]}
     assert tokenizer.word_prefix == ""  # SentencePiece puts a space before every piece of text
     assert SplitTokenizer(lambda text, _: pieces[text], str, VOCAB).word_prefix == " "
@@ -169,6 +169,6 @@ def test_the_prefix_gives_a_word_its_usual_piece(tokenizer):
 @pytest.mark.parametrize(
     "change", [{"rule": "x"}, {"text_words": (0, 3)}, {"speech_words": (5, 3)}, {"speech_share": 1}]
 )
-def test_bad_settings_are_named(change):
+def test_invalid_settings_are_rejected(change):
     with pytest.raises(InputError, match=next(iter(change))):
         InterleaveConfig(**change)
