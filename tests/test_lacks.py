@@ -1,4 +1,4 @@
-"""What the machine lacks is said as it is, and no file is blamed, whichever library fails."""
+"""Lack of memory, disk or open files is reported as such by every library, never as a bad file."""
 
 import errno
 import io
@@ -30,24 +30,24 @@ LACKS = {
     "numpy's memory": (np._core._exceptions._ArrayMemoryError((9,), np.dtype("f8")), "memory is"),
     "open files": (OSError(errno.EMFILE, "Too many open files"), "too many files are open"),
     "disk": (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
-    "a library's words": (RuntimeError("x: Too many open files Error #24"), "too many files"),
+    "a library's message": (RuntimeError("x: Too many open files Error #24"), "too many files"),
 }
 BLAME = ("damaged", "truncated", "cut short", "not a", "is no ", "wrong type", "valid", "no such")
 
 
 def make_files(folder):
-    """Files of all kinds, none of which is to blame."""
+    """Valid files of all kinds."""
     samples = np.zeros(4_000)
     for name, form in (("a.wav", "WAV"), ("a.flac", "FLAC"), ("a.mp3", "MP3")):
         soundfile.write(folder / name, samples, 16_000, format=form)
     (folder / "b.txt").write_text("hello there")
     (folder / "m.jsonl").write_text('{"id": "a", "text": "hello"}\n')
     (folder / "run.yaml").write_text("seed: 1\n")
-    np.savez(folder / "kept.npz", digest="x", lengths=[1], labels=[1])
+    np.savez(folder / "cached.npz", digest="x", lengths=[1], labels=[1])
     records.write_shard(folder / "s.arrayrecord", make_utterances(2))
 
 
-READERS = {  # (the library's call, what reads by it)
+READERS = {  # (the library call that fails, a function that makes it)
     "text": ("builtins.open", lambda d: files.read_text(d / "b.txt")),
     "JSON lines": ("builtins.open", lambda d: list(files.read_json_lines(d / "m.jsonl"))),
     "manifest": ("builtins.open", lambda d: list(read_source(str(d / "m.jsonl")))),
@@ -65,7 +65,7 @@ READERS = {  # (the library's call, what reads by it)
         lambda d: config.from_dict(EvalConfig, {"seed": 1}),
     ),
     "override": ((OmegaConf, "from_dotlist"), lambda d: config.override({"a": 1}, ["a=2"])),
-    "override's place": ((OmegaConf, "update"), lambda d: config.override({"a": 1}, ["a=2"])),
+    "override's key": ((OmegaConf, "update"), lambda d: config.override({"a": 1}, ["a=2"])),
     "audio file": ("builtins.open", lambda d: load_audio(d / "a.wav")),
     "WAV": ((soundfile.SoundFile, "read"), lambda d: load_audio(d / "a.wav")),
     "FLAC": ((soundfile.SoundFile, "__init__"), lambda d: load_audio(d / "a.flac")),
@@ -85,8 +85,8 @@ READERS = {  # (the library's call, what reads by it)
         (records.array_record_module, "ArrayRecordReader"),
         lambda d: records._count_records(d / "s.arrayrecord"),
     ),
-    "labels": ("numpy.load", lambda d: unit_targets.cached_labels(d / "kept.npz", "", [], dict)),
-    "F0": ("numpy.load", lambda d: f0_cache._is_whole(d / "kept.npz")),
+    "labels": ("numpy.load", lambda d: unit_targets.cached_labels(d / "cached.npz", "", [], dict)),
+    "F0": ("numpy.load", lambda d: f0_cache._is_whole(d / "cached.npz")),
     "arrays": ("orbax.checkpoint.v1.metadata", lambda d: checkpoint.read_shapes(d)),
     "judge": ((subprocess, "run"), lambda d: scoring.ask_judge(["x"], ["line"])),
 }
@@ -112,18 +112,18 @@ def patch(monkeypatch, target, error):
 
 
 def can_raise(reader, lack):
-    """Whether a call fails so: Python's own do not fail in words, nor what reads from memory."""
+    """Whether a call can fail so: Python raises its own errors, decoding in memory opens no file."""
     if reader in ("WAV", "FLAC", "MP3", "resampling"):
         return "memory" in lack
     python = ("builtins.open", "pathlib.Path.write_bytes", (subprocess, "run"))
-    return lack != "a library's words" or READERS[reader][0] not in python
+    return lack != "a library's message" or READERS[reader][0] not in python
 
 
 @pytest.mark.parametrize(
     ("reader", "lack"),
     [(reader, lack) for reader in READERS for lack in LACKS if can_raise(reader, lack)],
 )
-def test_no_file_is_blamed(reader, lack, tmp_path, monkeypatch):
+def test_the_lack_is_reported_and_no_file_is_called_damaged(reader, lack, tmp_path, monkeypatch):
     make_files(tmp_path)
     target, read = READERS[reader]
     error, expected = LACKS[lack]
@@ -136,7 +136,7 @@ def test_no_file_is_blamed(reader, lack, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("lack", ["memory", "open files"])
-def test_no_item_is_skipped_for_it(lack, tmp_path, monkeypatch):
+def test_no_item_is_skipped_for_a_lack_of_memory_or_open_files(lack, tmp_path, monkeypatch):
     make_files(tmp_path)
     patch(monkeypatch, "builtins.open", LACKS[lack][0])
     item = Item("a", tmp_path / "a.wav")
@@ -149,19 +149,19 @@ def test_no_item_is_skipped_for_it(lack, tmp_path, monkeypatch):
         list(read_source(str(tmp_path / "b.txt")))
 
 
-def test_a_file_that_may_not_be_read_is_the_files_own_matter():
+def test_a_file_without_read_permission_is_not_a_lack():
     error = files.unreadable("a", PermissionError(errno.EACCES, "Permission denied"), "")
     assert not isinstance(error, LackError) and "permission is denied" in str(error)
 
 
-def test_an_empty_file_is_said_to_be_empty(tmp_path):
+def test_an_empty_file_is_reported_as_empty(tmp_path):
     (tmp_path / "empty.wav").write_bytes(b"")
     for audio in (tmp_path / "empty.wav", b""):
         with pytest.raises(InputError, match="is empty"):
             decode(audio)
 
 
-def test_waves_are_written_as_before(tmp_path):
+def test_wav_files_equal_those_of_soundfile(tmp_path):
     samples = np.linspace(-1.2, 1.2, 999)
     write_wav(tmp_path / "a.wav", samples)
     expected = io.BytesIO()

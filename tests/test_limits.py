@@ -1,4 +1,4 @@
-"""Every number in a network's config has limits, and what is out of them is named at once."""
+"""Every number in a network config has limits, and values out of range are rejected."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ ABSURD = (10**30, -(10**30), -1, float("nan"), float("inf"), 1e300, "x", True)
 
 
 def with_number(value, new):
-    """A default in which the first number is another; None if it has no number."""
+    """A default value with its first number replaced; None if it has no number."""
     if isinstance(value, tuple) and value:
         first = with_number(value[0], new)
         return None if first is None else (first, *value[1:])
@@ -59,7 +59,7 @@ def with_number(value, new):
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
-def test_absurd_numbers_are_named(cls):
+def test_absurd_numbers_are_rejected(cls):
     cls()  # the defaults are fine
     for field in dataclasses.fields(cls):
         for new in ABSURD:
@@ -73,7 +73,7 @@ def test_absurd_numbers_are_named(cls):
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
-def test_a_file_with_them_is_refused(cls, tmp_path):
+def test_config_files_with_absurd_numbers_are_rejected(cls, tmp_path):
     path = tmp_path / "config.json"
     for field in dataclasses.fields(cls):
         for new in (10**30, float("nan"), None):
@@ -85,7 +85,7 @@ def test_a_file_with_them_is_refused(cls, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cls", "values", "says"),
+    ("cls", "values", "message"),
     [
         (LlamaConfig, {"num_layers": 0}, "num_layers"),
         (LlamaConfig, {"num_kv_heads": 0}, "num_kv_heads"),
@@ -107,8 +107,8 @@ def test_a_file_with_them_is_refused(cls, tmp_path):
         (RopeScaling, {"high_freq_factor": 1.0}, "must differ"),
     ],
 )
-def test_numbers_that_do_not_go_together_are_named(cls, values, says):
-    with pytest.raises(InputError, match=says):
+def test_inconsistent_numbers_are_rejected(cls, values, message):
+    with pytest.raises(InputError, match=message):
         cls(**values)
 
 
@@ -125,13 +125,13 @@ def test_numbers_that_do_not_go_together_are_named(cls, values, says):
     ],
     ids=str,
 )
-def test_seeds_outside_32_bits_are_named(make, seed):
+def test_seeds_outside_32_bits_are_rejected(make, seed):
     with pytest.raises(InputError, match=f"seed is {seed}"):
         make(seed=seed)
 
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "temperature", "top_p", "seed"])
-def test_a_list_is_no_number(name):
+def test_a_list_for_a_number_is_rejected(name):
     with pytest.raises(InputError, match=f"{name} is .1.; expected one number"):
         GenerationConfig(**{"do_sample": True, name: [1]})
 

@@ -1,4 +1,4 @@
-"""The markup of prompt strings: what is a token, what is text, and the way between them."""
+"""The markup of prompt strings: tokens, text, and escaping."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from spirit_jax.markup import Part, escape, join, parse, render, show
 
-SHARDS = [
+FRAGMENTS = [
     "[Hu5]",
     "[Text]",
     "[Speech]",
@@ -20,7 +20,7 @@ SHARDS = [
     "a",
     " ",
 ]
-strings = st.lists(st.sampled_from(SHARDS) | st.text(max_size=2), max_size=8).map("".join)
+strings = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=2), max_size=8).map("".join)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_parts_of_a_prompt_string(prompt, parts):
     assert show(prompt) == "".join(part.string for part in parts)
 
 
-def test_texts_side_by_side_make_no_token():
+def test_adjacent_texts_do_not_form_a_token():
     assert render([Part("[Hu"), Part("5]")]) == r"[\Hu5]"
     assert render([Part("["), Part("[Text]", True), Part("Text]")]) == "[[Text]Text]"
     assert join(["[Text]a [Hu", "5] b", "[Hu5]"]) == r"[Text]a [\Hu5] b[Hu5]"
@@ -52,14 +52,14 @@ def test_texts_side_by_side_make_no_token():
 
 @settings(deadline=None)
 @given(strings)
-def test_every_text_has_a_prompt_string(text):
+def test_escaping_a_text_gives_one_text_part(text):
     assert parse(escape(text)) == ([Part(text)] if text else [])
     assert escape(text) == text or any(part.is_token for part in parse(text)) or "\\" in text
 
 
 @settings(deadline=None)
 @given(strings)
-def test_every_string_is_a_prompt_string(prompt):
+def test_parsing_and_rendering_a_string_gives_it_back(prompt):
     parts = parse(prompt)
     assert render(parts) == prompt
     assert all(part.string for part in parts)

@@ -1,4 +1,4 @@
-"""A new model folder: a vocabulary of its own text, units of its speech tokenizer."""
+"""New model folders: a text vocabulary learnt from texts, and the units of a speech tokenizer."""
 
 import dataclasses
 import json
@@ -33,12 +33,12 @@ def texts(tmp_path):
     return str(manifest)
 
 
-def test_its_vocabulary_is_of_the_text_and_of_the_tokenizers_units(tmp_path, texts):
-    made = tmp_path / "model"
-    vocab = write_new_model(made, "spirit-tiny-expressive", [texts], 290)
-    assert config.read(Vocab, made / "vocab.json") == vocab
+def test_the_vocabulary_has_the_learnt_text_and_the_units_of_the_tokenizer(tmp_path, texts):
+    folder = tmp_path / "model"
+    vocab = write_new_model(folder, "spirit-tiny-expressive", [texts], 290)
+    assert config.read(Vocab, folder / "vocab.json") == vocab
     assert (vocab.hubert_units, vocab.pitch_units, vocab.style_units) == (100, 64, 24)
-    tokenizer = load_text_tokenizer(made / "text_tokenizer", vocab)
+    tokenizer = load_text_tokenizer(folder / "text_tokenizer", vocab)
     prompt = "[Text]the lamp[Speech][Hu99][Pi63][St23]"
     ids = tokenizer.encode(prompt)
     # after 290 pieces and two markers
@@ -46,37 +46,41 @@ def test_its_vocabulary_is_of_the_text_and_of_the_tokenizers_units(tmp_path, tex
     assert tokenizer.decode(tokenizer.encode("héllo[Hu1]")) == "héllo[Hu1]"
 
 
-def test_its_speech_tokenizer_is_whole_by_itself(tmp_path, texts):
+def test_the_speech_tokenizer_does_not_depend_on_its_source_folder(tmp_path, texts):
     write_new_model(tmp_path / "model", "spirit-tiny-expressive", [texts], 290)
     moved = (tmp_path / "model").rename(tmp_path / "elsewhere")
-    about = config.read(SpeechTokenizerConfig, moved / "speech_tokenizer/speech_tokenizer.json")
-    assert about.shared == ""
-    SpeechTokenizer.from_pretrained(moved)  # with every network of its hashes
+    tokenizer_config = config.read(
+        SpeechTokenizerConfig, moved / "speech_tokenizer/speech_tokenizer.json"
+    )
+    assert tokenizer_config.shared == ""
+    SpeechTokenizer.from_pretrained(moved)  # checks that every network has its hash
 
 
 @pytest.mark.parametrize(
-    "speech, pieces, says", [("nowhere", 290, "no such folder"), (None, 5_000, "5000 pieces")]
+    "speech, pieces, message", [("nowhere", 290, "no such folder"), (None, 5_000, "5000 pieces")]
 )
-def test_what_cannot_be_leaves_nothing(tmp_path, texts, base_folder, speech, pieces, says):
-    with pytest.raises(InputError, match=says):
+def test_an_impossible_model_leaves_nothing(tmp_path, texts, base_folder, speech, pieces, message):
+    with pytest.raises(InputError, match=message):
         write_new_model(tmp_path / "model", speech or base_folder, [texts], pieces)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl"]
 
 
-def test_a_long_text_is_learnt_from_to_its_end(tmp_path):
+def test_long_texts_are_learnt_from_completely(tmp_path):
     line = " ".join(["the lamp in the hall"] * 300 + ["zephyr zephyr"] * 300)
     learn_text_tokenizer(tmp_path / "learnt", [line], 290)
     model = load_sentencepiece(tmp_path / "learnt" / "tokenizer.model")
     assert len(model.encode("zephyr")) == 1
 
 
-def test_no_text_is_said(tmp_path, base_folder):
+def test_a_manifest_without_text_is_rejected(tmp_path, base_folder):
     (tmp_path / "silent.jsonl").write_text('{"id": "a", "audio": "a.wav"}\n')
     with pytest.raises(InputError, match="no text"):
         write_new_model(tmp_path / "model", base_folder, [str(tmp_path / "silent.jsonl")], 290)
 
 
-def test_a_language_model_is_trained_in_it_and_exported_in_half(tmp_path, texts, base_folder):
+def test_a_language_model_trains_in_a_new_folder_and_exports_in_float16(
+    tmp_path, texts, base_folder
+):
     vocab = write_new_model(tmp_path / "new", base_folder, [texts], 290)
     prepare(texts, tmp_path / "corpus", None)
     sizes = LlamaConfig(vocab.padded_size, 16, 32, 1, 2, 2, 8, max_positions=64)
@@ -90,19 +94,25 @@ def test_a_language_model_is_trained_in_it_and_exported_in_half(tmp_path, texts,
         data=DataConfig((source,), seq_len=32, batch_rows=2, shards=2),
     )
     assert len(list(loop.train(LmRecipe(run), jax.devices()[:1]))) == 2
-    own = tmp_path / "new" / "speech_tokenizer"  # from now on it shares a network
+    # Make the speech tokenizer share a network with another set.
+    speech_tokenizer = tmp_path / "new" / "speech_tokenizer"
     (tmp_path / "set").mkdir()
-    (own / "hubert").rename(tmp_path / "set" / "hubert")
-    about = config.read(SpeechTokenizerConfig, own / "speech_tokenizer.json")
-    config.write(dataclasses.replace(about, shared="../../set"), own / "speech_tokenizer.json")
-    export(LmRecipe(run), tmp_path / "whole")
+    (speech_tokenizer / "hubert").rename(tmp_path / "set" / "hubert")
+    tokenizer_config = config.read(
+        SpeechTokenizerConfig, speech_tokenizer / "speech_tokenizer.json"
+    )
+    config.write(
+        dataclasses.replace(tokenizer_config, shared="../../set"),
+        speech_tokenizer / "speech_tokenizer.json",
+    )
+    export(LmRecipe(run), tmp_path / "full")
     export(LmRecipe(run, half=True), tmp_path / "half")
-    whole, half = (
+    full, half = (
         checkpoint.flatten(checkpoint.load_params(tmp_path / name / "llama" / "params"))
-        for name in ("whole", "half")
+        for name in ("full", "half")
     )
     assert {array.dtype for array in half.values()} == {np.dtype("float16")}
-    for name, array in whole.items():
+    for name, array in full.items():
         np.testing.assert_array_equal(half[name], array.astype(np.float16))
     (tmp_path / "set").rename(tmp_path / "moved")
     written = config.read(LlamaConfig, tmp_path / "half" / "llama" / "config.json")
@@ -114,24 +124,26 @@ def test_a_language_model_is_trained_in_it_and_exported_in_half(tmp_path, texts,
 
 
 @pytest.mark.slow
-def test_expressive_begun_from_base_expects_what_base_does(tmp_path):
-    vocab = extend_model(tmp_path / "made", "spirit-tiny-base", "spirit-tiny-expressive")
+def test_an_expressive_model_extended_from_base_has_the_logits_of_base(tmp_path):
+    vocab = extend_model(tmp_path / "extended", "spirit-tiny-base", "spirit-tiny-expressive")
     assert (vocab.hubert_units, vocab.pitch_units, vocab.style_units) == (100, 64, 24)
-    made = SpiritLM.from_pretrained(tmp_path / "made")
+    extended = SpiritLM.from_pretrained(tmp_path / "extended")
     base = SpiritLM.from_pretrained("spirit-tiny-base")
-    both = base.vocab.size  # text, markers, phonetic units; what comes after is of pitch and style
+    shared = base.vocab.size  # text, markers and phonetic units; pitch and style come after
     prompt = "[Text] it is half past[Speech][Hu57][Hu27][Hu99][Text] the"
-    ours, theirs = made.logits(prompt), base.logits(prompt)
-    np.testing.assert_allclose(ours[:, :both], theirs[:, :both], atol=1e-5)
-    assert ours[:, both : vocab.size].std() > 0.1
-    units = made.speech_tokenizer.encode(
+    ours, theirs = extended.logits(prompt), base.logits(prompt)
+    np.testing.assert_allclose(ours[:, :shared], theirs[:, :shared], atol=1e-5)
+    assert ours[:, shared : vocab.size].std() > 0.1
+    units = extended.speech_tokenizer.encode(
         np.random.default_rng(0).standard_normal(16_000, np.float32)
     )
     assert len(units.pitch) and len(units.style)
 
 
-@pytest.mark.parametrize("speech, says", [("nowhere", "no such folder"), (None, "phonetic units")])
-def test_a_start_that_cannot_be_leaves_nothing(tmp_path, base_folder, speech, says):
-    with pytest.raises(InputError, match=says):
-        extend_model(tmp_path / "made", "spirit-tiny-base", speech or base_folder)
+@pytest.mark.parametrize(
+    "speech, message", [("nowhere", "no such folder"), (None, "phonetic units")]
+)
+def test_an_impossible_extension_leaves_nothing(tmp_path, base_folder, speech, message):
+    with pytest.raises(InputError, match=message):
+        extend_model(tmp_path / "extended", "spirit-tiny-base", speech or base_folder)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Networks pack into a speech tokenizer that encodes and speaks as they do."""
+"""Networks are packed into a speech tokenizer that encodes and decodes as they do."""
 
 import json
 
@@ -26,20 +26,20 @@ def size(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_packed_set_is_the_set_that_it_was_made_of(networks, expressive_folder, tmp_path):
-    whole = pack(tmp_path / "whole", **networks)
-    made = json.loads((expressive_folder / "speech_tokenizer/speech_tokenizer.json").read_text())
-    assert whole.hashes == made["hashes"] and whole.kind == "expressive"
-    again = pack(tmp_path / "again", *[expressive_folder] * 4)  # each from a whole model
-    assert again.hashes == whole.hashes
+def test_a_packed_set_has_the_hashes_of_its_networks(networks, expressive_folder, tmp_path):
+    packed = pack(tmp_path / "full", **networks)
+    source = json.loads((expressive_folder / "speech_tokenizer/speech_tokenizer.json").read_text())
+    assert packed.hashes == source["hashes"] and packed.kind == "expressive"
+    again = pack(tmp_path / "again", *[expressive_folder] * 4)  # each network from a complete model
+    assert again.hashes == packed.hashes
     base = pack(tmp_path / "base", networks["units"])
     assert base.kind == "base" and sorted(base.hashes) == ["hubert", "quantizer"]
 
 
-def test_half_precision_is_half_the_size_and_computes_in_float32(networks, tmp_path):
-    pack(tmp_path / "whole", **networks)
+def test_float16_storage_halves_the_size_and_loads_as_float32(networks, tmp_path):
+    pack(tmp_path / "full", **networks)
     pack(tmp_path / "half", **networks, half=True)
-    assert size(tmp_path / "half") < 0.6 * size(tmp_path / "whole")
+    assert size(tmp_path / "half") < 0.6 * size(tmp_path / "full")
     stored = checkpoint.flatten(checkpoint.load_params(tmp_path / "half/hifigan/params"))
     _, loaded = hifigan.load(tmp_path / "half/hifigan")
     _, before = hifigan.load(networks["vocoder"])
@@ -52,8 +52,8 @@ def test_half_precision_is_half_the_size_and_computes_in_float32(networks, tmp_p
     assert len(tokenizer.decode(tokenizer.encode(wave))) == 24 * 640
 
 
-def test_a_set_that_does_not_fit_is_not_packed(networks, base_folder, tmp_path):
-    output = tmp_path / "made"
+def test_inconsistent_networks_are_rejected(networks, base_folder, tmp_path):
+    output = tmp_path / "packed"
     with pytest.raises(InputError, match="go together"):
         pack(output, networks["units"], pitch_units=networks["pitch_units"])
     vocoder = base_folder / "speech_tokenizer/hifigan"
@@ -74,23 +74,23 @@ def test_a_set_that_does_not_fit_is_not_packed(networks, base_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_equal_networks_of_two_sets_are_stored_once(networks, tmp_path):
+def test_networks_shared_by_two_sets_are_stored_once(networks, tmp_path):
     pack(tmp_path / "first", networks["units"])
-    alone = pack(tmp_path / "alone", **networks)
+    unshared = pack(tmp_path / "alone", **networks)
     second = pack(tmp_path / "second", **networks, share=tmp_path / "first")
-    assert second.hashes == alone.hashes and second.shared == "../first"
+    assert second.hashes == unshared.hashes and second.shared == "../first"
     stored = {path.name for path in (tmp_path / "second").iterdir() if path.is_dir()}
     assert stored == {"pitch", "style", "hifigan"}
     wave = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
     tokenizers = [SpeechTokenizer.from_pretrained(tmp_path / name) for name in ("alone", "second")]
-    one, other = (tokenizer.encode(wave).to_dict() for tokenizer in tokenizers)
-    assert one == other
+    expected, actual = (tokenizer.encode(wave).to_dict() for tokenizer in tokenizers)
+    assert actual == expected
     third = pack(tmp_path / "third", **networks, share=tmp_path / "second")
-    assert third.hashes == alone.hashes
+    assert third.hashes == unshared.hashes
     stored = {path.name for path in (tmp_path / "third").iterdir() if path.is_dir()}
-    assert stored == {"hubert", "quantizer"}  # which "second" only shares
+    assert stored == {"hubert", "quantizer"}  # which "second" shares from "first"
     again = pack(tmp_path / "again", *[tmp_path / "second"] * 4)
-    assert again.hashes == alone.hashes
+    assert again.hashes == unshared.hashes
     (tmp_path / "first").rename(tmp_path / "moved")
     with pytest.raises(InputError, match="'hubert' is not there"):
         SpeechTokenizer.from_pretrained(tmp_path / "second")

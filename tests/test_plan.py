@@ -1,4 +1,4 @@
-"""The plan of a pod: an estimate adds up a compiled program, and a real one is compiled."""
+"""The plan of a pod run: an estimate from a compiled program, and a real compilation."""
 
 import importlib.util
 import json
@@ -31,8 +31,8 @@ sizes:
 data: {seq_len: 512, batch_rows: 16, shards: 16}
 """
 
-# What the TPU's compiler writes, cut down: a loop of three turns around a matmul, a kernel, a
-# reduction and a gather that is hidden, and a gather before it.
+# A shortened program of the TPU compiler: a loop of three iterations with a matmul, a kernel, a
+# reduction and an overlapped gather, and a gather before the loop.
 HLO = """HloModule jit_step
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -72,22 +72,26 @@ ENTRY %main (weights: bf16[3,8,32]) -> f32[] {
 """
 
 
-def test_an_estimate_adds_up_through_loops():
+def test_an_estimate_multiplies_by_loop_counts():
     chip = CHIPS["v5e"]
-    told = estimate(HLO, chip, kernel_flops=chip.peak_flops, layers=3)
-    assert told.cycle_seconds == pytest.approx((3 * 1500 + 7) / chip.hertz)
-    assert told.kernel_seconds == pytest.approx(2)  # half of the peak
-    assert told.kernel_calls == 3
-    moved = {kind: (one.calls, one.bytes) for kind, one in told.collectives.items()}
+    result = estimate(HLO, chip, kernel_flops=chip.peak_flops, layers=3)
+    assert result.cycle_seconds == pytest.approx((3 * 1500 + 7) / chip.hertz)
+    assert result.kernel_seconds == pytest.approx(2)  # half of the peak
+    assert result.kernel_calls == 3
+    moved = {
+        kind: (collective.calls, collective.bytes)
+        for kind, collective in result.collectives.items()
+    }
     assert moved == {
         "all-gather": (1, 3 * 64 * 32 * 2),
         "all-gather-start": (3, 3 * 64 * 32 * 2),
         "all-reduce": (3, 3 * 64),
         "reduce-scatter": (3, 3 * 64 * 32 * 2),
     }
-    waited = 2 * 3 * 64 * 32 * 2 + 2 * 3 * 64  # an all-reduce counts twice, what is hidden not
-    assert told.collective_seconds == pytest.approx(waited / chip.ici_bytes)
-    assert told.stacked_gathers == 1
+    # An all-reduce counts twice, and overlapped gathers do not count.
+    waited = 2 * 3 * 64 * 32 * 2 + 2 * 3 * 64
+    assert result.collective_seconds == pytest.approx(waited / chip.ici_bytes)
+    assert result.stacked_gathers == 1
     assert estimate(HLO, chip, 0.0, layers=5).stacked_gathers == 0
 
 
@@ -101,49 +105,55 @@ def plan(tmp_path, *arguments):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_a_small_step_is_compiled_for_a_slice(tmp_path):
-    made = plan(tmp_path, "--json")
-    assert made.returncode == 0, made.stderr[-2000:]
-    told = json.loads(made.stdout)
+def test_a_small_training_step_compiles_for_a_slice(tmp_path):
+    process = plan(tmp_path, "--json")
+    assert process.returncode == 0, process.stderr[-2000:]
+    report = json.loads(process.stdout)
     parameters = 3 * (4 * 512 * 512 + 3 * 512 * 1024 + 2 * 512) + 2 * 1024 * 512 + 512
     state = 3 * 4 * parameters / 8  # weights and two moments in float32, on eight devices
-    assert told["fits"] and told["devices"] == 8
-    assert state < told["resident_bytes"] < 1.2 * state
-    assert told["peak_bytes"] < 100e6
-    assert told["kernel_calls"] == 3 * 3  # forward, and two backward: it is not run again
-    assert told["gathers_of_stacked_layers"] == 0
-    collectives = told["collectives"]
-    waited = sum(one["bytes"] for kind, one in collectives.items() if "-start" not in kind)
-    hidden = sum(one["bytes"] for kind, one in collectives.items() if "-start" in kind)
-    # Parameters are gathered and their gradients scattered piece by piece, inside of matmuls.
+    assert report["fits"] and report["devices"] == 8
+    assert state < report["resident_bytes"] < 1.2 * state
+    assert report["peak_bytes"] < 100e6
+    # One call forward and two backward a layer: remat does not repeat the forward call.
+    assert report["kernel_calls"] == 3 * 3
+    assert report["gathers_of_stacked_layers"] == 0
+    collectives = report["collectives"]
+    waited = sum(
+        collective["bytes"] for kind, collective in collectives.items() if "-start" not in kind
+    )
+    hidden = sum(
+        collective["bytes"] for kind, collective in collectives.items() if "-start" in kind
+    )
+    # Parameters are gathered and their gradients scattered in pieces that overlap with matmuls.
     assert waited < 2 * parameters < hidden < 6 * parameters
-    assert 0 < told["mfu"] < 1 and told["step_seconds"] > 0
+    assert 0 < report["mfu"] < 1 and report["step_seconds"] > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_what_cannot_be_planned_is_named(tmp_path):
+def test_impossible_plans_are_rejected(tmp_path):
     for arguments, message in (
         (["--topology", "v9:2x4"], "expected one like v5e:16x16"),
         (["compiler_options.xla_no_such_flag=1"], "xla_no_such_flag"),
     ):
-        made = plan(tmp_path, *arguments)
-        lines = [line for line in made.stderr.splitlines() if line.startswith("error: ")]
-        assert made.returncode == 1 and len(lines) == 1 and message in lines[0], made.stderr[-800:]
+        process = plan(tmp_path, *arguments)
+        lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+        assert process.returncode == 1, process.stderr[-800:]
+        assert len(lines) == 1 and message in lines[0], process.stderr[-800:]
 
 
-def test_a_missing_compiler_is_named_first():
+def test_a_missing_compiler_is_reported_first():
     start = "import sys; sys.modules['libtpu'] = None; from tpu.plan import main; main()"
-    command = [sys.executable, "-c", start, "--config", "gone.yaml"]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: The TPU's compiler is not")
-    assert len(done.stderr.splitlines()) == 1 and ".[tpu]" in done.stderr
+    command = [sys.executable, "-c", start, "--config", "missing.yaml"]
+    process = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    assert process.returncode == 1 and process.stderr.startswith("error: The TPU's compiler is not")
+    assert len(process.stderr.splitlines()) == 1 and ".[tpu]" in process.stderr
 
 
 @pytest.mark.parametrize("package", ["corpora", "evaluators"])
 def test_corpora_and_evaluators_name_their_extra(package):
     start = f"import sys; sys.modules['pyworld'] = None; sys.argv = ['-m']; import {package}"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", start], cwd=CHECKOUT, capture_output=True, text=True
     )
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert "pyworld" in done.stderr and "'.[corpora]'" in done.stderr
+    assert process.returncode == 1 and len(process.stderr.splitlines()) == 1
+    assert "pyworld" in process.stderr and "'.[corpora]'" in process.stderr

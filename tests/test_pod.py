@@ -1,4 +1,4 @@
-"""The pod script against a gcloud that keeps notes: the right commands, in order, safely quoted."""
+"""The pod script with a fake gcloud that records calls: right commands, in order, safely quoted."""
 
 import json
 import os
@@ -29,7 +29,7 @@ if sys.argv[-1].startswith("test -s run.pid"):
 
 @pytest.fixture
 def pod(tmp_path):
-    """Calls the script; gives its result and what gcloud was told."""
+    """Runs the script; returns its process and the calls of gcloud."""
     (tmp_path / "gcloud").write_text(FAKE)
     (tmp_path / "gcloud").chmod(0o755)
 
@@ -43,7 +43,7 @@ def pod(tmp_path):
             "NOTES": str(tmp_path),
             "POD_ENV": str(tmp_path / "none.env"),
         }
-        done = subprocess.run(
+        process = subprocess.run(
             ["bash", SCRIPT, *arguments],
             env=environment,
             capture_output=True,
@@ -51,46 +51,46 @@ def pod(tmp_path):
             timeout=60,
         )
         lines = (tmp_path / "calls.jsonl").read_text().splitlines()
-        return done, [json.loads(line) for line in lines]
+        return process, [json.loads(line) for line in lines]
 
     call.folder = tmp_path
     return call
 
 
 def verbs(calls):
-    found = []
+    names = []
     for call in calls:
         verb = next(word for word in ("create", "describe", "delete", "ssh", "scp") if word in call)
         if verb != "describe":
-            found.append(verb)
-    return found
+            names.append(verb)
+    return names
 
 
-def test_a_slice_is_asked_for_and_waited_for(pod):
-    done, calls = pod("create", states=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
-    assert done.returncode == 0, done.stderr
+def test_create_requests_a_slice_and_waits_for_it(pod):
+    process, calls = pod("create", states=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
+    assert process.returncode == 0, process.stderr
     create = calls[0]
     assert create[:5] == ["compute", "tpus", "queued-resources", "create", "pod"]
     assert {"--spot", "v6e-8", "v2-alpha-tpuv6e", "--node-id"} <= set(create)
     shown = [state for state in ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")]
-    assert [line.split()[-1] for line in done.stdout.splitlines()] == shown
-    done, calls = pod("create", SLICES=2, KIND="reserved", TYPE="v5p-128")
+    assert [line.split()[-1] for line in process.stdout.splitlines()] == shown
+    process, calls = pod("create", SLICES=2, KIND="reserved", TYPE="v5p-128")
     assert {"--reserved", "--node-count", "2", "--node-prefix", "v2-alpha-tpuv5"} <= set(calls[0])
 
 
-def test_a_slice_that_fails_is_named(pod):
-    done, _ = pod("create", states=["PROVISIONING", "FAILED"])
-    assert done.returncode == 1 and "pod is FAILED" in done.stderr
+def test_a_failed_slice_is_reported(pod):
+    process, _ = pod("create", states=["PROVISIONING", "FAILED"])
+    assert process.returncode == 1 and "pod is FAILED" in process.stderr
 
 
-def test_arguments_survive_the_way_to_the_workers(pod):
-    done, calls = pod("start", "configs/a b.yaml", "run_dir=/x; rm -rf $HOME", SLICES=2)
-    assert done.returncode == 0 and verbs(calls) == ["ssh", "ssh"]
+def test_arguments_reach_the_workers_unchanged(pod):
+    process, calls = pod("start", "configs/a b.yaml", "run_dir=/x; rm -rf $HOME", SLICES=2)
+    assert process.returncode == 0 and verbs(calls) == ["ssh", "ssh"]
     assert [call[4] for call in calls] == ["pod-0", "pod-1"]
     home = make_worker(pod.folder, ARGUMENTS)
     subprocess.run(["bash", "-c", calls[0][-1]], cwd=home, check=True)
-    told = json.loads(wait_for(home / "arguments.json"))
-    assert told[-2:] == ["configs/a b.yaml", "run_dir=/x; rm -rf $HOME"]
+    arguments = json.loads(wait_for(home / "arguments.json"))
+    assert arguments[-2:] == ["configs/a b.yaml", "run_dir=/x; rm -rf $HOME"]
 
 
 ARGUMENTS = """
@@ -98,7 +98,7 @@ import json, pathlib, sys
 pathlib.Path("../arguments.new").write_text(json.dumps(sys.argv))
 pathlib.Path("../arguments.new").rename("../arguments.json")
 """
-# Ends by SIGTERM alone, as a training does, and leaves a checkpoint then.
+# Ends on SIGTERM only, as training does, and writes a checkpoint then.
 RUN = """
 import pathlib, signal, sys
 def save(number, frame):
@@ -137,7 +137,7 @@ def is_alive(number: int) -> bool:
 
 
 @pytest.mark.parametrize("shell", ["bash", "dash"])
-def test_stop_reaches_the_run_which_saves_a_checkpoint(pod, shell):
+def test_stop_makes_the_run_save_a_checkpoint(pod, shell):
     if not shutil.which(shell):
         pytest.skip(f"there is no {shell}")
     start, stop = (
@@ -168,36 +168,36 @@ def test_stop_reaches_the_run_which_saves_a_checkpoint(pod, shell):
         other.kill()
 
 
-def test_after_a_preemption_the_run_goes_on(pod):
+def test_the_run_resumes_after_a_preemption(pod):
     (pod.folder / "alive.json").write_text(json.dumps([True, False, True, False]))
     states = ["ACTIVE", "SUSPENDED", "ABSENT", "ACTIVE"]
-    done, calls = pod("watch", "configs/smoke.yaml", states=states)
-    assert done.returncode == 0, done.stderr
+    process, calls = pod("watch", "configs/smoke.yaml", states=states)
+    assert process.returncode == 0, process.stderr
     lines = [call[-1] for call in calls if "ssh" in call]
     assert verbs([call for call in calls if not call[-1].startswith("test -s run.pid")]) == [
-        *("delete", "create"),  # the run was there, and then the slice was lost
+        *("delete", "create"),  # the run was alive, and then the slice was lost
         *("scp", "ssh", "ssh"),  # installed and started
     ]
     assert "venv/bin/pip install" in lines[2] and "configs/smoke.yaml" in lines[3]
-    assert "is lost" in done.stdout and "has ended" in done.stdout
+    assert "is lost" in process.stdout and "has ended" in process.stdout
 
 
-def test_what_is_missing_is_named_before_anything_is_done(pod):
+def test_missing_settings_are_reported_before_any_call(pod):
     for arguments, settings, message in (
         (("delete",), {"NAME": ""}, "NAME is not set"),
         (("start",), {}, "start needs a config"),
         (("create",), {"KIND": "cheap"}, "KIND is 'cheap'"),
         (("create",), {"TYPE": "v2-8"}, "no runtime known"),
     ):
-        done, calls = pod(*arguments, **settings)
-        assert done.returncode == 1 and message in done.stderr and not calls
-    done, calls = pod("nonsense")
-    assert done.returncode == 2 and "COMMAND" in done.stderr
-    done, _ = pod("--help")
-    assert done.returncode == 0 and "preemption" in done.stdout
+        process, calls = pod(*arguments, **settings)
+        assert process.returncode == 1 and message in process.stderr and not calls
+    process, calls = pod("nonsense")
+    assert process.returncode == 2 and "COMMAND" in process.stderr
+    process, _ = pod("--help")
+    assert process.returncode == 0 and "preemption" in process.stdout
 
 
 def test_a_dry_run_does_nothing(pod):
-    done, calls = pod("--dry-run", "create")
-    assert done.returncode == 0 and not calls
-    assert done.stdout.startswith("gcloud compute tpus queued-resources create pod")
+    process, calls = pod("--dry-run", "create")
+    assert process.returncode == 0 and not calls
+    assert process.stdout.startswith("gcloud compute tpus queued-resources create pod")

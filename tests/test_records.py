@@ -1,4 +1,4 @@
-"""Utterances on disk."""
+"""Utterances in shards on disk: exact round trips, and damaged corpora are rejected."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ UTTERANCES = [
 ]
 
 
-def test_records_come_back_as_they_were(tmp_path):
+def test_records_read_back_unchanged(tmp_path):
     assert write_shard(tmp_path / "corpus/x-0.arrayrecord", UTTERANCES[:2]) == 2
     assert write_shard(tmp_path / "corpus/x-1.arrayrecord", UTTERANCES[2:]) == 1
     corpus = Corpus(tmp_path / "corpus")
@@ -41,7 +41,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_and_truncated_shards_are_named(tmp_path):
+def test_missing_and_truncated_shards_are_rejected(tmp_path):
     with pytest.raises(InputError, match="has no prepared corpus"):
         Corpus(tmp_path)
     path = tmp_path / "x.arrayrecord"
@@ -53,9 +53,9 @@ def test_missing_and_truncated_shards_are_named(tmp_path):
         Utterance.from_bytes(b"\x00junk")
 
 
-def test_units_are_numpy_again():
-    back = Utterance.from_bytes(UTTERANCES[1].to_bytes())
-    assert isinstance(back.units.hubert, np.ndarray) and back.units.pitch.tolist() == [4]
+def test_units_read_back_as_numpy_arrays():
+    utterance = Utterance.from_bytes(UTTERANCES[1].to_bytes())
+    assert isinstance(utterance.units.hubert, np.ndarray) and utterance.units.pitch.tolist() == [4]
 
 
 def write_corpus(folder, utterances=UTTERANCES, tokenizer=()):
@@ -63,13 +63,13 @@ def write_corpus(folder, utterances=UTTERANCES, tokenizer=()):
     shards = []
     for number in range(3):
         path = folder / f"x-{number}.arrayrecord"
-        mine = [dataclasses.replace(one, id=f"{one.id}{number}") for one in utterances]
-        shards.append(Shard.of(path, write_shard(path, mine)))
+        renamed = [dataclasses.replace(u, id=f"{u.id}{number}") for u in utterances]
+        shards.append(Shard.of(path, write_shard(path, renamed)))
     write_list(folder, shards, dict(tokenizer))
     return folder
 
 
-def test_missing_added_and_exchanged_shards_are_noticed(tmp_path):
+def test_missing_added_and_exchanged_shards_are_detected(tmp_path):
     def swap(folder):
         (folder / "x-0.arrayrecord").rename(folder / "other")
         (folder / "x-1.arrayrecord").rename(folder / "x-0.arrayrecord")
@@ -77,7 +77,7 @@ def test_missing_added_and_exchanged_shards_are_noticed(tmp_path):
 
     def flip(folder):
         data = bytearray((folder / "x-1.arrayrecord").read_bytes())
-        data[-1] ^= 1  # riegeli has padding there, which it does not check
+        data[-1] ^= 1  # padding, which riegeli does not check
         (folder / "x-1.arrayrecord").write_bytes(data)
 
     for number, (damage, message) in enumerate(
@@ -106,14 +106,14 @@ def test_missing_added_and_exchanged_shards_are_noticed(tmp_path):
             Corpus(folder)
 
 
-def test_a_part_that_is_not_prepared_to_its_end_is_named(tmp_path):
+def test_an_unfinished_part_is_rejected(tmp_path):
     write_shard(tmp_path / "x.arrayrecord", UTTERANCES)
     write_list(tmp_path, [Shard.of(tmp_path / "x.arrayrecord", 3)], {}, part=2, parts=2)
     with pytest.raises(InputError, match="not finished part 1 of 2"):
         Corpus(tmp_path)
 
 
-def test_a_corpus_without_a_list_opens_with_a_notice(tmp_path, capsys):
+def test_a_corpus_without_a_shard_list_opens_with_a_warning(tmp_path, capsys):
     folder = write_corpus(tmp_path)
     listed, fingerprint = list(Corpus(folder)), records.fingerprint(folder)
     assert not capsys.readouterr().err
@@ -123,25 +123,25 @@ def test_a_corpus_without_a_list_opens_with_a_notice(tmp_path, capsys):
     assert records.fingerprint(folder) == fingerprint
 
 
-def test_the_fingerprint_is_that_of_the_content(tmp_path):
+def test_the_fingerprint_depends_on_the_content_only(tmp_path):
     first = write_corpus(tmp_path / "a")
     same = write_corpus(tmp_path / "b")
     other = write_corpus(tmp_path / "c", UTTERANCES[:2])
-    prints = [records.fingerprint(folder) for folder in (first, same, other)]
-    assert prints[0] == prints[1] != prints[2]
+    fingerprints = [records.fingerprint(folder) for folder in (first, same, other)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
-def test_units_beyond_16_bits_are_refused():
+def test_units_beyond_16_bits_are_rejected():
     with pytest.raises(InputError, match="40000"):
         Utterance("a", Units([40_000]), 0.04).to_bytes()
 
 
-def test_units_of_a_string_are_no_record():
+def test_units_parsed_from_a_string_cannot_be_stored():
     with pytest.raises(InputError, match="a: units of a string are not timed"):
         Utterance("a", units.from_string("[Hu4]"), 0.04).to_bytes()
 
 
-def test_a_corpus_of_more_shards_than_files_may_be_open(tmp_path):
+def test_a_corpus_may_have_more_shards_than_open_files_are_allowed(tmp_path):
     first = write_shard(tmp_path / "s-0.arrayrecord", UTTERANCES[:1])
     for number in range(1, 300):
         shutil.copy(tmp_path / "s-0.arrayrecord", tmp_path / f"s-{number}.arrayrecord")

@@ -1,4 +1,4 @@
-"""How words are spelt with the labels of a CTC network: whole, or as stars."""
+"""Words spelt with the labels of a CTC network, or replaced by star labels."""
 
 import dataclasses
 import unicodedata
@@ -46,7 +46,7 @@ def spell(text, letters, separator="|"):
         ("a <unk> b [noise] c", LATIN, "a|*|b|c"),
     ],
 )
-def test_words_are_spelt_whole_or_are_stars(text, letters, expected, form):
+def test_words_are_spelt_completely_or_replaced_by_a_star(text, letters, expected, form):
     if form in ("NFC", "NFD"):
         letters = [unicodedata.normalize(form, letter) for letter in letters]
     written = spell(unicodedata.normalize(form, text), letters)
@@ -60,7 +60,7 @@ def test_a_network_of_letters_and_marks_spells_both_forms():
 
 
 @pytest.mark.parametrize("separator", ["|", " ", "▁", "<space>", ""])
-def test_any_separator_stands_between_words(separator):
+def test_the_separator_stands_between_words(separator):
     config = CtcConfig(labels=("[PAD]", separator or "<s>", *LATIN), separator=separator)
     labels = Speller(config).spell("ab c").labels
     assert labels == ((2, 3, 1, 4) if separator else (2, 3, 4))
@@ -71,7 +71,7 @@ def test_the_blank_may_have_any_name_and_place():
     assert Speller(config).spell("ab_ a").labels == (0, 1, 3, 0)
 
 
-def test_what_is_not_known_is_counted_by_letter():
+def test_unknown_letters_are_counted():
     spelling = speller(LATIN).spell("thế à 42 là it so")
     assert spelling.stars == 4 and spelling.unknown == {"ế": 1, "à": 2, "2": 1, "4": 1}
     assert spelling.words == ("thế", "à", "42", "là", "it", "so")
@@ -92,13 +92,13 @@ PIECES = [*LATIN, *"the ing er tion ▁a ▁of ▁to and re in on at en le ou es
 
 
 @pytest.mark.parametrize("labels", [ESPEAK, ARPABET, PIECES])
-def test_networks_that_write_no_letters_are_refused(labels):
+def test_networks_whose_labels_are_not_letters_are_rejected(labels):
     config = dataclasses.replace(CtcConfig(), labels=("<pad>", "|", *labels))
     with pytest.raises(InputError, match="^x: its labels are phonemes or pieces of words"):
         Speller(config, "x")
 
 
-def test_letters_of_any_script_are_letters():
+def test_letters_of_any_script_are_accepted():
     for letters in (LATIN + "äöüßæøåðþ", "ɖɛƒɣŋɔʋɩʊabc", "абвгдеёжз", "กขคงจฉช", [*LATIN, "ch"]):
         speller(letters)
 

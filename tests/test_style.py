@@ -1,4 +1,4 @@
-"""The style encoder: runs of frames, and exact batching."""
+"""The style encoder: pooling over runs of frames, exact batching, and config fields."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def encoder():
     """(params, jitted function of (wave_bt, lengths_b))."""
     model = StyleEncoder(CONFIG)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 400)), jnp.array([400]))["params"]
-    params["projector"]["bias"] += 1.0  # so that padding, were it pooled, would be seen
+    params["projector"]["bias"] += 1.0  # so that pooled padding would change the result
     apply = jax.jit(model.apply)
     return params, lambda wave, lengths: apply({"params": params}, wave, np.int32(lengths))
 
@@ -43,7 +43,7 @@ def random_wave(rows, samples):
     return np.random.default_rng(0).normal(2, 3, (rows, samples)).astype(np.float32)
 
 
-def test_every_run_of_frames_is_pooled_alone(encoder):
+def test_every_run_of_frames_is_pooled_separately(encoder):
     params, encode = encoder
     wave = random_wave(1, 400)
     logits, (count,) = encode(wave, [400])
@@ -57,7 +57,7 @@ def test_every_run_of_frames_is_pooled_alone(encoder):
     np.testing.assert_allclose(logits[0], expected, atol=1e-5)
 
 
-def test_a_batch_gives_what_each_recording_alone_gives(encoder):
+def test_a_batch_gives_the_logits_of_each_recording_alone(encoder):
     _, encode = encoder
     wave = random_wave(3, 400)
     wave[1, 251:], wave[2, 3:] = np.nan, 1e6
@@ -65,8 +65,8 @@ def test_a_batch_gives_what_each_recording_alone_gives(encoder):
     assert counts.tolist() == [4, 3, 0]
     assert np.all(np.isfinite(logits))
     for row, length in ((0, 400), (1, 251)):
-        alone, _ = encode(wave[row : row + 1, :length], [length])
-        np.testing.assert_allclose(logits[row, : counts[row]], alone[0], atol=1e-5)
+        single, _ = encode(wave[row : row + 1, :length], [length])
+        np.testing.assert_allclose(logits[row, : counts[row]], single[0], atol=1e-5)
 
 
 def test_loudness_and_offset_do_not_matter(encoder):
@@ -75,18 +75,20 @@ def test_loudness_and_offset_do_not_matter(encoder):
     np.testing.assert_allclose(encode(wave, [400])[0], encode(3 * wave + 1, [400])[0], atol=1e-4)
 
 
-def test_every_numeric_field_acts(encoder):
-    """But `sample_rate`, which is a fact about the audio to give it."""
+def test_every_numeric_field_changes_the_model(encoder):
+    """Except `sample_rate`, which describes the input."""
     wave, lengths = jax.ShapeDtypeStruct((1, 400), jnp.float32), jax.ShapeDtypeStruct((1,), int)
     shapes = {}
     for change in ({}, {"projection_size": 6}, {"num_styles": 8}, {"pool_frames": 9}):
         model = StyleEncoder(dataclasses.replace(CONFIG, **change))
-        (logits, _), made = jax.eval_shape(model.init_with_output, jax.random.key(0), wave, lengths)
-        shapes[str(change)] = str((logits.shape, jax.tree.map(np.shape, made)))
+        (logits, _), variables = jax.eval_shape(
+            model.init_with_output, jax.random.key(0), wave, lengths
+        )
+        shapes[str(change)] = str((logits.shape, jax.tree.map(np.shape, variables)))
     assert len(set(shapes.values())) == 4, shapes
 
 
-def test_a_folder_makes_the_model(encoder, tmp_path):
+def test_a_saved_folder_loads_the_same_model(encoder, tmp_path):
     params, _ = encoder
     checkpoint.save_network(tmp_path / "style", CONFIG, params)
     model, loaded = style.load(tmp_path / "style")
