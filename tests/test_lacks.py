@@ -112,7 +112,7 @@ def patch(monkeypatch, target, error):
 
 
 def can_raise(reader, lack):
-    """Whether a call can fail so: Python raises its own errors, decoding in memory opens no file."""
+    """Whether a call can fail so: decoding in memory, for example, opens no file."""
     if reader in ("WAV", "FLAC", "MP3", "resampling"):
         return "memory" in lack
     python = ("builtins.open", "pathlib.Path.write_bytes", (subprocess, "run"))

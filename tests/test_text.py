@@ -1,4 +1,4 @@
-"""Text tokenizers of all three kinds: ids of a prompt string, and back."""
+"""Text tokenizers of all three kinds: encoding and decoding of prompt strings."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ EXPRESSIVE = Vocab.make("expressive", toy.TEXT_SIZE)
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A Llama folder, the model folder that it became, and the tokenizer that this gives."""
+    """A Llama folder, and the vocabulary and tokenizer converted from it."""
 
     llama: Path
     vocab: Vocab
@@ -40,7 +40,7 @@ class Kind:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """The text tokenizers that everything here starts from, by name."""
+    """The text tokenizers that the tests convert, by name."""
     folder = tmp_path_factory.mktemp("tokenizers")
     text = toy.train_sentencepiece(folder / "text.model")
     return {
@@ -74,7 +74,7 @@ def kind(request, kinds):
     return kinds[request.param]
 
 
-def test_each_folder_gives_its_kind(kinds):
+def test_each_folder_gives_the_tokenizer_of_its_kind(kinds):
     assert isinstance(kinds["pieces"].tokenizer, PieceTokenizer)
     assert isinstance(kinds["text"].tokenizer, SplitTokenizer)
     assert isinstance(kinds["json"].tokenizer, SplitTokenizer)
@@ -82,20 +82,20 @@ def test_each_folder_gives_its_kind(kinds):
     assert kinds["text"].vocab == kinds["json"].vocab == EXPRESSIVE
 
 
-# Strings to ids.
+# Encoding.
 
 
-def test_an_empty_string_is_bos(kind):
+def test_an_empty_string_encodes_to_bos(kind):
     assert kind.tokenizer.encode("") == [kind.vocab.bos]
 
 
-def test_markers_and_units_are_one_id_each(kind):
+def test_every_marker_and_unit_is_one_id(kind):
     strings = kind.vocab.token_strings()
     ids = kind.tokenizer.encode("a" + "".join(strings))
     assert ids[-len(strings) :] == list(range(kind.vocab.text_size, kind.vocab.size))
 
 
-def test_the_prefix_space_stands_once_where_the_tokens_are_pieces(kinds):
+def test_a_piece_tokenizer_adds_one_prefix_space(kinds):
     encode = kinds["pieces"].tokenizer.encode
     space = encode(" ")[1]
     text, marker = BASE.text_marker, BASE.speech_marker
@@ -107,7 +107,7 @@ def test_the_prefix_space_stands_once_where_the_tokens_are_pieces(kinds):
     assert encode("[Text]the") != encode("[Text] the")
 
 
-def test_every_stretch_of_text_has_its_prefix_space_where_the_tokens_are_added(kinds):
+def test_a_split_tokenizer_adds_a_prefix_space_to_every_text_span(kinds):
     encode = kinds["text"].tokenizer.encode
     text, marker = EXPRESSIVE.text_marker, EXPRESSIVE.speech_marker
     the = encode("the")[1:]
@@ -115,7 +115,7 @@ def test_every_stretch_of_text_has_its_prefix_space_where_the_tokens_are_added(k
     assert encode("the[Text] ") == [1, *the, text, *encode(" ")[1:]]
 
 
-def test_a_byte_level_tokenizer_adds_no_space(kinds):
+def test_a_byte_level_tokenizer_adds_no_prefix_space(kinds):
     encode = kinds["json"].tokenizer.encode
     the = encode("the")[1:]
     assert encode("[Text]the") == [1, EXPRESSIVE.text_marker, *the]
@@ -123,13 +123,13 @@ def test_a_byte_level_tokenizer_adds_no_space(kinds):
 
 
 @pytest.mark.parametrize("string", ["[Hu501]", "[Pi64]", "[hu1]", "[Hu01]", "[Hu٣]", "[Te", "Hu1]"])
-def test_what_is_no_token_of_the_model_is_text(kind, string):
+def test_strings_that_are_not_tokens_are_text(kind, string):
     ids = kind.tokenizer.encode(f"a{string}b[Hu1]c")
     assert [i for i in ids if i >= kind.vocab.text_size] == [kind.vocab.first_unit + 1]
     assert kind.tokenizer.decode(ids) == f"a{string}b[Hu1]c"
 
 
-def test_units_that_a_base_model_lacks_are_text(kinds):
+def test_pitch_units_are_text_for_a_base_model(kinds):
     ids = kinds["pieces"].tokenizer.encode("[Pi3][Hu1]")
     assert [i for i in ids if i >= BASE.text_size] == [BASE.first_unit + 1]
 
@@ -142,12 +142,12 @@ def test_names_of_special_tokens_are_text(kind, string):
     assert kind.tokenizer.decode(ids) == string
 
 
-def test_what_is_no_unicode_text_is_named(kind):
+def test_lone_surrogates_are_rejected(kind):
     with pytest.raises(InputError, match=r"'ab\\ud800c'.*at position 2"):
         kind.tokenizer.encode("ab\ud800c")
 
 
-# Text that spells markers and units.
+# Text that looks like markers and units.
 
 SPELLED = [
     "[Hu5]",
@@ -162,7 +162,7 @@ SPELLED = [
 
 @pytest.fixture(scope="session")
 def encode_plain(files):
-    """The ids of a text by a tokenizer that has no markers and units, by kind."""
+    """Encoders without markers and units, by kind."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(files["text"]))
     bpe = tokenizers.Tokenizer.from_file(str(files["json"]))
     return {"pieces": pieces.encode, "text": pieces.encode, "json": lambda s: bpe.encode(s).ids}
@@ -170,7 +170,7 @@ def encode_plain(files):
 
 @pytest.mark.parametrize("text", SPELLED)
 @pytest.mark.parametrize("name", ["pieces", "text", "json"])
-def test_escaped_text_has_the_ids_that_it_has_without_units(kinds, encode_plain, name, text):
+def test_escaped_text_encodes_as_by_a_tokenizer_without_units(kinds, encode_plain, name, text):
     kind = kinds[name]
     ids = kind.tokenizer.encode(escape(text))
     assert ids == [kind.vocab.bos, *encode_plain[name](text)]
@@ -179,7 +179,7 @@ def test_escaped_text_has_the_ids_that_it_has_without_units(kinds, encode_plain,
 
 
 @pytest.mark.parametrize("text", SPELLED)
-def test_tokens_around_escaped_text_stay_what_they_are(kind, text):
+def test_tokens_around_escaped_text_are_kept(kind, text):
     prompt = f"[Text]{escape(text)}[Speech][Hu7]{escape(text)} the[Text]"
     ids = kind.tokenizer.encode(prompt)
     unit, marker = kind.vocab.first_unit + 7, kind.vocab.text_marker
@@ -209,22 +209,22 @@ def test_any_ids_have_a_prompt_string_with_the_same_tokens(kinds, ids):
 def test_pieces_decode_as_sentencepiece_does(kinds, ids):
     kind = kinds["pieces"]
     path = kind.llama / "out" / "text_tokenizer" / "tokenizer.model"
-    whole = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    assert kind.tokenizer.decode(ids) == whole.decode(ids)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert kind.tokenizer.decode(ids) == reference.decode(ids)
 
 
-def test_negative_ids_are_named(kind):
+def test_negative_ids_are_rejected(kind):
     with pytest.raises(InputError, match="-1"):
         kind.tokenizer.decode([5, -1])
 
 
 @pytest.mark.parametrize("string", [b"a", None, 5, ["a"]])
-def test_what_is_no_string_is_named(kind, string):
+def test_prompts_that_are_not_strings_are_rejected(kind, string):
     with pytest.raises(InputError, match="must be a string"):
         kind.tokenizer.encode(string)
 
 
-# What a tokenizer.json keeps of its last use.
+# Settings that a tokenizer.json keeps from training.
 
 
 def saved_after(change, files, folder):
@@ -251,7 +251,7 @@ def saved_after(change, files, folder):
     ],
     ids=["truncation", "padding", "dropout", "template"],
 )
-def test_a_tokenizer_saved_after_training_reads_whole_texts(files, kinds, tmp_path, change):
+def test_truncation_padding_and_dropout_of_training_are_ignored(files, kinds, tmp_path, change):
     kind = saved_after(change, files, tmp_path)
     text = "[Text]" + "the cat sat on the mat " * 20 + "[Hu3]"
     expected = kinds["json"].tokenizer.encode(text)
@@ -259,29 +259,32 @@ def test_a_tokenizer_saved_after_training_reads_whole_texts(files, kinds, tmp_pa
     assert all(kind.tokenizer.encode(text) == expected for _ in range(3))
 
 
-def test_the_truncated_tokenizer_of_the_cases(tmp_path):
+def test_the_tokenizer_with_truncation_in_the_shared_cases(tmp_path):
     case = Path(__file__).parents[2] / "shared" / "cases" / "tokenizers"
     if not case.is_dir():
         pytest.skip(f"the cases are not at {case}")
     path = case / "truncation16.tokenizer.json"
-    whole = tokenizers.Tokenizer.from_file(str(path))
-    whole.no_truncation()
-    assert load_tokenizers(path).encode("the cat " * 200).ids == whole.encode("the cat " * 200).ids
-    size = whole.get_vocab_size()
+    reference = tokenizers.Tokenizer.from_file(str(path))
+    reference.no_truncation()
+    assert (
+        load_tokenizers(path).encode("the cat " * 200).ids == reference.encode("the cat " * 200).ids
+    )
+    size = reference.get_vocab_size()
     (tmp_path / "tokenizer.json").write_bytes(path.read_bytes())
     llama = toy.write_llama_folder(tmp_path / "llama", tmp_path / "tokenizer.json", size)
     kind = converted(llama, "base", add=True)
     text = "a text of some words, " * 40
-    assert len(kind.tokenizer.encode(text)) == 1 + len(whole.encode(text).ids) > 100
+    assert len(kind.tokenizer.encode(text)) == 1 + len(reference.encode(text).ids) > 100
 
 
-# A vocabulary of one's own.
+# A vocabulary learnt from texts.
 
 
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory):
     folder = tmp_path_factory.mktemp("learnt")
-    lines = [f"{line}\t{line}" for line in toy.sentences()[:300]]  # a tab loses no line
+    # A tab must not split or drop a line.
+    lines = [f"{line}\t{line}" for line in toy.sentences()[:300]]
     learn_text_tokenizer(folder, lines, 500)
     return load_text_tokenizer(folder, Vocab.make("base", 500))
 
@@ -293,11 +296,11 @@ def test_a_learnt_vocabulary_keeps_spaces(learnt, text):
     assert learnt.decode(learnt.encode(text)) == text
     prompt = f"[Text]{text}[Speech][Hu1]"
     assert learnt.decode(learnt.encode(prompt)) == prompt
-    assert len(learnt.encode("topics")) < 7  # it has learnt words
+    assert len(learnt.encode("topics")) < 7  # words have pieces of several letters
 
 
 @pytest.mark.parametrize(
-    ("lines", "pieces", "says"),
+    ("lines", "pieces", "message"),
     [
         ([], 300, "cannot be trained"),
         (["a b c"], 100_000, "cannot be trained .the text is enough for at most"),
@@ -307,13 +310,13 @@ def test_a_learnt_vocabulary_keeps_spaces(learnt, text):
         ([None], 300, "must be a string"),
     ],
 )
-def test_what_no_vocabulary_can_be_learnt_from_is_named(tmp_path, lines, pieces, says):
-    with pytest.raises(InputError, match=says):
+def test_texts_that_no_vocabulary_can_be_learnt_from_are_rejected(tmp_path, lines, pieces, message):
+    with pytest.raises(InputError, match=message):
         learn_text_tokenizer(tmp_path / "x", lines, pieces)
     assert not list(tmp_path.glob("x/*"))
 
 
-# Ids to strings.
+# Decoding.
 
 
 @pytest.mark.parametrize(
@@ -327,12 +330,12 @@ def test_what_no_vocabulary_can_be_learnt_from_is_named(tmp_path, lines, pieces,
         "[Hu1] [Hu2]",
     ],
 )
-def test_strings_come_back(kind, string):
+def test_decoding_inverts_encoding(kind, string):
     assert kind.tokenizer.decode(kind.tokenizer.encode(string)) == string
 
 
 parts = st.sampled_from(["[Text]", "[Speech]", "[Hu7]", "[Hu500]", "[", " ", "  ", "\n", "the "])
-# SentencePiece writes a space as U+2581, so that character comes back as a space.
+# SentencePiece writes a space as U+2581, so decoding turns that character into a space.
 any_text = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=4
 )
@@ -341,14 +344,14 @@ any_text = st.text(
 @settings(deadline=None)
 @given(st.lists(parts | any_text, max_size=8).map("".join))
 @example("")
-def test_any_string_comes_back(kinds, string):
+def test_decoding_inverts_encoding_of_random_strings(kinds, string):
     for kind in kinds.values():
         ids = kind.tokenizer.encode(string)
         assert all(0 <= i < kind.vocab.size for i in ids)
         assert kind.tokenizer.decode(ids) == string
 
 
-def test_bos_eos_and_padding_rows_are_left_out(kind):
+def test_decoding_omits_bos_eos_and_padding_ids(kind):
     _, *ids = kind.tokenizer.encode("[Hu1]the")
     padding = range(kind.vocab.size, kind.vocab.padded_size)
     assert kind.tokenizer.decode([kind.vocab.bos, *ids, *kind.vocab.eos, *padding]) == "[Hu1]the"
@@ -358,14 +361,14 @@ def test_bos_eos_and_padding_rows_are_left_out(kind):
 # Folders.
 
 
-def test_a_layout_that_the_pieces_do_not_have_is_named(kind):
+def test_a_vocabulary_that_does_not_fit_the_pieces_is_rejected(kind):
     folder = kind.llama / "out" / "text_tokenizer"
     other = Vocab.make("base", 900)
     with pytest.raises(InputError, match="text_tokenizer.* 900"):
         load_text_tokenizer(folder, other)
 
 
-def test_pieces_that_end_early_are_named(kinds):
+def test_missing_pieces_are_rejected(kinds):
     folder = kinds["pieces"].llama / "out" / "text_tokenizer"
     with pytest.raises(InputError, match="1503 pieces.*1667"):
         load_text_tokenizer(folder, EXPRESSIVE)
@@ -373,22 +376,22 @@ def test_pieces_that_end_early_are_named(kinds):
 
 @pytest.mark.parametrize("part", [0, 0.5, 0.99])
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
-def test_files_that_are_cut_short_are_named(files, tmp_path, name, part):
-    whole = files["text" if name == "tokenizer.model" else "json"].read_bytes()
-    (tmp_path / name).write_bytes(whole[: int(part * len(whole))])
+def test_truncated_files_are_rejected(files, tmp_path, name, part):
+    complete = files["text" if name == "tokenizer.model" else "json"].read_bytes()
+    (tmp_path / name).write_bytes(complete[: int(part * len(complete))])
     with pytest.raises(InputError, match=str(tmp_path)):
         load_text_tokenizer(tmp_path, EXPRESSIVE)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
 @pytest.mark.parametrize("content", [b"{}", b"not a tokenizer", b"\xff\x00\xfe" * 50])
-def test_files_of_something_else_are_named(tmp_path, name, content):
+def test_files_that_are_not_tokenizers_are_rejected(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
         load_text_tokenizer(tmp_path, EXPRESSIVE)
 
 
-def test_a_folder_without_tokenizer_is_named(tmp_path):
+def test_a_folder_without_a_tokenizer_is_rejected(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}.*tokenizer.model or tokenizer.json"):
         load_text_tokenizer(tmp_path, BASE)
 
@@ -396,7 +399,7 @@ def test_a_folder_without_tokenizer_is_named(tmp_path):
 # Conversion.
 
 
-def test_the_layout_is_written_beside_the_tokenizer(kind):
+def test_conversion_writes_the_vocabulary_and_the_tokenizer(kind):
     out = kind.llama / "out"
     assert config.read(Vocab, out / "vocab.json") == kind.vocab
     names = {path.name for path in (out / "text_tokenizer").iterdir()}
@@ -406,8 +409,8 @@ def test_the_layout_is_written_beside_the_tokenizer(kind):
     }
 
 
-def test_a_converted_folder_converts_to_the_same(kind, tmp_path):
-    """What is written lists the tokens, so it is a Llama folder with speech tokens itself."""
+def test_converting_a_converted_folder_gives_the_same_tokenizer(kind, tmp_path):
+    """The converted files list the tokens, so they make a Llama folder with speech tokens."""
     llama = tmp_path / "llama"
     llama.mkdir()
     for path in (kind.llama / "out" / "text_tokenizer").iterdir():
@@ -421,18 +424,18 @@ def test_a_converted_folder_converts_to_the_same(kind, tmp_path):
     assert again.tokenizer.encode(string) == kind.tokenizer.encode(string)
 
 
-@pytest.mark.parametrize("place", ["tokenizer_config.json", "added_tokens.json"])
-def test_added_tokens_are_found_in_either_file(files, tmp_path, place):
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "added_tokens.json"])
+def test_added_tokens_are_read_from_either_file(files, tmp_path, name):
     folder = toy.write_llama_folder(tmp_path / "llama", files["text"], 1_792)
     ids = {s: toy.TEXT_SIZE + i for i, s in enumerate(EXPRESSIVE.token_strings())}
     added = {"added_tokens_decoder": {str(i): {"content": s} for s, i in ids.items()}}
-    toy.write_json(folder / place, ids if place == "added_tokens.json" else added)
+    toy.write_json(folder / name, ids if name == "added_tokens.json" else added)
     kind = converted(folder, "expressive", add=False)
     assert kind.vocab == dataclasses.replace(EXPRESSIVE, padded_size=1_792)
     assert kind.tokenizer.encode("[St99]") == [1, EXPRESSIVE.size - 1]
 
 
-def test_a_large_vocabulary_with_several_ends(tmp_path):
+def test_a_large_vocabulary_with_several_eos_ids(tmp_path):
     tokenizer = toy.made_up_bpe(tmp_path / "large.json", 128_256)
     folder = toy.write_llama_folder(tmp_path / "llama", tokenizer, 128_256, eos_token_id=5)
     toy.write_json(folder / "generation_config.json", {"eos_token_id": [2, 7], "bos_token_id": 1})
@@ -444,7 +447,7 @@ def test_a_large_vocabulary_with_several_ends(tmp_path):
     assert kind.tokenizer.decode(ids) == "[Text]é[St99]"
 
 
-def test_more_rows_than_tokens_stay(files, tmp_path):
+def test_extra_embedding_rows_are_kept_as_padding(files, tmp_path):
     folder = toy.write_llama_folder(tmp_path / "llama", files["text"], 4_096)
     assert convert_tokenizer(folder, "base", tmp_path / "out", add=True).padded_size == 4_096
 
@@ -468,7 +471,7 @@ def edit(path, **changes):
         ("text", "base", True, {"eos_token_id": 5_000}, ["5000"]),
     ],
 )
-def test_folders_that_do_not_fit_are_named(files, tmp_path, name, kind, add, changes, words):
+def test_inconsistent_folders_are_rejected(files, tmp_path, name, kind, add, changes, words):
     folder = toy.write_llama_folder(tmp_path / "llama", files[name], BASE.padded_size)
     edit(folder / "config.json", **changes)
     with pytest.raises(InputError, match=".*".join(words[:1])) as error:
@@ -490,7 +493,7 @@ def test_an_expressive_tokenizer_is_not_taken_for_base(kinds, tmp_path):
         convert_tokenizer(llama, "base", tmp_path / "out", add=False)
 
 
-def test_tokens_out_of_order_are_named(files, tmp_path):
+def test_tokens_out_of_order_are_rejected(files, tmp_path):
     strings = BASE.token_strings()
     strings[3], strings[4] = strings[4], strings[3]
     mixed = toy.append_pieces(files["text"], tmp_path / "mixed.model", strings)
@@ -499,14 +502,14 @@ def test_tokens_out_of_order_are_named(files, tmp_path):
         convert_tokenizer(folder, "base", tmp_path / "out", add=False)
 
 
-def test_a_damaged_list_of_added_tokens_is_named(files, tmp_path):
+def test_a_damaged_list_of_added_tokens_is_rejected(files, tmp_path):
     folder = toy.write_llama_folder(tmp_path / "llama", files["text"], 1_792)
     toy.write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": {"x": {}}})
     with pytest.raises(InputError, match="tokenizer_config.json"):
         convert_tokenizer(folder, "base", tmp_path / "out", add=False)
 
 
-# What the release computes.
+# Results of the release.
 
 
 @pytest.fixture(scope="module", params=["base", "expressive"])
@@ -521,7 +524,7 @@ def release(request, golden, tmp_path_factory):
     return load_text_tokenizer(out / "text_tokenizer", vocab), expected
 
 
-def test_ids_of_the_release(release):
+def test_ids_match_the_release(release):
     tokenizer, expected = release
     for string, ids in expected["text_ids"]:
         assert tokenizer.encode(string) == ids
@@ -529,7 +532,7 @@ def test_ids_of_the_release(release):
         assert tokenizer.encode(case["prompt"]) == case["prompt_ids"]
 
 
-def test_strings_of_the_release(release):
+def test_decoded_strings_match_the_release(release):
     tokenizer, expected = release
     for case in expected["gen"]:
         assert tokenizer.decode(case["prompt_ids"]) == case["prompt"]

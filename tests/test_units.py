@@ -1,4 +1,4 @@
-"""Units and their strings: merged by time, parsed, split, and planned for output."""
+"""Units and their strings: merging by time, parsing, splitting, and planning outputs."""
 
 import json
 import re
@@ -15,8 +15,8 @@ from spirit_jax.vocab import Modality
 
 TEXT, SPEECH, ARBITRARY = Modality
 
-# Text that has every way to look like a unit or a marker, and any other text.
-SHARDS = [
+# Text that resembles units and markers, and any other text.
+FRAGMENTS = [
     "[Hu1]",
     "[Hu500]",
     "[Pi3]",
@@ -29,7 +29,7 @@ SHARDS = [
     "[Te",
     "xt]",
 ]
-SHARDS += [
+FRAGMENTS += [
     "12",
     "٣",
     "\n",
@@ -42,7 +42,7 @@ SHARDS += [
     "\0",
     "é",
 ]
-near_units = st.lists(st.sampled_from(SHARDS) | st.text(max_size=3), max_size=12).map("".join)
+near_units = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=12).map("".join)
 
 hubert_units = st.lists(st.integers(0, 500), max_size=60)
 pitch_units = st.lists(st.integers(0, 63), max_size=30)
@@ -65,7 +65,7 @@ def test_dedup_keeps_the_first_of_each_run():
     assert units.dedup(np.array([], np.int32)).tolist() == []
 
 
-def test_streams_are_merged_by_time_and_ties_go_style_pitch_hubert():
+def test_streams_are_merged_by_time_with_ties_in_order_style_pitch_hubert():
     # Hu at 0 and 0.04 s, Pi at 0 and 0.08 s, St at 0 and 1 s.
     assert units.to_string(Units([1, 2], [3, 4], [5, 6])) == "[St5][Pi3][Hu1][Hu2][Pi4][St6]"
 
@@ -85,11 +85,11 @@ def test_phonetic_units_are_timed_at_24_99_a_second():
     assert tokens[:second_100].count("Hu") == 2_499
 
 
-def test_base_writes_phonetic_units_alone():
+def test_base_units_write_phonetic_units_only():
     assert units.to_string(Units([1, 1, 2])) == "[Hu1][Hu2]"
 
 
-def test_no_units_are_an_empty_string():
+def test_empty_units_give_an_empty_string():
     assert units.to_string(Units([], [], [])) == ""
 
 
@@ -114,58 +114,59 @@ def test_every_phonetic_unit_takes_the_latest_pitch_and_style(string, expected):
 
 
 @pytest.mark.parametrize(
-    "junk", ["[Hu]", "[Hu-1]", "[hu1]", "[Hu٣]", "[Hu99999999999999999999]", "hello", "[", "[Hu 1]"]
+    "invalid",
+    ["[Hu]", "[Hu-1]", "[hu1]", "[Hu٣]", "[Hu99999999999999999999]", "hello", "[", "[Hu 1]"],
 )
-def test_what_is_no_unit_is_named(junk):
-    with pytest.raises(InputError, match=re.escape(junk)) as error:
-        units.from_string(f"[Hu1]{junk}[Pi2]")
+def test_strings_that_are_not_units_are_rejected(invalid):
+    with pytest.raises(InputError, match=re.escape(invalid)) as error:
+        units.from_string(f"[Hu1]{invalid}[Pi2]")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("string", ["[Hu[Text]1]", "[Te[Hu1]xt]", "[Hu[Hu1]2]"])
-def test_taking_units_out_does_not_make_new_ones(string):
+def test_removing_units_does_not_form_new_ones(string):
     with pytest.raises(InputError):
         units.from_string(string)
 
 
 @settings(deadline=None)
 @given(near_units)
-def test_any_string_gives_units_or_an_input_error(string):
+def test_random_strings_give_units_or_an_input_error(string):
     try:
         parsed = units.from_string(string)
     except InputError as error:
         assert "is no unit" in str(error)
     else:
-        left = re.sub(r"\[(Hu|Pi|St)[0-9]+\]|\[Text\]|\[Speech\]", "", string)
-        assert not left.strip()
+        remainder = re.sub(r"\[(Hu|Pi|St)[0-9]+\]|\[Text\]|\[Speech\]", "", string)
+        assert not remainder.strip()
         assert len(parsed) == string.count("[Hu")
 
 
 @settings(deadline=None)
 @given(hubert_units, st.none() | pitch_units, st.none() | style_units)
-def test_string_and_back_keeps_the_deduplicated_hubert_units(hubert, pitch, style):
+def test_parsing_a_unit_string_gives_the_deduplicated_hubert_units(hubert, pitch, style):
     string = units.to_string(Units(hubert, pitch, style))
-    back = units.from_string(string)
-    assert back.hubert.tolist() == without_repeats(hubert)
+    parsed = units.from_string(string)
+    assert parsed.hubert.tolist() == without_repeats(hubert)
     assert string.count("[Pi") == len(without_repeats(pitch or []))
     assert string.count("[St") == len(style or [])
-    for stream in (back.pitch, back.style):
-        assert stream is None or len(stream) == len(back)
-    assert (back.pitch is None) == (not pitch)
-    assert (back.style is None) == (not pitch and not style)
+    for stream in (parsed.pitch, parsed.style):
+        assert stream is None or len(stream) == len(parsed)
+    assert (parsed.pitch is None) == (not pitch)
+    assert (parsed.style is None) == (not pitch and not style)
 
 
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["[Hu1]", "[Hu2]", "[Pi3]", "[Pi4]", "[St5]", "[St6]"]), max_size=12)
 )
-def test_units_of_a_string_have_a_string_that_gives_them_again(tokens):
+def test_units_parsed_from_a_string_survive_a_round_trip(tokens):
     parsed = units.from_string("".join(tokens))
     if len(parsed):
         assert units.from_string(units.to_string(parsed)) == parsed
 
 
-def test_units_of_a_string_are_not_merged_by_time():
+def test_units_parsed_from_a_string_are_not_merged_by_time():
     string = "[St5][Pi1][Hu1][Pi2][Hu2][Pi3][St6][Hu3]"
     assert units.to_string(units.from_string(string)) == string.replace("[Pi3][St6]", "[St6][Pi3]")
 
@@ -174,16 +175,16 @@ def test_units_of_a_string_are_not_merged_by_time():
 
 
 def test_streams_are_int32_rows_and_equal_by_value():
-    some = Units([1, 2], np.array([3], np.int64), ())
-    assert some.hubert.dtype == some.pitch.dtype == some.style.dtype == np.int32
-    assert len(some) == 2
-    assert Units.from_dict(some.to_dict()) == some
-    assert some != Units([1, 2], [3])
-    assert some != Units([1, 2], [4], [])
-    assert json.loads(json.dumps(some.to_dict())) == {"hubert": [1, 2], "pitch": [3], "style": []}
+    value = Units([1, 2], np.array([3], np.int64), ())
+    assert value.hubert.dtype == value.pitch.dtype == value.style.dtype == np.int32
+    assert len(value) == 2
+    assert Units.from_dict(value.to_dict()) == value
+    assert value != Units([1, 2], [3])
+    assert value != Units([1, 2], [4], [])
+    assert json.loads(json.dumps(value.to_dict())) == {"hubert": [1, 2], "pitch": [3], "style": []}
 
 
-def test_units_of_a_string_are_another_kind_than_those_of_a_recording():
+def test_units_parsed_from_a_string_are_untimed():
     timed, of_string = Units([7], [3], [1]), units.from_string("[St1][Pi3][Hu7]")
     assert (timed.timed, of_string.timed) == (True, False)
     assert timed != of_string
@@ -193,25 +194,25 @@ def test_units_of_a_string_are_another_kind_than_those_of_a_recording():
 
 
 @pytest.mark.parametrize("stream", [[[1, 2]], [0.5], 3, "12", [[1], [1, 2]], [2**40], [None]])
-def test_streams_of_something_else_are_named(stream):
+def test_invalid_streams_are_rejected(stream):
     with pytest.raises(InputError, match="pitch"):
         Units([1], stream)
 
 
 @pytest.mark.parametrize("values", [[1], "hubert", {"hubert": [1], "ptch": [2]}, {"hubert": "a"}])
-def test_mappings_of_something_else_are_named(values):
+def test_invalid_mappings_are_rejected(values):
     with pytest.raises(InputError, match="nits"):
         Units.from_dict(values)
 
 
-def test_what_has_no_string_is_named():
+def test_units_and_strings_of_wrong_values_are_rejected():
     with pytest.raises(InputError, match="no pitch unit -2"):
         units.to_string(Units([1], [3, -2]))
     with pytest.raises(InputError, match="unit string was expected, not list"):
         units.from_string(["[Hu1]"])
 
 
-# Strings that hold text and speech.
+# Strings with text and speech.
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_split(string, expected):
 
 @settings(deadline=None)
 @given(near_units)
-def test_split_loses_markers_only_and_neighbours_differ(string):
+def test_split_drops_only_markers_and_alternates_modality(string):
     pieces = split(string)
     assert "".join(piece.content for piece in pieces) == re.sub(r"\[(Text|Speech)\]", "", string)
     for piece, after in zip(pieces, pieces[1:], strict=False):
@@ -273,7 +274,7 @@ def test_split_loses_markers_only_and_neighbours_differ(string):
         ),
     ],
 )
-def test_markers_stand_where_the_modality_changes(inputs, output, expected):
+def test_prompts_have_markers_where_the_modality_changes(inputs, output, expected):
     assert build_prompt(inputs, output) == expected
 
 
@@ -298,24 +299,24 @@ def test_a_prompt_splits_into_its_inputs(inputs, output):
 # Outputs.
 
 
-def test_text_is_stripped_at_the_ends_of_the_generation_only():
+def test_text_is_stripped_only_at_the_ends_of_a_generation():
     outputs = plan_outputs("[Text]hello", f"  a {run_of(24)} b ")
     assert outputs == ["a ", Spoken(run_of(24)), " b"]
 
 
-@pytest.mark.parametrize(("count", "spoken"), [(23, False), (24, True)])
-def test_short_speech_after_text_is_dropped(count, spoken):
-    expected = ["so", *([Spoken(run_of(count))] if spoken else []), "on"]
+@pytest.mark.parametrize(("count", "is_output"), [(23, False), (24, True)])
+def test_short_speech_after_text_is_dropped(count, is_output):
+    expected = ["so", *([Spoken(run_of(count))] if is_output else []), "on"]
     assert plan_outputs("[Text]hello", f"so[Speech]{run_of(count)}[Text]on") == expected
 
 
-def test_short_speech_that_comes_first_is_spoken():
+def test_short_speech_at_the_start_is_kept():
     assert plan_outputs("[Text]hello", "[Speech]" + run_of(1)) == [Spoken(run_of(1))]
     assert plan_outputs("[Text]hello[Speech]", run_of(1)) == [Spoken(run_of(1))]
     assert plan_outputs("[Speech][Hu1][Text]", run_of(1)) == [Spoken(run_of(1))]
 
 
-def test_speech_that_goes_on_takes_the_last_run_of_the_prompt_with_it():
+def test_continued_speech_includes_the_last_run_of_the_prompt():
     prompt = "[Speech][Hu9][Text]a[Speech][St1]" + run_of(5)
     assert plan_outputs(prompt, run_of(24)) == [
         Spoken("[St1]" + run_of(5) + run_of(24), skip=5 / 30)  # 5 of the 5 + 24 + 1
@@ -327,14 +328,14 @@ def test_speech_that_goes_on_takes_the_last_run_of_the_prompt_with_it():
     assert plan_outputs(prompt, run_of(2), least=3) == []
 
 
-def test_speech_without_phonetic_units_says_nothing():
+def test_speech_without_phonetic_units_is_dropped():
     assert plan_outputs("", "[St1][Pi2]") == []
     assert plan_outputs("", " ") == []
 
 
 @settings(deadline=None)
 @given(near_units, near_units)
-def test_any_generation_has_a_plan(prompt, generated):
+def test_random_generations_have_valid_outputs(prompt, generated):
     for output in plan_outputs(prompt, generated):
         assert output
         if isinstance(output, Spoken):
@@ -342,7 +343,7 @@ def test_any_generation_has_a_plan(prompt, generated):
             assert len(units.from_string(output.content))
 
 
-# What the release computes.
+# Results of the release.
 
 
 @pytest.fixture(scope="module", params=["base", "expressive"])
@@ -359,31 +360,31 @@ def as_units(streams, timed=True):
     return Units(*arrays, timed=timed)
 
 
-def test_strings_of_the_release(expected):
+def test_unit_strings_match_the_release(expected):
     assert expected["audio"]
     for streams in expected["audio"].values():
         assert units.to_string(as_units(streams)) == streams["string"]
 
 
-def test_long_merge_of_the_release(expected):
+def test_merging_long_streams_matches_the_release(expected):
     (case,) = expected["merge"]
-    whole = as_units(case)
-    assert len(whole) > 100 * 25
-    written = whole if "[Pi" in case["string"] else Units(whole.hubert)
-    assert units.to_string(written) == case["string"]
+    streams = as_units(case)
+    assert len(streams) > 100 * 25
+    expected_units = streams if "[Pi" in case["string"] else Units(streams.hubert)
+    assert units.to_string(expected_units) == case["string"]
 
 
-def test_units_of_the_release(expected):
+def test_parsed_units_match_the_release(expected):
     for string, streams in expected["units_of"]:
         assert units.from_string(string) == as_units(streams, timed=False)
 
 
-def test_pieces_of_the_release(expected):
+def test_split_pieces_match_the_release(expected):
     for string, pieces in expected["parse"]:
         assert [[piece.content, piece.modality[0]] for piece in split(string)] == pieces
 
 
-def test_outputs_of_the_release(expected):
+def test_planned_outputs_match_the_release(expected):
     for case in expected["decode_rules"]:
         kinds = [
             "SPEECH" if isinstance(output, Spoken) else output
@@ -392,7 +393,7 @@ def test_outputs_of_the_release(expected):
         assert kinds == [o["text"] if o["type"] == "TEXT" else o["type"] for o in case["outputs"]]
 
 
-def test_prompts_of_the_release(expected):
+def test_prompts_match_the_release(expected):
     for case in expected["gen"]:
         pieces = [(piece.modality, piece.content) for piece in split(case["prompt"])]
         assert [modality.name for modality, _ in pieces] == case["inputs"]

@@ -1,4 +1,4 @@
-"""The id layout: where the markers and units stand, and what may be generated."""
+"""The id layout: positions of markers and units, and the ids that may be generated."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def ids_of(vocab):
         ),
     ],
 )
-def test_layout_of_the_release(kind, rows, ids):
+def test_the_layout_matches_the_release(kind, rows, ids):
     vocab = Vocab.make(kind, 32_000)
     expected = {"[Text]": 32_000, "[Speech]": 32_001, "[Hu0]": 32_002, "[Hu500]": 32_502} | ids
     assert {string: ids_of(vocab)[string] for string in expected} == expected
@@ -40,7 +40,7 @@ def test_layout_of_the_release(kind, rows, ids):
 
 
 @pytest.mark.parametrize(("kind", "units"), [("base", 501), ("expressive", 501 + 64 + 100)])
-def test_layout_follows_the_text_pieces(kind, units, text_size):
+def test_markers_and_units_follow_the_text_pieces(kind, units, text_size):
     vocab = Vocab.make(kind, text_size)
     assert vocab.size == text_size + 2 + units
     assert len(vocab.token_strings()) == len(set(vocab.token_strings())) == 2 + units
@@ -52,7 +52,7 @@ def test_layout_follows_the_text_pieces(kind, units, text_size):
 
 
 @pytest.mark.parametrize("kind", ["base", "expressive"])
-def test_allowed_ids(kind, text_size):
+def test_allowed_ids_of_every_modality(kind, text_size):
     eos = (2, text_size - 1)
     vocab = Vocab.make(kind, text_size, eos=eos)
     text, speech, arbitrary = (np.flatnonzero(vocab.allowed(m)).tolist() for m in Modality)
@@ -74,13 +74,13 @@ def test_a_modality_may_be_named_in_any_case():
 
 
 @pytest.mark.parametrize("name", ["music", "", None, 3])
-def test_other_modalities_are_named(name):
+def test_unknown_modalities_are_rejected(name):
     with pytest.raises(InputError, match=f"'{name}'.*text, speech, arbitrary"):
         Modality.of(name)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "parts"),
     [
         ({"padded_size": 1_502}, ["1502", "1503"]),
         ({"bos": 1_000}, ["1000"]),
@@ -89,18 +89,18 @@ def test_other_modalities_are_named(name):
         ({"kind": "large"}, ["'large'", "base", "expressive"]),
     ],
 )
-def test_impossible_layouts_are_errors(change, words):
+def test_impossible_layouts_are_rejected(change, parts):
     with pytest.raises(InputError) as error:
         Vocab.make(**({"kind": "base", "text_size": 1_000} | change))
-    for word in words:
-        assert word in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
 
 
-def test_the_padding_may_be_empty():
+def test_the_padded_size_may_equal_the_size():
     assert Vocab.make("base", 1_000, padded_size=1_503).allowed("arbitrary").all()
 
 
-def test_a_layout_is_kept_as_json(tmp_path):
+def test_a_layout_reads_back_from_json(tmp_path):
     vocab = Vocab.make("expressive", 128_256, bos=128_000, eos=(128_001, 128_009))
     config.write(vocab, tmp_path / "vocab.json")
     assert config.read(Vocab, tmp_path / "vocab.json") == vocab

@@ -1,4 +1,4 @@
-"""Word times: reading MFA's and WhisperX's files, and the rules that all word times keep."""
+"""Word times: reading TextGrid and WhisperX files, repairing times, and validating them."""
 
 import json
 
@@ -104,7 +104,7 @@ WORDS = (("don't", 0.5, 1.0), ("café", 1.25, 1.75), ("so", 1.75, 2.0))
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-bom"])
 @pytest.mark.parametrize("text", [LONG.format(name="words"), LONG.format(name="me - words"), SHORT])
-def test_textgrids_of_every_form_are_read(text, encoding, tmp_path):
+def test_textgrids_of_every_form_and_encoding_are_read(text, encoding, tmp_path):
     path = tmp_path / "a.TextGrid"
     be = encoding == "utf-16-be-bom"
     path.write_bytes(("\ufeff" + text).encode("utf-16-be") if be else text.encode(encoding))
@@ -113,7 +113,7 @@ def test_textgrids_of_every_form_are_read(text, encoding, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "message"),
     [
         (LONG.format(name="utterance"), "no tiers 'words' among utterance, phones"),
         (LONG.format(name="a - words").replace("phones", "b - words"), "2 tiers 'words'"),
@@ -128,10 +128,10 @@ def test_textgrids_of_every_form_are_read(text, encoding, tmp_path):
         ("", "ends early"),
     ],
 )
-def test_a_textgrid_that_is_not_whole_is_named(text, named, tmp_path):
-    path = tmp_path / "spoilt.TextGrid"
+def test_damaged_and_incomplete_textgrids_are_rejected(text, message, tmp_path):
+    path = tmp_path / "broken.TextGrid"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=f"spoilt.*{named}"):
+    with pytest.raises(InputError, match=f"broken.*{message}"):
         read_textgrid(path)
 
 
@@ -166,35 +166,35 @@ def test_a_bad_interval_gets_the_time_between_its_neighbours(tmp_path):
     )
 
 
-def test_labels_are_no_words_in_any_reader(tmp_path):
+def test_noise_labels_are_not_words_in_any_reader(tmp_path):
     labels = ["{LG}", "{NS}", "<unk>", "[laughter]", "(noise)", "<eps>", "[background noise]"]
     labels += ["*coughs*", "<SIL>", "(inaudible)", "[BLANK_AUDIO]", "{B_TRANS}"]
-    spoken = ["yes", *labels, "(and", "so)", "no"]
+    transcript = ["yes", *labels, "(and", "so)", "no"]
     words = ("yes", "and", "so", "no")
-    timed = [(label, place, place + 0.9) for place, label in enumerate(spoken)]
+    timed = [(label, place, place + 0.9) for place, label in enumerate(transcript)]
     codes = [("SIL", 20, 21), ("spn", 21, 22), ("#", 22, 23), ("sp", 23, 24)]
     grid = write_textgrid(tmp_path / "a.TextGrid", timed + codes, end=24)
     assert tuple(word for word, _, _ in read_textgrid(grid)) == words
-    parted = [(p, *times) for label, *times in timed for p in label.split()]
-    assert tuple(word for word, _, _ in read_entries(tmp_path, *parted, end=30)) == words
-    assert tuple(normalise_words(" ".join(spoken))) == words
+    split_words = [(p, *times) for label, *times in timed for p in label.split()]
+    assert tuple(word for word, _, _ in read_entries(tmp_path, *split_words, end=30)) == words
+    assert tuple(normalise_words(" ".join(transcript))) == words
     assert normalise_words("sil sp (and a laugh) 3 < 4 > 2 *really*") == (
         "sil sp and a laugh 3 4 2 really".split()
     )
 
 
-def test_a_known_text_names_unknown_words(tmp_path):
+def test_a_known_text_fills_in_unknown_words(tmp_path):
     intervals = [("hello", 0, 1), ("<unk>", 1, 2), ("{LG}", 2, 3), ("and", 3, 4), ("spn", 4, 5)]
     entries = word_times.textgrid_entries(write_textgrid(tmp_path / "a.TextGrid", intervals))
-    named = word_times.finish(entries, "a", text="Hello, Zbigniew [laughs] and Ny-Ålesund!")
-    assert [word for word, _, _ in named.words] == "hello zbigniew and ny ålesund".split()
-    assert named.words[1] == ("zbigniew", 1, 2) and named.words[4][2] == 5
+    result = word_times.finish(entries, "a", text="Hello, Zbigniew [laughs] and Ny-Ålesund!")
+    assert [word for word, _, _ in result.words] == "hello zbigniew and ny ålesund".split()
+    assert result.words[1] == ("zbigniew", 1, 2) and result.words[4][2] == 5
     for text, unknown in (("", 2), ("hello and", 2), ("hello you and", 1), ("x", 2)):
-        done = word_times.finish(entries, "a", text=text)
-        assert (len(done.words), done.unknown) == (4 - unknown, unknown)
+        result = word_times.finish(entries, "a", text=text)
+        assert (len(result.words), result.unknown) == (4 - unknown, unknown)
 
 
-def test_files_that_are_no_text_are_named(tmp_path):
+def test_files_that_cannot_be_read_as_text_are_rejected(tmp_path):
     (tmp_path / "a.TextGrid").write_bytes(b"caf\xe9 \xff")
     with pytest.raises(InputError, match="a.TextGrid.*UTF-8"):
         read_textgrid(tmp_path / "a.TextGrid")
@@ -230,13 +230,13 @@ def test_whisperx_words_lose_case_and_punctuation(tmp_path):
     ],
     ids=["between", "first", "last", "alone", "no gap after", "no gap before"],
 )
-def test_words_without_times_take_what_their_neighbours_leave(entries, expected, tmp_path):
+def test_words_without_times_share_the_time_between_their_neighbours(entries, expected, tmp_path):
     words = read_entries(tmp_path, *entries)
     assert len(words) == len(entries)
     assert set(expected) <= set(words)
 
 
-def test_a_segment_without_times_leans_on_its_words(tmp_path):
+def test_a_segment_without_times_takes_those_of_its_words(tmp_path):
     words = read_entries(tmp_path, ("42",), ("bb", 1, 3), ("17",), start=None)
     assert words == (("42", 1, 2), ("bb", 2, 2.5), ("17", 2.5, 3))
 
@@ -258,7 +258,7 @@ def test_a_segment_without_times_leans_on_its_words(tmp_path):
         '{"segments": [{"words": [{"word": "a", "start": NaN, "end": 1}]}]}',
     ],
 )
-def test_json_that_is_not_whisperx_is_named(text, tmp_path):
+def test_json_that_is_not_whisperx_is_rejected(text, tmp_path):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(InputError, match="bad.json"):
         read_whisperx(tmp_path / "bad.json")
@@ -328,7 +328,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_bad_word_costs_neither_itself_nor_the_recording(name, tmp_path):
+def test_a_word_with_bad_times_is_kept_and_the_others_unchanged(name, tmp_path):
     segments, expected = CASES[name]
     (tmp_path / "a.json").write_text(json.dumps({"segments": segments}))
     assert read_whisperx(tmp_path / "a.json") == tuple(expected)
@@ -356,7 +356,7 @@ def test_files_of_real_tools_keep_all_words(name, expected, cases):
     assert check_words(words, name) == words
 
 
-def test_what_was_repaired_is_counted(tmp_path):
+def test_repaired_words_are_counted(tmp_path):
     for name, count in (
         ("unaligned", 2),
         ("overlap", 1),
@@ -368,7 +368,7 @@ def test_what_was_repaired_is_counted(tmp_path):
         assert word_times.finish(entries, "a").repaired == count, name
 
 
-def test_times_of_another_recording_are_refused():
+def test_times_of_another_recording_are_rejected():
     ordered = [Entry(f"w{i}", i, i + 0.9) for i in range(12)]
     assert fit_words(ordered, "x", 12.0).repaired == 0
     late = [entry._replace(end=99.0) if i == 3 else entry for i, entry in enumerate(ordered)]
@@ -385,8 +385,8 @@ numbers = st.one_of(st.none(), st.floats(-1, 5), st.sampled_from([0.0, 1.0, 9.0,
 
 
 @given(st.lists(st.tuples(numbers, numbers), max_size=8), st.sampled_from([None, 4.0]))
-def test_fitted_words_keep_the_rules_whatever_the_times(drawn, seconds):
-    entries = [Entry(f"w{n}", start, end, 0.0, 4.0) for n, (start, end) in enumerate(drawn)]
+def test_fitted_words_are_valid_for_random_times(random_times, seconds):
+    entries = [Entry(f"w{n}", start, end, 0.0, 4.0) for n, (start, end) in enumerate(random_times)]
     try:
         fitted = fit_words(entries, "x", seconds)
     except InputError:
@@ -399,23 +399,23 @@ entries = st.tuples(st.sampled_from(["a", "bc", "7"]), st.booleans(), st.integer
 
 
 @given(st.lists(entries, min_size=1, max_size=8))
-def test_filled_times_are_always_in_order(tmp_path_factory, drawn):
+def test_filled_times_are_in_order_for_random_words(tmp_path_factory, random_words):
     clock, words = 1.0, []
-    for word, is_timed, gap in drawn:
+    for word, is_timed, gap in random_words:
         start, clock = clock + gap / 4, clock + gap / 4 + 0.5
         words.append((word, start, clock) if is_timed else (word,))
     folder = tmp_path_factory.getbasetemp()
-    read = read_entries(folder, *words, start=0.5, end=clock + 0.5)
-    assert [word for word, _, _ in read] == [word for word, *_ in words]
-    times = [time for _, *pair in read for time in pair]
-    assert times == sorted(times) and all(start < end for _, start, end in read)
+    filled = read_entries(folder, *words, start=0.5, end=clock + 0.5)
+    assert [word for word, _, _ in filled] == [word for word, *_ in words]
+    times = [time for _, *pair in filled for time in pair]
+    assert times == sorted(times) and all(start < end for _, start, end in filled)
 
 
-def test_small_overlaps_are_cut_and_large_ones_refused():
+def test_small_overlaps_are_trimmed_and_large_ones_rejected():
     words = (("a", 0, 1.0), ("b", 0.97, 2.04))
     assert check_words(words, "x", 2.0) == (("a", 0, 1.0), ("b", 1.0, 2.0))
     assert check_words(words, "x")[1] == ("b", 1.0, 2.04)
-    for later, named in (
+    for later, message in (
         (("b", 0.9, 2), "before the word before it ends"),
         (("b", 1, 2.1), "beyond the audio"),
         (("b", 1, 1), "does not end after"),
@@ -423,7 +423,7 @@ def test_small_overlaps_are_cut_and_large_ones_refused():
         (("b", 0.97, 0.99), "within the word before it"),
         (("b", -1, 2), "before the word before"),
     ):
-        with pytest.raises(InputError, match=f"^x: the word 'b'.*{named}"):
+        with pytest.raises(InputError, match=f"^x: the word 'b'.*{message}"):
             check_words((words[0], later), "x", 2.0)
 
 
@@ -445,14 +445,14 @@ def test_files_are_found_by_path_and_by_name(tmp_path):
     for name in ("a/1.json", "b/1.json", "b/2.5.json", "3.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    found = find_files(tmp_path, ".json")
-    assert set(found) == {"a/1", "b/1", "b/2.5", "2.5"}
-    assert found["2.5"] == found["b/2.5"] == tmp_path / "b/2.5.json"
+    files = find_files(tmp_path, ".json")
+    assert set(files) == {"a/1", "b/1", "b/2.5", "2.5"}
+    assert files["2.5"] == files["b/2.5"] == tmp_path / "b/2.5.json"
     with pytest.raises(InputError, match="TextGrid"):
         find_files(tmp_path, ".TextGrid")
 
 
-def test_comments_of_a_textgrid_are_passed_over(tmp_path):
+def test_comments_in_a_textgrid_are_ignored(tmp_path):
     path = tmp_path / "a.TextGrid"
     write_textgrid(path, [("hi! there", 0, 4), ("you", 4, 9)])
     words = word_times.read_textgrid(path)
@@ -462,14 +462,14 @@ def test_comments_of_a_textgrid_are_passed_over(tmp_path):
     assert len(words) == 3
 
 
-def test_a_word_that_is_a_number_without_quotes_is_a_word(tmp_path):
+def test_a_json_number_is_read_as_a_word(tmp_path):
     words = [{"word": "room", "start": 0, "end": 1}, {"word": 5, "start": 1, "end": 2}]
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"segments": [{"start": 0, "end": 2, "words": words}]}))
     assert word_times.read_whisperx(path) == (("room", 0, 1), ("5", 1, 2))
 
 
-def test_tiers_that_are_not_there_are_missed(tmp_path):
+def test_missing_tiers_are_rejected(tmp_path):
     path = tmp_path / "a.TextGrid"
     head, sep, tail = SHORT.partition("<exists>\n")
     count = int(tail.split("\n")[0])
@@ -478,7 +478,7 @@ def test_tiers_that_are_not_there_are_missed(tmp_path):
         read_textgrid(path)
 
 
-def test_a_segment_of_nothing_is_refused(tmp_path):
+def test_a_segment_without_words_and_text_is_rejected(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"segments": [{"start": 0, "end": 1}]}')
     with pytest.raises(InputError, match="neither words nor text"):

@@ -17,7 +17,7 @@ USER_DEFINED = 4  # SentencePiece's number for this type of piece
 
 @cache
 def sentences() -> list[str]:
-    """Some English, the same in every run."""
+    """English sentences, the same in every run."""
     lines = "\n".join(topics[name] for name in sorted(topics)).splitlines()
     return [line.strip() for line in lines if line.strip()][:2_000]
 
@@ -41,9 +41,9 @@ def train_sentencepiece(path: Path) -> Path:
 
 
 def append_pieces(source: Path, target: Path, strings: list[str]) -> Path:
-    """Copies a SentencePiece model, with more, user-defined pieces after its own.
+    """Copies a SentencePiece model, and appends user-defined pieces.
 
-    A serialized message that is added to another adds to its repeated fields, and the pieces are
+    Appending a serialized message to another extends its repeated fields. The pieces are
     field 1: (string piece = 1, float score = 2, enum type = 3).
     """
     added = b""
@@ -74,7 +74,7 @@ def train_bpe(path: Path) -> Path:
 
 
 def made_up_bpe(path: Path, size: int) -> Path:
-    """A byte-level BPE with `size` pieces, most of them letters that never come, and no merges."""
+    """A byte-level BPE with `size` pieces, most of them never used, and no merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [UNKNOWN, BOS, EOS, *alphabet]
     pieces += [f"piece{i}" for i in range(size - len(pieces))]
@@ -102,7 +102,7 @@ def write_llama_folder(folder: Path, tokenizer: Path, vocab_size: int, **config)
 
 
 def add_tokens(path: Path, strings: list[str]) -> Path:
-    """Lists more tokens behind those of a `tokenizer.json`, in place."""
+    """Adds tokens to a `tokenizer.json`, in place."""
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     tokenizer.add_tokens(strings)
     tokenizer.save(str(path))
