@@ -131,7 +131,7 @@ def test_the_word_error_target_of_a_voice_is_for_phrases(tmp_path, monkeypatch):
     assert targets == {"word errors of 3 words or more, prompts in the new voice": (0, True)}
 
 
-@pytest.mark.parametrize("given", [["--plain"], ["--base"], ["--base", "--voice"], []])
+@pytest.mark.parametrize("options", [["--plain"], ["--base"], ["--base", "--voice"], []])
 def test_incomplete_sets_of_folders_are_rejected(options, monkeypatch, capsys):
     sets = [part for option in options for part in (option, "nowhere")]
     monkeypatch.setattr(sys, "argv", ["speech_tokenizer", "--corpus", "nowhere", *sets])

@@ -390,7 +390,7 @@ def added(token="1000", **entry):
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"add_prefix_space": 0}, "add_prefix_space"),
         (added(lstrip="yes"), "added_tokens_decoder"),
