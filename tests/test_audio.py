@@ -324,6 +324,6 @@ def test_a_segment_of_a_recording_has_its_samples(tmp_path):
     for start, seconds in ((float("nan"), 0.5), (0.0, float("nan")), (0.0, float("inf"))):
         with pytest.raises(InputError, match="no segment"):
             load_audio(audio.AudioPiece(tmp_path / "a.wav", start, seconds))
-    for name in ("gone.wav", "a\0.wav"):
+    for name in ("missing.wav", "a\0.wav"):
         with pytest.raises(InputError, match="no such file"):
             load_audio(audio.AudioPiece(str(tmp_path / name)))

@@ -265,8 +265,8 @@ def test_json_that_is_not_whisperx_is_rejected(text, tmp_path):
 
 
 def segment(start, end, text, *words):
-    named = [dict(zip(("word", "start", "end"), word, strict=False)) for word in words]
-    return {"start": start, "end": end, "text": text, "words": named}
+    items = [dict(zip(("word", "start", "end"), word, strict=False)) for word in words]
+    return {"start": start, "end": end, "text": text, "words": items}
 
 
 SO, IT, IS = ("so", 0.1, 0.4), ("it", 0.4, 0.6), ("is", 0.7, 0.9)

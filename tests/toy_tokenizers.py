@@ -93,7 +93,7 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def write_llama_folder(folder: Path, tokenizer: Path, vocab_size: int, **config) -> Path:
-    """A folder with what `convert_tokenizer` reads of a Hugging Face Llama: no weights."""
+    """A Hugging Face Llama folder without weights, for `convert_tokenizer`."""
     folder.mkdir(parents=True)
     (folder / f"tokenizer{tokenizer.suffix}").write_bytes(tokenizer.read_bytes())
     ids = {"bos_token_id": 1, "eos_token_id": 2}

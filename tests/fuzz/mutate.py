@@ -62,11 +62,11 @@ VALUES = (
 
 
 def attempt(call: Callable[[], Any], seed: int) -> Any:
-    """What `call` returns, or None after an `InputError`.
+    """The result of `call`, or None after an `InputError`.
 
     Args:
       call: reads the mutant.
-      seed: of the mutant, named if the call fails in another way or takes too long.
+      seed: of the mutant, for the message if the call fails otherwise or takes too long.
 
     Raises:
       AssertionError: any other exception, or more than `MOST_SECONDS`.
@@ -83,7 +83,7 @@ def attempt(call: Callable[[], Any], seed: int) -> Any:
 
 @contextlib.contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Interrupts what takes longer with a `TimeoutError`; only in the main thread."""
+    """Raises a `TimeoutError` after `seconds`; works only in the main thread."""
 
     def stop(*_):
         raise TimeoutError(f"took more than {seconds} s")
@@ -98,7 +98,7 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def mutate_bytes(data: bytes, seed: int) -> bytes:
-    """Data with 1 to 4 damages: bits flipped, bytes set, deleted, inserted, repeated, cut off."""
+    """Data with 1 to 4 errors: bits flipped, bytes set, deleted, inserted, repeated, cut off."""
     rng = random.Random(seed)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         data = _damage_bytes(data, rng)
@@ -106,7 +106,7 @@ def mutate_bytes(data: bytes, seed: int) -> bytes:
 
 
 def mutate_text(text: str, seed: int) -> str:
-    """A text with 1 to 4 damages: pieces deleted, repeated, swapped, or strange ones inserted."""
+    """A text with 1 to 4 errors: parts deleted, repeated, reversed, or unusual ones inserted."""
     rng = random.Random(seed)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         start, end = sorted(rng.randrange(len(text) + 1) for _ in range(2))
