@@ -311,10 +311,10 @@ def test_concatenated_files_that_cannot_be_separated_are_rejected():
     ("form", "name"),
     [("WAV", b"data"), ("AIFF", b"SSND"), ("SVX", b"BODY"), ("CAF", b"data"), ("W64", b"data")],
 )
-def test_several_audio_chunks_are_named_and_none_is_dropped(form, name):
+def test_files_with_several_audio_chunks_are_rejected(form, name):
     data = encode(form, "PCM_16")
     data += data[data.index(name) :]
-    if form == "W64":  # ends a file where its header says
+    if form == "W64":  # its header states where the file ends
         data = data[:16] + struct.pack("<Q", len(data)) + data[24:]
     with pytest.raises(InputError, match="several chunks of audio"):
         load_audio(data)

@@ -123,7 +123,7 @@ def test_converted_networks_keep_their_blank_and_separator(hf, tokenizer, labels
 
 
 @pytest.mark.parametrize("apostrophe", "\u2018\u2019\u02bc\uff07`\u00b4\u2032")
-def test_every_apostrophe_is_one(apostrophe):
+def test_every_apostrophe_is_spelt_alike(apostrophe):
     letters = LATIN + "'"
     assert spell(f"o{apostrophe}clock", letters) == "o'clock"
     assert spell(f"{apostrophe}don{apostrophe}t{apostrophe}", letters) == "don't"
