@@ -12,6 +12,7 @@ no markers and units. There are three kinds, chosen by the files of the tokenize
 
 import functools
 import io
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ class TextTokenizer(Protocol):
         Text that looks like a marker or unit is not escaped; see `decode_prompt`.
 
         Raises:
-          InputError: a negative id.
+          InputError: an id is not a whole number, or is not in the vocabulary.
         """
 
     def decode_prompt(self, ids: Sequence[int]) -> str:
@@ -312,9 +313,13 @@ def _runs(ids: Sequence[int], vocab: Vocab) -> Iterator[tuple[int | None, list[i
 
     Ids of padding rows of the embedding are dropped.
     """
+    try:
+        tokens = [operator.index(token) for token in ids]
+    except TypeError as error:
+        raise InputError("Token ids are a list of whole numbers.") from error
     text: list[int] = []
-    for token in ids:
-        if token < 0:
+    for token in tokens:
+        if not 0 <= token < vocab.padded_size:
             raise InputError(f"Token {token} does not exist.")
         if token < vocab.text_size:
             text.append(token)

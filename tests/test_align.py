@@ -423,6 +423,20 @@ def test_bad_words_of_other_tools_are_repaired_and_counted(corpus, tmp_path):
     assert [word for word, _, _ in item["words"]] == ["abc", "de"]
 
 
+def test_a_broken_link_to_word_times_rejects_its_item_only(tmp_path):
+    for name in ("a", "b"):
+        write_wav(tmp_path / f"{name}.wav", np.zeros(16_000))
+    lines = [{"id": name, "audio": f"{name}.wav", "text": "hi"} for name in ("a", "b")]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "times").mkdir()
+    segment = {"start": 0, "end": 1, "words": [{"word": "hi", "start": 0, "end": 0.5}]}
+    (tmp_path / "times" / "a.json").write_text(json.dumps({"segments": [segment]}))
+    (tmp_path / "times" / "b.json").symlink_to(tmp_path / "elsewhere")
+    output = tmp_path / "out.jsonl"
+    report = align_corpus(tmp_path / "m.jsonl", output, whisperx=tmp_path / "times")
+    assert (report.aligned, report.rejected) == (1, 1)
+
+
 def test_one_way_is_chosen(aligner, tmp_path):
     for ways in ({}, {"textgrid": tmp_path, "whisperx": tmp_path}):
         with pytest.raises(InputError, match="one of"):

@@ -402,3 +402,26 @@ def test_a_corpus_that_is_not_prepared_to_its_end_is_not_opened(recordings, toke
         path.unlink()
     with pytest.raises(InputError, match="prepare has not finished"):
         Corpus(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "bit", "swapped"])
+def test_a_lost_or_damaged_shard_is_prepared_again(tmp_path, capsys, damage):
+    lines = [{"id": str(number), "text": f"text {number}"} for number in range(4)]
+    source, folder = tmp_path / "m.jsonl", tmp_path / "corpus"
+    settings = PrepareConfig(shard_items=2)
+    write_lines(source, lines)
+    prepare(str(source), folder, None, settings)
+    first, second = sorted(folder.glob("*.arrayrecord"))
+    before = second.read_bytes()
+    if damage == "missing":
+        second.unlink()
+    elif damage == "truncated":
+        second.write_bytes(before[:100])
+    elif damage == "bit":
+        second.write_bytes(before[:-70] + bytes([before[-70] ^ 1]) + before[-69:])
+    else:
+        shutil.copy(first, second)
+    prepare(str(source), folder, None, settings)
+    notices = capsys.readouterr().err
+    assert second.name in notices and first.name not in notices
+    assert [each.text for each in Corpus(folder)] == [line["text"] for line in lines]

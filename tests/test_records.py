@@ -154,3 +154,12 @@ def test_a_corpus_may_have_more_shards_than_open_files_are_allowed(tmp_path):
         assert [corpus[i].id for i in range(299, -1, -1)] == ["a"] * 300
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_shard_that_is_a_broken_link_is_named(tmp_path):
+    write_corpus(tmp_path)
+    shard = next(tmp_path.glob("*.arrayrecord"))
+    shard.unlink()
+    shard.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"{shard.name}: cannot be read"):
+        Corpus(tmp_path)

@@ -95,6 +95,12 @@ def test_every_marker_and_unit_is_one_id(kind):
     assert ids[-len(strings) :] == list(range(kind.vocab.text_size, kind.vocab.size))
 
 
+@pytest.mark.parametrize("ids", [[1.5], "12", None, [None], [-1], [10**9], 5])
+def test_ids_that_are_no_tokens_are_named(kind, ids):
+    with pytest.raises(InputError, match="does not exist|whole numbers"):
+        kind.tokenizer.decode(ids)
+
+
 def test_a_piece_tokenizer_adds_one_prefix_space(kinds):
     encode = kinds["pieces"].tokenizer.encode
     space = encode(" ")[1]

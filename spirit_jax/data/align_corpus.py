@@ -219,11 +219,14 @@ def _watch_unused(rows: Iterable[Row], by_id: Mapping[str, Path], folder: str) -
 
 
 def _checksum_files(paths: Iterable[Path]) -> str:
-    """A checksum of the names, sizes and modification times of files."""
+    """A checksum of the names, sizes and modification times of files, some of which may be lost."""
     listing = []
     for path in paths:
-        stat = path.stat()
-        listing.append((str(path), stat.st_size, stat.st_mtime_ns))
+        try:
+            stat = path.stat()
+            listing.append((str(path), stat.st_size, stat.st_mtime_ns))
+        except OSError:  # such as a broken link; the item is rejected when it is read
+            listing.append((str(path), -1, -1))
     return checksums.of_value(sorted(listing))
 
 

@@ -9,7 +9,8 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,7 +216,7 @@ def portions(source: str, config: PrepareConfig, part: int, parts: int) -> Itera
 def make_shard(
     portion: Portion, output: Path, tokenizer: SpeechTokenizer | None, config: PrepareConfig
 ) -> None:
-    """Prepares a portion, unless it is done.
+    """Prepares a portion, unless it is done and its shard is as it was written.
 
     Args:
       portion: the items of the shard.
@@ -229,13 +230,16 @@ def make_shard(
     note, path = output / f"{portion.name}.json", output / f"{portion.name}{SUFFIX}"
     items = _checksum(portion.items)
     if note.is_file():
-        if report.read_note(note)["items"] != items:
+        stored = report.read_note(note)
+        if stored["items"] != items:
             raise InputError(
                 f"{path}: was prepared from other items (a text, word times, or the size or "
                 "modification time of a recording has changed); choose another folder, or remove "
                 "this one."
             )
-        return
+        if _is_intact(path, stored["shard"]):
+            return
+        print(f"notice: {path} is missing or damaged, so it is prepared again.", file=sys.stderr)
     counts, records = report.Counts(), 0
     utterances = _encode(portion.items, tokenizer, config, counts)
     first = next(utterances, None)
@@ -243,6 +247,20 @@ def make_shard(
         records = write_shard(path, itertools.chain([first], utterances))
     shard = vars(Shard.of(path, records)) if records else None
     checksums.write_json(note, {"items": items, "shard": shard, "counts": counts.to_dict()})
+
+
+def _is_intact(path: Path, listed: Mapping[str, Any] | None) -> bool:
+    """Whether a shard is as its note lists it; a portion without usable items has no shard."""
+    if listed is None:
+        return True
+    try:
+        return vars(Shard.of(path, listed["records"])) == listed
+    except LackError:
+        raise
+    except (InputError, OSError) as error:
+        if files.find_lack(error):
+            raise files.unreadable(path, error, "") from error
+        return False
 
 
 def _checksum(items: Sequence[Item]) -> str:

@@ -298,7 +298,11 @@ def _compare(paths: Sequence[Path], shards: Sequence[Shard], folder: Path) -> No
             more = f" ({len(names)} such shards)" if len(names) > 1 else ""
             raise InputError(f"{folder}: the shard {min(names)} {reason}{more}.")
     for path, shard in zip(paths, shards, strict=True):
-        size = path.stat().st_size
+        try:
+            size = path.stat().st_size
+        except OSError as error:  # such as a link to a file that does not exist
+            reason = f"cannot be read ({files.describe(error)})."
+            raise files.unreadable(path, error, reason) from error
         if size != shard.bytes:
             raise InputError(f"{path}: has {size} bytes, but prepare wrote {shard.bytes}.")
     for path, shard, checksum in zip(paths, shards, checksums.of_files(paths), strict=True):
