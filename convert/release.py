@@ -49,6 +49,7 @@ def convert_release(
     if kind == "base" and fcpe_weights is not None:
         raise InputError(f"{source}: is of kind base and has no pitch; leave --fcpe out.")
     with files.whole_folder(output) as folder:
+        vocab = tokenizer.convert_tokenizer(source, kind, folder, add=False)  # is quick to fail
         with console.status("converting the speech tokenizer"):
             convert_speech_tokenizer(
                 checkpoints / "speech_tokenizer",
@@ -56,7 +57,6 @@ def convert_release(
                 folder / model_folder.SPEECH_TOKENIZER,
                 fcpe_weights,
             )
-        vocab = tokenizer.convert_tokenizer(source, kind, folder, add=False)
         cfg = llama.convert_llama(source, folder / "llama")
         if cfg.vocab_size != vocab.padded_size:
             raise InputError(
