@@ -219,15 +219,7 @@ class SpeechTokenizer:
         self, speaker_id: int | str | None, style_id: int | str | None
     ) -> dict[str, int]:
         """Ids by channel, "speaker" and "style_id"; raises `InputError` for an unknown name."""
-        cfg = self._vocoder_config()
-        return {
-            "speaker": hifigan.find_id(
-                speaker_id, cfg.speakers, cfg.num_speakers, cfg.default_speaker, "speaker"
-            ),
-            "style_id": hifigan.find_id(
-                style_id, cfg.styles, cfg.num_style_ids, cfg.default_style, "style"
-            ),
-        }
+        return self._vocoder_config().find_voice(speaker_id, style_id)
 
     def _encode_hubert(self, flat: list[bucketing.Item]) -> list[np.ndarray]:
         encoded = self._run(self._hubert, flat, SAMPLE_RATE)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -27,6 +28,7 @@ HEAVY = {"jax", "flax", "grain", "orbax", "matplotlib", "tensorboardX", "torch",
 MODEL = "spirit-tiny-base"
 RUN, BAD_RUN, TASKS, ITEMS = "run.yaml", "bad.yaml", "tasks.yaml", "items.jsonl"
 WAV, TSV = "a.wav", "a.tsv"
+VOICE = "tasks=[{name: a, manifest: b, ask: a, output: speech, judge: [a], voice: nobody}]"
 CASES = [
     ("frobnicate", "No such command"),
     ("enocde", "Did you mean 'encode'? See"),
@@ -35,11 +37,18 @@ CASES = [
     (f"encode {MODEL} gone.wav", "gone.wav: there is no such file"),
     (f"encode {RUN} a.wav", "is a file; the folder or the name of a model was expected"),
     ("encode . a.wav", "has no speech tokenizer"),
+    (f"encode {MODEL} a.wav ''", "The path of audio is empty"),
+    ("demo --output ''", "The path of --output is empty"),
+    ("prepare '' out", "The path of a source is empty"),
+    (f"generate {MODEL} speech:", "'speech:' names no file"),
     (f"resynth {MODEL} gone.wav out.wav", "gone.wav: there is no such file"),
     (f"resynth {MODEL} {RUN} {RUN}", "exists already; choose another name, or give --overwrite"),
     (f"resynth {MODEL} {RUN} .", "is a folder; give the name of a file"),
     (f"resynth {MODEL} {RUN} {RUN}/out.wav", "is a file; expected a folder"),
     (f"resynth {MODEL} {RUN} out.mp3", "give a name that ends in .wav"),
+    (f"resynth {MODEL} {RUN} out.wav --speaker nobody", "There is no speaker 'nobody'; known are"),
+    (f"resynth {MODEL} {RUN} out.wav --style nobody", "There is no style 'nobody'"),
+    (f"generate {MODEL} text:a --speaker nobody", "There is no speaker 'nobody'"),
     (f"generate {MODEL} hello", "'hello' is not an input"),
     (f"generate {MODEL} speech:gone.wav", "gone.wav: there is no such file"),
     (f"generate {MODEL} text:a --to sound", "'sound' is not a modality"),
@@ -99,6 +108,7 @@ CASES = [
     (f"pack out --units {MODEL} --f0-method pyin", "--f0-method would do nothing"),
     (f"eval {MODEL} --config gone.yaml --output out", "gone.yaml: cannot be read"),
     (f"eval {MODEL} --config {TASKS} --output out tasks=[]", "neither tasks nor pairs"),
+    (f"eval {MODEL} --config {TASKS} --output out '{VOICE}'", "There is no speaker 'nobody'"),
     (f"eval nowhere --config {TASKS} --output out", "nowhere: there is no such folder"),
     ("demo --speech gone.wav", "gone.wav: there is no such file"),
     ("demo --output .", "is not empty"),
@@ -116,7 +126,7 @@ def results(tmp_path_factory):
     for name in (WAV, TSV):
         (folder / name).write_text("")
     before = sorted(path.name for path in folder.iterdir())
-    commands = json.dumps([command.split() for command, _ in CASES])
+    commands = json.dumps([shlex.split(command) for command, _ in CASES])
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COORDINATOR_ADDRESS"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, "-c", RUNNER, commands]

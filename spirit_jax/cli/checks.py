@@ -5,7 +5,9 @@ from pathlib import Path
 
 import typer
 
+from spirit_jax import config, model_folder
 from spirit_jax.errors import InputError
+from spirit_jax.models.vocoder_configs import HifiGanConfig
 
 
 def existing_file(path: Path) -> Path:
@@ -64,6 +66,23 @@ def output_folder(path: Path) -> Path:
                 raise InputError(f"{folder}: is a file; expected a folder.")
             break
     return path
+
+
+def voice(model: Path, speaker: str | None, style: str | None = None) -> None:
+    """Checks a speaker and a style before the networks are loaded.
+
+    Args:
+      model: model or speech tokenizer, by folder or name.
+      speaker, style: by name or number; None for the default.
+
+    Raises:
+      InputError: the model has no vocoder, or this has no such speaker or style.
+    """
+    folder = model_folder.find_speech_tokenizer(model)
+    network = model_folder.find_network(folder, "hifigan")
+    if not network.is_dir():
+        raise InputError(f"{folder}: has no vocoder, so it cannot decode units.")
+    config.read(HifiGanConfig, network / "config.json").find_voice(speaker, style)
 
 
 def free_name(folder: Path, stem: str, suffix: str) -> Path:

@@ -32,6 +32,9 @@ def evaluate(
     settings = config.read(EvalConfig, run, overrides or [])
     settings.check_names()
     model_folder.find_language_model(model)
+    for task in settings.tasks:
+        if task.voice:
+            checks.voice(model, task.voice)
     checks.output_folder(output)
     checks.new_file(output / "figures.json", overwrite)
     from spirit_jax.evaluation.run import evaluate as run_all

@@ -73,6 +73,8 @@ def generate(
         **sampling,
     )
     folder = model_folder.find_language_model(model)
+    if speaker is not None:
+        checks.voice(folder, speaker)
     checks.output_folder(output)
     from spirit_jax import audio as audio_lib
     from spirit_jax import transcription
@@ -123,5 +125,7 @@ def _parse_input(item: str) -> tuple[str, str]:
     if not separator or kind not in ("text", "speech"):
         raise InputError(f"'{item}' is not an input; write \"text:...\" or speech:FILE.")
     if kind == "speech":
+        if not content:
+            raise InputError("'speech:' names no file; write speech:FILE.")
         checks.existing_file(Path(content))
     return kind, content

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax import model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir, Overwrite
 from spirit_jax.errors import InputError
@@ -20,7 +19,7 @@ def resynth(
     overwrite: Overwrite = False,
 ) -> None:
     """Resynthesise a recording from its units, with their durations."""
-    model_folder.find_speech_tokenizer(model)
+    checks.voice(model, speaker, style)
     checks.existing_file(source)
     checks.new_file(output, overwrite)
     if output.suffix.lower() not in ("", ".wav"):
@@ -29,7 +28,6 @@ def resynth(
     from spirit_jax.speech_tokenizer import SpeechTokenizer
 
     tokenizer = SpeechTokenizer.from_pretrained(model)
-    tokenizer.find_voice(speaker, style)  # raises before the recording is encoded
     units = tokenizer.encode(source)
     wave = tokenizer.decode(units, speaker_id=speaker, style_id=style)
     audio_lib.write_wav(output, wave)

@@ -75,6 +75,8 @@ def read_rows(source: str) -> Iterator[Row]:
 
 def check_source(source: str) -> None:
     """Raises an `InputError` if there is no such source, or it is a file of an unknown kind."""
+    if not source:
+        raise InputError("The path of a source is empty; give that of a file or folder.")
     path = Path(source)
     if source.startswith("tfds:") or os.path.isdir(path):
         return

@@ -14,7 +14,6 @@ every conv, so a row's result does not depend on its padding.
 """
 
 import functools
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -299,29 +298,3 @@ def stack_ids(
             raise InputError(f"There is no {name} unit {wrong[0]}; known are 0 to {count - 1}.")
         columns.append(stream)
     return np.stack(columns, axis=-1).astype(np.int32)
-
-
-def find_id(wanted: int | str | None, names: tuple[str, ...], count: int, default: int, what: str):
-    """The id of a speaker or style.
-
-    Args:
-      wanted: number or name; None for the default.
-      names: of the first ids.
-      count: number of ids.
-      default: id for None.
-      what: "speaker" or "style", for messages.
-
-    Raises:
-      InputError: there is no such id or name.
-    """
-    if wanted is None:
-        return default
-    if not count:
-        raise InputError(f"This vocoder has no {what} to choose, so not '{wanted}' either.")
-    name = str(wanted).strip()
-    if name in names:
-        return names.index(name)
-    if re.fullmatch("[0-9]{1,9}", name) and int(name) < count:
-        return int(name)
-    known = f"0 to {count - 1}" + (f" or {', '.join(names)}" if names else "")
-    raise InputError(f"There is no {what} '{name[:80]}'; known are {known}.")

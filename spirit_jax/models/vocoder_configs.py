@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 from spirit_jax import limits
 from spirit_jax.errors import InputError
@@ -155,10 +156,38 @@ class HifiGanConfig:
             frames += max(map(_reach, self.resblock_kernels, self.resblock_dilations)) / rate_so_far
         return math.ceil(frames + 3 / rate_so_far)
 
+    def find_voice(self, speaker: int | str | None, style: int | str | None) -> dict[str, int]:
+        """Ids by channel, "speaker" and "style_id".
+
+        Args:
+          speaker, style: number or name; None for the default.
+
+        Raises:
+          InputError: there is no such number or name.
+        """
+        ids = {"speaker": self.default_speaker, "style_id": self.default_style}
+        if speaker is not None:
+            ids["speaker"] = _find_id("speaker", speaker, self.speakers, self.num_speakers)
+        if style is not None:
+            ids["style_id"] = _find_id("style", style, self.styles, self.num_style_ids)
+        return ids
+
 
 def _reach(kernel: int, dilations: tuple[int, ...]) -> int:
     """Frames on each side that an output of a residual block depends on."""
     return sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)
+
+
+def _find_id(what: str, wanted: int | str, names: tuple[str, ...], count: int) -> int:
+    if not count:
+        raise InputError(f"This vocoder has no {what} to choose, so not '{wanted}' either.")
+    name = str(wanted).strip()
+    if name in names:
+        return names.index(name)
+    if re.fullmatch("[0-9]{1,9}", name) and int(name) < count:
+        return int(name)
+    known = f"0 to {count - 1}" + (f" or {', '.join(names)}" if names else "")
+    raise InputError(f"There is no {what} '{name[:80]}'; known are {known}.")
 
 
 @dataclasses.dataclass(frozen=True)

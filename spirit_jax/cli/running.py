@@ -1,0 +1,113 @@
+"""Runs command lines: `spirit-jax`, and the `python -m` commands of a checkout."""
+
+import importlib.util
+import os
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+from typer.core import TyperCommand
+
+from spirit_jax.cli import processes
+from spirit_jax.errors import InputError
+from spirit_jax.files import describe, find_lack
+
+UsageError = typer.BadParameter.__base__  # click's, or that of the copy inside Typer
+EXTRAS = {  # the packages that a command cannot do without, by the extra that has them
+    "convert": ("torch", "safetensors"),
+    "corpora": ("pocketsphinx", "sklearn", "pyworld"),
+    "test": ("torch", "transformers"),
+}
+
+
+class Command(TyperCommand):
+    """A command that refuses an empty path, which would mean the current folder."""
+
+    def parse_args(self, ctx, args):
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for name, hint in typing.get_type_hints(self.callback).items():
+            values = given.get(name)  # a string, or those of a list
+            values = values if isinstance(values, list | tuple) else [values]
+            if Path in (hint, *typing.get_args(hint)) and "" in values:
+                label = next(p.opts[0] for p in self.params if p.name == name)
+                raise InputError(f"The path of {label} is empty; give that of a file or folder.")
+        return super().parse_args(ctx, args)
+
+
+def make_app(**settings) -> typer.Typer:
+    """A Typer application that leaves the output of errors to `call`."""
+    plain = {"add_completion": False, "pretty_exceptions_enable": False}
+    # Without markup, words in square brackets are words.
+    return typer.Typer(**plain, rich_markup_mode=None, **settings)
+
+
+def run(function: Callable[..., None], extra: str = "") -> None:
+    """Runs the command of a `python -m` module.
+
+    Args:
+      function: its parameters are the options and arguments, as Typer reads them. The docstring of
+        its module is the text of `--help`.
+      extra: the extra of this package that the command needs; see `EXTRAS`.
+    """
+    module = sys.modules[function.__module__]
+    app = make_app()
+    text = "\n\n".join(f"\b\n{paragraph}" for paragraph in module.__doc__.split("\n\n"))  # as it is
+    app.command(help=text, cls=Command)(function)
+    call(app, f"python -m {module.__spec__.name}", extra)
+
+
+def call(app: typer.Typer, name: str, extra: str = "") -> None:
+    """Runs an application on the arguments of this process.
+
+    An error is one line on standard error. The exit status is 1 for a bad input, 2 for an unknown
+    command, option or argument, and 130 after Ctrl-C.
+
+    Args:
+      app: the application.
+      name: how users call it, for messages.
+      extra: see `run`.
+    """
+    try:
+        require(extra)
+        with typer.main.get_command(app).make_context(name, sys.argv[1:]) as context:
+            context.command.invoke(context)
+    except typer.Exit as stop:
+        if stop.exit_code:
+            sys.exit(stop.exit_code)
+    except UsageError as error:
+        place = error.ctx.command_path if error.ctx else name
+        message = error.format_message().rstrip(".")
+        if "\n" in message:  # the help, for a command line without arguments
+            print(message, file=sys.stderr)
+            sys.exit(2)
+        _fail(f"{message}{'' if message.endswith('?') else '.'} See {place} --help.", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        processes.end_together(error)
+        if isinstance(error, InputError):
+            _fail(str(error), 1)
+        if isinstance(error, OSError) or find_lack(error):
+            place = getattr(error, "filename", None) or "the machine"
+            _fail(f"{place}: {describe(error)}.", 1)
+        raise
+
+
+def require(extra: str) -> None:
+    """Raises `InputError` if packages of an extra, one of `EXTRAS` or "", are not installed."""
+    missing = [name for name in EXTRAS.get(extra, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"{' and '.join(missing)} cannot be imported: the command needs the extra {extra} "
+            f"(pip install -e '.[{extra}]')."
+        )
+
+
+def _fail(message: str, status: int) -> None:
+    print("error:", " ".join(message.splitlines()), file=sys.stderr)
+    sys.exit(status)
