@@ -3,34 +3,22 @@
 python -m benchmarks.curve RUN_DIR PICTURE.png METRIC [METRIC ...]
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from matplotlib.figure import Figure
 
+from spirit_jax.cli.running import run
 from spirit_jax.errors import InputError
 from spirit_jax.files import read_json_objects, whole_file
 
 
-def main() -> None:
-    """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("picture", type=Path)
-    parser.add_argument("metrics", nargs="+")
-    args = parser.parse_args()
-    try:
-        draw(args.run_dir, args.picture, args.metrics)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-def draw(run_dir: Path, picture: Path, metrics: Sequence[str]) -> None:
+def draw(
+    run_dir: Path,
+    picture: Annotated[Path, typer.Argument(help="Ends in .png, .svg or .pdf")],
+    metrics: list[str],
+) -> None:
     """Plots metrics of a run to an image file.
 
     Raises:
@@ -55,4 +43,4 @@ def draw(run_dir: Path, picture: Path, metrics: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(draw)

@@ -6,7 +6,6 @@ A 12-layer, 768-wide Llama with random weights in float32, 64 new tokens after a
 batches of 1 and 16. Both run on the CPU with two threads.
 """
 
-import argparse
 import json
 
 import jax
@@ -15,6 +14,7 @@ import torch
 import transformers
 
 from benchmarks.paired import paired_ratio
+from spirit_jax.cli.running import run
 from spirit_jax.generation.decode import generate
 from spirit_jax.generation.sampling import GenerationConfig
 from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params
@@ -34,11 +34,6 @@ CONFIG = LlamaConfig(
 
 def main() -> None:
     """The command; see the module."""
-    argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
     torch.set_num_threads(THREADS)
     rng = np.random.default_rng(0)
     model = Llama(CONFIG)
@@ -97,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

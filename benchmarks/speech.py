@@ -7,7 +7,6 @@ Hugging Face `HubertModel` with the 25 Hz config, eleven layers each. Vocoder: c
 PyTorch HiFi-GAN without weight norm.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 import transformers
 
 from benchmarks.paired import paired_ratio
+from spirit_jax.cli.running import run
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
 from spirit_jax.models.hifigan import abstract_params as vocoder_params
 from spirit_jax.models.hubert import HubertConfig, HubertUnits, QuantizerConfig
@@ -98,11 +98,6 @@ def vocoder() -> dict[str, float]:
 
 def main() -> None:
     """The command; see the module."""
-    argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
     torch.set_num_threads(THREADS)
     for name, measure in (("hubert", hubert), ("vocoder", vocoder)):
         result = {key: round(value, 3) for key, value in measure().items()}
@@ -110,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

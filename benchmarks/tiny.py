@@ -6,11 +6,11 @@ At most 300 units after a text by greedy decoding, in batches of 1 and 16, on JA
 median of seven runs, without compilation.
 """
 
-import argparse
 import statistics
 import time
 
-from spirit_jax import SpiritLM
+import spirit_jax
+from spirit_jax.cli.running import run
 
 MAX_TOKENS, RUNS = 300, 7
 PROMPT = "[Text] the young queen lost a book[Speech]"
@@ -18,13 +18,8 @@ PROMPT = "[Text] the young queen lost a book[Speech]"
 
 def main() -> None:
     """The command; see the module."""
-    argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
     for name in ("spirit-tiny-base", "spirit-tiny-expressive"):
-        lm = SpiritLM.from_pretrained(name)
+        lm = spirit_jax.SpiritLM.from_pretrained(name)
         for batch in (1, 16):
             rates = []
             for _ in range(RUNS + 1):  # the first run compiles
@@ -36,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -7,17 +7,19 @@ On the CPU both have two threads. On the GPU the peer runs under `torch.compile`
 attention and fused AdamW, its weights in bfloat16.
 """
 
-import argparse
 import json
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+import typer
 from flax import linen as nn
 
 from benchmarks.paired import paired_ratio
+from spirit_jax.cli.running import run
 from spirit_jax.models.llama import Llama, LlamaConfig
 from spirit_jax.training.configs import StepConfig
 from spirit_jax.training.lm.loss import Objective
@@ -124,13 +126,8 @@ def make_peer(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool):
     return run
 
 
-def main() -> None:
+def main(gpu: Annotated[bool, typer.Option("--gpu", help="On a GPU")] = False) -> None:
     """Prints tokens a second, their ratio, and on a GPU the MFU."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--gpu", action="store_true")
-    gpu = parser.parse_args().gpu
     torch.set_num_threads(THREADS)
     cfg, shape = (LARGE, (4, 2048)) if gpu else (SMALL, (2, 1024))
     tokens = np.random.default_rng(0).integers(3, 30000, shape).astype(np.int32)
@@ -147,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

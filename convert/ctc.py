@@ -6,15 +6,14 @@ MMS folders have many languages: vocab.json is nested, and adapter.LANGUAGE.safe
 language adapter.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
 from convert import table, torch_files
-from convert.main import run_main
 from convert.table import Rule, show
 from convert.trunk import (
     FEATURE_DEFAULTS,
@@ -27,6 +26,7 @@ from convert.trunk import (
     read_preprocessor,
 )
 from spirit_jax import checkpoint, config, files
+from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.ctc import CtcConfig, CtcModel
 from spirit_jax.models.wav2vec2 import abstract_params
@@ -170,17 +170,15 @@ def _read_if_there(path: Path) -> dict[str, Any]:
     return config.read_mapping(path) if path.is_file() else {}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--hf", required=True, help="Hugging Face folder to convert")
-    parser.add_argument("--output", required=True, help="network folder to write")
-    parser.add_argument("--language", help="of MMS, such as eng")
-    args = parser.parse_args()
-    convert_ctc(args.hf, args.output, args.language)
-    print(f"wrote {args.output}")
+def main(
+    hf: Annotated[Path, typer.Option(help="Hugging Face folder to convert")],
+    output: Output,
+    language: Annotated[str | None, typer.Option(help="Of MMS, such as eng")] = None,
+) -> None:
+    """The command; see the module."""
+    convert_ctc(hf, output, language)
+    print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run(main)

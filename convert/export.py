@@ -3,16 +3,17 @@
 python -m convert.export --model MODEL_DIR --output HF_DIR
 """
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from safetensors.torch import save_file
 
 from convert import table, torch_files
 from convert.llama import export_rules, write_config
-from convert.main import run_main
 from spirit_jax import checkpoint, config, files, model_folder, text_files
+from spirit_jax.cli.running import Output, run
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.text import load_text_tokenizer
 from spirit_jax.vocab import Vocab
@@ -101,16 +102,14 @@ def export_model(model: str | Path, output: str | Path) -> None:
         text_files.write_tokenizer(model / "text_tokenizer", folder, vocab)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--model", required=True, help="model folder, or a packaged model's name")
-    parser.add_argument("--output", required=True, help="Hugging Face folder to write")
-    args = parser.parse_args()
-    export_model(args.model, args.output)
-    print(f"wrote {args.output}")
+def main(
+    model: Annotated[Path, typer.Option(help="Model folder, or a packaged model's name")],
+    output: Output,
+) -> None:
+    """The command; see the module."""
+    export_model(model, output)
+    print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run(main)

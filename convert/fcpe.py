@@ -8,20 +8,22 @@ The second form adds FCPE to a model folder that was converted without it. To ge
 torchfcpe/assets.
 """
 
-import argparse
 import importlib.util
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from convert import table, torch_files
-from convert.main import reading_config, run_main
+from convert.main import give_one, reading_config
 from convert.table import Rule
 from convert.trunk import linear_rules, norm_rules, refuse
 from spirit_jax import checkpoint, config, files, model_folder
+from spirit_jax.cli.running import run
 from spirit_jax.errors import InputError
 from spirit_jax.models.fcpe import Fcpe, FcpeConfig
 from spirit_jax.models.wav2vec2 import abstract_params
@@ -115,24 +117,24 @@ def add_to_model(path: str | Path, model: str | Path) -> None:
     model_folder.add_hash(folder, "fcpe")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--weights", help="fcpe_c_v001.pt; $SPIRIT_FCPE_PT by default")
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--output", help="network folder to write")
-    target.add_argument("--model", help="model folder to add it to")
-    args = parser.parse_args()
-    weights = find_weights(args.weights)
+def main(
+    weights: Annotated[
+        Path | None, typer.Option(help="fcpe_c_v001.pt; $SPIRIT_FCPE_PT by default")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Network folder to write")] = None,
+    model: Annotated[Path | None, typer.Option(help="Instead: model folder to add it to")] = None,
+) -> None:
+    """The command; see the module."""
+    give_one("--output", "--model", given=(output, model))
+    weights = find_weights(weights)
     if weights is None:
         raise InputError("Give --weights fcpe_c_v001.pt, or set SPIRIT_FCPE_PT.")
-    if args.model:
-        add_to_model(weights, args.model)
+    if model:
+        add_to_model(weights, model)
     else:
-        convert_fcpe(weights, args.output)
-    print(json.dumps({"output": args.output or args.model, "weights": str(weights)}))
+        convert_fcpe(weights, output)
+    print(json.dumps({"output": str(output or model), "weights": str(weights)}))
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run(main)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from convert import table, torch_files
-from convert.main import convert_folder, reading_config, run_main
+from convert.main import Checkpoint, reading_config
 from convert.table import Rule, show
 from convert.trunk import linear_rules, norm_rules, refuse
 from spirit_jax import checkpoint, config, files
+from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, abstract_params
 
@@ -118,9 +119,11 @@ def _read_names(path: Path, count: int) -> tuple[str, ...]:
     return names
 
 
-def main() -> None:
-    convert_folder(__doc__, convert_hifigan)
+def main(checkpoint: Checkpoint, output: Output) -> None:
+    """The command; see the module."""
+    convert_hifigan(checkpoint, output)
+    print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run(main)

@@ -6,21 +6,21 @@ python -m convert.hubert --hf HF_DIR [--kmeans centroids.npy] --output DIR
 Writes the networks `DIR/hubert` and `DIR/quantizer`.
 """  # noqa: E501
 
-import argparse
 import ast
 import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+import typer
 
 from convert import table, torch_files
-from convert.main import natural, reading_config, run_main
+from convert.main import give_one, reading_config
 from convert.table import Rule, show
 from convert.trunk import (
     FEATURE_DEFAULTS,
@@ -38,6 +38,7 @@ from convert.trunk import (
     skip_layers,
 )
 from spirit_jax import checkpoint, config, files
+from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.hubert import HubertConfig, QuantizerConfig, make_quantizer
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, abstract_params
@@ -311,37 +312,35 @@ def _quantizer_shapes(cfg: QuantizerConfig) -> dict[str, Any]:
     return jax.eval_shape(make_quantizer(cfg).init, jax.random.key(0), features)["params"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", help="the release's HuBERT file (.pt)")
-    source.add_argument("--hf", help="Hugging Face folder of a HubertModel")
-    quantizer = parser.add_mutually_exclusive_group()
-    quantizer.add_argument("--quantizer", help="the release's quantizer file (.pt)")
-    quantizer.add_argument("--kmeans", help="centroids: .npy, .npz, .safetensors, .pt or .bin")
-    parser.add_argument(
-        "--layer", type=natural, default=11, help="whose output is quantized, from 1"
-    )
-    parser.add_argument(
-        "--output", required=True, help="folder to write, with `hubert` (and `quantizer`)"
-    )
-    args = parser.parse_args()
-    files.refuse_existing(args.output)
-    if args.hf:
-        encoder = read_hf_encoder(args.hf, args.layer)
-    else:
-        encoder = read_release_encoder(args.checkpoint, args.layer)
+def main(
+    output: Output,
+    checkpoint: Annotated[Path | None, typer.Option(help="The release's HuBERT file (.pt)")] = None,
+    hf: Annotated[
+        Path | None, typer.Option(help="Instead: Hugging Face folder of a HubertModel")
+    ] = None,
+    quantizer: Annotated[
+        Path | None, typer.Option(help="The release's quantizer file (.pt)")
+    ] = None,
+    kmeans: Annotated[
+        Path | None,
+        typer.Option(help="Instead: centroids in .npy, .npz, .safetensors, .pt or .bin"),
+    ] = None,
+    layer: Annotated[int, typer.Option(min=0, help="Layer whose output is quantized, from 1")] = 11,
+) -> None:
+    """The command; see the module."""
+    give_one("--checkpoint", "--hf", given=(checkpoint, hf))
+    give_one("--quantizer", "--kmeans", given=(quantizer, kmeans), least=0)
+    files.refuse_existing(output)
+    encoder = read_hf_encoder(hf, layer) if hf else read_release_encoder(checkpoint, layer)
     units = None
-    if args.quantizer:
-        units = read_release_quantizer(args.quantizer)
-    elif args.kmeans:
-        units = read_kmeans(args.kmeans)
-    convert_hubert(args.output, encoder, units)
-    summary = {"output": args.output, "layers": args.layer, "width": encoder[0].trunk.hidden_size}
+    if quantizer:
+        units = read_release_quantizer(quantizer)
+    elif kmeans:
+        units = read_kmeans(kmeans)
+    convert_hubert(output, encoder, units)
+    summary = {"output": str(output), "layers": layer, "width": encoder[0].trunk.hidden_size}
     print(json.dumps(summary | {"units": units[0].vocab_size if units else None}))
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run(main)

@@ -6,20 +6,21 @@ python -m convert.llama --checkpoint EXPORTED_DIR --output MODEL_DIR
 The second form is for a folder with speech tokens, such as one that `convert.export` wrote.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import typer
 
 from convert import table, torch_files
-from convert.main import natural, reading_config, run_main, show_progress
+from convert.main import reading_config, show_progress
 from convert.table import Rule, show
 from convert.trunk import refuse
 from spirit_jax import checkpoint, config, files, limits
+from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.attention import RopeScaling
 from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params, draw_rows
@@ -305,42 +306,39 @@ def _add_rows(array: np.ndarray, path: str, rows: int, seed: int) -> np.ndarray:
     return np.moveaxis(np.concatenate([old, new]), 0, axis)
 
 
-def main() -> None:
+def main(
+    checkpoint: Annotated[Path, typer.Option(help="Hugging Face folder of a Llama")],
+    output: Output,
+    add_speech_tokens: Annotated[
+        Literal["base", "expressive"] | None,
+        typer.Option(help="For a text Llama; not for one that has them, such as an export"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Random seed of new rows; 0 if not given")
+    ] = None,
+) -> None:
+    """The command; see the module."""
     from convert import tokenizer
 
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--checkpoint", required=True, help="Hugging Face folder of a Llama")
-    parser.add_argument(
-        "--add-speech-tokens",
-        choices=["base", "expressive"],
-        help="add speech tokens to a text Llama; not for one that has them, such as an export",
-    )
-    parser.add_argument("--output", required=True, help="model folder to write")
-    parser.add_argument("--seed", type=natural, help="random seed of new rows; 0 by default")
-    args = parser.parse_args()
-    kind, add = tokenizer.find_kind(args.checkpoint), args.add_speech_tokens is not None
+    kind, add = tokenizer.find_kind(checkpoint), add_speech_tokens is not None
     if kind is None and not add:
         raise InputError(
-            f"{args.checkpoint}: has no speech tokens; give --add-speech-tokens base or "
+            f"{checkpoint}: has no speech tokens; give --add-speech-tokens base or "
             "--add-speech-tokens expressive."
         )
-    if kind is not None and (add or args.seed is not None):
+    if kind is not None and (add or seed is not None):
         raise InputError(
-            f"{args.checkpoint}: has speech tokens of kind {kind} already; convert it without "
+            f"{checkpoint}: has speech tokens of kind {kind} already; convert it without "
             "--add-speech-tokens and --seed."
         )
-    with files.whole_folder(args.output) as folder:
-        kind = kind or args.add_speech_tokens
-        vocab = tokenizer.convert_tokenizer(args.checkpoint, kind, folder, add)
-        rows = vocab.padded_size
-        cfg = convert_llama(args.checkpoint, folder / "llama", rows, args.seed or 0)
+    with files.whole_folder(output) as folder:
+        vocab = tokenizer.convert_tokenizer(checkpoint, kind or add_speech_tokens, folder, add)
+        cfg = convert_llama(checkpoint, folder / "llama", vocab.padded_size, seed or 0)
     print(
-        f"wrote {args.output}: {cfg.num_layers} layers, {cfg.vocab_size} rows; give it a speech "
-        f"tokenizer with: spirit-jax new OUTPUT --start {args.output} --speech MODEL"
+        f"wrote {output}: {cfg.num_layers} layers, {cfg.vocab_size} rows; give it a speech "
+        f"tokenizer with: spirit-jax new OUTPUT --start {output} --speech MODEL"
     )
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run(main)

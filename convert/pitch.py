@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from convert import table, torch_files
-from convert.main import convert_folder, reading_config, run_main
+from convert.main import Checkpoint, reading_config
 from convert.table import Rule, show
 from convert.trunk import linear_rules, refuse
 from spirit_jax import checkpoint, config, files
+from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.pitch import PitchConfig, PitchVqVae, StackConfig, abstract_params
 
@@ -137,9 +138,11 @@ def _read_stack(values: Mapping[str, Any], reverse: bool) -> StackConfig:
     )
 
 
-def main() -> None:
-    convert_folder(__doc__, convert_pitch)
+def main(checkpoint: Checkpoint, output: Output) -> None:
+    """The command; see the module."""
+    convert_pitch(checkpoint, output)
+    print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run(main)

@@ -5,16 +5,16 @@ python -m convert.release --checkpoints DIR --model spirit-lm-base-7b --output M
 DIR has `speech_tokenizer/` and `spiritlm_model/`; it is $SPIRITLM_CHECKPOINTS_DIR by default.
 """
 
-import argparse
-import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from convert import fcpe, hifigan, hubert, llama, pitch, style, tokenizer
-from convert.main import run_main
 from spirit_jax import files, model_folder
+from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 
 VOCODERS = {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}
@@ -36,6 +36,7 @@ def convert_release(
       InputError: a file is missing, damaged or of another network, or `output` exists.
     """
     checkpoints, console = Path(checkpoints), Console(stderr=True)
+    files.require_folder(checkpoints)
     for name in ("speech_tokenizer", "spiritlm_model"):
         if not (checkpoints / name).is_dir():
             raise InputError(f"{checkpoints}: has no folder '{name}'; is it the release's root?")
@@ -99,28 +100,23 @@ def convert_speech_tokenizer(
     model_folder.write_speech_tokenizer(output, kind)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "--checkpoints",
-        default=os.environ.get("SPIRITLM_CHECKPOINTS_DIR"),
-        help="root of the release; $SPIRITLM_CHECKPOINTS_DIR by default",
-    )
-    parser.add_argument(
-        "--model", required=True, help="folder in spiritlm_model, such as spirit-lm-base-7b"
-    )
-    parser.add_argument("--output", required=True, help="model folder to write")
-    parser.add_argument(
-        "--fcpe", help="torchfcpe's fcpe_c_v001.pt, for an expressive model's pitch"
-    )
-    args = parser.parse_args()
-    if not args.checkpoints:
+def main(
+    model: Annotated[str, typer.Option(help="Folder in spiritlm_model, such as spirit-lm-base-7b")],
+    output: Output,
+    checkpoints: Annotated[
+        Path | None, typer.Option(envvar="SPIRITLM_CHECKPOINTS_DIR", help="Root of the release")
+    ] = None,
+    fcpe: Annotated[
+        Path | None,
+        typer.Option(help="torchfcpe's fcpe_c_v001.pt, for an expressive model's pitch"),
+    ] = None,
+) -> None:
+    """The command; see the module."""
+    if checkpoints is None:
         raise InputError("Give --checkpoints DIR, or set SPIRITLM_CHECKPOINTS_DIR.")
-    convert_release(args.checkpoints, args.model, args.output, args.fcpe)
-    print(f"wrote {args.output}; try: spirit-jax encode {args.output} AUDIO")
+    convert_release(checkpoints, model, output, fcpe)
+    print(f"wrote {output}; try: spirit-jax encode {output} AUDIO")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run(main)

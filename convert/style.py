@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from convert import table
-from convert.main import convert_folder, run_main
+from convert.main import Checkpoint
 from convert.table import Rule
 from convert.trunk import hf_rules, linear_rules, read_hf_tensors, read_hf_trunk, refuse
 from spirit_jax import checkpoint, config, files
+from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.style import StyleConfig, StyleEncoder
 from spirit_jax.models.wav2vec2 import abstract_params
@@ -53,9 +54,11 @@ def _count_labels(path: Path, hf: Mapping[str, Any]) -> Any:
     return len(labels)
 
 
-def main() -> None:
-    convert_folder(__doc__, convert_style)
+def main(checkpoint: Checkpoint, output: Output) -> None:
+    """The command; see the module."""
+    convert_style(checkpoint, output)
+    print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run(main)

@@ -9,7 +9,7 @@ import tokenizers
 
 from convert.main import reading_config
 from convert.table import show
-from spirit_jax import config, model_folder, text_files
+from spirit_jax import config, files, model_folder, text_files
 from spirit_jax.errors import InputError
 from spirit_jax.text import load_sentencepiece, load_tokenizers
 from spirit_jax.vocab import Vocab
@@ -93,6 +93,7 @@ class _Source:
 
 
 def _read_source(folder: Path) -> _Source:
+    files.require_folder(folder)
     settings = text_files.read_settings(folder)
     path = folder / text_files.SETTINGS
     if (folder / "tokenizer.model").is_file():

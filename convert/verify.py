@@ -6,15 +6,17 @@ The audio is the utterance 7143-88743-0029 of LibriSpeech. Prints a line for eac
 with status 1 if one fails.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
-from convert.main import run_main
-from spirit_jax import SpiritLM
+import typer
+
+import spirit_jax
 from spirit_jax.audio import load_audio
+from spirit_jax.cli.running import run
 
 PUBLISHED = Path(__file__).with_name("published.json")
 SAMPLES = 146_160  # of the utterance at 16 kHz
@@ -27,7 +29,7 @@ def checks(model: str | Path, audio: str | Path) -> Iterator[tuple[str, object, 
       InputError: the model folder or the audio cannot be read.
     """
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    lm = SpiritLM.from_pretrained(model)
+    lm = spirit_jax.SpiritLM.from_pretrained(model)
     kind = lm.speech_tokenizer.config.kind
     yield "samples of the utterance", SAMPLES, len(load_audio(audio))
     for name, stream in lm.speech_tokenizer.encode(audio).to_dict().items():
@@ -53,15 +55,13 @@ def first_difference(expected: object, actual: object) -> str:
     return f"expected {len(expected)} items, got {len(actual)}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--model", required=True, help="converted model folder")
-    parser.add_argument("--audio", required=True, help="the utterance 7143-88743-0029")
-    args = parser.parse_args()
+def main(
+    model: Annotated[Path, typer.Option(help="Converted model folder")],
+    audio: Annotated[Path, typer.Option(help="The utterance 7143-88743-0029")],
+) -> None:
+    """The command; see the module."""
     failed = 0
-    for name, expected, actual in checks(args.model, args.audio):
+    for name, expected, actual in checks(model, audio):
         is_same = expected == actual
         failed += not is_same
         print(f"ok   {name}" if is_same else f"FAIL {name}: {first_difference(expected, actual)}")
@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run(main)

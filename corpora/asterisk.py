@@ -12,7 +12,6 @@ Writes train/ and test/ (whole prompts, one in ten is for test), train-words/ an
 (single words), and model/, a vocabulary and a text tokenizer for a randomly initialised model.
 """
 
-import argparse
 import gzip
 import re
 import sys
@@ -25,11 +24,11 @@ import sentencepiece
 from num2words import num2words
 from pocketsphinx import Decoder
 from rich.progress import track
-from sklearn.cluster import MiniBatchKMeans
 
 from corpora import programs
 from spirit_jax import config
 from spirit_jax.audio import SAMPLE_RATE, load_audio
+from spirit_jax.cli.running import Output, run
 from spirit_jax.data.records import Utterance, write_shard
 from spirit_jax.errors import InputError
 from spirit_jax.units import Units
@@ -129,6 +128,8 @@ def write_start(folder: Path, texts: list[str]) -> None:
 
 def build(output: Path) -> None:
     """Builds the corpus; prints how many prompts were left out and why."""
+    from sklearn.cluster import MiniBatchKMeans
+
     decoder = Decoder(loglevel="FATAL")
     kept, left_out = [], []
     for name, text in track(
@@ -172,20 +173,10 @@ def build(output: Path) -> None:
     print(f"left out, since pocketsphinx could not align them: {len(left_out)} prompts")
 
 
-def main() -> None:
+def main(output: Output) -> None:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    try:
-        build(parser.parse_args().output)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    build(output)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,7 +12,6 @@ import re
 import tempfile
 
 import numpy as np
-import pyworld
 
 from corpora import programs
 from spirit_jax.audio import SAMPLE_RATE, load_audio
@@ -106,6 +105,8 @@ def speak(spoken: str, voice: str, manner: str) -> Speech:
 
 def change_pitch(samples: np.ndarray, pitch: float, spread: float) -> np.ndarray:
     """Multiplies the mean of F0 by `pitch` and the spread of its logarithm by `spread`."""
+    import pyworld
+
     samples = samples.astype(np.float64)
     f0, times = pyworld.dio(samples, SAMPLE_RATE, FLOOR, CEILING, allowed_range=0.2)
     f0 = pyworld.stonemask(samples, f0, times, SAMPLE_RATE)

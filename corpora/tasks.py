@@ -23,10 +23,8 @@ For `spirit-jax eval` (configs/tiny/eval.yaml), from held-out sentences:
 Pairs are spoken by flite. words.txt lists all words of the training data.
 """
 
-import argparse
 import random
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +32,10 @@ import soundfile
 
 from corpora import grammar, speak
 from corpora.grammar import Sentence
+from corpora.world import Corpus
 from spirit_jax import files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
+from spirit_jax.cli.running import run
 from spirit_jax.errors import InputError
 
 TEXTS = 20_000  # training sentences
@@ -208,20 +208,10 @@ def _read(path: Path) -> list[dict]:
     return files.read_json_objects(path)
 
 
-def main() -> None:
+def main(corpus: Corpus) -> None:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora.world")
-    try:
-        build(parser.parse_args().corpus)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    build(corpus)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -24,7 +24,6 @@ answer, phones [[phone, start, end]]. pairs.jsonl lists test sentences that two 
 manner; world.gram is the grammar of all sentences, in JSGF. A build that was stopped resumes.
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -37,9 +36,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import soundfile
+import typer
 from pocketsphinx import Decoder
 from rich import print as show
 from rich.progress import track
@@ -49,8 +50,10 @@ from corpora import asterisk, grammar, speak
 from corpora.grammar import Sentence
 from spirit_jax import files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
+from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 
+Corpus = Annotated[Path, typer.Option(help="Folder of corpora.world")]
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
 UTTERANCES = 4000  # of the part train by default; the other parts scale with it
 MORE = 9500  # of the part more, since language models need more data than speech networks
@@ -279,25 +282,16 @@ def _table(parts: dict[str, list[dict]]) -> Table:
     return table
 
 
-def main() -> None:
+def main(
+    output: Output,
+    utterances: Annotated[int, typer.Option(help="Of training")] = UTTERANCES,
+    jobs: Annotated[int, typer.Option(help="Processes")] = 2,
+) -> None:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--utterances", type=int, default=UTTERANCES, help="of training")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
-    args = parser.parse_args()
-    try:
-        if args.utterances < 1 or args.jobs < 1:
-            raise InputError("--utterances and --jobs must be at least 1.")
-        build(args.output, args.utterances, args.jobs)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    if utterances < 1 or jobs < 1:
+        raise InputError("--utterances and --jobs must be at least 1.")
+    build(output, utterances, jobs)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,7 +16,6 @@ transcription.json to OUTPUT/MODEL; with --store, the latter to the model's fold
 same programs and packages as corpora.world.
 """
 
-import argparse
 import dataclasses
 import functools
 import itertools
@@ -24,9 +23,11 @@ import multiprocessing
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import soundfile
+import typer
 from rich import print as show
 from rich.progress import track
 from rich.table import Table
@@ -34,7 +35,8 @@ from rich.table import Table
 from corpora import grammar, speak, world
 from spirit_jax import config, files, model_folder, transcription
 from spirit_jax.audio import SAMPLE_RATE, load_audio
-from spirit_jax.errors import InputError
+from spirit_jax.cli.options import ModelDir
+from spirit_jax.cli.running import Output, run
 from spirit_jax.evaluation.scoring import error_rates
 from spirit_jax.spiritlm import SpiritLM
 from spirit_jax.transcription import Transcript, TranscriptionConfig
@@ -172,7 +174,7 @@ def figures(cases: list[Case], transcripts: list[Transcript]) -> dict[str, float
     return {name: round(value, 1) for name, value in percent.items()}
 
 
-def calibrate(model: str, output: Path) -> TranscriptionConfig:
+def calibrate(model: str | Path, output: Path) -> TranscriptionConfig:
     """Chooses the thresholds of a model; prints the figures and writes all transcripts."""
     cases = [*spoken(output / "audio"), *novel(), *steady()]
     cases += [*sounds("sounds-valid", 0), *sounds("sounds", 1)]
@@ -207,27 +209,18 @@ def calibrate(model: str, output: Path) -> TranscriptionConfig:
     return settings
 
 
-def main() -> None:
+def main(
+    model: ModelDir,
+    output: Output,
+    store: Annotated[bool, typer.Option("--store", help="In the model's folder too")] = False,
+) -> None:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", help="folder, or name of a packaged model")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--store", action="store_true", help="in the model's folder too")
-    args = parser.parse_args()
-    try:
-        settings = calibrate(args.model, args.output)
-        if args.store:
-            folder = model_folder.find_model(args.model)
-            config.write(settings, folder / transcription.CONFIG_NAME)
-            print(f"{folder / transcription.CONFIG_NAME}: written")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    settings = calibrate(model, output)
+    if store:
+        path = model_folder.find_model(model) / transcription.CONFIG_NAME
+        config.write(settings, path)
+        print(f"{path}: written")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,23 +8,26 @@ Prints each figure with its target, and ends with status 1 if one is missed. Wit
 resynthesised test recordings and the figures (figures.json) are written there.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from rich import print as show
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from corpora import speak
+from corpora.world import Corpus
 from evaluators import phonetic_units, resynthesis
 from evaluators.resynthesis import MannerClassifier, SpeechSample
 from spirit_jax import files
 from spirit_jax.audio import load_audio, write_wav
+from spirit_jax.cli.running import run
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import read_items
 from spirit_jax.errors import InputError
@@ -224,46 +227,40 @@ def _with_parent(path: Path) -> Path:
     return path
 
 
-def main() -> None:
+def main(
+    corpus: Corpus,
+    base: Annotated[Path | None, typer.Option(help="A Base speech tokenizer")] = None,
+    expressive: Annotated[Path | None, typer.Option(help="An Expressive speech tokenizer")] = None,
+    voice: Annotated[
+        Path | None, typer.Option(help="One whose vocoder was trained on the prompts")
+    ] = None,
+    plain: Annotated[
+        Path | None, typer.Option(help="Encoder and k-means before the quantizer")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for audio and figures")] = None,
+) -> None:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of corpora.world")
-    parser.add_argument("--base", type=Path, help="a Base speech tokenizer")
-    parser.add_argument("--expressive", type=Path, help="an Expressive speech tokenizer")
-    parser.add_argument("--voice", type=Path, help="one whose vocoder was trained on the prompts")
-    parser.add_argument("--plain", type=Path, help="encoder and k-means before the quantizer")
-    parser.add_argument("--output", type=Path, help="folder for audio and figures")
-    args = parser.parse_args()
-    try:
-        needs_base = bool(args.plain or args.expressive)
-        if bool(args.base) != needs_base or not (args.base or args.voice):
-            raise InputError("Give --base with --plain or --expressive, or --voice, or all.")
-        parts = []
-        if args.plain:
-            parts.append(("units", measure_units(args.corpus, args.base, args.plain)))
-        if args.expressive:
-            folders = args.base, args.expressive, args.output
-            parts.append(("resynthesis", measure_resynthesis(args.corpus, *folders)))
-        if args.voice:
-            parts.append(("voice", measure_voice(args.corpus, args.voice, args.output)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    needs_base = bool(plain or expressive)
+    if bool(base) != needs_base or not (base or voice):
+        raise InputError("Give --base with --plain or --expressive, or --voice, or all.")
+    parts = []
+    if plain:
+        parts.append(("units", measure_units(corpus, base, plain)))
+    if expressive:
+        parts.append(("resynthesis", measure_resynthesis(corpus, base, expressive, output)))
+    if voice:
+        parts.append(("voice", measure_voice(corpus, voice, output)))
     table = Table("figure", "value", "target", "met", box=None, pad_edge=False)
     for _, (_, rows) in parts:
         for name, value, target, met in rows:
             table.add_row(name, f"{value:.3g}", target, ("yes" if met else "NO") if target else "")
     show(table)
-    if args.output:
+    if output:
         figures = {name: part for name, (part, _) in parts}
-        files.write_json(args.output / "figures.json", figures)
+        files.write_json(output / "figures.json", figures)
     if not all(met for _, (_, rows) in parts for *_, met in rows):
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

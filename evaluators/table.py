@@ -8,15 +8,16 @@ neither the model nor the config has changed since, and prints a table in Markdo
 NAME=FOLDER, or NAME=FOLDER:RUN_DIR[:RUN_DIR...] with the runs that trained it, for their cost.
 """
 
-import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from spirit_jax import SpiritLM, config, files, model_folder
+from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.run import EvalConfig, evaluate
 
@@ -24,31 +25,21 @@ HIDDEN = "items", "commonest"  # figures without a row
 Figures = dict[str, dict[str, float]]
 
 
-def main() -> None:
+def main(
+    models: Annotated[list[str], typer.Argument(metavar="NAME=FOLDER[:RUN_DIR...]...")],
+    tasks: Annotated[Path, typer.Option("--config", help="Tasks, as of spirit-jax eval")],
+    output: Output,
+) -> None:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("models", nargs="+", metavar="NAME=FOLDER[:RUN_DIR...]")
-    parser.add_argument("--config", type=Path, required=True, help="tasks, as of spirit-jax eval")
-    parser.add_argument("--output", type=Path, required=True, help="folder for answers and figures")
-    args = parser.parse_args()
-    try:
-        tasks, columns = config.read(EvalConfig, args.config), {}
-        for model in args.models:
-            name, _, place = model.partition("=")
-            folder, *run_dirs = place.split(":")
-            if not name or not folder or Path(name).name != name:
-                raise InputError(f"'{model}' is no NAME=FOLDER or NAME=FOLDER:RUN_DIR.")
-            cost = read_cost([Path(run_dir) for run_dir in run_dirs]) if run_dirs else {}
-            figures = _evaluate(folder, tasks, args.output / name)
-            columns[name] = cost | figures
-        print(markdown(columns))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    settings, columns = config.read(EvalConfig, tasks), {}
+    for model in models:
+        name, _, place = model.partition("=")
+        folder, *run_dirs = place.split(":")
+        if not name or not folder or Path(name).name != name:
+            raise InputError(f"'{model}' is no NAME=FOLDER or NAME=FOLDER:RUN_DIR.")
+        cost = read_cost([Path(run_dir) for run_dir in run_dirs]) if run_dirs else {}
+        columns[name] = cost | _evaluate(folder, settings, output / name)
+    print(markdown(columns))
 
 
 def _evaluate(folder: str, tasks: EvalConfig, output: Path) -> Figures:
@@ -114,4 +105,4 @@ def _show(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

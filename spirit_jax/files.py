@@ -50,6 +50,13 @@ _PHRASES = {
 }
 
 
+def require_folder(path: str | Path) -> None:
+    """Raises `InputError` unless a path is that of a folder."""
+    if not Path(path).is_dir():
+        what = "is a file; expected a folder" if Path(path).exists() else "there is no such folder"
+        raise InputError(f"{path}: {what}.")
+
+
 def refuse_existing(path: str | Path) -> None:
     """Raises an `InputError` if something exists at a path that is to be written."""
     if os.path.lexists(path):

@@ -168,6 +168,7 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
       InputError: neither file exists, a file is damaged, or its pieces do not match `vocab`.
     """
     folder = Path(folder)
+    files.require_folder(folder)
     if (folder / "tokenizer.model").is_file():
         processor = load_sentencepiece(folder / "tokenizer.model")
         if processor.piece_to_id("[Text]") == vocab.text_marker:

@@ -70,8 +70,7 @@ def convert(inputs: Path, output: Path) -> None:
     from convert.llama import main
 
     if not (output / "model").exists():  # an existing output is never overwritten
-        sys.argv = ["x", "--checkpoint", str(inputs / "hf"), "--output", str(output / "model")]
-        main()
+        main(inputs / "hf", output / "model")
 
 
 COMMANDS = {"prepare": prepare, "align": align, "eval": evaluate, "export": export}

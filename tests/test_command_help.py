@@ -64,7 +64,7 @@ def test_help_suffices_and_unknown_options_are_refused(results, name):
         pytest.skip(status)
     assert status == 0 and "--help" in out and not err, err
     if name != "spirit_jax.cli.__main__":
-        assert out.startswith(f"usage: python -m {name}")
+        assert out.startswith(f"Usage: python -m {name}")
     status, out, err = results[f"{name} --no-such-option"]
     assert status == 2 and not out and err.strip(), (out, err)
 

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from convert.main import run_main  # noqa: E402
 from spirit_jax import files  # noqa: E402
+from spirit_jax.cli import running  # noqa: E402
 
 COMMANDS = {
     "ctc": ["--hf", "IN", "--output", "OUT"],
@@ -34,7 +34,7 @@ def run(tmp_path, monkeypatch, capsys):
             arguments = [argument.replace(short, path) for argument in arguments]
         monkeypatch.setattr(sys, "argv", [f"convert.{name}", *arguments])
         with pytest.raises(SystemExit) as stop:
-            run_main(import_module(f"convert.{name}").main)
+            running.run(import_module(f"convert.{name}").main)
         return stop.value.code, capsys.readouterr().err
 
     return run
@@ -48,6 +48,11 @@ def test_a_missing_input_is_a_one_line_error(name, run, tmp_path):
     assert not list(tmp_path.iterdir())
     assert run(name, "--surprise")[0] == 2
     assert run(name)[0] in ((1, 2) if name == "release" else (2,))  # its arguments have defaults
+
+
+@pytest.mark.parametrize("name", ["llama", "release"])
+def test_a_missing_folder_is_reported_as_such(name, run):
+    assert "in: there is no such folder" in run(name, *COMMANDS[name])[1]
 
 
 @pytest.mark.parametrize(
@@ -68,17 +73,21 @@ def test_invalid_arguments_are_usage_errors(name, arguments, run):
 
 
 def test_lack_of_memory_or_disk_is_reported_as_such(monkeypatch, capsys):
-    for error, expected in (
-        (MemoryError(), "memory is used up"),
-        (OSError(28, "No space left on device", "x"), "the disk is full"),
-        (KeyboardInterrupt(), "interrupted"),
+    monkeypatch.setattr(sys, "argv", ["convert"])
+    raised: list[BaseException] = []
+
+    def fail() -> None:
+        raise raised.pop()
+
+    for error, status, expected in (
+        (MemoryError(), "1", "memory is used up"),
+        (OSError(28, "No space left on device", "x"), "1", "the disk is full"),
+        (PermissionError(13, "Permission denied", "x"), "1", "error: x: "),
+        (KeyboardInterrupt(), "130", "interrupted"),
     ):
-
-        def fail(error=error):
-            raise error
-
-        with pytest.raises(SystemExit, match="1"):
-            run_main(fail)
+        raised.append(error)
+        with pytest.raises(SystemExit, match=status):
+            running.run(fail)
         message = capsys.readouterr().err
         assert expected in message and message.count("\n") == 1
 

@@ -17,6 +17,7 @@ from evaluators import phonetic_units, recognise, resynthesis, speech_tokenizer 
 from evaluators.resynthesis import MannerClassifier, SpeechSample  # noqa: E402
 from evaluators.speech_tokenizer import allowed_errors  # noqa: E402
 from spirit_jax.audio import load_audio  # noqa: E402
+from spirit_jax.cli import running  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.models.wav2vec2 import TrunkConfig  # noqa: E402
 
@@ -90,7 +91,7 @@ def test_a_missing_grammar_is_rejected(tmp_path, monkeypatch, capsys):
         resynthesis.recogniser(tmp_path / "worl.gram")
     monkeypatch.setattr(sys, "argv", ["recognise", "--grammar", str(tmp_path / "worl.gram")])
     with pytest.raises(SystemExit, match="1"):
-        recognise.main()
+        running.run(recognise.main)
     assert "error:" in capsys.readouterr().err
 
 
@@ -136,7 +137,7 @@ def test_incomplete_sets_of_folders_are_rejected(options, monkeypatch, capsys):
     sets = [part for option in options for part in (option, "nowhere")]
     monkeypatch.setattr(sys, "argv", ["speech_tokenizer", "--corpus", "nowhere", *sets])
     with pytest.raises(SystemExit, match="1"):
-        speech_tokenizer.main()
+        running.run(speech_tokenizer.main)
     assert "Give --base with --plain or --expressive" in capsys.readouterr().err
 
 

@@ -110,8 +110,10 @@ def test_expand_stream():
 
 
 def test_speakers_are_found_by_name_and_by_number():
+    config = dataclasses.replace(CONFIG, default_speaker=1)
+
     def find_speaker(speaker):
-        return hifigan.find_id(speaker, CONFIG.speakers, 3, 1, "speaker")
+        return config.find_voice(speaker, None)["speaker"]
 
     assert [find_speaker(w) for w in ("bob", 0, "0", None, "7")] == [1, 0, 0, 1, 2]
     for unknown in ("carl", 3, -1, "", "²"):

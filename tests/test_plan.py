@@ -142,18 +142,26 @@ def test_impossible_plans_are_rejected(tmp_path):
 
 
 def test_a_missing_compiler_is_reported_first():
-    start = "import sys; sys.modules['libtpu'] = None; from tpu.plan import main; main()"
+    start = "import runpy, sys; sys.modules['libtpu'] = None; "
+    start += "runpy.run_module('tpu.plan', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", start, "--config", "missing.yaml"]
     process = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
     assert process.returncode == 1 and process.stderr.startswith("error: The TPU's compiler is not")
     assert len(process.stderr.splitlines()) == 1 and ".[tpu]" in process.stderr
 
 
-@pytest.mark.parametrize("package", ["corpora", "evaluators"])
-def test_corpora_and_evaluators_name_their_extra(package):
-    start = f"import sys; sys.modules['pyworld'] = None; sys.argv = ['-m']; import {package}"
+@pytest.mark.parametrize(
+    ("package", "needed", "extra"),
+    [
+        ("corpora", "pyworld", "corpora"),
+        ("evaluators", "sklearn", "corpora"),
+        ("convert", "torch", "convert"),
+    ],
+)
+def test_packages_name_the_missing_extra(package, needed, extra):
+    start = f"import sys; sys.modules['{needed}'] = None; sys.argv = ['-m']; import {package}"
     process = subprocess.run(
         [sys.executable, "-c", start], cwd=CHECKOUT, capture_output=True, text=True
     )
     assert process.returncode == 1 and len(process.stderr.splitlines()) == 1
-    assert "pyworld" in process.stderr and "'.[corpora]'" in process.stderr
+    assert needed in process.stderr and f"'.[{extra}]'" in process.stderr

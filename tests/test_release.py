@@ -20,6 +20,7 @@ from convert import llama as convert_llama  # noqa: E402
 from convert import release, verify  # noqa: E402
 from convert.release import convert_release  # noqa: E402
 from spirit_jax import InputError, SpiritLM  # noqa: E402
+from spirit_jax.cli import running  # noqa: E402
 
 BASE = "spirit-lm-base-7b"
 ROOT = Path(__file__).parents[1]  # convert/ runs from here
@@ -93,10 +94,11 @@ def test_wrong_folders_and_names_are_named(tree, tmp_path):
 def test_the_environment_names_the_checkpoints(golden, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x", "--model", BASE, "--output", str(tmp_path / "out")])
     monkeypatch.delenv("SPIRITLM_CHECKPOINTS_DIR", raising=False)
-    with pytest.raises(InputError, match="SPIRITLM_CHECKPOINTS_DIR"):
-        release.main()
+    with pytest.raises(SystemExit, match="1"):
+        running.run(release.main)
+    assert "SPIRITLM_CHECKPOINTS_DIR" in capsys.readouterr().err
     monkeypatch.setenv("SPIRITLM_CHECKPOINTS_DIR", str(golden / "checkpoints"))
-    release.main()
+    running.run(release.main)
     assert "spirit-jax encode" in capsys.readouterr().out
     assert (tmp_path / "out" / "vocab.json").is_file()
 
@@ -107,7 +109,7 @@ def test_verify_tells_other_weights_from_the_released_ones(golden, tmp_path, mon
     argv = ["x", "--model", str(tmp_path / "model"), "--audio", str(audio)]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit, match="3 checks failed"):
-        verify.main()
+        running.run(verify.main)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ok   samples of the utterance"
     assert lines[1].startswith("FAIL hubert units: expected 99 at index 0, got ")
@@ -151,9 +153,7 @@ def test_any_llama_becomes_a_starting_point(tmp_path, monkeypatch, pieces, kind)
         train_sentencepiece(source / "tokenizer.model")
     else:
         write_big_tokenizer(source / "tokenizer.json", pieces)
-    argv = ["x", "--checkpoint", str(source), "--add-speech-tokens", kind]
-    monkeypatch.setattr(sys, "argv", [*argv, "--output", str(tmp_path / "model")])
-    convert_llama.main()
+    convert_llama.main(source, tmp_path / "model", kind)
 
     lm = SpiritLM.from_pretrained(tmp_path / "model")
     assert lm.vocab.text_size == pieces
@@ -177,15 +177,13 @@ def test_any_llama_becomes_a_starting_point(tmp_path, monkeypatch, pieces, kind)
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
-def test_a_failed_conversion_of_a_llama_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_conversion_of_a_llama_leaves_nothing(tmp_path):
     source = write_llama(tmp_path / "hf", 1_000)
     train_sentencepiece(source / "tokenizer.model")
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    argv = ["x", "--checkpoint", str(source), "--add-speech-tokens", "base"]
-    monkeypatch.setattr(sys, "argv", [*argv, "--output", str(tmp_path / "model")])
     with pytest.raises(InputError, match="model.safetensors"):
-        convert_llama.main()
+        convert_llama.main(source, tmp_path / "model", "base")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from evaluators import table
+from spirit_jax.cli import running
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def make_table(base_folder, tmp_path, monkeypatch, capsys):
         tasks.write_text(f"pairs: [{{name: {name}, manifest: {tmp_path / 'pairs.jsonl'}}}]")
         arguments = ["table", "--config", str(tasks), "--output", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", [*arguments, *models])
-        table.main()
+        running.run(table.main)
         return capsys.readouterr().out.splitlines()
 
     return run

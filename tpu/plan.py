@@ -9,7 +9,6 @@ install -e '.[tpu]'). Times are the compiler's estimates, not measurements.
         mesh.data=1 mesh.fsdp=1 mesh.tensor=8
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import itertools
@@ -18,14 +17,18 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from spirit_jax import config as config_lib
 from spirit_jax import files, sharding
+from spirit_jax.cli.running import run
 from spirit_jax.errors import InputError
 from spirit_jax.models import llama
 from spirit_jax.training.lm.config import LmRunConfig
@@ -198,38 +201,35 @@ def search(config: LmRunConfig, topology: str) -> Iterator[tuple[dict, dict]]:
         yield settings, result
 
 
-def main() -> None:
+def main(
+    run_config: Annotated[Path, typer.Option("--config", help="Run config, YAML")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as remat=block")
+    ] = None,
+    topology: Annotated[
+        str | None, typer.Option(help="Such as v5e:16x16; the config's if not given")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    is_search: Annotated[
+        bool, typer.Option("--search", help="Try batch, remat and mesh; rank them")
+    ] = False,
+    decode: Annotated[
+        int, typer.Option(metavar="ROWS", help="Plan a step of decoding instead")
+    ] = 0,
+) -> None:
     """The command; see the module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tpu.plan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="run config, YAML")
-    parser.add_argument("--topology", help="such as v5e:16x16; the config's by default")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--search", action="store_true", help="try batch, remat and mesh; rank them"
-    )
-    parser.add_argument("--decode", type=int, default=0, metavar="ROWS", help="a step of decoding")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as remat=block")
-    args = parser.parse_args()
-    try:
-        if importlib.util.find_spec("libtpu") is None:
-            raise InputError(
-                "The TPU's compiler is not installed: pip install -e '.[tpu]'. It needs no TPU."
-            )
-        config = config_lib.read(LmRunConfig, args.config, args.overrides)
-        topology = args.topology or config.topology
-        if not topology:
-            raise InputError(f"{args.config}: names no topology; give --topology v5e:16x16.")
-        if args.search:
-            _print_search(search(config, topology), args.json)
-        else:
-            _print_plan(plan(config, topology, args.decode), args.json)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(
+            "The TPU's compiler is not installed: pip install -e '.[tpu]'. It needs no TPU."
+        )
+    config = config_lib.read(LmRunConfig, run_config, overrides or [])
+    topology = topology or config.topology
+    if not topology:
+        raise InputError(f"{run_config}: names no topology; give --topology v5e:16x16.")
+    if is_search:
+        _print_search(search(config, topology), as_json)
+    else:
+        _print_plan(plan(config, topology, decode), as_json)
 
 
 def _print_plan(result: dict, as_json: bool) -> None:
@@ -289,4 +289,4 @@ def _placed(shapes, places):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

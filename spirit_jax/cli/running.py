@@ -15,11 +15,12 @@ from spirit_jax.errors import InputError
 from spirit_jax.files import describe, find_lack
 
 UsageError = typer.BadParameter.__base__  # click's, or that of the copy inside Typer
-EXTRAS = {  # the packages that a command cannot do without, by the extra that has them
+EXTRAS = {  # packages that commands import at once, by the extra of this package that has them
     "convert": ("torch", "safetensors"),
     "corpora": ("pocketsphinx", "sklearn", "pyworld"),
-    "test": ("torch", "transformers"),
 }
+
+Output = typing.Annotated[Path, typer.Option(help="Folder to write to")]
 
 
 class Command(TyperCommand):
@@ -43,22 +44,21 @@ def make_app(**settings) -> typer.Typer:
     return typer.Typer(**plain, rich_markup_mode=None, **settings)
 
 
-def run(function: Callable[..., None], extra: str = "") -> None:
+def run(function: Callable[..., None]) -> None:
     """Runs the command of a `python -m` module.
 
     Args:
       function: its parameters are the options and arguments, as Typer reads them. The docstring of
         its module is the text of `--help`.
-      extra: the extra of this package that the command needs; see `EXTRAS`.
     """
     module = sys.modules[function.__module__]
     app = make_app()
     text = "\n\n".join(f"\b\n{paragraph}" for paragraph in module.__doc__.split("\n\n"))  # as it is
     app.command(help=text, cls=Command)(function)
-    call(app, f"python -m {module.__spec__.name}", extra)
+    call(app, f"python -m {module.__spec__.name}")
 
 
-def call(app: typer.Typer, name: str, extra: str = "") -> None:
+def call(app: typer.Typer, name: str) -> None:
     """Runs an application on the arguments of this process.
 
     An error is one line on standard error. The exit status is 1 for a bad input, 2 for an unknown
@@ -67,10 +67,8 @@ def call(app: typer.Typer, name: str, extra: str = "") -> None:
     Args:
       app: the application.
       name: how users call it, for messages.
-      extra: see `run`.
     """
     try:
-        require(extra)
         with typer.main.get_command(app).make_context(name, sys.argv[1:]) as context:
             context.command.invoke(context)
     except typer.Exit as stop:
@@ -99,12 +97,19 @@ def call(app: typer.Typer, name: str, extra: str = "") -> None:
 
 
 def require(extra: str) -> None:
-    """Raises `InputError` if packages of an extra, one of `EXTRAS` or "", are not installed."""
-    missing = [name for name in EXTRAS.get(extra, ()) if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"{' and '.join(missing)} cannot be imported: the command needs the extra {extra} "
-            f"(pip install -e '.[{extra}]')."
+    """Ends a `python -m` command of a package that imports what is not installed.
+
+    For the package's `__init__`: while Python looks for the module to run, `sys.argv[0]` is "-m".
+
+    Args:
+      extra: one of `EXTRAS`.
+    """
+    missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if missing and sys.argv[0] == "-m":
+        _fail(
+            f"{' and '.join(missing)} cannot be imported: this command needs the extra {extra} "
+            f"(pip install -e '.[{extra}]').",
+            1,
         )
 
 

@@ -14,9 +14,9 @@ import toy_tokenizers as toy  # noqa: E402
 
 from convert import export, torch_files  # noqa: E402
 from convert import llama as convert_llama  # noqa: E402
-from convert.main import run_main  # noqa: E402
 from convert.tokenizer import convert_tokenizer  # noqa: E402
 from spirit_jax import SpiritLM, checkpoint, config  # noqa: E402
+from spirit_jax.cli import running  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.new_model import extend_model  # noqa: E402
 from spirit_jax.text import load_text_tokenizer  # noqa: E402
@@ -205,7 +205,7 @@ def write_llama(folder, pieces, rows):
 
 def run(main, *arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
-    run_main(main)
+    running.run(main)
 
 
 def test_rows_stay_and_a_folder_comes_back(pieces, tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import save_file  # noqa: E402
 
 from convert import ctc as convert_ctc  # noqa: E402
-from convert.main import run_main  # noqa: E402
+from spirit_jax.cli import running  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.models import ctc  # noqa: E402
 
@@ -112,14 +112,14 @@ def test_the_command_writes_the_folder_or_prints_an_error(tmp_path, monkeypatch,
     arguments = ["--hf", str(tmp_path / "hf"), "--output", str(tmp_path / "ctc")]
     monkeypatch.setattr(sys, "argv", ["convert.ctc", *arguments])
     with pytest.raises(SystemExit, match="1"):
-        run_main(convert_ctc.main)
+        running.run(convert_ctc.main)
     assert "'C' is 6; the network has 6 labels" in capsys.readouterr().err
     (tmp_path / "hf/vocab.json").write_text(json.dumps(VOCAB))
-    run_main(convert_ctc.main)
+    running.run(convert_ctc.main)
     assert ctc.load(tmp_path / "ctc")[0].config.labels[3] == "A"
     monkeypatch.setattr(sys, "argv", ["convert.ctc", *arguments, "--language", "eng"])
     with pytest.raises(SystemExit, match="1"):
-        run_main(convert_ctc.main)
+        running.run(convert_ctc.main)
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -159,14 +159,12 @@ def test_f0_is_that_of_the_release(golden, ours):
         np.testing.assert_allclose(track, arrays[f"f0/{path.name}/f0"], rtol=1e-3)
 
 
-def test_a_model_without_f0_gets_it(expressive_folder, fcpe_weights, tmp_path, monkeypatch, capsys):
+def test_a_model_without_f0_gets_it(expressive_folder, fcpe_weights, tmp_path, capsys):
     import shutil
 
     model = tmp_path / "model"
     shutil.copytree(expressive_folder, model)
-    argv = ["convert.fcpe", "--weights", str(fcpe_weights), "--model", str(model)]
-    monkeypatch.setattr(sys, "argv", argv)
-    convert_fcpe.main()
+    convert_fcpe.main(weights=fcpe_weights, model=model)
     assert str(model) in capsys.readouterr().out
     SpeechTokenizer.from_pretrained(model, f0_method="fcpe").require_encoder()
 

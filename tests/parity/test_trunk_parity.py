@@ -15,7 +15,7 @@ soundfile = pytest.importorskip("soundfile")
 
 from convert import hubert as convert_hubert  # noqa: E402
 from convert import style as convert_style  # noqa: E402
-from convert.main import run_main  # noqa: E402
+from spirit_jax.cli import running  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.models import hubert, style  # noqa: E402
 from spirit_jax.models.wav2vec2 import Trunk, frame_lengths  # noqa: E402
@@ -410,7 +410,7 @@ def test_centroids_are_read_from_every_form(tmp_path):
 
 def command(module, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
-    run_main(module.main)
+    running.run(module.main)
 
 
 def test_commands_write_folders_or_say_why_not(hf, tmp_path, monkeypatch, capsys):
