@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from convert import fcpe, hifigan, hubert, llama, pitch, style, tokenizer
 from spirit_jax import files, model_folder
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
@@ -40,6 +39,8 @@ def convert_release(
     for name in ("speech_tokenizer", "spiritlm_model"):
         if not (checkpoints / name).is_dir():
             raise InputError(f"{checkpoints}: has no folder '{name}'; is it the release's root?")
+    from convert import llama, tokenizer  # import JAX, after the checks that need none
+
     source = checkpoints / "spiritlm_model" / model
     if not source.is_dir():
         known = sorted(folder.name for folder in source.parent.iterdir() if folder.is_dir())
@@ -80,6 +81,8 @@ def convert_speech_tokenizer(
     Raises:
       InputError: see `convert_release`.
     """
+    from convert import fcpe, hifigan, hubert, pitch, style
+
     encoder = hubert.read_release_encoder(source / "hubert_25hz" / "mhubert_base_25hz.pt")
     quantizer = hubert.read_release_quantizer(source / "hubert_25hz" / "L11_quantizer_500.pt")
     hubert.convert_hubert(output, encoder, quantizer)

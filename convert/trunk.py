@@ -72,13 +72,12 @@ def read_hf_trunk(
       InputError: the network is not supported, or a value is invalid.
     """
     path = Path(folder) / "config.json"
-    if hf.get("model_type") not in model_types:
-        expected = " or ".join(repr(name) for name in model_types)
-        raise InputError(
-            f"{path}: model_type is {show(hf.get('model_type'))}, expected {expected}."
-        )
+    kind = hf.get("model_type")
+    if kind not in model_types:
+        expected = " or ".join(map(repr, model_types))
+        raise InputError(f"{path}: model_type is {show(kind)}, expected {expected}.")
     refuse(path, hf, add_adapter=False, quantization_config=None)
-    is_hubert = hf["model_type"] == "hubert"  # only these have the two settings below
+    is_hubert = kind == "hubert"  # only these have the two settings below
     if is_hubert:
         refuse(path, hf, conv_pos_batch_norm=False)
     hf = HF_DEFAULTS | hf
@@ -87,12 +86,9 @@ def read_hf_trunk(
         total = hf["num_hidden_layers"]
         layer = total if named is None else named
         check_layer(path, layer, total)
-        convs = (hf["conv_dim"], hf["conv_kernel"], hf["conv_stride"])
-        if len({len(numbers) for numbers in convs}) != 1:
-            raise InputError(f"{path}: conv_dim, conv_kernel and conv_stride differ in length.")
         return {
             "input_norm_eps": HF_INPUT_NORM_EPS if normalize else None,
-            "conv_layers": tuple(zip(*convs, strict=True)),
+            "conv_layers": _read_conv_layers(path, hf),
             "conv_norm": hf["feat_extract_norm"],
             "conv_bias": hf["conv_bias"],
             "conv_activation": read_activation(path, hf["feat_extract_activation"]),
@@ -110,6 +106,13 @@ def read_hf_trunk(
             "final_norm": not hf["do_stable_layer_norm"] or named is None,
             "norm_eps": hf["layer_norm_eps"],
         }
+
+
+def _read_conv_layers(path: Path, hf: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:
+    convs = (hf["conv_dim"], hf["conv_kernel"], hf["conv_stride"])
+    if len({len(numbers) for numbers in convs}) != 1:
+        raise InputError(f"{path}: conv_dim, conv_kernel and conv_stride differ in length.")
+    return tuple(zip(*convs, strict=True))
 
 
 def hf_rules(cfg: TrunkConfig, total_layers: int, prefix: str = "", target: str = "") -> list[Rule]:

@@ -16,10 +16,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from spirit_jax import SpiritLM, config, files, model_folder
+from spirit_jax import config, files, model_folder
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
-from spirit_jax.evaluation.run import EvalConfig, evaluate
+from spirit_jax.evaluation.configs import EvalConfig
 
 HIDDEN = "items", "commonest"  # figures without a row
 Figures = dict[str, dict[str, float]]
@@ -52,6 +52,9 @@ def _evaluate(folder: str, tasks: EvalConfig, output: Path) -> Figures:
     fingerprint = json.loads(json.dumps(fingerprint))
     note = output / "table.json"  # written last; evaluate has a note of its own
     if not note.exists() or files.read_json(note) != fingerprint:
+        from spirit_jax.evaluation.run import evaluate
+        from spirit_jax.spiritlm import SpiritLM
+
         evaluate(SpiritLM.from_pretrained(folder), tasks, output, Console(stderr=True))
         config.write(fingerprint, note)
     return files.read_json(output / "figures.json")

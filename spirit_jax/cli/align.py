@@ -1,6 +1,7 @@
 """`spirit-jax align`: adds word times to a corpus."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -52,19 +53,7 @@ def align(
     Items that cannot be aligned are listed, with reasons, in OUTPUT.rejects.jsonl. An interrupted
     run resumes.
     """
-    ways = {
-        "--model": model,
-        "--aligner": aligner,
-        "--textgrid": textgrid,
-        "--whisperx": whisperx,
-    }
-    given = sum(way is not None for way in ways.values())
-    if given == 0:
-        raise InputError(f"Word times come from one of {', '.join(ways)}; give one. {FIRST_STEP}")
-    if given > 1:
-        raise InputError(f"Word times come from one of {', '.join(ways)}; give only one.")
-    if aligner not in (None, "pocketsphinx"):
-        raise InputError(f"--aligner {aligner}: is unknown; expected pocketsphinx. {FIRST_STEP}")
+    _check_ways(model, aligner, textgrid, whisperx)
     check_alignment(batch_size, min_score)
     check_source(str(source))
     checks.new_file(output)
@@ -89,13 +78,6 @@ def align(
 
         word_aligner = Aligner.from_pretrained(model)
     with progress.counting("aligning", count_items(str(source), 1)) as add:
-        counted = 0
-
-        def show_total(total: int) -> None:
-            nonlocal counted
-            add(total - counted)
-            counted = total
-
         summary = align_corpus(
             source,
             output,
@@ -105,10 +87,41 @@ def align(
             tier=tier,
             min_score=min_score,
             batch_size=batch_size,
-            progress=show_total,
+            progress=_added(add),
         )
     print(f"{output}: {summary.aligned} items with word times, {summary.rejected} rejected")
     if summary.rejected:
         print(f"the reasons are in {output}.rejects.jsonl", file=sys.stderr)
     for note in summary.notes():
         print(f"warning: {note}", file=sys.stderr)
+
+
+def _check_ways(
+    model: Path | None, aligner: str | None, textgrid: Path | None, whisperx: Path | None
+) -> None:
+    """Raises `InputError` unless word times have one source."""
+    ways = {
+        "--model": model,
+        "--aligner": aligner,
+        "--textgrid": textgrid,
+        "--whisperx": whisperx,
+    }
+    given = sum(way is not None for way in ways.values())
+    if given == 0:
+        raise InputError(f"Word times come from one of {', '.join(ways)}; give one. {FIRST_STEP}")
+    if given > 1:
+        raise InputError(f"Word times come from one of {', '.join(ways)}; give only one.")
+    if aligner not in (None, "pocketsphinx"):
+        raise InputError(f"--aligner {aligner}: is unknown; expected pocketsphinx. {FIRST_STEP}")
+
+
+def _added(add: Callable[[int], None]) -> Callable[[int], None]:
+    """A function of totals that calls `add` with what each adds to the one before."""
+    counted = 0
+
+    def show_total(total: int) -> None:
+        nonlocal counted
+        add(total - counted)
+        counted = total
+
+    return show_total

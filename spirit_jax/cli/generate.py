@@ -10,7 +10,7 @@ import typer
 
 from spirit_jax import model_folder
 from spirit_jax.cli import checks
-from spirit_jax.cli.options import ModelDir
+from spirit_jax.cli.options import ModelDir, Speaker
 from spirit_jax.errors import InputError
 from spirit_jax.generation.config import GenerationConfig
 
@@ -35,7 +35,7 @@ def generate(
         bool, typer.Option("--greedy", help="Take the likeliest token instead of sampling")
     ] = False,
     seed: Annotated[int, typer.Option(help="Random seed of sampling")] = 0,
-    speaker: Annotated[str | None, typer.Option(help="Speaker, by name or number")] = None,
+    speaker: Speaker = None,
     output: Annotated[Path, typer.Option(help="Folder for the WAV files")] = Path("."),
     transcribe: Annotated[
         bool, typer.Option("--transcribe", help="Transcribe each speech:FILE separately")

@@ -20,6 +20,7 @@ Distributed = Annotated[
 PeerTimeout = Annotated[
     int, typer.Option(help="Seconds without heartbeat after which another process is lost")
 ]
+Speaker = Annotated[str | None, typer.Option(help="Speaker, by name or number")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files")]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from spirit_jax.cli import checks
-from spirit_jax.cli.options import ModelDir, Overwrite
+from spirit_jax.cli.options import ModelDir, Overwrite, Speaker
 from spirit_jax.errors import InputError
 
 
@@ -14,7 +14,7 @@ def resynth(
     model: ModelDir,
     source: Annotated[Path, typer.Argument(metavar="IN", help="Audio file")],
     output: Annotated[Path, typer.Argument(metavar="OUT.wav", help="WAV file to write")],
-    speaker: Annotated[str | None, typer.Option(help="Speaker, by name or number")] = None,
+    speaker: Speaker = None,
     style: Annotated[str | None, typer.Option(help="Style, by name or number (Base)")] = None,
     overwrite: Overwrite = False,
 ) -> None:
