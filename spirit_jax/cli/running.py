@@ -71,9 +71,8 @@ def call(app: typer.Typer, name: str) -> None:
     try:
         with typer.main.get_command(app).make_context(name, sys.argv[1:]) as context:
             context.command.invoke(context)
-    except typer.Exit as stop:
-        if stop.exit_code:
-            sys.exit(stop.exit_code)
+    except typer.Exit as stop:  # also after help, with status 0
+        sys.exit(stop.exit_code)
     except UsageError as error:
         place = error.ctx.command_path if error.ctx else name
         message = error.format_message().rstrip(".")
