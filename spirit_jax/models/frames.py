@@ -105,6 +105,7 @@ def magnitudes(wave_bs: jax.Array, n_fft: int, hop: int) -> jax.Array:
     return jnp.sqrt(power_spectrum(wave_bs, n_fft, hop) + POWER_FLOOR)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def log_mel(wave_bs: jax.Array, config: MelConfig) -> jax.Array:
     """Log (base e) mel magnitudes, float32 (b, s // hop, m), of samples in -1..1."""
     magnitude_btf = magnitudes(wave_bs, config.n_fft, config.hop)
@@ -112,6 +113,7 @@ def log_mel(wave_bs: jax.Array, config: MelConfig) -> jax.Array:
     return jnp.log(jnp.maximum(mel_btm, config.floor))
 
 
+@functools.partial(jax.jit, static_argnames=("sizes", "floor"))
 def stft_distance(
     wave_bs: jax.Array, other_bs: jax.Array, sizes: tuple[int, ...], floor: float = 0.0
 ) -> jax.Array:

@@ -142,20 +142,23 @@ class _Board:
         self._writer = event_file_writer.EventsWriter(str(folder / "events"))
         # TensorBoard then ignores steps from `first` on in earlier files.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.Value("START"))
-        self._write(step=first, session_log=start)
+        self._write(self._new_event(step=first, session_log=start))
 
     def add(self, metrics: dict[str, float | None], step: int) -> None:
         """Adds scalars; None is skipped."""
+        event = self._new_event(step=step)  # one for all, since each is flushed to the disk
         for name, value in metrics.items():
             if value is not None and math.isfinite(value):
-                self._write(step=step, summary=self._new_scalar(_board_name(name), value))
+                event.summary.MergeFrom(self._new_scalar(_board_name(name), value))
+        self._write(event)
 
     def close(self) -> None:
         """Closes the file."""
         self._writer.close()
 
-    def _write(self, **fields: Any) -> None:
-        self._writer.write_event(self._new_event(wall_time=time.time(), **fields))
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
         self._writer.flush()
 
 

@@ -127,11 +127,11 @@ class Recipe(abc.ABC, Generic[Config]):
 
     def first_state(self, mesh: jax.sharding.Mesh, places: TrainState) -> TrainState:
         """The state before the first step; `places` are the shardings of its arrays."""
-        return jax.jit(self._create, out_shardings=places)()
+        return jax.jit(self._creation, out_shardings=places)()
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> TrainState:
         """Shapes, dtypes and shardings of the state; replicated on every device by default."""
-        shapes, replicated = jax.eval_shape(self._create), sharding.replicated(mesh)
+        shapes, replicated = jax.eval_shape(self._creation), sharding.replicated(mesh)
         return abstract_state(shapes, jax.tree.map(lambda _: replicated, shapes))
 
     def jit_step(
@@ -163,6 +163,11 @@ class Recipe(abc.ABC, Generic[Config]):
         Raises:
           InputError: data or a folder of the config cannot be read.
         """
+
+    @functools.cached_property
+    def _creation(self) -> Callable[[], TrainState]:
+        """`_create`, jitted: its shapes and its values need one trace."""
+        return jax.jit(self._create)
 
     def _create(self) -> TrainState:
         params, extra = self.init()

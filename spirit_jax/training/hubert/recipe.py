@@ -207,6 +207,7 @@ def measure(
     return sums
 
 
+@jax.jit
 def summarise(sums: dict[str, jax.Array], unmasked_weight: float) -> dict[str, jax.Array]:
     """Loss and accuracy, and the usage of clusters in predictions for masked frames."""
 

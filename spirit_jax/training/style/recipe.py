@@ -187,6 +187,7 @@ def measure(
     return sums, jnp.where(length_mask(units_b, labels_bs.shape[1]), best_bs, NO_LABEL)
 
 
+@jax.jit
 def summarise(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Means over labelled units; `commonest` is the accuracy of the most frequent label."""
     total = jnp.maximum(sums["labels_l"].sum(), 1)
