@@ -11,7 +11,8 @@ from spirit_jax.models import hifigan, hubert, llama, pitch, style, wav2vec2
 from spirit_jax.text import learn_text_tokenizer
 from spirit_jax.vocab import PITCH_UNITS, STYLE_UNITS, Vocab
 
-CONV_LAYERS = ((16, 10, 5), *((16, 3, 2),) * 4, *((16, 2, 2),) * 2)  # 50 frames a second
+# Few layers compile quickly; stride and width of a frame are those of wav2vec 2.0, 320 and 400.
+CONV_LAYERS = ((16, 100, 20), (16, 16, 16))
 TRUNK = {
     "conv_pos": 8,
     "conv_pos_groups": 2,
@@ -83,9 +84,11 @@ def _speech_networks(kind: str) -> dict[str, tuple]:
         num_style_ids=0 if expressive else 26,
         speakers=("ex01", "ex02", "ex03", "ex04"),
         embedding_dim=8,
+        upsample_rates=(20, 32),
+        upsample_kernels=(40, 64),
         initial_channels=64,
-        resblock_kernels=(3,),  # a single one compiles quickly
-        resblock_dilations=((1, 3),),
+        resblock_kernels=(3,),
+        resblock_dilations=((3,),),
         duration_hidden=8,
     )
     networks = {
@@ -94,7 +97,12 @@ def _speech_networks(kind: str) -> dict[str, tuple]:
         "hifigan": (vocoder, hifigan.abstract_params(hifigan.HifiGan(vocoder))),
     }
     if expressive:
-        pitch_config = pitch.PitchConfig()
+        pitch_config = pitch.PitchConfig(
+            downs=((4, 8, 2),) * 2,
+            encoder=pitch.StackConfig(width=16, hidden=16, depth=1),
+            decoder=pitch.StackConfig(width=16, hidden=16, depth=1, reverse=True),
+            code_dim=16,
+        )
         networks["pitch"] = (pitch_config, pitch.abstract_params(pitch.PitchVqVae(pitch_config)))
         style_config = style.StyleConfig(
             trunk=wav2vec2.TrunkConfig(input_norm_eps=1e-7, conv_layers=CONV_LAYERS, **TRUNK),
