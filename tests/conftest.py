@@ -26,6 +26,8 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
+pytest.register_assert_rewrite("speech_runs")  # tests import it, and use it as a plugin
+
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "release_tiny"
 
 

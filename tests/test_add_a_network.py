@@ -56,15 +56,15 @@ def test_the_example_trains_resumes_and_exports(loudness, tmp_path):
         data=SpeechDataConfig((manifest,), (manifest,), batch_rows=2),
         optimizer=OptimizerConfig(learning_rate=1e-2),
     )
-    full = speech_runs.run(recipe, config)
+    full = speech_runs.run(recipe(config))
     assert full[-1]["eval_loss"] < 0.5 * full[0]["loss"]
     assert (tmp_path / "full" / "report" / "loudness.png").is_file()
     stopped = dataclasses.replace(config, run_dir=str(tmp_path / "stopped"))
-    speech_runs.run(recipe, stopped, stop_after=25)
-    resumed = speech_runs.run(recipe, stopped)
+    speech_runs.run(recipe(stopped), stop_after=25)
+    resumed = speech_runs.run(recipe(stopped))
     assert [line["loss"] for line in resumed] == [line["loss"] for line in full[-len(resumed) :]]
     assert 0 < len(resumed) < 40
-    states = [speech_runs.load_state(recipe, run) for run in (config, stopped)]
+    states = [speech_runs.load_state(recipe(run)) for run in (config, stopped)]
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert export(recipe(config), tmp_path / "network") == 40
     network, params = checkpoint.load_network(tmp_path / "network", type(config.network))

@@ -21,11 +21,11 @@ from spirit_jax.models import ctc
 from spirit_jax.models.ctc import CtcConfig, CtcModel
 from spirit_jax.models.wav2vec2 import TrunkConfig, frame_lengths
 
-# The aligner, with a small network that has learnt a tone for every label.
+# The aligner, with a small network that was trained on a tone for every label.
 
 TRUNK = TrunkConfig(
     input_norm_eps=1e-7,
-    conv_layers=((24, 10, 5), (24, 8, 8), (24, 8, 8)),
+    conv_layers=((24, 40, 20), (24, 16, 16)),
     conv_norm="layer",
     conv_pos=4,
     conv_pos_groups=2,
@@ -41,14 +41,14 @@ FRAME = TRUNK.stride / RATE
 
 def sing(labels, seed=0, silence=SILENCE):
     """A recording that has a tone for every label: (samples, the label at every sample)."""
-    waves, said = [np.zeros(silence)], [np.zeros(silence, int)]
+    waves, labels_t = [np.zeros(silence)], [np.zeros(silence, int)]
     for label in labels:
         tone = 0.5 * np.sin(2 * np.pi * (400 + 500 * label) * np.arange(TONE) / RATE)
         waves += [tone, np.zeros(silence)]
-        said += [np.full(TONE, label), np.zeros(silence, int)]
+        labels_t += [np.full(TONE, label), np.zeros(silence, int)]
     wave = np.concatenate(waves)
     wave += np.random.default_rng(seed).normal(0, 0.02, len(wave))
-    return wave.astype(np.float32), np.concatenate(said)
+    return wave.astype(np.float32), np.concatenate(labels_t)
 
 
 def sing_words(text, silence=SILENCE):
@@ -65,12 +65,12 @@ def sing_words(text, silence=SILENCE):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The folder of the network that knows tones."""
+    """The folder of a network trained on tones."""
     rng = np.random.default_rng(0)
-    made = [sing(rng.integers(2, 9, 8), seed) for seed in range(128)]
-    waves_nt, said_nt = (np.stack(arrays) for arrays in zip(*made, strict=True))
+    examples = [sing(rng.integers(2, 9, 8), seed) for seed in range(128)]
+    waves_nt, labels_nt = (np.stack(arrays) for arrays in zip(*examples, strict=True))
     frames = int(frame_lengths(waves_nt.shape[1], TRUNK.conv_layers))
-    targets_nt = said_nt[:, np.arange(frames) * TRUNK.stride + TRUNK.receptive_field // 2]
+    targets_nt = labels_nt[:, np.arange(frames) * TRUNK.stride + TRUNK.receptive_field // 2]
     model, optimizer = CtcModel(CONFIG), optax.adam(1e-2)
 
     def loss(params, wave_bt, targets_bt):
@@ -107,7 +107,7 @@ def assert_times(words, expected, frames=1.5):
     assert np.abs(ours - theirs).max() <= frames * FRAME
 
 
-def test_words_are_found_where_they_are(aligner):
+def test_words_have_their_true_times(aligner):
     wave, expected = sing_words("abc de c aab'e")
     aligned = aligner.align(wave, "ABC, de -- c (Aab\u2019e)!")
     assert_times(aligned.words, expected)
@@ -161,9 +161,9 @@ def test_texts_that_cannot_be_aligned_are_refused(seconds, text, named, aligner)
     wave = np.zeros(int(seconds * RATE), np.float32)
     with pytest.raises(InputError, match=named):
         aligner.align(wave, text)
-    refused, found = aligner.align_batch([wave, sing_words("a b")[0]], [text, "a b"])
+    refused, aligned = aligner.align_batch([wave, sing_words("a b")[0]], [text, "a b"])
     assert (refused.words, refused.score) == ((), -np.inf) and named in refused.problem
-    assert len(found.words) == 2 and not found.problem
+    assert len(aligned.words) == 2 and not aligned.problem
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_corpus_gets_words_and_scores(aligner, corpus, tmp_path):
     assert len(os.listdir(output.parent)) == 2
 
 
-def test_a_run_that_was_stopped_goes_on(aligner, corpus, tmp_path):
+def test_an_interrupted_run_resumes(aligner, corpus, tmp_path):
     source, _ = corpus
     align_corpus(source, tmp_path / "whole.jsonl", aligner)
 

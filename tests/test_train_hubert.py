@@ -1,7 +1,6 @@
-"""The training of HuBERT: it learns, goes on after a stop, and its networks make units."""
+"""The training of HuBERT: it learns, resumes, and its exported networks give units."""
 
 import dataclasses
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import speech_runs
-from speech_runs import changed
+from speech_runs import TRUNK, changed, losses, run, without_evaluation
 from tones import write_tones
 
 from spirit_jax import checkpoint
@@ -20,7 +18,7 @@ from spirit_jax.data.speech import SpeechDataConfig, read_items
 from spirit_jax.errors import InputError
 from spirit_jax.models import hubert
 from spirit_jax.models.hubert import HubertConfig
-from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
+from spirit_jax.models.wav2vec2 import Trunk
 from spirit_jax.training import distributed, kmeans, loop
 from spirit_jax.training.export import export
 from spirit_jax.training.hubert import gabor as filters
@@ -30,20 +28,10 @@ from spirit_jax.training.hubert.config import HubertRunConfig
 from spirit_jax.training.hubert.recipe import HubertRecipe
 from spirit_jax.training.hubert.targets import Recording
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
-from spirit_jax.training.step import TrainState
 
-run = functools.partial(speech_runs.run, HubertRecipe)
+pytest_plugins = "speech_runs"
 
 STEPS = 150
-NETWORK = TrunkConfig(
-    conv_layers=((16, 20, 10), (16, 8, 8), (16, 8, 8)),
-    conv_pos=8,
-    conv_pos_groups=2,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=2,
-    ffn_size=32,
-)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +44,7 @@ def config(tmp_path_factory):
         checkpoint_every=50,
         data=SpeechDataConfig((manifest,), (manifest,), batch_rows=4),
         optimizer=OptimizerConfig(learning_rate=5e-3, weight_decay=0.0, warmup_steps=5),
-        network=NETWORK,
+        network=TRUNK,
         target_clusters=6,
         embedding_size=8,
         mask_span=3,
@@ -68,25 +56,8 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(config):
-    """The lines of a run from start to end."""
-    return run(config)
-
-
-@pytest.fixture(scope="module")
-def exported(config, whole):
-    folder = Path(config.run_dir) / "exported"
-    assert export(HubertRecipe(config), folder) == STEPS
-    return folder
-
-
-def losses(lines):
-    return [line["loss"] for line in lines]
-
-
-def read_params(config):
-    state = speech_runs.load_state(HubertRecipe, config)
-    return jax.tree.map(np.asarray, state.params)
+def recipe(config):
+    return HubertRecipe(config)
 
 
 def test_it_learns(whole, config):
@@ -99,99 +70,106 @@ def test_it_learns(whole, config):
     assert all((report / name).stat().st_size > 1000 for name in ("units.png", "units.wav"))
 
 
-@pytest.mark.slow  # by default the pitch network stands for all
-def test_stopped_equals_unstopped_bitwise(config, whole):
+@pytest.mark.slow  # the runs of pitch and style networks resume in every suite
+def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole):
     stopped = changed(config, "stopped", steps=16, checkpoint_every=6)
-    run(stopped, stop_after=9)
+    run(HubertRecipe(stopped), stop_after=9)
     targets = Path(stopped.run_dir) / "targets.npz"
-    made = targets.stat().st_mtime_ns
-    rest = run(stopped)
+    written_at = targets.stat().st_mtime_ns
+    rest = run(HubertRecipe(stopped))
     assert losses(rest) == losses(whole[:16])[-len(rest) :] and 0 < len(rest) < 16
-    assert targets.stat().st_mtime_ns == made
+    assert targets.stat().st_mtime_ns == written_at
     assert not list(targets.parent.glob("*.tmp"))
 
 
 @pytest.mark.slow
 def test_two_devices_change_nothing(config, whole):
-    split = run(changed(config, "split", steps=8), devices=2)
+    split = run(HubertRecipe(changed(config, "split", steps=8)), devices=2)
     np.testing.assert_allclose(losses(split), losses(whole[:8]), rtol=2e-5)
 
 
-def test_the_exported_network_is_an_inner_layer_and_its_clusters_are_units(config, exported):
+def test_the_exported_network_is_an_inner_layer_with_clusters_of_its_output(
+    config, recipe, exported, final_state
+):
     model, params = hubert.load(exported / "hubert", exported / "quantizer")
-    assert model.config.trunk == dataclasses.replace(NETWORK, num_layers=1)
-    trained = read_params(config)["trunk"]
+    trunk = model.config.trunk
+    assert trunk == dataclasses.replace(TRUNK, num_layers=1)
+    trained = final_state.params["trunk"]
     jax.tree.map(np.testing.assert_array_equal, params["hubert"]["conv"], trained["conv"])
     assert list(params["hubert"]["layers"]) == ["0"]
-    items = read_items(config.data.sources)
-    audio = load_audio(items[0].audio)[None]
-    lengths = jnp.array([audio.shape[1]])
-    hidden, _ = Trunk(model.config.trunk).apply({"params": params["hubert"]}, audio, lengths)
-    units, _ = model.apply({"params": params}, audio, lengths)
     centroids = params["quantizer"]["centroids"]
     assert centroids.shape == (5, 16)
-    nearest = np.square(np.asarray(hidden)[0][:, None] - centroids).sum(-1).argmin(-1)
-    np.testing.assert_array_equal(units[0], nearest)
-    heard = unit_targets.network_units(model, params)
-    found = np.concatenate(list(unit_targets.compute_features(items, heard, model.config.trunk)))
-    assert set(found) == set(range(5))  # clusters of these recordings: all are used
+    hidden, units = (
+        np.concatenate(list(unit_targets.compute_features(recipe.training_items(), network, trunk)))
+        for network in (
+            unit_targets.network_features(trunk, params["hubert"]),
+            unit_targets.network_units(model, params),
+        )
+    )
+    nearest = np.square(hidden[:, None] - centroids).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(units, nearest)
+    assert set(units) == set(range(5))  # clusters of these recordings: all are used
     with pytest.raises(InputError, match="exists already"):
-        export(HubertRecipe(config), exported)
+        export(recipe, exported)
 
 
-def test_a_second_iteration_predicts_clusters_of_the_first(config, exported, whole):
-    second = changed(config, "second", targets=str(exported / "hubert"), steps=2)
-    assert len(run(second)) == 2
-    recordings, label = HubertRecipe(second).labelled
+def test_a_second_iteration_predicts_clusters_of_the_first(config, exported):
+    second = without_evaluation(changed(config, "second", targets=str(exported / "hubert")))
+    recipe = HubertRecipe(second)
+    assert len(run(recipe, stop_after=1)) == 1
+    recordings, label = recipe.labelled
     centroids = np.load(Path(second.run_dir) / "targets.npz")["centroids"]
     assert centroids.shape == (6, 16)
     trunk, params = checkpoint.load_network(exported / "hubert", HubertConfig)
-    heard = unit_targets.network_features(trunk.trunk, params)
-    for one in recordings:
-        (features,) = unit_targets.compute_features([one.item], heard, trunk.trunk)
-        np.testing.assert_array_equal(kmeans.assign(features, centroids), one.labels_t)
-        np.testing.assert_array_equal(label([one.item])[0], one.labels_t)
+    network = unit_targets.network_features(trunk.trunk, params)
+    items = [recording.item for recording in recordings]
+    features = unit_targets.compute_features(items, network, trunk.trunk)
+    again = label(items)
+    for recording, features_td, labels_t in zip(recordings, features, again, strict=True):
+        np.testing.assert_array_equal(kmeans.assign(features_td, centroids), recording.labels_t)
+        np.testing.assert_array_equal(labels_t, recording.labels_t)
     for changes, message in (
         ({"target_layer": 2}, "no layer 2; the network has 1"),
-        ({"network": dataclasses.replace(NETWORK, conv_layers=((16, 320, 320),))}, "its frames"),
+        ({"network": dataclasses.replace(TRUNK, conv_layers=((16, 320, 320),))}, "its frames"),
     ):
         with pytest.raises(InputError, match=message):
-            run(changed(second, "other", **changes))
+            run(HubertRecipe(changed(second, "other", **changes)))
 
 
-def test_labels_can_be_those_of_one_voice_that_says_the_same(config, exported, tmp_path):
+def label_recordings(config):
+    """The labelled recordings of a run; the labels are cached in its folder."""
+    Path(config.run_dir).mkdir(exist_ok=True)
+    return HubertRecipe(config).labelled[0]
+
+
+def test_labels_can_be_those_of_a_reference_with_the_same_text(config, exported, tmp_path):
     lines = [json.loads(line) for line in Path(config.data.sources[0]).read_text().splitlines()]
     for line in lines:
         line["audio"] = str(Path(config.data.sources[0]).parent / line["audio"])
-        line["text"] = f"sentence {int(line['id'][4:]) // 2}"  # a low voice and a high one say it
+        line["text"] = f"sentence {int(line['id'][4:]) // 2}"  # each by a low and a high voice
     paths = {}
-    for name, own in (("low", lines[::2]), ("high", lines[1::2])):
+    for name, chosen in (("low", lines[::2]), ("high", lines[1::2])):
         paths[name] = str(tmp_path / f"{name}.jsonl")
-        Path(paths[name]).write_text("".join(json.dumps(line) + "\n" for line in own))
+        Path(paths[name]).write_text("".join(json.dumps(line) + "\n" for line in chosen))
     data = SpeechDataConfig((paths["high"],), (paths["high"],), batch_rows=2)
-    aligner = str(exported / "hubert")
-    spoken = changed(config, "spoken", data=data, reference=paths["low"], steps=2)
-    assert len(run(dataclasses.replace(spoken, aligner=aligner))) == 2
-    recordings, _ = HubertRecipe(dataclasses.replace(spoken, aligner=aligner)).labelled
-    centroids = np.load(Path(spoken.run_dir) / "targets.npz")["centroids"]
-    for one, low in zip(recordings, read_items((paths["low"],)), strict=True):
-        (features,) = unit_targets.compute_features(
-            [low], unit_targets.mfcc_features(NETWORK), NETWORK
-        )
-        assert set(one.labels_t) <= set(kmeans.assign(features, centroids))
+    unaligned = changed(config, "reference", data=data, reference=paths["low"])
+    aligned = dataclasses.replace(unaligned, aligner=str(exported / "hubert"))
+    recordings = label_recordings(aligned)
+    centroids = np.load(Path(aligned.run_dir) / "targets.npz")["centroids"]
+    references = read_items((paths["low"],))
+    features = unit_targets.compute_features(references, unit_targets.mfcc_features(TRUNK), TRUNK)
+    for recording, features_td in zip(recordings, features, strict=True):
+        assert set(recording.labels_t) <= set(kmeans.assign(features_td, centroids))
     with pytest.raises(InputError, match="use another run_dir"):
-        run(spoken)  # aligned by other features
-    spoken = dataclasses.replace(spoken, aligner=aligner)
-    _ = HubertRecipe(spoken).labelled
-    texts = Path(paths["high"]).read_text()
+        label_recordings(unaligned)
+    label_recordings(aligned)
     for name, old, new in (("high", "sentence 1", "sentence 2"), ("low", "tone2", "tone3")):
         before = Path(paths[name]).read_text()
         assert old in before
-        Path(paths[name]).write_text(before.replace(old, new, 1))  # says or is another
+        Path(paths[name]).write_text(before.replace(old, new, 1))  # another text, recording
         with pytest.raises(InputError, match="other recordings, texts"):
-            _ = HubertRecipe(spoken).labelled
+            label_recordings(aligned)
         Path(paths[name]).write_text(before)
-    assert Path(paths["high"]).read_text() == texts
 
 
 def test_recordings_without_a_frame_are_left_out(config, tmp_path):
@@ -202,34 +180,28 @@ def test_recordings_without_a_frame_are_left_out(config, tmp_path):
     write_wav(tmp_path / "empty.wav", np.zeros(0, np.float32))
     empty = json.dumps({"id": "empty", "audio": "empty.wav"})
     names = {}
-    for name, own in (("some", [lines[0], empty, *lines[1:]]), ("none", [empty])):
+    for name, chosen in (("some", [lines[0], empty, *lines[1:]]), ("none", [empty])):
         names[name] = str(tmp_path / f"{name}.jsonl")
-        Path(names[name]).write_text("".join(f"{line}\n" for line in own))
+        Path(names[name]).write_text("".join(f"{line}\n" for line in chosen))
     data = dataclasses.replace(config.data, sources=(names["some"],), held_out=(names["some"],))
-    recordings, _ = HubertRecipe(changed(config, "some", data=data)).labelled
-    assert len(recordings) == 6 and all(len(one.labels_t) for one in recordings)
+    recordings = label_recordings(changed(config, "some", data=data))
+    assert len(recordings) == 6 and all(len(recording.labels_t) for recording in recordings)
     data = dataclasses.replace(data, held_out=(names["none"],))
     with pytest.raises(InputError, match="None of the 1 recordings is long enough"):
-        evaluate(HubertRecipe(changed(config, "some", data=data)))
+        _ = HubertRecipe(changed(config, "some", data=data)).held_out
 
 
-def evaluate(recipe):
-    """The metrics of a run's first state."""
-    mesh = recipe.config.mesh.make(jax.devices()[:1])
-    state = TrainState.create(recipe.init()[0], recipe.optimizer)
-    return recipe.evaluate(state, mesh)
-
-
-def test_every_held_out_frame_weighs_the_same(config):
-    found = []
+def test_every_held_out_frame_weighs_the_same(config, whole, final_state):
+    mesh = config.mesh.make(jax.devices()[:1])
+    metrics = []
     for rows in (4, 6):  # two batches, of which the last is not full, and one
         data = dataclasses.replace(config.data, batch_rows=rows)
         recipe = HubertRecipe(dataclasses.replace(config, data=data, unmasked_weight=0.5))
-        found.append(evaluate(recipe))
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        metrics.append(recipe.evaluate(final_state, mesh))
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
 
 
-def test_other_processes_make_the_report_too_and_the_first_one_keeps_it(config, monkeypatch):
+def test_every_process_computes_the_report_and_the_first_one_keeps_it(config, monkeypatch):
     folders = []
 
     class Reporting(HubertRecipe):
@@ -238,10 +210,10 @@ def test_other_processes_make_the_report_too_and_the_first_one_keeps_it(config, 
 
     for first, name in ((True, "first"), (False, "another")):
         monkeypatch.setattr(distributed, "is_first", lambda first=first: first)
-        one = changed(config, name, steps=1)
-        assert len(list(loop.train(Reporting(one), jax.devices()[:1]))) == 1
-        assert (Path(one.run_dir) / "report").is_dir() == first
-    assert [there for _, there in folders] == [True, True]
+        recipe = Reporting(changed(config, name))
+        loop._write_report(recipe, None)
+        assert (Path(recipe.config.run_dir) / "report").is_dir() == first
+    assert [existed for _, existed in folders] == [True, True]
     assert folders[0][0].is_dir() and not folders[1][0].is_dir()
 
 
@@ -249,20 +221,30 @@ def test_vectors_do_not_decay():
     params = {"mask": jnp.ones(3), "labels": jnp.ones((2, 3)), "head": {"bias": jnp.ones(3)}}
     optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), lambda step: 1.0)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    update = jax.jit(lambda params: optimizer.update(zeros, optimizer.init(params), params)[0])
+    updates = update(params)
     assert not updates["mask"].any() and not updates["head"]["bias"].any()
     np.testing.assert_allclose(updates["labels"], -0.5)
 
 
+def first_params(config, pick):
+    """Those of the initial parameters of a run's trunk that `pick` returns; only they are drawn."""
+    return jax.jit(lambda: pick(HubertRecipe(config).init()[0]["trunk"]))()
+
+
+def first_kernel(trunk):
+    return trunk["conv"]["0"]["kernel"]
+
+
 def test_the_first_filters_can_be_band_passes_unless_they_are_trained(config, exported):
     gabor = changed(config, "gabor", first_filters="gabor")
-    kernel = HubertRecipe(gabor).init()[0]["trunk"]["conv"]["0"]["kernel"]
-    np.testing.assert_array_equal(kernel[:, 0], filters.gabor(20, 16))
+    kernel = first_params(gabor, first_kernel)
+    np.testing.assert_array_equal(kernel[:, 0], filters.gabor(40, 16))
     started = dataclasses.replace(gabor, start=str(exported / "hubert"))
     _, given = checkpoint.load_network(exported / "hubert", HubertConfig)
-    kernel = HubertRecipe(started).init()[0]["trunk"]["conv"]["0"]["kernel"]
+    kernel = first_params(started, first_kernel)
     np.testing.assert_array_equal(kernel, given["conv"]["0"]["kernel"])
-    odd = dataclasses.replace(NETWORK, conv_layers=((15, 20, 10), (16, 8, 8), (16, 8, 8)))
+    odd = dataclasses.replace(TRUNK, conv_layers=((15, 40, 20), (16, 32, 32)))
     for changes, message in (
         ({"network": odd}, "Gabor filters are pairs; the first conv has 15"),
         ({"first_filters": "mel"}, "expected random or gabor"),
@@ -271,37 +253,33 @@ def test_the_first_filters_can_be_band_passes_unless_they_are_trained(config, ex
             dataclasses.replace(gabor, **changes)
 
 
-def test_a_start_is_gone_on_with_and_may_grow(config, exported):
-    taller = dataclasses.replace(NETWORK, num_layers=3)
+def test_a_start_is_trained_further_and_may_get_more_layers(config, exported):
+    taller = dataclasses.replace(TRUNK, num_layers=3)
     started = changed(config, "started", start=str(exported / "hubert"), network=taller)
-    params = HubertRecipe(started).init()[0]["trunk"]
-    assert sorted(params["layers"]) == ["0", "1", "2"]
+    params = first_params(
+        started, lambda trunk: {"conv": trunk["conv"], "first": trunk["layers"]["0"]}
+    )
+    layers = jax.eval_shape(HubertRecipe(started).init)[0]["trunk"]["layers"]
+    assert sorted(layers) == ["0", "1", "2"]
     _, given = checkpoint.load_network(exported / "hubert", HubertConfig)
-    jax.tree.map(np.testing.assert_array_equal, params["layers"]["0"], given["layers"]["0"])
+    jax.tree.map(np.testing.assert_array_equal, params["first"], given["layers"]["0"])
     jax.tree.map(np.testing.assert_array_equal, params["conv"], given["conv"])
-    own = HubertRecipe(config).init()[0]["trunk"]
-    kernel = ("layers", "0", "fc1", "kernel")
-    assert not np.array_equal(*(leaf_at(tree, kernel) for tree in (params, own)))
-
-
-def leaf_at(tree, path):
-    for name in path:
-        tree = tree[name]
-    return tree
+    random = first_params(config, lambda trunk: trunk["layers"]["0"]["fc1"]["kernel"])
+    assert not np.array_equal(random, params["first"]["fc1"]["kernel"])
 
 
 def test_pre_norm_networks_are_cut_before_their_last_norm():
-    trunk = dataclasses.replace(NETWORK, norm_first=True)
-    wave, lengths = jnp.ones((1, 4000)), jnp.array([4000])
-    params = jax.jit(Trunk(trunk).init)(jax.random.key(0), wave, lengths)["params"]
+    trunk = dataclasses.replace(TRUNK, norm_first=True)
+    audio = jnp.ones((1, 4000)), jnp.array([4000])
+    params = jax.eval_shape(Trunk(trunk).init, jax.random.key(0), *audio)["params"]
     inner, kept = unit_targets.cut(trunk, params, 1)
     assert not inner.final_norm and "norm" not in kept and "norm" in params
-    jax.jit(Trunk(inner).apply)({"params": kept}, wave, lengths)
+    jax.eval_shape(Trunk(inner).apply, {"params": kept}, *audio)  # has all of its parameters
     assert unit_targets.cut(trunk, params, 0) == (trunk, params)
     assert unit_targets.cut(trunk, params, 2) == (trunk, params)
 
 
-def test_masks_are_the_plain_ones():
+def test_masks_are_those_of_a_plain_loop():
     for seed in range(20):
         mask = training.draw_mask(50, 0.08, 5, np.random.default_rng(seed))
         drawn = np.random.default_rng(seed).random(50) < 0.08
@@ -318,17 +296,16 @@ def test_rows_have_the_labels_of_their_place_and_noise_leaves_them(config):
     recordings = [Recording(item, np.arange(24, dtype=np.int32)) for item in items]
     for noise in (0.0, 1.0):
         settings = dataclasses.replace(config, noise=noise, segment_seconds=0.6)
-        one = recordings[0]
-        samples, places = load_audio(one.item.audio), set()
+        samples, places = load_audio(items[0].audio), set()
         for seed in range(8):
             rng = np.random.default_rng(seed)
-            row = training.make_row(one, rng, settings, NETWORK, recordings)
+            row = training.make_row(recordings[0], rng, settings, TRUNK, recordings)
             place = row["labels_bt"][0]
             places.add(int(place))
             assert row["labels_bt"].tolist() == list(range(place, place + 15))
             clean = samples[place * 640 :][: row["lengths_b"]]
             error = row["wave_bt"][: row["lengths_b"]] - clean
-            assert len(clean) == 14 * 640 + NETWORK.receptive_field
+            assert len(clean) == 14 * 640 + TRUNK.receptive_field
             if noise:
                 decibels = 10 * np.log10(np.mean(clean**2) / np.mean(error**2))
                 assert 4.9 < decibels < 20.1
@@ -338,10 +315,10 @@ def test_rows_have_the_labels_of_their_place_and_noise_leaves_them(config):
 
 
 def test_short_recordings_are_padded_and_do_not_count(config):
-    one = Recording(read_items(config.data.sources)[0], np.full(7, 3, np.int32))
+    recording = Recording(read_items(config.data.sources)[0], np.full(7, 3, np.int32))
     settings = dataclasses.replace(config, segment_seconds=4.0)
-    row = training.make_row(one, np.random.default_rng(0), settings, NETWORK)
-    assert row["lengths_b"] == 16000 and len(row["wave_bt"]) == 99 * 640 + NETWORK.receptive_field
+    row = training.make_row(recording, np.random.default_rng(0), settings, TRUNK)
+    assert row["lengths_b"] == 16000 and len(row["wave_bt"]) == 99 * 640 + TRUNK.receptive_field
     assert not row["mask_bt"][7:].any() and not row["labels_bt"][7:].any()
 
 
@@ -351,7 +328,7 @@ def test_the_loss_is_that_of_masked_frames(config):
     labels, mask = rng.integers(0, 6, (2, 9)), rng.random((2, 9)) < 0.5
     true = np.arange(9) < np.array([[9], [4]])
     settings = dataclasses.replace(config, unmasked_weight=0.5)
-    sums = training.measure(logits, true, mask, labels)
+    sums = jax.jit(training.measure)(logits, true, mask, labels)
     metrics = training.summarise(sums, settings.unmasked_weight)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     costs = -np.take_along_axis(log_probs, labels[..., None], -1)[..., 0]
@@ -362,37 +339,36 @@ def test_the_loss_is_that_of_masked_frames(config):
     assert metrics["accuracy"] == pytest.approx(right, rel=1e-5)
 
 
-def test_nothing_is_heard_where_it_is_masked_and_scores_are_cosines(config):
-    model = training.MaskedPrediction(NETWORK, 6, 8, temperature=0.1)
+def test_masked_audio_has_no_effect_and_scores_are_cosines(recipe, final_state):
     waves = np.random.default_rng(0).normal(size=(2, 6000)).astype(np.float32)
     lengths, mask = jnp.array([6000, 6000]), np.ones((2, 9), bool)
-    params = jax.jit(model.init)(jax.random.key(0), waves, lengths, mask)["params"]
-    apply = jax.jit(lambda mask: model.apply({"params": params}, waves, lengths, mask)[0])
+    variables = {"params": final_state.params}
+    apply = jax.jit(lambda mask: recipe.model.apply(variables, waves, lengths, mask)[0])
     scores = apply(mask)
     np.testing.assert_array_equal(scores[0], scores[1])
-    assert np.abs(scores).max() <= 10
+    assert np.abs(scores).max() <= 1 / recipe.config.temperature
     assert not np.array_equal(*apply(mask & (np.arange(9) > 4)))
 
 
-def test_long_recordings_are_heard_in_pieces_that_make_up_the_whole(config, monkeypatch):
+def test_long_recordings_are_computed_in_pieces_that_make_up_the_whole(config, monkeypatch):
     items = read_items(config.data.sources)[:3]
 
-    def heard(wave, lengths):  # what a frame sees, summed up
+    def sum_frames(wave, lengths):  # the samples that a frame covers, added up
         starts = range(0, max(wave.shape[1] - 649, 1), 640)
-        counts = np.maximum((lengths - NETWORK.receptive_field) // 640 + 1, 0)
-        width = NETWORK.receptive_field
+        counts = np.maximum((lengths - TRUNK.receptive_field) // 640 + 1, 0)
+        width = TRUNK.receptive_field
         return np.stack([wave[:, s : s + width].sum(1) for s in starts], 1), counts
 
-    def everything():
-        return list(unit_targets.compute_features(items, heard, NETWORK))
+    def compute():
+        return list(unit_targets.compute_features(items, sum_frames, TRUNK))
 
-    expected = everything()
+    expected = compute()
     monkeypatch.setattr(unit_targets, "PIECE_SECONDS", 1)
-    for found, whole in zip(everything(), expected, strict=True):
-        np.testing.assert_allclose(found, whole, atol=1e-4)
+    for features, whole in zip(compute(), expected, strict=True):
+        np.testing.assert_allclose(features, whole, atol=1e-4)
     lengths = [len(load_audio(item.audio)) for item in items]
-    frames = [(length - NETWORK.receptive_field) // 640 + 1 for length in lengths]
-    assert [len(one) for one in expected] == frames
+    frames = [(length - TRUNK.receptive_field) // 640 + 1 for length in lengths]
+    assert [len(features) for features in expected] == frames
 
 
 def test_a_run_whose_recordings_changed_is_refused(config, whole, tmp_path):
@@ -400,10 +376,10 @@ def test_a_run_whose_recordings_changed_is_refused(config, whole, tmp_path):
     (tmp_path / "run").mkdir()
     shutil.copy(Path(config.run_dir) / "targets.npz", tmp_path / "run")
     with pytest.raises(InputError, match="was computed from other recordings"):
-        run(other)
+        run(HubertRecipe(other))
     (tmp_path / "run" / "targets.npz").write_bytes(b"PK half of it")
     with pytest.raises(InputError, match="is damaged"):
-        run(other)
+        run(HubertRecipe(other))
 
 
 def test_wrong_settings_are_named(config):

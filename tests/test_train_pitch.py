@@ -1,14 +1,15 @@
-"""The training of the pitch VQ-VAE: it learns, goes on after a stop, and its network works."""
+"""The training of the pitch VQ-VAE: it learns, resumes, and its exported network works."""
 
 import dataclasses
 import functools
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import soundfile
-import speech_runs
-from speech_runs import changed
+from speech_runs import changed, load_state, losses, run, without_evaluation
 from tones import write_tones
 
 from spirit_jax.data.f0_cache import F0Config
@@ -24,7 +25,7 @@ from spirit_jax.training.pitch import recipe as training
 from spirit_jax.training.pitch.config import PitchRunConfig
 from spirit_jax.training.pitch.recipe import PitchRecipe
 
-run = functools.partial(speech_runs.run, PitchRecipe)
+pytest_plugins = "speech_runs"
 
 STEPS = 200
 STACK = StackConfig(width=16, hidden=16, depth=1)
@@ -50,13 +51,8 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(config):
-    """The lines of a run from start to end."""
-    return run(config)
-
-
-def load_state(config):
-    return speech_runs.load_state(PitchRecipe, config)
+def recipe(config):
+    return PitchRecipe(config)
 
 
 def test_it_learns_f0_and_voicing_with_all_codes(whole):
@@ -67,55 +63,54 @@ def test_it_learns_f0_and_voicing_with_all_codes(whole):
     assert first["restarts"] > 0 == last["restarts"]
 
 
-def test_stopped_equals_unstopped_bitwise(config, whole):
-    stopped = changed(config, "stopped")
-    run(stopped, stop_after=60)
-    rest = run(stopped)
+def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole, final_state):
+    stopped = without_evaluation(changed(config, "stopped"))
+    run(PitchRecipe(stopped), stop_after=60)
+    recipe = PitchRecipe(stopped)
+    rest = run(recipe)
     assert [line["step"] for line in rest] == list(range(51, STEPS + 1))
-    assert [line["loss"] for line in rest] == [line["loss"] for line in whole[50:]]
-    states = load_state(config), load_state(stopped)
-    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert losses(rest) == losses(whole[50:])
+    jax.tree.map(np.testing.assert_array_equal, load_state(recipe), final_state)
 
 
 @pytest.mark.slow
 def test_two_devices_equal_one(config, whole):
-    shared = run(changed(config, "shared", steps=6, eval_every=3), devices=2)
+    shared = run(PitchRecipe(changed(config, "shared", steps=6, eval_every=3)), devices=2)
     for name in ("loss", "f0_rmse", "codes_used", "restarts"):
-        found, expected = ([line[name] for line in lines] for lines in (shared, whole[:6]))
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        values, expected = ([line[name] for line in lines] for lines in (shared, whole[:6]))
+        np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
-def test_an_exported_network_gives_what_the_run_had_and_can_be_gone_on_with(
-    config, whole, tmp_path
+def test_an_exported_network_gives_the_same_error_and_is_trained_further(
+    config, recipe, whole, exported
 ):
-    assert export(PitchRecipe(config), tmp_path / "network") == STEPS
-    model, params = pitch.load(tmp_path / "network")
+    model, params = pitch.load(exported)
     assert model.config == NETWORK
     features = training.read_features(read_items(config.data.held_out), config, NETWORK)
-    rows = [training.make_row(one, np.random.default_rng(0), 400) for one in features]
+    rows = [training.make_row(each, np.random.default_rng(0), 400) for each in features]
     given, lengths = (np.stack([row[name] for row in rows]) for name in rows[0])
     apply = jax.jit(model.apply, static_argnames="method")
-    codes, counts = apply({"params": params}, given, lengths)
-    made, sizes = apply({"params": params}, codes, counts, method="decode")
+    codes, counts = map(np.asarray, apply({"params": params}, given, lengths))
+    decoded = apply({"params": params}, codes, counts, method="decode")
+    decoded, sizes = map(np.asarray, decoded)
     errors, used = [], set()
     for row in range(6):
         size, voiced = sizes[row], given[row, : sizes[row], 1] > 0
-        errors.append((made[row, :size, 0] - given[row, :size, 0])[voiced])
+        errors.append((decoded[row, :size, 0] - given[row, :size, 0])[voiced])
         used |= set(codes[row, : counts[row]].tolist())
     rmse = np.sqrt(np.square(np.concatenate(errors)).mean())
     np.testing.assert_allclose(rmse, whole[-1]["eval_f0_rmse"], rtol=1e-3)
     assert used == set(range(8))
 
-    data = dataclasses.replace(config.data, held_out=())
-    start = {"start": str(tmp_path / "network"), "network": PitchConfig()}
-    (line,) = run(changed(config, "again", steps=1, data=data, **start))
+    further = changed(config, "further", start=str(exported), network=PitchConfig())
+    (line,) = run(PitchRecipe(without_evaluation(further)), stop_after=1)
     assert line["restarts"] == 0 and line["reconstruction"] < 2 * whole[-1]["reconstruction"]
     with pytest.raises(InputError, match="exists already"):
-        export(PitchRecipe(config), tmp_path / "network")
+        export(recipe, exported)
 
 
-def test_the_report_can_be_seen_and_heard(config, whole):
-    folder = training.Path(config.run_dir) / "report"
+def test_the_report_has_plots_and_audio(config, whole):
+    folder = Path(config.run_dir) / "report"
     assert (folder / "pitch.png").stat().st_size > 10_000
     before, after = (soundfile.read(folder / f"{name}.wav")[0] for name in ("before", "after"))
     assert len(before) == len(after) and np.abs(before).max() > 0.05 < np.abs(after).max()
@@ -149,29 +144,32 @@ def test_the_mean_of_the_speaker_or_of_the_utterance_is_subtracted(config, whole
 
 def test_the_loss_is_that_of_the_paper_at_a_scale_of_one(config):
     rng = np.random.default_rng(0)
-    given, made = (rng.standard_normal((1, 8, 2)).astype(np.float32) for _ in range(2))
+    given, decoded = (rng.standard_normal((1, 8, 2)).astype(np.float32) for _ in range(2))
     latent, quantized = (rng.standard_normal((1, 2, 16)).astype(np.float32) for _ in range(2))
     mask, code_mask = np.ones((1, 8), bool), np.ones((1, 2), bool)
     codes = np.array([[0, 3]], np.int32)
-    found = training.PitchOutput(given, made, mask, latent, quantized, codes, code_mask)
-    expected = 2 * np.square(given - made).mean() + 0.02 * np.square(latent - quantized).mean()
-    one = training.measure(found, dataclasses.replace(config, scale=1.0), 8)
-    np.testing.assert_allclose(one["loss"], expected, rtol=1e-6)
-    mask[0, 4:], made[0, 4:] = False, 1e6  # what is padded does not count
-    assert training.measure(found, config, 8)["loss"] < 10
-    assert one["codes_used"] == 0.25
+    output = training.PitchOutput(given, decoded, mask, latent, quantized, codes, code_mask)
+    expected = 2 * np.square(given - decoded).mean() + 0.02 * np.square(latent - quantized).mean()
+    measure = jax.jit(training.measure, static_argnums=(1, 2))
+    metrics = measure(output, dataclasses.replace(config, scale=1.0), 8)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
+    assert metrics["codes_used"] == 0.25
+    mask[0, 4:], decoded[0, 4:] = False, 1e6  # padding does not count
+    assert measure(output, config, 8)["loss"] < 10
 
 
 def test_the_learning_rate_decays_by_epochs(config, whole):
-    """Epochs of one step: at a decay of nearly 0 the second step moves nothing."""
-    data = dataclasses.replace(config.data, held_out=())
-    halted = changed(config, "halted", epoch_decay=1e-9, data=data)
-    state = {}
-    for steps in (1, 2):
-        run(dataclasses.replace(halted, steps=steps))
-        state[steps] = load_state(halted).params
-    for before, after in zip(*map(jax.tree.leaves, state.values()), strict=True):
-        np.testing.assert_allclose(before, after, atol=1e-6)
+    """Epochs of one step: at a decay of nearly 0 the second step changes nothing."""
+    halted = changed(config, "halted", epoch_decay=1e-9, steps=2, checkpoint_every=1)
+    recipe = PitchRecipe(without_evaluation(halted))
+    assert run(recipe)[0]["learning_rate"] == pytest.approx(5e-3)
+    after = load_state(recipe)
+    shutil.rmtree(Path(halted.run_dir) / "checkpoints" / "2")
+    before = load_state(recipe)
+    assert (before.step, after.step) == (1, 2)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-6), before.params, after.params
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,7 +187,7 @@ def test_wrong_settings_are_named(config, change, message):
         PitchRecipe(dataclasses.replace(config, **change))
 
 
-def test_only_so_many_recordings_are_used(config, monkeypatch):
+def test_the_number_of_recordings_is_limited(config, monkeypatch):
     asked = []
     monkeypatch.setattr(
         training, "read_features", lambda items, *_: asked.append(len(items)) or [np.zeros((9, 2))]
@@ -199,7 +197,7 @@ def test_only_so_many_recordings_are_used(config, monkeypatch):
         assert asked.pop() == expected
 
 
-def test_a_recording_that_cannot_be_used_is_named_with_its_manifest(tmp_path):
+def test_a_recording_that_cannot_be_used_is_reported_with_its_manifest(tmp_path):
     (tmp_path / "some.jsonl").write_text('{"id": "a"}\n')
     with pytest.raises(InputError, match="some.jsonl: a: Line 1: has neither audio nor text"):
         read_items([str(tmp_path / "some.jsonl")])

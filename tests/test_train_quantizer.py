@@ -1,7 +1,6 @@
-"""The training of the quantizer: changes of sound, CTC, and units that stay."""
+"""The training of the quantizer: augmentation, CTC, and units that stay the same."""
 
 import dataclasses
-import functools
 import itertools
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
-import speech_runs
-from speech_runs import changed
+from speech_runs import TRUNK, changed, losses, run
 from tones import make_tone
 
 from spirit_jax import checkpoint
@@ -23,7 +21,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.evaluation import unit_distance as evaluation
 from spirit_jax.models import hubert
 from spirit_jax.models.hubert import HubertConfig, QuantizerConfig
-from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
+from spirit_jax.models.wav2vec2 import Trunk
 from spirit_jax.training.export import export
 from spirit_jax.training.hubert import targets as unit_targets
 from spirit_jax.training.hubert.targets import Recording
@@ -33,7 +31,7 @@ from spirit_jax.training.quantizer import recipe as training
 from spirit_jax.training.quantizer.config import QuantizerRunConfig
 from spirit_jax.training.quantizer.recipe import QuantizerRecipe
 
-run = functools.partial(speech_runs.run, QuantizerRecipe)
+pytest_plugins = "speech_runs"
 
 STEPS = 120
 CLUSTERS = 5
@@ -46,19 +44,10 @@ AUGMENT = AugmentConfig(
     pitch_semitones=(-1, 1),
     noise_db=(20, 30),
 )
-NETWORK = TrunkConfig(
-    conv_layers=((16, 20, 10), (16, 8, 8), (16, 8, 8)),
-    conv_pos=8,
-    conv_pos_groups=2,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=2,
-    ffn_size=32,
-)
 
 
 def write_sounds(folder, count):
-    """Recordings of sounds that are easily told apart, each 0.2 to 0.4 s long."""
+    """Recordings of sounds that are easy to distinguish, each 0.2 to 0.4 s long."""
     for number in range(count):
         rng = np.random.default_rng(number)
         parts = []
@@ -72,17 +61,17 @@ def write_sounds(folder, count):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A run on an encoder of random weights and clusters of what it hears."""
+    """A run that starts from a random encoder and clusters of its output."""
     folder = tmp_path_factory.mktemp("quantizer")
     sounds = write_sounds(folder / "sounds", 6)
     audio = jnp.zeros((1, 1600)), jnp.array([1600])
-    params = jax.jit(Trunk(NETWORK).init)(jax.random.key(0), *audio)["params"]
+    params = jax.jit(Trunk(TRUNK).init)(jax.random.key(0), *audio)["params"]
     items = read_items([sounds])
-    heard = unit_targets.network_features(NETWORK, params)
-    centroids = unit_targets.find_centroids(items, heard, NETWORK, CLUSTERS, KMeansConfig())
-    kmeans = QuantizerConfig("kmeans", CLUSTERS, NETWORK.hidden_size)
+    network = unit_targets.network_features(TRUNK, params)
+    centroids = unit_targets.find_centroids(items, network, TRUNK, CLUSTERS, KMeansConfig())
+    kmeans = QuantizerConfig("kmeans", CLUSTERS, TRUNK.hidden_size)
     params = jax.tree.map(np.asarray, params)
-    checkpoint.save_network(folder / "start" / "hubert", HubertConfig(NETWORK), params)
+    checkpoint.save_network(folder / "start" / "hubert", HubertConfig(TRUNK), params)
     checkpoint.save_network(folder / "start" / "quantizer", kmeans, {"centroids": centroids})
     return QuantizerRunConfig(
         run_dir=str(folder / "whole"),
@@ -100,23 +89,11 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(config):
-    """The lines of a run from start to end."""
-    return run(config)
+def recipe(config):
+    return QuantizerRecipe(config)
 
 
-@pytest.fixture(scope="module")
-def exported(config, whole):
-    folder = Path(config.run_dir) / "exported"
-    assert export(QuantizerRecipe(config), folder) == STEPS
-    return folder
-
-
-def losses(lines):
-    return [line["loss"] for line in lines]
-
-
-def test_it_learns_and_says_how_far_units_move(whole, config):
+def test_it_learns_and_measures_how_far_units_move(whole, config):
     assert np.mean(losses(whole[-10:])) < 0.4 * np.mean(losses(whole[:5]))
     last = whole[-1]
     assert 0 < last["blank_share"] < 1 and 1 < last["perplexity"] <= CLUSTERS
@@ -131,21 +108,23 @@ def test_it_learns_and_says_how_far_units_move(whole, config):
         assert len(load_audio(report / f"{kind}.wav"))
 
 
-@pytest.mark.slow  # by default the pitch network stands for all
-def test_stopped_equals_unstopped_bitwise(config, whole):
+@pytest.mark.slow  # the runs of pitch and style networks resume in every suite
+def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole):
     stopped = changed(config, "stopped", steps=16, checkpoint_every=6)
-    run(stopped, stop_after=9)
-    rest = run(stopped)
+    run(QuantizerRecipe(stopped), stop_after=9)
+    rest = run(QuantizerRecipe(stopped))
     assert losses(rest) == losses(whole[:16])[-len(rest) :] and 0 < len(rest) < 16
 
 
 @pytest.mark.slow
 def test_two_devices_change_nothing(config, whole):
-    split = run(changed(config, "split", steps=8), devices=2)
+    split = run(QuantizerRecipe(changed(config, "split", steps=8)), devices=2)
     np.testing.assert_allclose(losses(split), losses(whole[:8]), rtol=2e-5)
 
 
-def test_the_exported_networks_make_units_and_only_the_top_has_moved(config, exported):
+def test_the_exported_networks_give_units_and_only_the_last_layer_is_trained(
+    config, recipe, exported
+):
     model, params = hubert.load(exported / "hubert", exported / "quantizer")
     assert model.quantizer == QuantizerConfig("mlp", CLUSTERS, 16, (16,))
     _, before = checkpoint.load_network(f"{config.start}/hubert", HubertConfig)
@@ -156,13 +135,14 @@ def test_the_exported_networks_make_units_and_only_the_top_has_moved(config, exp
     }
     assert moved and all(path.startswith("layers/1/") for path in moved)
     audio = load_audio(read_items(config.data.sources)[0].audio)
-    units, frames = model.apply({"params": params}, audio[None], jnp.array([len(audio)]))
+    network = unit_targets.network_units(model, params)
+    units, frames = network(audio[None], jnp.array([len(audio)]))
     assert frames.tolist() == [24] and 0 <= units.min() and units.max() <= CLUSTERS
     with pytest.raises(InputError, match="exists already"):
-        export(QuantizerRecipe(config), exported)
+        export(recipe, exported)
 
 
-def test_a_trained_quantizer_is_gone_on_with(config, exported):
+def test_a_trained_quantizer_is_trained_further(config, exported):
     further = changed(config, "further", start=str(exported), train_encoder_layers=0)
     trained, frozen = QuantizerRecipe(further).init()
     _, params = hubert.load(exported / "hubert", exported / "quantizer")
@@ -171,8 +151,11 @@ def test_a_trained_quantizer_is_gone_on_with(config, exported):
     assert trained["layers"] == {}
 
 
-def test_ctc_is_that_of_a_plain_programme():
-    """All ways to say the units, one by one: paths whose repeats and then blanks are dropped."""
+ctc_loss = jax.jit(training.ctc_loss, static_argnums=4)
+
+
+def test_ctc_equals_a_sum_over_all_paths():
+    """Paths that give the units when repeats, and then blanks, are dropped."""
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(3, 5, 4)).astype(np.float32)
     units = np.array([[0, 1, 0], [2, 9, 9], [1, 2, 9]])
@@ -182,49 +165,50 @@ def test_ctc_is_that_of_a_plain_programme():
         probs = np.exp(scores[row]) / np.exp(scores[row]).sum(-1, keepdims=True)
         total = 0.0
         for path in itertools.product(range(4), repeat=int(frames[row])):
-            said = [unit for unit, _ in itertools.groupby(path) if unit != 3]
-            if said == units[row, : counts[row]].tolist():
+            collapsed = [unit for unit, _ in itertools.groupby(path) if unit != 3]
+            if collapsed == units[row, : counts[row]].tolist():
                 total += np.prod([probs[time, unit] for time, unit in enumerate(path)])
         expected.append(-np.log(total))
     units[units == 9] = 0
-    found = training.ctc_loss(scores, jnp.array(frames), jnp.array(units), jnp.array(counts), 3)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    computed = ctc_loss(scores, frames, units, counts, 3)
+    np.testing.assert_allclose(computed, expected, rtol=1e-4)
 
 
-def test_rows_that_cannot_be_said_do_not_count():
+def test_rows_with_fewer_frames_than_units_do_not_count():
     scores = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
-    units = jnp.array([[0, 1, 0], [0, 1, 0]])
-    one = [jnp.array(each) for each in ([4, 2], [3, 3])]
-    metrics = training.measure(scores, one[0], units, one[1], blank=2)
-    alone = training.measure(scores[:1], one[0][:1], units[:1], one[1][:1], blank=2)
+    units, counts = np.array([[0, 1, 0], [0, 1, 0]]), np.array([3, 3])
+    metrics = jax.jit(training.measure, static_argnums=4)(
+        scores, np.array([4, 2]), units, counts, 2
+    )
+    first = float(ctc_loss(scores, np.array([4, 2]), units, counts, 2)[0])
     assert metrics["fitting_rows"] == 0.5
-    assert metrics["loss"] == pytest.approx(float(alone["loss"]), rel=1e-5)
-    heard = np.concatenate([scores[0], scores[1, :2]]).argmax(-1)
-    assert metrics["blank_share"] == pytest.approx(np.mean(heard == 2))
+    assert metrics["loss"] == pytest.approx(first / 3, rel=1e-5)
+    best = np.concatenate([scores[0], scores[1, :2]]).argmax(-1)
+    assert metrics["blank_share"] == pytest.approx(np.mean(best == 2))
 
 
 def test_rows_have_the_units_of_their_place(config):
     teacher, _ = hubert.load(f"{config.start}/hubert", f"{config.start}/quantizer")
     labels = np.repeat(np.arange(12, dtype=np.int32), 2)
-    one = Recording(read_items(config.data.sources)[0], labels)
+    recording = Recording(read_items(config.data.sources)[0], labels)
     still = dataclasses.replace(config, augment=training.NO_AUGMENTATION, segment_seconds=0.4)
-    samples = load_audio(one.item.audio)
+    samples = load_audio(recording.item.audio)
     places = set()
     for seed in range(8):
-        row = training.make_row(one, np.random.default_rng(seed), still, teacher)
+        row = training.make_row(recording, np.random.default_rng(seed), still, teacher)
         units = row["units_bu"][: row["counts_b"]]
         assert units.tolist() == list(range(units[0], units[-1] + 1)) and len(units) in (5, 6)
         wave = row["wave_bt"][: row["lengths_b"]]
-        found = [n for n in range(15) if np.array_equal(wave, samples[n * 640 :][: len(wave)])]
-        assert [labels[n] for n in found] == [units[0]]
-        places.update(found)
+        starts = [n for n in range(15) if np.array_equal(wave, samples[n * 640 :][: len(wave)])]
+        assert [labels[n] for n in starts] == [units[0]]
+        places.update(starts)
     assert len(places) > 3
     moved = dataclasses.replace(still, augment=augment.only("stretch", config.augment))
-    row = training.make_row(one, np.random.default_rng(0), moved, teacher)
+    row = training.make_row(recording, np.random.default_rng(0), moved, teacher)
     assert row["lengths_b"] != len(wave)
 
 
-# Changes of a recording.
+# Augmentation.
 
 TONE = make_tone(1, 2.0, 150.0)
 
@@ -241,40 +225,40 @@ def hum(frequency, seconds=1.5):
 
 @pytest.mark.parametrize("rate", [0.8, 1.2])
 def test_stretching_changes_the_length_and_not_the_pitch(rate):
-    made = augment.stretch(hum(200), np.random.default_rng(0), (rate, rate))
-    assert len(made) == pytest.approx(24000 / rate, abs=1) and made.dtype == np.float32
-    assert pitch_of(made) == pytest.approx(200, rel=0.02)
+    augmented = augment.stretch(hum(200), np.random.default_rng(0), (rate, rate))
+    assert len(augmented) == pytest.approx(24000 / rate, abs=1) and augmented.dtype == np.float32
+    assert pitch_of(augmented) == pytest.approx(200, rel=0.02)
 
 
 @pytest.mark.parametrize("semitones", [-4.0, 4.0])
 def test_shifting_changes_the_pitch_and_not_the_length(semitones):
-    made = augment.shift_pitch(hum(200), np.random.default_rng(0), (semitones, semitones))
-    assert made.shape == (24000,) and made.dtype == np.float32
-    assert pitch_of(made) == pytest.approx(200 * 2 ** (semitones / 12), rel=0.02)
+    augmented = augment.shift_pitch(hum(200), np.random.default_rng(0), (semitones, semitones))
+    assert augmented.shape == (24000,) and augmented.dtype == np.float32
+    assert pitch_of(augmented) == pytest.approx(200 * 2 ** (semitones / 12), rel=0.02)
 
 
-def test_an_echo_rings_on_and_dies_away():
+def test_reverberation_decays_at_its_rate():
     click = np.zeros(16000, np.float32)
     click[4000] = 0.5
-    made = augment.reverberate(click, np.random.default_rng(0), (0.4, 0.4))
-    assert made.shape == click.shape and made.dtype == np.float32
-    assert not np.abs(made[:3990]).max() > 1e-6
-    assert np.argmax(np.abs(made)) == 4000  # the direct sound stays where it was
-    power = [np.mean(made[4001 + n * 1600 :][:1600] ** 2) for n in range(4)]
+    augmented = augment.reverberate(click, np.random.default_rng(0), (0.4, 0.4))
+    assert augmented.shape == click.shape and augmented.dtype == np.float32
+    assert not np.abs(augmented[:3990]).max() > 1e-6
+    assert np.argmax(np.abs(augmented)) == 4000  # the direct sound stays where it was
+    power = [np.mean(augmented[4001 + n * 1600 :][:1600] ** 2) for n in range(4)]
     # 60 dB in 0.4 s are 15 dB in 0.1 s
     decays = 10 * np.log10(np.array(power[:-1]) / power[1:])
     np.testing.assert_allclose(decays, 15, atol=1.5)
-    assert np.mean(made**2) == pytest.approx(np.mean(click**2), rel=1e-3)
+    assert np.mean(augmented**2) == pytest.approx(np.mean(click**2), rel=1e-3)
 
 
 @pytest.mark.parametrize("decibels", [5.0, 15.0])
-def test_noise_is_as_loud_as_it_was_asked_to_be(decibels):
-    made = augment.add_noise(TONE, np.random.default_rng(0), (decibels, decibels))
-    ratio = np.mean(TONE**2) / np.mean((made - TONE) ** 2)
+def test_noise_has_the_given_ratio(decibels):
+    augmented = augment.add_noise(TONE, np.random.default_rng(0), (decibels, decibels))
+    ratio = np.mean(TONE**2) / np.mean((augmented - TONE) ** 2)
     assert 10 * np.log10(ratio) == pytest.approx(decibels, abs=0.01)
 
 
-def test_noise_has_its_colour():
+def test_noise_has_the_slope_of_its_exponent():
     for exponent in (0, 1, 2):
         noise = augment.coloured_noise(1 << 16, exponent, np.random.default_rng(0))
         power = np.square(np.abs(np.fft.rfft(noise)))
@@ -284,11 +268,11 @@ def test_noise_has_its_colour():
         np.testing.assert_allclose(octave, 3.01 * exponent, atol=1)
 
 
-def test_changes_are_drawn_from_the_rng_and_each_by_its_probability():
+def test_augmentations_are_drawn_from_the_rng_each_with_its_probability():
     config = AugmentConfig()
-    made = [augment.augment(TONE, np.random.default_rng(seed), config) for seed in (3, 3, 4)]
-    np.testing.assert_array_equal(made[0], made[1])
-    assert made[0].shape != made[2].shape or not np.array_equal(made[0], made[2])
+    draws = [augment.augment(TONE, np.random.default_rng(seed), config) for seed in (3, 3, 4)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert draws[0].shape != draws[2].shape or not np.array_equal(draws[0], draws[2])
     nothing = training.NO_AUGMENTATION
     np.testing.assert_array_equal(augment.augment(TONE, np.random.default_rng(0), nothing), TONE)
     for kind in augment.KINDS:
@@ -297,18 +281,18 @@ def test_changes_are_drawn_from_the_rng_and_each_by_its_probability():
         assert (len(changed) != len(TONE)) == (kind == "stretch")
 
 
-def test_silence_and_scraps_of_sound_pass():
+def test_silence_and_very_short_audio_are_augmented():
     for samples in (np.zeros(3000, np.float32), TONE[:50], TONE[:0]):
         for kind in augment.KINDS:
             rng = np.random.default_rng(0)
-            made = augment.augment(samples, rng, augment.only(kind, AugmentConfig()))
-            assert np.isfinite(made).all()
+            augmented = augment.augment(samples, rng, augment.only(kind, AugmentConfig()))
+            assert np.isfinite(augmented).all()
 
 
-# How good units are.
+# Metrics of units.
 
 
-def test_unit_edits_are_in_a_hundred_without_repeats():
+def test_unit_edits_are_in_percent_without_repeats():
     clean, other = np.array([7, 7, 1, 1, 1, 2, 7]), np.array([7, 1, 3, 3, 7, 7])
     assert evaluation.unit_edit_distance(clean, other) == 25
     assert evaluation.unit_edit_distance(clean, clean.repeat(3)) == 0
@@ -318,14 +302,14 @@ def test_unit_edits_are_in_a_hundred_without_repeats():
 def test_the_phone_probe_takes_the_phone_a_unit_mostly_has():
     train = np.array([0, 0, 0, 1, 1, 2]), np.array(["a", "a", "b", "b", "b", "a"])
     test = np.array([0, 0, 1, 2, 3]), np.array(["a", "b", "b", "a", "a"])
-    # Unit 3 was never seen: it stands for the phone that is most frequent, "a" (as often as "b").
+    # Unit 3 is not in the training data: it gets the most frequent phone, "a" (as frequent as "b").
     assert evaluation.phone_probe(*train, *test) == pytest.approx(4 / 5)
 
 
-def test_phones_lie_at_the_middle_of_frames():
+def test_frames_have_the_phones_at_their_middle():
     spans = [("a", 0.0, 0.1), ("b", 0.15, 0.3)]
-    found = evaluation.labels_at_frames(spans, 7, rate=25, center=0.02)
-    assert found.tolist() == ["a", "a", "", "", "b", "b", "b"]
+    labels = evaluation.labels_at_frames(spans, 7, rate=25, center=0.02)
+    assert labels.tolist() == ["a", "a", "", "", "b", "b", "b"]
 
 
 def test_wrong_settings_are_named(config):

@@ -1,15 +1,13 @@
 """The training of the style encoder: its labels, and that it learns them."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-import speech_runs
-from speech_runs import changed
+from speech_runs import changed, load_state, losses, run, without_evaluation
 from tones import write_tones
 
 from spirit_jax.audio import load_audio
@@ -21,7 +19,6 @@ from spirit_jax.errors import InputError
 from spirit_jax.models import style
 from spirit_jax.models.style import StyleConfig
 from spirit_jax.models.wav2vec2 import TrunkConfig
-from spirit_jax.training.export import export
 from spirit_jax.training.optimizer import OptimizerConfig
 from spirit_jax.training.style import features as style_features
 from spirit_jax.training.style import labels as style_labels
@@ -29,7 +26,7 @@ from spirit_jax.training.style import recipe as training
 from spirit_jax.training.style.config import StyleRunConfig
 from spirit_jax.training.style.recipe import StyleRecipe
 
-run = functools.partial(speech_runs.run, StyleRecipe)
+pytest_plugins = "speech_runs"
 
 STEPS, STYLES = 40, 4
 NETWORK = StyleConfig(
@@ -66,64 +63,64 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(config):
-    """The lines of a run from start to end."""
-    return run(config)
+def recipe(config):
+    return StyleRecipe(config)
 
 
-def test_it_learns_who_speaks(whole):
-    """Two speakers, an octave apart; their two manners sound the same."""
+def test_it_learns_to_distinguish_speakers(whole):
+    """Two speakers, an octave apart; their two styles are alike."""
     first, last = whole[0], whole[-1]
     assert last["eval_loss"] < 0.75 * first["loss"]
     assert last["eval_accuracy"] > last["eval_commonest"] + 0.1
     assert last["eval_styles_used"] >= 0.5 and last["eval_perplexity"] > 1.9
 
 
-def test_stopped_equals_unstopped_bitwise(config, whole):
-    stopped = changed(config, "stopped")
-    run(stopped, stop_after=15)
-    rest = run(stopped)
+def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole, final_state):
+    stopped = without_evaluation(changed(config, "stopped"))
+    run(StyleRecipe(stopped), stop_after=15)
+    recipe = StyleRecipe(stopped)
+    rest = run(recipe)
     assert [line["step"] for line in rest] == list(range(11, STEPS + 1))
-    assert [line["loss"] for line in rest] == [line["loss"] for line in whole[10:]]
-    states = [speech_runs.load_state(StyleRecipe, run) for run in (config, stopped)]
-    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert losses(rest) == losses(whole[10:])
+    jax.tree.map(np.testing.assert_array_equal, load_state(recipe), final_state)
 
 
 @pytest.mark.slow
 def test_two_devices_equal_one(config, whole):
-    data = dataclasses.replace(config.data, held_out=())
-    shared = run(changed(config, "shared", steps=5, data=data), devices=2)
+    shared = run(StyleRecipe(without_evaluation(changed(config, "shared", steps=5))), devices=2)
     for name in ("loss", "accuracy"):
-        found, expected = ([line[name] for line in lines] for lines in (shared, whole[:5]))
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        values, expected = ([line[name] for line in lines] for lines in (shared, whole[:5]))
+        np.testing.assert_allclose(values, expected, rtol=1e-4)
     np.testing.assert_allclose(shared[0]["loss"], whole[0]["loss"], rtol=1e-6)
 
 
-def test_an_exported_network_gives_the_units_and_can_be_gone_on_with(config, whole, tmp_path):
-    assert export(StyleRecipe(config), tmp_path / "network") == STEPS
-    model, params = style.load(tmp_path / "network")
+def test_an_exported_network_gives_the_units_and_is_trained_further(config, whole, exported):
+    model, params = style.load(exported)
     assert model.config == NETWORK
     apply, right, total = jax.jit(model.apply), 0, 0
     for k, item in enumerate(read_items(config.data.held_out)):
         wave = load_audio(item.audio)
         padded = np.pad(wave, (0, 32000 - len(wave)))
         logits, (count,) = apply({"params": params}, padded[None], np.array([len(wave)]))
-        found = np.asarray(logits[0, :count]).argmax(-1)
+        units = np.asarray(logits)[0, :count].argmax(-1)
         # In alphabetical order: high calm, high glad, low calm, low glad.
-        right, total = right + (found == 2 * (k % 2 == 0) + k // 2 % 2).sum(), total + count
+        right, total = right + (units == 2 * (k % 2 == 0) + k // 2 % 2).sum(), total + count
     np.testing.assert_allclose(right / total, whole[-1]["eval_accuracy"], atol=1e-6)
 
-    data = dataclasses.replace(config.data, held_out=())
-    start = {"start": str(tmp_path / "network"), "network": StyleConfig()}
-    (line,) = run(changed(config, "again", steps=1, data=data, **start))
+    further = changed(config, "further", start=str(exported), network=StyleConfig())
+    (line,) = run(StyleRecipe(without_evaluation(further)), stop_after=1)
     assert line["loss"] < 0.75 * whole[0]["loss"]
 
 
-def test_clusters_of_features_are_labels_and_a_report_shows_them(config):
-    clustered = changed(config, "clustered", labels="features", steps=2)
-    lines = run(clustered)
-    assert 0.2 < lines[-1]["eval_commonest"] < 0.7
-    folder = training.Path(clustered.run_dir) / "report"
+def test_clusters_of_features_are_labels_and_a_report_shows_them(config, final_state, tmp_path):
+    recipe = StyleRecipe(changed(config, "clustered", labels="features"))
+    labels = next(recipe.make_stream([0]))["labels_bs"]
+    assert labels.max() >= 0 and set(labels.flat) <= {-1, *range(STYLES)}  # -1 for padding
+    mesh = config.mesh.make(jax.devices()[:1])
+    assert 0.2 < recipe.evaluate(final_state, mesh)["commonest"] < 0.7
+    folder = tmp_path / "report"
+    folder.mkdir()
+    recipe.report(final_state, folder)
     assert (folder / "style.png").stat().st_size > 10_000
     sounds = [soundfile.read(path)[0] for path in folder.glob("style-*.wav")]
     assert sounds and all(np.abs(sound).max() > 0.05 for sound in sounds)
@@ -135,7 +132,7 @@ def make_track(voiced, f0_hz=200.0):
     return f0_cache.Track(np.broadcast_to(np.float32(f0_hz), voiced.shape), voiced)
 
 
-def test_features_say_how_it_sounds():
+def test_features_describe_loudness_pitch_and_pace():
     """Four seconds: loud, soft, hissing, and in four bursts."""
     rng, time_t = np.random.default_rng(0), np.arange(16000) / 16000
     tone = np.sin(2 * np.pi * 200 * time_t)
@@ -158,7 +155,7 @@ def test_features_say_how_it_sounds():
 @pytest.mark.parametrize(
     ("samples", "units"), [(0, 0), (7999, 0), (8000, 1), (23999, 1), (24000, 2)]
 )
-def test_a_last_second_counts_from_its_half_on(samples, units):
+def test_half_a_second_at_the_end_counts_as_one(samples, units):
     wave = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
     track = make_track(np.ones(samples // 80 + 1))
     features = style_features.style_features(wave, track, 200.0)
@@ -171,13 +168,13 @@ def test_silence_has_features():
     assert np.isfinite(features).all() and features[0, 0] == 0
 
 
-def test_clusters_are_found_and_numbered_by_the_training_set():
+def test_clusters_are_fitted_to_the_training_set():
     rng = np.random.default_rng(0)
     centres = np.array([[0.0, 0], [0, 100], [1000, 0]])
     points = [centre + rng.standard_normal((50, 2)) for centre in centres]
     items = [Item(str(k)) for k in range(3)]
     labels = style_labels.label_by_features(items, items[:1], points, points[2:], 3, seed=0)
-    each = [set(one.labels_s.tolist()) for one in labels.train]
+    each = [set(labelled.labels_s.tolist()) for labelled in labels.train]
     assert sorted(map(len, each)) == [1, 1, 1] and len(set.union(*each)) == 3
     assert set(labels.held_out[0].labels_s.tolist()) == each[2]
     with pytest.raises(InputError, match="7 clusters"):
@@ -189,7 +186,8 @@ def test_labels_of_a_manifest(tmp_path):
     unknown = dataclasses.replace(train[0], style="sad")
     labels = style_labels.label_by_manifest(train, [unknown], 4, 16000)
     assert labels.names == ["high/calm", "high/glad", "low/calm", "low/glad"]
-    assert [one.labels_s.tolist() for one in labels.train] == [[2], [0] * 2, [3] * 2, [1] * 2]
+    each = [labelled.labels_s.tolist() for labelled in labels.train]
+    assert each == [[2], [0] * 2, [3] * 2, [1] * 2]
     assert labels.held_out[0].labels_s.tolist() == [-1]
     with pytest.raises(InputError, match="have 4 styles"):
         style_labels.label_by_manifest(train, [], 3, 16000)
@@ -197,7 +195,7 @@ def test_labels_of_a_manifest(tmp_path):
         style_labels.label_by_manifest([dataclasses.replace(train[0], style="")], [], 3, 16000)
 
 
-def test_rows_begin_at_whole_seconds():
+def test_rows_start_at_whole_seconds():
     wave = np.arange(50, dtype=np.float32)
     labelled = style_labels.Labelled(Item("a", wave), np.arange(4, dtype=np.int32))
     for k in range(20):
@@ -211,11 +209,11 @@ def test_rows_begin_at_whole_seconds():
 def test_the_loss_is_of_labelled_units_alone():
     """Of given scores: two rows of two seconds, the second row one second long."""
     logits = np.random.default_rng(0).standard_normal((2, 2, STYLES)).astype(np.float32)
-    labels = jnp.array([[1, -1], [2, 3]])
-    sums, units = training.measure(jnp.asarray(logits), jnp.array([2, 1]), labels)
+    labels = np.array([[1, -1], [2, 3]])
+    sums, units = jax.jit(training.measure)(logits, jnp.array([2, 1]), labels)
     metrics = training.summarise(sums)
     assert units.tolist() == [[*logits[0].argmax(-1)], [logits[1, 0].argmax(-1), -1]]
-    logs = jax.nn.log_softmax(logits)
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(metrics["loss"], -(logs[0, 0, 1] + logs[1, 0, 2]) / 2, rtol=1e-6)
     assert metrics["commonest"] == 0.5
     right = [logits[0, 0].argmax(-1) == 1, logits[1, 0].argmax(-1) == 2]

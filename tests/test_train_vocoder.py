@@ -1,7 +1,6 @@
-"""The training of the vocoder: it learns, goes on after a stop, and its network speaks."""
+"""The training of the vocoder: it learns, resumes, and its exported network generates speech."""
 
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import speech_runs
+from speech_runs import load_state, run
 from tones import write_tones
 
 from spirit_jax import checkpoint, model_folder, speech_tokenizer
@@ -35,15 +35,15 @@ from spirit_jax.training.vocoder.config import VocoderRunConfig
 from spirit_jax.training.vocoder.recipe import VocoderRecipe
 from spirit_jax.units import Units
 
-run = functools.partial(speech_runs.run, VocoderRecipe)
+pytest_plugins = "speech_runs"
 
 STEPS, ALONE = 24, 16  # in all, and those without discriminators
 NETWORK = HifiGanConfig(
     default_speaker=0,
     default_style=0,
     embedding_dim=8,
-    upsample_rates=(5, 8, 16),
-    upsample_kernels=(5, 8, 16),
+    upsample_rates=(20, 32),
+    upsample_kernels=(20, 32),
     initial_channels=32,
     resblock_kernels=(3,),
     resblock_dilations=((1,),),
@@ -87,23 +87,18 @@ def config(tmp_path_factory, base_folder):
 
 
 @pytest.fixture(scope="module")
-def whole(config):
-    """The lines of a run from start to end."""
-    return run(config)
+def recipe(config):
+    return VocoderRecipe(config)
 
 
 def changed(config, name, **changes):
-    """Another run, which need not compute units again."""
+    """Another run, with the cached units of the first."""
     other = speech_runs.changed(config, name, **changes)
     known = vocoder_data.units_path(config.run_dir)
     if known.is_file():
         vocoder_data.units_path(other.run_dir).parent.mkdir(exist_ok=True)
         shutil.copy(known, vocoder_data.units_path(other.run_dir))
     return other
-
-
-def load_state(config):
-    return speech_runs.load_state(VocoderRecipe, config)
 
 
 def losses(lines):
@@ -113,7 +108,7 @@ def losses(lines):
     ]
 
 
-def test_it_learns_to_speak_and_how_long(whole):
+def test_it_learns_audio_and_durations(whole):
     first, last = whole[0], whole[-1]
     assert [line["step"] for line in whole] == list(range(1, STEPS + 1))
     assert last["loss_mel"] < 0.6 * first["loss_mel"]
@@ -123,11 +118,11 @@ def test_it_learns_to_speak_and_how_long(whole):
     assert last["eval_mel"] < 3 and 0.3 < last["eval_pace"] < 3
 
 
-def test_discriminators_take_part_from_their_step_on_and_learn(whole):
-    judged = ["loss_discriminator" in line for line in whole]
-    assert judged == [False] * ALONE + [True] * (STEPS - ALONE)
+def test_discriminators_are_trained_from_their_step_on(whole):
+    adversarial = ["loss_discriminator" in line for line in whole]
+    assert adversarial == [False] * ALONE + [True] * (STEPS - ALONE)
     first, last = whole[ALONE], whole[-1]
-    # two judges that know nothing yet score around 0
+    # both discriminators are untrained and score around 0
     assert 1.6 < first["loss_discriminator"] < 2.4 and abs(first["score_real"]) < 0.2
     assert last["loss_discriminator"] < first["loss_discriminator"]
     apart = [line["score_real"] - line["score_generated"] for line in (first, last)]
@@ -138,76 +133,78 @@ def test_discriminators_take_part_from_their_step_on_and_learn(whole):
     np.testing.assert_allclose(last["loss"], weighted, rtol=1e-5)
 
 
-@pytest.mark.slow  # by default the pitch network stands for all
+@pytest.mark.slow  # the runs of pitch and style networks resume in every suite
 @pytest.mark.parametrize("stop_after", [6, ALONE + 2])
-def test_stopped_equals_unstopped_bitwise(config, whole, stop_after):
+def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole, final_state, stop_after):
     stopped = changed(config, f"stopped{stop_after}")
-    run(stopped, stop_after=stop_after)
-    rest = run(stopped)
+    run(VocoderRecipe(stopped), stop_after=stop_after)
+    recipe = VocoderRecipe(stopped)
+    rest = run(recipe)
     assert 0 < len(rest) < STEPS and losses(rest) == losses(whole[-len(rest) :])
-    jax.tree.map(np.testing.assert_array_equal, load_state(stopped), load_state(config))
-    assert run(stopped) == []
+    jax.tree.map(np.testing.assert_array_equal, load_state(recipe), final_state)
+    assert run(recipe) == []
 
 
-def test_sigterm_where_the_discriminators_begin_ends_the_run(config):
-    stopped = changed(config, "last", adversarial_from=2, steps=8)
+def test_sigterm_at_the_first_step_with_discriminators_ends_the_run(config):
+    recipe = VocoderRecipe(changed(config, "last", adversarial_from=2, steps=8))
     steps = []
-    for metrics in loop.train(VocoderRecipe(stopped), jax.devices()[:1]):
+    for metrics in loop.train(recipe, jax.devices()[:1]):
         steps.append(metrics["step"])
         if metrics["step"] == 2:
             os.kill(os.getpid(), signal.SIGTERM)
     # The metrics of a step come when the next one has been sent.
-    assert steps == [1, 2, 3] and load_state(stopped).step == 3
+    assert steps == [1, 2, 3] and load_state(recipe).step == 3
 
 
 @pytest.mark.slow
 def test_two_devices_change_nothing(config):
-    data = dataclasses.replace(config.data, held_out=())
-    short = {"steps": 3, "adversarial_from": 1, "data": data}
-    one, two = (run(changed(config, f"on{n}", **short), n) for n in (1, 2))
-    for line, other in zip(losses(one), losses(two), strict=True):
+    short = speech_runs.without_evaluation(changed(config, "short", steps=3, adversarial_from=1))
+    runs = [changed(short, f"on{n}") for n in (1, 2)]
+    lines = [run(VocoderRecipe(config), n) for n, config in enumerate(runs, 1)]
+    for line, other in zip(*map(losses, lines), strict=True):
         assert line.keys() == other.keys()
         for name, value in line.items():
             np.testing.assert_allclose(other[name], value, rtol=2e-5, atol=1e-5, err_msg=name)
 
 
-def test_report_and_exported_network(config, whole, base_folder, tmp_path):
+def test_report_and_exported_network(config, recipe, final_state, base_folder, tmp_path):
     report = vocoder_data.units_path(config.run_dir).parent / "report"
     for name in ("high", "low"):
         assert (report / f"{name}.png").stat().st_size > 1000
-        real, made, paced = (
+        real, generated, timed = (
             soundfile.read(report / f"{name}_{what}.wav")[0]
             for what in ("real", "generated", "generated_with_predicted_durations")
         )
-        assert len(real) == len(made) and len(paced) % 640 == 0 < np.abs(made).max()
+        assert len(real) == len(generated) and len(timed) % 640 == 0 < np.abs(generated).max()
         np.testing.assert_allclose(np.abs(real).max(), vocoder_data.PEAK, atol=0.01)
 
     folder = tmp_path / "speech_tokenizer"
     shutil.copytree(base_folder / "speech_tokenizer", folder)
     shutil.rmtree(folder / "hifigan")
-    assert export(VocoderRecipe(config), folder / "hifigan") == STEPS
+    assert export(recipe, folder / "hifigan") == STEPS
     model_folder.write_speech_tokenizer(folder, "base", f0_method="pyin")
     tokenizer = SpeechTokenizer.from_pretrained(folder)
-    audio = read_items(config.data.sources)[0].audio
-    voices = [tokenizer.decode(tokenizer.encode(audio), name) for name in ("low", "high")]
+    encoded = tokenizer.encode_batch([item.audio for item in read_items(config.data.sources)])
+    voices = [tokenizer.decode(encoded[0], name) for name in ("low", "high")]
     assert len(voices[0]) == len(voices[1]) and np.abs(voices[0] - voices[1]).max() > 1e-4
-    generator = load_state(config).params["generator"]
-    stored = checkpoint.load_params(folder / "hifigan" / "params")
-    moved = stored["duration"]["out"].pop("bias"), generator["duration"]["out"].pop("bias")
-    assert abs(moved[0] - moved[1]) > 1e-3
-    jax.tree.map(np.testing.assert_array_equal, stored, generator)
-    heard = tokenizer.encode_batch([item.audio for item in read_items(config.data.sources)])
-    spoken = [tokenizer.decode(tokenizer.to_string(one)) for one in heard]
-    assert sum(map(len, spoken)) == pytest.approx(640 * sum(map(len, heard)), rel=0.02)
+    stored = checkpoint.flatten(checkpoint.load_params(folder / "hifigan" / "params"))
+    trained = checkpoint.flatten(final_state.params["generator"])
+    assert stored.keys() == trained.keys()
+    for name, leaf in trained.items():
+        if name == "duration/out/bias":  # calibrated
+            assert np.abs(stored[name] - leaf).max() > 1e-3
+        else:
+            np.testing.assert_array_equal(stored[name], leaf)
+    strings = [tokenizer.to_string(units) for units in encoded]
+    decoded = tokenizer.decode_batch(strings)
+    assert sum(map(len, decoded)) == pytest.approx(640 * sum(map(len, encoded)), rel=0.02)
     with pytest.raises(InputError, match="exists already"):
-        export(VocoderRecipe(config), folder / "hifigan")
+        export(recipe, folder / "hifigan")
 
 
-def test_a_new_voice_joins_a_trained_network(config, whole, tmp_path):
-    network = tmp_path / "network"
-    export(VocoderRecipe(config), network)
-    before, params = hifigan.load(network)
-    tuned = changed(config, "tuned", start=str(network), speakers=("low", "new"))
+def test_a_new_voice_is_added_to_a_trained_network(config, exported):
+    before, params = hifigan.load(exported)
+    tuned = changed(config, "tuned", start=str(exported), speakers=("low", "new"))
     planned, grown = vocoder.plan_network(tuned)
     assert planned.speakers == ("high", "low", "new") and planned.num_speakers == 3
     assert dataclasses.replace(planned, speakers=before.config.speakers, num_speakers=2) == (
@@ -217,25 +214,25 @@ def test_a_new_voice_joins_a_trained_network(config, whole, tmp_path):
     np.testing.assert_array_equal(tables[1][:2], tables[0])
     np.testing.assert_allclose(tables[1][2], tables[0].mean(0), rtol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, params, grown)
-    # recordings that name nobody are those of the one voice asked for
+    # recordings without a speaker get the only name in `speakers`
     items = [Item("a", "a.wav"), Item("b", "b.wav", speaker="low")]
-    assert [one.id for one in vocoder_data.choose(items, ("new",), ())] == ["a"]
-    # names for rows that had none are their numbers
+    assert [item.id for item in vocoder_data.choose(items, ("new",), ())] == ["a"]
+    # rows without a name are named by their numbers
     assert vocoder_network.add_names(("ann",), 3, ("bob", "ann")) == ("ann", "1", "2", "bob")
 
 
-def test_manners_are_ids_of_the_network(config):
+def test_styles_are_ids_of_the_network(config):
     network, _ = vocoder.plan_network(changed(config, "styled", style_ids=True))
     assert network.styles == ("calm", "glad") and network.num_style_ids == 2
     item = Item("a", "a.wav", speaker="low", style="glad")
     ids_tc = vocoder_data.frame_ids(Units([5, 5, 7]), item, network)
     assert ids_tc.tolist() == [[5, 1, 1], [5, 1, 1], [7, 1, 1]]
-    # recordings that do not say theirs have the default
-    (unsaid,) = vocoder_data.choose([Item("a", "a.wav", speaker="low")], ("low",), (), "glad")
-    assert unsaid.style == "glad"
+    # recordings without a style have the default one
+    (unnamed,) = vocoder_data.choose([Item("a", "a.wav", speaker="low")], ("low",), (), "glad")
+    assert unnamed.style == "glad"
 
 
-def test_a_vocoder_has_a_voice_and_a_manner_for_those_who_ask_for_none(config):
+def test_a_vocoder_has_a_default_speaker_and_style(config):
     styled = changed(config, "styled", style_ids=True)
     network, _ = vocoder.plan_network(styled)
     assert (network.default_speaker, network.default_style) == (0, 0)
@@ -247,14 +244,14 @@ def test_a_vocoder_has_a_voice_and_a_manner_for_those_who_ask_for_none(config):
         vocoder.plan_network(dataclasses.replace(chosen, default_style="wild"))
 
 
-def test_frames_are_told_what_decoding_tells_them():
+def test_frames_have_the_ids_of_decoding():
     network = dataclasses.replace(
         NETWORK, num_pitch=64, num_style=100, num_style_ids=0, speakers=("a", "b"), num_speakers=2
     )
     rng = np.random.default_rng(0)
-    heard = Units(rng.integers(0, 501, 60), rng.integers(0, 64, 29), rng.integers(0, 100, 2))
-    ours = vocoder_data.frame_ids(heard, Item("x", speaker="b"), network)
-    theirs = speech_tokenizer._stack_ids(heard, {"speaker": 1}, network)
+    units = Units(rng.integers(0, 501, 60), rng.integers(0, 64, 29), rng.integers(0, 100, 2))
+    ours = vocoder_data.frame_ids(units, Item("x", speaker="b"), network)
+    theirs = speech_tokenizer._stack_ids(units, {"speaker": 1}, network)
     np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(InputError, match="x: This vocoder needs pitch units, and there are none"):
         vocoder_data.frame_ids(Units([1, 2]), Item("x", speaker="b"), network)
@@ -262,33 +259,33 @@ def test_frames_are_told_what_decoding_tells_them():
         vocoder_data.frame_ids(Units([1, 501], [1], [1]), Item("x", speaker="b"), network)
 
 
-def test_a_row_is_a_segment_at_frames_and_a_stretch_of_whole_runs(tmp_path):
+def test_a_row_is_a_segment_of_frames_and_a_sequence_of_whole_runs(tmp_path):
     wave_s = np.linspace(-0.5, 0.25, 20 * 640 + 100).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", wave_s, 16000, subtype="FLOAT")
     codes_t = np.repeat(np.arange(8), [1, 2, 3, 4, 1, 2, 3, 4]).astype(np.int32)
-    ids_tc = np.stack([codes_t, np.arange(20)], -1).astype(np.int32)  # the second says where
+    ids_tc = np.stack([codes_t, np.arange(20)], -1).astype(np.int32)  # the second is the frame
     f0_tk = np.arange(80, dtype=np.float32).reshape(20, 4) + 100
-    one = vocoder_data.UnitRecording("a", "s", tmp_path / "a.wav", ids_tc, f0_tk)
+    recording = vocoder_data.UnitRecording("a", "s", tmp_path / "a.wav", ids_tc, f0_tk)
     loud_s = load_audio(tmp_path / "a.wav") / 0.5 * vocoder_data.PEAK
     starts, firsts = set(), set()
     for seed in range(100):
-        row = vocoder_data.make_row(one, np.random.default_rng(seed), 5, 3, 640)
+        row = vocoder_data.make_row(recording, np.random.default_rng(seed), 5, 3, 640)
         start, first = row["ids_btc"][0, 1], row["codes_bt"][0]
         np.testing.assert_array_equal(row["ids_btc"], ids_tc[start : start + 5])
         np.testing.assert_array_equal(row["source_bte"][:, :4], f0_tk[start : start + 5])
         np.testing.assert_allclose(row["wave_bs"], loud_s[start * 640 : start * 640 + 3200], 1e-6)
-        lasting = [1, 2, 3, 4, 1, 2, 3, 4][first : first + 3]
+        durations = [1, 2, 3, 4, 1, 2, 3, 4][first : first + 3]
         assert row["codes_bt"].tolist() == list(range(first, first + 3))
-        assert row["frames_bt"].tolist() == lasting
+        assert row["frames_bt"].tolist() == durations
         assert row["counted_bt"].tolist() == [first == 0, True, first == 5]
         starts.add(int(start)), firsts.add(int(first))
     assert starts == set(range(16)) and firsts == set(range(6))
-    row = vocoder_data.make_row(one, np.random.default_rng(0), 24, 10, 640)
+    row = vocoder_data.make_row(recording, np.random.default_rng(0), 24, 10, 640)
     assert row["lengths_b"] == 20 and row["counts_b"] == 8 and row["counted_bt"].sum() == 8
     assert row["wave_bs"].shape == (24 * 640,) and not row["wave_bs"][20 * 640 :].any()
 
 
-def test_units_are_kept_and_a_computation_that_was_stopped_goes_on(config, whole, monkeypatch):
+def test_units_are_cached_and_an_interrupted_computation_resumes(config, whole, monkeypatch):
     path = vocoder_data.units_path(config.run_dir)
     text = path.read_text()
     lines = text.splitlines(keepends=True)
@@ -301,18 +298,18 @@ def test_units_are_kept_and_a_computation_that_was_stopped_goes_on(config, whole
     monkeypatch.setattr(
         SpeechTokenizer, "encode_batch", lambda *a: computed.extend(a[1]) or encode(*a)
     )
-    heard = vocoder_data.read_units(items, config.tokenizer, path)
-    assert len(computed) == 3 and path.read_text() == text and len(heard) == 6
+    encoded = vocoder_data.read_units(items, config.tokenizer, path)
+    assert len(computed) == 3 and path.read_text() == text and len(encoded) == 6
     lines[0] = json.dumps({"tokenizer": {"kind": "base", "hubert": "another"}}) + "\n"
     path.write_text("".join(lines))
     with pytest.raises(InputError, match="units of another speech tokenizer"):
         vocoder_data.read_units(items, config.tokenizer, path)
 
 
-def test_a_recording_that_was_replaced_is_heard_anew_and_copies_once(config, tmp_path, monkeypatch):
+def test_replaced_recordings_are_encoded_again_and_copies_once(config, tmp_path, monkeypatch):
     samples = load_audio(read_items(config.data.sources)[0].audio)
     write_wav(tmp_path / "a.wav", samples)
-    one = Item("a", tmp_path / "a.wav")
+    file = Item("a", tmp_path / "a.wav")
     other = Item("here", samples[:8000])
     computed = []
     encode = SpeechTokenizer.encode_batch
@@ -323,12 +320,12 @@ def test_a_recording_that_was_replaced_is_heard_anew_and_copies_once(config, tmp
     def read(*items):
         return vocoder_data.read_units(items, config.tokenizer, tmp_path / "units.jsonl")
 
-    heard = read(one, other, one)
-    assert len(computed) == 2 and heard[0] == heard[2] and len(heard[1]) == 12
+    before = read(file, other, file)
+    assert len(computed) == 2 and before[0] == before[2] and len(before[1]) == 12
     write_wav(tmp_path / "a.wav", samples[:12000])
-    again = read(one, Item("here", samples[:4000]), other)
-    assert len(computed) == 4 and again[2] == heard[1]
-    assert (len(again[0]), len(again[1])) == (18, 6) and len(again[0]) < len(heard[0])
+    again = read(file, Item("here", samples[:4000]), other)
+    assert len(computed) == 4 and again[2] == before[1]
+    assert (len(again[0]), len(again[1])) == (18, 6) and len(again[0]) < len(before[0])
 
 
 @pytest.mark.slow
@@ -336,8 +333,8 @@ def test_without_a_duration_predictor_the_report_has_no_predicted_durations(conf
     network = dataclasses.replace(NETWORK, duration_hidden=0)
     recipe = VocoderRecipe(changed(config, "untimed", network=network))
     recipe.report(TrainState.create(recipe.init()[0], recipe.optimizer), tmp_path)
-    whats = sorted(path.name for path in tmp_path.glob("low*"))
-    assert whats == ["low.png", "low_generated.wav", "low_real.wav"]
+    names = sorted(path.name for path in tmp_path.glob("low*"))
+    assert names == ["low.png", "low_generated.wav", "low_real.wav"]
 
 
 def test_what_does_not_fit_is_named(config):
@@ -352,9 +349,9 @@ def test_what_does_not_fit_is_named(config):
         with pytest.raises(InputError, match=message):
             dataclasses.replace(config, **changes)
     with pytest.raises(InputError, match="no recordings of the speakers nobody.*high, low"):
-        run(changed(config, "nobody", speakers=("nobody",)))
+        run(VocoderRecipe(changed(config, "nobody", speakers=("nobody",))))
     items = [Item("a", "a.wav", speaker="slt", style="sad"), Item("b", "b.wav", speaker="slt")]
     with pytest.raises(InputError, match="speakers slt in the styles wild.*: slt.*styles: sad"):
         vocoder_data.choose(items, ("slt",), ("wild",))
     with pytest.raises(InputError, match="nowhere: there is no such folder"):
-        run(changed(config, "deaf", tokenizer="nowhere"))
+        run(VocoderRecipe(changed(config, "no_tokenizer", tokenizer="nowhere")))
