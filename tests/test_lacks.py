@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from spirit_jax import checkpoint, checksums, config, files, text
 from spirit_jax.audio import load_audio, write_wav
 from spirit_jax.audio_decoding import decode
-from spirit_jax.data import align_corpus, f0_cache, prepare, records, report
+from spirit_jax.data import align_corpus, prepare, records, report
 from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.data.items import Item
 from spirit_jax.data.manifest import Row, read_source
@@ -23,7 +23,7 @@ from spirit_jax.data.word_times import read_textgrid, read_whisperx
 from spirit_jax.errors import InputError, LackError
 from spirit_jax.evaluation import scoring
 from spirit_jax.evaluation.configs import EvalConfig
-from spirit_jax.training.hubert import targets as unit_targets
+from spirit_jax.training import recording_cache
 
 LACKS = {
     "memory": (MemoryError(), "memory is used up"),
@@ -85,8 +85,7 @@ READERS = {  # (the library call that fails, a function that makes it)
         (records.array_record_module, "ArrayRecordReader"),
         lambda d: records._count_records(d / "s.arrayrecord"),
     ),
-    "labels": ("numpy.load", lambda d: unit_targets.cached_labels(d / "cached.npz", "", [], dict)),
-    "F0": ("numpy.load", lambda d: f0_cache._is_whole(d / "cached.npz")),
+    "cache": ("numpy.load", lambda d: recording_cache._load_whole(d / "cached.npz")),
     "arrays": ("orbax.checkpoint.v1.metadata", lambda d: checkpoint.read_shapes(d)),
     "judge": ((subprocess, "run"), lambda d: scoring.ask_judge(["x"], ["line"])),
 }

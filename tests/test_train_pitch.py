@@ -12,7 +12,7 @@ import soundfile
 from speech_runs import changed, load_state, losses, run, without_evaluation
 from tones import write_tones
 
-from spirit_jax.data.f0_cache import F0Config
+from spirit_jax.data.configs import F0Config
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import SpeechDataConfig, draw_items, read_items
 from spirit_jax.errors import InputError

@@ -11,14 +11,14 @@ from speech_runs import changed, load_state, losses, run, without_evaluation
 from tones import write_tones
 
 from spirit_jax.audio import load_audio
-from spirit_jax.data import f0_cache
-from spirit_jax.data.f0_cache import F0Config
+from spirit_jax.data.configs import F0Config
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import SpeechDataConfig, read_items
 from spirit_jax.errors import InputError
 from spirit_jax.models import style
 from spirit_jax.models.style import StyleConfig
 from spirit_jax.models.wav2vec2 import TrunkConfig
+from spirit_jax.training import f0_tracks
 from spirit_jax.training.optimizer import OptimizerConfig
 from spirit_jax.training.style import features as style_features
 from spirit_jax.training.style import labels as style_labels
@@ -129,7 +129,7 @@ def test_clusters_of_features_are_labels_and_a_report_shows_them(config, final_s
 
 def make_track(voiced, f0_hz=200.0):
     voiced = np.asarray(voiced, np.float32)
-    return f0_cache.Track(np.broadcast_to(np.float32(f0_hz), voiced.shape), voiced)
+    return f0_tracks.Track(np.broadcast_to(np.float32(f0_hz), voiced.shape), voiced)
 
 
 def test_features_describe_loudness_pitch_and_pace():

@@ -10,6 +10,7 @@ layer, and units are k-means clusters of its output (at 25 Hz as in arXiv 2305.1
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from flax import linen as nn
 from spirit_jax import checkpoint, model_folder
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.augment import coloured_noise, mix
-from spirit_jax.data.manifest import Item
+from spirit_jax.data.manifest import Item, fingerprint
 from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.errors import InputError
 from spirit_jax.models import hubert
 from spirit_jax.models.frames import length_mask
 from spirit_jax.models.hubert import HubertConfig, HubertUnits, QuantizerConfig
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
+from spirit_jax.training import recording_cache
 from spirit_jax.training.hubert import gabor, reference_targets, report, targets
 from spirit_jax.training.hubert.config import MFCC, HubertRunConfig
 from spirit_jax.training.hubert.targets import Recording
@@ -316,27 +318,30 @@ def read_targets(
         alignment_features, alignment_source = _read_teacher(config.aligner, 0, trunk)
     references = reference_targets.read_references(config.reference) if config.reference else {}
 
-    def label(items: Sequence[Item], centroids_vd: np.ndarray) -> list[np.ndarray]:
+    sample = list(references.values()) or items
+    source += f" {trunk.conv_layers} {config.target_clusters} {config.kmeans}"
+    centroids_vd = recording_cache.read_value(
+        Path(config.run_dir) / targets.FOLDER,
+        f"centroids of {source}",
+        sample,
+        lambda: targets.find_centroids(
+            sample, features, trunk, config.target_clusters, config.kmeans
+        ),
+    )
+
+    def label(items: Sequence[Item]) -> list[np.ndarray]:
         return reference_targets.label(
             items, references, features, trunk, centroids_vd, alignment_features
         )
 
-    def compute() -> dict[str, Any]:
-        sample = list(references.values()) or items
-        centroids_vd = targets.find_centroids(
-            sample, features, trunk, config.target_clusters, config.kmeans
-        )
-        return {"labels": label(items, centroids_vd), "centroids": centroids_vd}
+    def key(item: Item) -> bytes:
+        reference = references.get(item.text, item)
+        return fingerprint(item) + b"\0" + fingerprint(reference)
 
-    source += f" {trunk.conv_layers} {config.target_clusters} {config.kmeans}"
-    if references:
-        # Recordings and references are matched by text.
-        texts = [item.text for item in (*references.values(), *items)]
-        source += f" {targets.digest(references.values())} {texts} {alignment_source}"
-    path = Path(config.run_dir) / "targets.npz"
-    cached = targets.cached_labels(path, source, items, compute)
-    recordings = targets.with_labels(items, cached["labels"])
-    return recordings, lambda others: label(others, cached["centroids"])
+    digest = hashlib.sha256(centroids_vd.tobytes()).hexdigest()
+    settings = f"clusters of {source} {alignment_source} {digest}"
+    labels = targets.cached_labels(config.run_dir, settings, items, label, key)
+    return targets.with_labels(items, labels), label
 
 
 def _read_teacher(folder: str, layer: int, trunk: TrunkConfig) -> tuple[targets.FrameFunction, str]:

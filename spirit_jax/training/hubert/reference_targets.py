@@ -14,7 +14,6 @@ import librosa
 import numpy as np
 
 from spirit_jax.data.manifest import Item
-from spirit_jax.data.progress import watch
 from spirit_jax.data.speech import read_items
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import TrunkConfig
@@ -75,7 +74,7 @@ def label(
         strict=True,
     )
     labels = []
-    for match, values_td, others_ud, clustered_ud in watch(streams, targets.LABELLED, len(items)):
+    for match, values_td, others_ud, clustered_ud in streams:
         if len(values_td) and not len(others_ud):
             raise InputError(f"{match.id}: is a reference that is too short to have a frame.")
         labels.append(kmeans.assign(clustered_ud, centroids_vd)[align(values_td, others_ud)])

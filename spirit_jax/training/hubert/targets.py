@@ -5,17 +5,14 @@ v clusters.
 """
 
 import dataclasses
-import hashlib
-import io
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from spirit_jax import bucketing, files
+from spirit_jax import bucketing
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.manifest import Item, fingerprint
 from spirit_jax.data.progress import watch
@@ -23,7 +20,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.models import hubert
 from spirit_jax.models.hubert import HubertUnits
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
-from spirit_jax.training import kmeans
+from spirit_jax.training import kmeans, recording_cache
 from spirit_jax.training.hubert import mfcc
 from spirit_jax.training.kmeans import KMeansConfig
 
@@ -31,7 +28,7 @@ BUCKET_SECONDS = (2, 4, 8, 16, 32, 64, 101)  # audio is padded to one of these l
 PIECE_SECONDS = 100  # longer recordings are split into pieces of this length
 BATCH_SECONDS = 64  # of audio in a batch
 GROUP = 64  # recordings in memory
-LABELLED = "recordings labelled"
+FOLDER = "targets"  # of a run: the cache of labels
 
 # From padded (wave_bt, lengths_b) to a value or vector for each frame, and the numbers of frames
 # without padding.
@@ -186,7 +183,7 @@ def label(
     items: Sequence[Item], function: FrameFunction, trunk: TrunkConfig, centroids_vd: np.ndarray
 ) -> list[np.ndarray]:
     """The cluster of each frame of recordings, int32 (t,); see `compute_features`."""
-    features = watch(compute_features(items, function, trunk), LABELLED, len(items))
+    features = compute_features(items, function, trunk)
     return [kmeans.assign(values_td, centroids_vd) for values_td in features]
 
 
@@ -194,7 +191,7 @@ def label_by_units(
     items: Sequence[Item], function: FrameFunction, trunk: TrunkConfig, blank: int
 ) -> list[np.ndarray]:
     """The unit of each frame of recordings, int32 (t,), without blanks; see `compute_features`."""
-    units = watch(compute_features(items, function, trunk), LABELLED, len(items))
+    units = compute_features(items, function, trunk)
     return [hubert.fill_blanks(units_t, blank) for units_t in units]
 
 
@@ -212,58 +209,23 @@ def with_labels(items: Sequence[Item], labels: Sequence[np.ndarray]) -> list[Rec
 
 
 def cached_labels(
-    path: Path, source: str, items: Sequence[Item], compute: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """The labels of a run: computed at its start, and read from a file when it is resumed.
+    run_dir: str | Path,
+    settings: str,
+    items: Sequence[Item],
+    label: Callable[[Sequence[Item]], list[np.ndarray]],
+    key: Callable[[Item], bytes] = fingerprint,
+) -> list[np.ndarray]:
+    """The labels of recordings, int32 (t,), from the cache in the run's folder `targets`.
 
     Args:
-      path: of the .npz file; written whole or not at all.
-      source: a description of what the labels depend on besides the recordings.
-      items: the recordings.
-      compute: returns "labels", a list of int32 (t,), and other arrays by name.
-
-    Returns:
-      The result of `compute`.
-
-    Raises:
-      InputError: the file is damaged, or its labels depend on something else.
+      run_dir: folder of the run.
+      settings, items, key: see `recording_cache.read`.
+      label: computes the labels of some recordings.
     """
-    source_digest = hashlib.sha256(f"{source} {digest(items)}".encode()).hexdigest()
-    if path.exists():
-        try:
-            with np.load(path) as arrays:
-                cached = dict(arrays)
-        except Exception as error:  # a damaged file raises many types of errors
-            raise files.unreadable(
-                path, error, "is damaged; remove it, and it is computed again."
-            ) from error
-        if str(cached.pop("digest", "")) != source_digest:
-            raise InputError(
-                f"{path}: was computed from other recordings, texts, targets or settings; use "
-                "another run_dir."
-            )
-        ends = np.cumsum(cached.pop("lengths"))[:-1]
-        return {**cached, "labels": np.split(cached["labels"], ends)}
-    computed = compute()
-    arrays = {
-        **computed,
-        "labels": np.concatenate(computed["labels"]),
-        "lengths": np.array([len(labels_t) for labels_t in computed["labels"]]),
-        "digest": np.array(source_digest),
-    }
-    data = io.BytesIO()
-    np.savez(data, **arrays)
-    # Every process writes the same file, so each one has a temporary name of its own.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    with files.whole_file(temporary) as unfinished:
-        unfinished.write_bytes(data.getvalue())
-    temporary.replace(path)
-    return computed
 
+    def compute(items: Sequence[Item]) -> list[recording_cache.Arrays]:
+        return [{"labels": labels_t} for labels_t in label(items)]
 
-def digest(items: Iterable[Item]) -> str:
-    """The SHA-256 of the fingerprints of recordings (`manifest.fingerprint`)."""
-    result = hashlib.sha256()
-    for item in items:
-        result.update(b"\n" + fingerprint(item))
-    return result.hexdigest()
+    folder = Path(run_dir) / FOLDER
+    rows = recording_cache.read(folder, settings, items, compute, "labels", key=key)
+    return [row["labels"] for row in rows]

@@ -19,12 +19,12 @@ import optax
 from flax import struct
 
 from spirit_jax import checkpoint
-from spirit_jax.data import f0_cache
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.models import pitch
 from spirit_jax.models.frames import length_mask
 from spirit_jax.models.pitch import PitchConfig, PitchVqVae
+from spirit_jax.training import f0_tracks
 from spirit_jax.training.optimizer import decay_by_epoch, make_schedule
 from spirit_jax.training.pitch import codebook as codebook_lib
 from spirit_jax.training.pitch import report
@@ -152,8 +152,8 @@ def read_features(
       config: of the run.
       network: config of the network.
     """
-    tracks = f0_cache.read_tracks(items, config.f0, Path(config.run_dir) / "f0")
-    means = f0_cache.speaker_means(items, tracks) if config.mean == "speaker" else {}
+    tracks = f0_tracks.read_tracks(items, config.f0, Path(config.run_dir) / "f0")
+    means = f0_tracks.speaker_means(items, tracks) if config.mean == "speaker" else {}
     return [
         pitch.normalise_f0(track.f0_t, track.voiced_t, network, means.get(item.speaker))
         for item, track in zip(items, tracks, strict=True)

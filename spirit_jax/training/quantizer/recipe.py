@@ -89,15 +89,16 @@ class QuantizerRecipe(SpeechRecipe[QuantizerRunConfig]):
         """See `Recipe.make_stream`."""
         items = self.training_items()
 
-        def label() -> dict[str, Any]:
-            units = targets.network_units(self.teacher, self.teacher_params)
-            blank = self.teacher.quantizer.blank
-            return {"labels": targets.label_by_units(items, units, self.trunk, blank)}
-
+        units = targets.network_units(self.teacher, self.teacher_params)
+        blank = self.teacher.quantizer.blank
         hashes = " ".join(checkpoint.hash_params(part) for part in self.teacher_params.values())
-        path = Path(self.config.run_dir) / "targets.npz"
-        cached = targets.cached_labels(path, hashes, items, label)
-        recordings = targets.with_labels(items, cached["labels"])
+        labels = targets.cached_labels(
+            self.config.run_dir,
+            f"units of {hashes} {self.trunk.conv_layers}",
+            items,
+            lambda items: targets.label_by_units(items, units, self.trunk, blank),
+        )
+        recordings = targets.with_labels(items, labels)
         make = functools.partial(make_row, config=self.config, teacher=self.teacher)
         return SpeechStream(recordings, make, self.config.data, rows)
 

@@ -15,7 +15,7 @@ import scipy.signal
 
 from spirit_jax import f0
 from spirit_jax.audio import SAMPLE_RATE
-from spirit_jax.data.f0_cache import Track
+from spirit_jax.training.f0_tracks import Track
 
 NAMES = ("level", "range", "F0 level", "F0 range", "voiced", "tilt", "pace")
 HOP, WINDOW, FFT = 160, 400, 512  # samples

@@ -19,12 +19,12 @@ import optax
 
 from spirit_jax import checkpoint
 from spirit_jax.audio import load_audio
-from spirit_jax.data import f0_cache
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.models import style
 from spirit_jax.models.frames import length_mask
 from spirit_jax.models.style import StyleEncoder
+from spirit_jax.training import f0_tracks
 from spirit_jax.training.recipe import SpeechRecipe, add_up, code_usage, read_start
 from spirit_jax.training.step import Metrics, TrainState
 from spirit_jax.training.style import report
@@ -205,8 +205,8 @@ def _read_features(
     config: StyleRunConfig, unit_samples: int, items: Sequence[Item]
 ) -> list[np.ndarray]:
     """The style features of each recording, relative to its speaker's mean F0."""
-    tracks = f0_cache.read_tracks(items, config.f0, Path(config.run_dir) / "f0")
-    means = f0_cache.speaker_means(items, tracks)
+    tracks = f0_tracks.read_tracks(items, config.f0, Path(config.run_dir) / "f0")
+    means = f0_tracks.speaker_means(items, tracks)
     return [
         style_features(
             load_audio(item.audio), track, means.get(item.speaker, track.mean), unit_samples

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 
 from spirit_jax.audio import SAMPLE_RATE, write_wav
-from spirit_jax.data import f0_cache
+from spirit_jax.training import f0_tracks
 from spirit_jax.training.style import features as style_features
 from spirit_jax.training.style.labels import NO_LABEL
 
@@ -41,7 +41,7 @@ def write(
     unit_samples = wave_bt.shape[1] // labels_bs.shape[1]
     for row in range(rows):
         wave_t = wave_bt[row, : lengths_b[row]]
-        track = f0_cache.find_f0(wave_t, RESOLUTION)
+        track = f0_tracks.find_f0(wave_t, RESOLUTION)
         voiced_f0 = np.where(track.voiced_t > 0, track.f0_t, np.nan)
         curves = ("waveform", wave_t), ("energy, dB", style_features.loudness(wave_t)[1])
         for axis, (name, values_t) in zip(axes[row], (*curves, ("F0, Hz", voiced_f0)), strict=True):

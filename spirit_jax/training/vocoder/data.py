@@ -8,34 +8,29 @@ matter, since the vocoder's convs see neighbouring frames.
 """
 
 import dataclasses
-import hashlib
-import json
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import jax
 import librosa
 import numpy as np
-from jax.experimental import multihost_utils
 
 from spirit_jax import config as config_lib
-from spirit_jax import files, model_folder, units
+from spirit_jax import model_folder, units
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
-from spirit_jax.data import f0_cache
-from spirit_jax.data.f0_cache import F0Config, Track
-from spirit_jax.data.manifest import Item, fingerprint
-from spirit_jax.data.progress import watch
+from spirit_jax.data.configs import F0Config
+from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, stack
 from spirit_jax.errors import InputError
 from spirit_jax.models import harmonic_source, hifigan
 from spirit_jax.models.harmonic_source import PARTS
 from spirit_jax.models.hifigan import HifiGanConfig
 from spirit_jax.speech_tokenizer import SpeechTokenizer
-from spirit_jax.training import distributed
+from spirit_jax.training import recording_cache
+from spirit_jax.training.f0_tracks import Track, read_tracks
 from spirit_jax.units import Units
 
 PEAK = 0.95  # absolute peak to which every recording is normalised
-CHUNK = 32  # recordings that are encoded and written together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +51,6 @@ class UnitRecording:
     audio: Audio
     ids_tc: np.ndarray
     f0_tk: np.ndarray
-
-
-def units_path(run_dir: str | Path) -> Path:
-    """The file of a run that caches the units of its recordings."""
-    return Path(run_dir) / "units.jsonl"
 
 
 def choose(
@@ -110,7 +100,7 @@ def read_recordings(
       tokenizer: see `read_units`.
       run_dir: folder of the run.
       network: config of the vocoder.
-      f0: how F0 is estimated, see `f0_cache.read_tracks`.
+      f0: how F0 is estimated, see `read_tracks`.
 
     Returns:
       The recordings that have a unit.
@@ -118,10 +108,10 @@ def read_recordings(
     Raises:
       InputError: no recording is long enough, or units do not fit the vocoder.
     """
-    encoded = read_units(items, tokenizer, units_path(run_dir))
+    encoded = read_units(items, tokenizer, run_dir)
     f0s = [np.zeros((len(streams), 0), np.float32) for streams in encoded]
     if network.source_harmonics:
-        tracks = f0_cache.read_tracks(items, f0, run_dir / "f0")
+        tracks = read_tracks(items, f0, run_dir / "f0")
         f0s = [frame_f0(track, len(s)) for track, s in zip(tracks, encoded, strict=True)]
     recordings = [
         UnitRecording(item.id, item.speaker, item.audio, frame_ids(streams, item, network), f0_tk)
@@ -129,7 +119,7 @@ def read_recordings(
         if len(streams)
     ]
     if not recordings:
-        raise InputError(f"{units_path(run_dir)}: no recording is long enough to have a unit.")
+        raise InputError(f"None of the {len(items)} recordings is long enough to have a unit.")
     return recordings
 
 
@@ -166,8 +156,8 @@ def frame_ids(streams: Units, item: Item, network: HifiGanConfig) -> np.ndarray:
         raise InputError(f"{item.id}: {error}") from error
 
 
-def read_units(items: Sequence[Item], tokenizer: str, path: Path) -> list[Units]:
-    """Encodes recordings, or reads their units from a cache.
+def read_units(items: Sequence[Item], tokenizer: str, run_dir: Path) -> list[Units]:
+    """Encodes recordings, or reads their units from the cache in the run's folder `units`.
 
     Only the first chunk (100 s) of a long recording is used: frames of later chunks would not be
     aligned with samples.
@@ -175,68 +165,27 @@ def read_units(items: Sequence[Item], tokenizer: str, path: Path) -> list[Units]
     Args:
       items: recordings with audio.
       tokenizer: folder or name of a speech tokenizer; it needs no vocoder.
-      path: the cache, a JSON-lines file. New or changed recordings are added, so that a stopped
-        computation resumes. The first process writes it; all must see the same files.
+      run_dir: folder of the run.
 
     Returns:
       The units of each recording, in order.
 
     Raises:
-      InputError: a recording cannot be used, or the cache is of another tokenizer.
+      InputError: a recording cannot be used.
     """
-    networks = _tokenizer_networks(tokenizer)
-    cached = _read_cache(path, networks)
-    keys = [hashlib.sha256(fingerprint(item)).hexdigest()[:32] for item in items]
-    missing = {key: item for key, item in zip(keys, items, strict=True) if key not in cached}
-    if missing and distributed.is_first():
-        _add_units(missing, tokenizer, path, networks, cached)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"units in {path}")
-    if missing:
-        cached = _read_cache(path, networks)
-    for key, item in missing.items():
-        if key not in cached:
-            raise InputError(f"{item.id}: the first process reads a different file than this one.")
-    return [Units.from_dict(cached[key]) for key in keys]
 
+    @functools.cache
+    def encoder() -> SpeechTokenizer:
+        return SpeechTokenizer.from_pretrained(tokenizer)
 
-def _add_units(
-    missing: dict[str, Item], tokenizer: str, path: Path, networks: dict, cached: dict
-) -> None:
-    encoder = SpeechTokenizer.from_pretrained(tokenizer)
-    longest = round(encoder.config.chunk_seconds * SAMPLE_RATE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w") as file:  # without an incomplete last line
-        file.write(json.dumps({"tokenizer": networks}) + "\n")
-        for key, streams in cached.items():
-            file.write(json.dumps({"recording": key, "units": streams}) + "\n")
-    unfinished.replace(path)
-    rows = list(missing.items())
-    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    with path.open("a") as file:
-        for chunk in watch(chunks, "units, chunks of recordings", len(chunks)):
-            encoded = encoder.encode_batch([load_audio(item.audio)[:longest] for _, item in chunk])
-            for (key, _), streams in zip(chunk, encoded, strict=True):
-                file.write(json.dumps({"recording": key, "units": streams.to_dict()}) + "\n")
-            file.flush()
+    def encode(items: Sequence[Item]) -> list[recording_cache.Arrays]:
+        longest = round(encoder().config.chunk_seconds * SAMPLE_RATE)
+        waves = [load_audio(item.audio)[:longest] for item in items]
+        return [streams.streams() for streams in encoder().encode_batch(waves)]
 
-
-def _read_cache(path: Path, networks: dict) -> dict[str, dict[str, list[int]]]:
-    """The cached units of each recording, by key."""
-    rows = [row for _, row in files.read_json_lines(path)] if path.is_file() else []
-    if rows and isinstance(rows[-1], InputError):  # an incomplete last line
-        rows.pop()
-    if not all(isinstance(row, dict) for row in rows) or not all(
-        isinstance(row.get("recording"), str) and isinstance(row.get("units"), dict)
-        for row in rows[1:]
-    ):
-        raise InputError(f"{path}: is damaged; remove it, and the units are computed again.")
-    if rows and rows[0].get("tokenizer") != networks:
-        raise InputError(
-            f"{path}: has units of another speech tokenizer; remove it, or use another run_dir."
-        )
-    return {row["recording"]: row["units"] for row in rows[1:]}
+    settings = f"units of {_tokenizer_networks(tokenizer)}"
+    rows = recording_cache.read(run_dir / "units", settings, items, encode, "units")
+    return [Units(**streams) for streams in rows]
 
 
 def _tokenizer_networks(tokenizer: str) -> dict[str, str]:
