@@ -70,16 +70,23 @@ def test_it_learns(whole, config):
     assert all((report / name).stat().st_size > 1000 for name in ("units.png", "units.wav"))
 
 
+def read_centroids(config):
+    """The centroids in the cache of a run."""
+    arrays = [np.load(path) for path in (Path(config.run_dir) / "targets").iterdir()]
+    (centroids_vd,) = (array["value"] for array in arrays if "value" in array)
+    return centroids_vd
+
+
 @pytest.mark.slow  # the runs of pitch and style networks resume in every suite
 def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole):
     stopped = changed(config, "stopped", steps=16, checkpoint_every=6)
     run(HubertRecipe(stopped), stop_after=9)
-    targets = Path(stopped.run_dir) / "targets.npz"
-    written_at = targets.stat().st_mtime_ns
+    files = sorted((Path(stopped.run_dir) / "targets").iterdir())
+    written_at = [path.stat().st_mtime_ns for path in files]
     rest = run(HubertRecipe(stopped))
     assert losses(rest) == losses(whole[:16])[-len(rest) :] and 0 < len(rest) < 16
-    assert targets.stat().st_mtime_ns == written_at
-    assert not list(targets.parent.glob("*.tmp"))
+    assert sorted(files[0].parent.iterdir()) == files
+    assert [path.stat().st_mtime_ns for path in files] == written_at
 
 
 @pytest.mark.slow
@@ -118,7 +125,7 @@ def test_a_second_iteration_predicts_clusters_of_the_first(config, exported):
     recipe = HubertRecipe(second)
     assert len(run(recipe, stop_after=1)) == 1
     recordings, label = recipe.labelled
-    centroids = np.load(Path(second.run_dir) / "targets.npz")["centroids"]
+    centroids = read_centroids(second)
     assert centroids.shape == (6, 16)
     trunk, params = checkpoint.load_network(exported / "hubert", HubertConfig)
     network = unit_targets.network_features(trunk.trunk, params)
@@ -155,21 +162,27 @@ def test_labels_can_be_those_of_a_reference_with_the_same_text(config, exported,
     unaligned = changed(config, "reference", data=data, reference=paths["low"])
     aligned = dataclasses.replace(unaligned, aligner=str(exported / "hubert"))
     recordings = label_recordings(aligned)
-    centroids = np.load(Path(aligned.run_dir) / "targets.npz")["centroids"]
+    centroids = read_centroids(aligned)
     references = read_items((paths["low"],))
     features = unit_targets.compute_features(references, unit_targets.mfcc_features(TRUNK), TRUNK)
     for recording, features_td in zip(recordings, features, strict=True):
         assert set(recording.labels_t) <= set(kmeans.assign(features_td, centroids))
-    with pytest.raises(InputError, match="use another run_dir"):
-        label_recordings(unaligned)
-    label_recordings(aligned)
+    cached = Path(aligned.run_dir) / "targets"
+
+    def count_computed(config):
+        before = len(list(cached.iterdir()))
+        label_recordings(config)
+        return len(list(cached.iterdir())) - before
+
+    assert count_computed(aligned) == 0
+    assert count_computed(unaligned) == 1
     for name, old, new in (("high", "sentence 1", "sentence 2"), ("low", "tone2", "tone3")):
         before = Path(paths[name]).read_text()
         assert old in before
         Path(paths[name]).write_text(before.replace(old, new, 1))  # another text, recording
-        with pytest.raises(InputError, match="other recordings, texts"):
-            label_recordings(aligned)
+        assert count_computed(aligned) >= 1
         Path(paths[name]).write_text(before)
+        assert count_computed(aligned) == 0
 
 
 def test_recordings_without_a_frame_are_left_out(config, tmp_path):
@@ -371,15 +384,16 @@ def test_long_recordings_are_computed_in_pieces_that_make_up_the_whole(config, m
     assert [len(features) for features in expected] == frames
 
 
-def test_a_run_whose_recordings_changed_is_refused(config, whole, tmp_path):
-    other = dataclasses.replace(config, run_dir=str(tmp_path / "run"), max_recordings=5)
-    (tmp_path / "run").mkdir()
-    shutil.copy(Path(config.run_dir) / "targets.npz", tmp_path / "run")
-    with pytest.raises(InputError, match="was computed from other recordings"):
-        run(HubertRecipe(other))
-    (tmp_path / "run" / "targets.npz").write_bytes(b"PK half of it")
-    with pytest.raises(InputError, match="is damaged"):
-        run(HubertRecipe(other))
+def test_damaged_labels_are_computed_again(config, whole, tmp_path, capsys):
+    other = dataclasses.replace(config, run_dir=str(tmp_path / "run"))
+    shutil.copytree(Path(config.run_dir) / "targets", tmp_path / "run" / "targets")
+    for path in (tmp_path / "run" / "targets").iterdir():
+        path.write_bytes(b"PK half of it")
+    expected, _ = HubertRecipe(config).labelled
+    recordings, _ = HubertRecipe(other).labelled
+    assert "is damaged and computed again" in capsys.readouterr().err
+    for recording, original in zip(recordings, expected, strict=True):
+        np.testing.assert_array_equal(recording.labels_t, original.labels_t)
 
 
 def test_wrong_settings_are_named(config):

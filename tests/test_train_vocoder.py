@@ -1,10 +1,10 @@
 """The training of the vocoder: it learns, resumes, and its exported network generates speech."""
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from spirit_jax.models import hifigan
 from spirit_jax.models.discriminators import DiscriminatorConfig
 from spirit_jax.models.frames import MelConfig
 from spirit_jax.models.hifigan import HifiGanConfig
+from spirit_jax.random_model import write_random_model
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.training import loop
 from spirit_jax.training.export import export
@@ -94,10 +95,9 @@ def recipe(config):
 def changed(config, name, **changes):
     """Another run, with the cached units of the first."""
     other = speech_runs.changed(config, name, **changes)
-    known = vocoder_data.units_path(config.run_dir)
-    if known.is_file():
-        vocoder_data.units_path(other.run_dir).parent.mkdir(exist_ok=True)
-        shutil.copy(known, vocoder_data.units_path(other.run_dir))
+    cached = Path(config.run_dir) / "units"
+    if cached.is_dir():
+        shutil.copytree(cached, Path(other.run_dir) / "units", dirs_exist_ok=True)
     return other
 
 
@@ -168,7 +168,7 @@ def test_two_devices_change_nothing(config):
 
 
 def test_report_and_exported_network(config, recipe, final_state, base_folder, tmp_path):
-    report = vocoder_data.units_path(config.run_dir).parent / "report"
+    report = Path(config.run_dir) / "report"
     for name in ("high", "low"):
         assert (report / f"{name}.png").stat().st_size > 1000
         real, generated, timed = (
@@ -285,25 +285,14 @@ def test_a_row_is_a_segment_of_frames_and_a_sequence_of_whole_runs(tmp_path):
     assert row["wave_bs"].shape == (24 * 640,) and not row["wave_bs"][20 * 640 :].any()
 
 
-def test_units_are_cached_and_an_interrupted_computation_resumes(config, whole, monkeypatch):
-    path = vocoder_data.units_path(config.run_dir)
-    text = path.read_text()
-    lines = text.splitlines(keepends=True)
-    assert len(lines) == 7
+def test_units_are_cached_for_each_speech_tokenizer(config, whole, tmp_path, monkeypatch):
     items = read_items(config.data.sources)
-    path = path.with_name("cut.jsonl")
-    path.write_text("".join(lines[:4]) + lines[4][:30])
-    computed = []
-    encode = SpeechTokenizer.encode_batch
-    monkeypatch.setattr(
-        SpeechTokenizer, "encode_batch", lambda *a: computed.extend(a[1]) or encode(*a)
-    )
-    encoded = vocoder_data.read_units(items, config.tokenizer, path)
-    assert len(computed) == 3 and path.read_text() == text and len(encoded) == 6
-    lines[0] = json.dumps({"tokenizer": {"kind": "base", "hubert": "another"}}) + "\n"
-    path.write_text("".join(lines))
-    with pytest.raises(InputError, match="units of another speech tokenizer"):
-        vocoder_data.read_units(items, config.tokenizer, path)
+    monkeypatch.setattr(SpeechTokenizer, "encode_batch", None)  # not needed
+    encoded = vocoder_data.read_units(items, config.tokenizer, Path(config.run_dir))
+    assert len(encoded) == 6 and all(map(len, encoded))
+    write_random_model(tmp_path / "other", "base", seed=1)
+    with pytest.raises(TypeError):
+        vocoder_data.read_units(items, str(tmp_path / "other"), Path(config.run_dir))
 
 
 def test_replaced_recordings_are_encoded_again_and_copies_once(config, tmp_path, monkeypatch):
@@ -318,13 +307,13 @@ def test_replaced_recordings_are_encoded_again_and_copies_once(config, tmp_path,
     )
 
     def read(*items):
-        return vocoder_data.read_units(items, config.tokenizer, tmp_path / "units.jsonl")
+        return vocoder_data.read_units(items, config.tokenizer, tmp_path)
 
     before = read(file, other, file)
     assert len(computed) == 2 and before[0] == before[2] and len(before[1]) == 12
     write_wav(tmp_path / "a.wav", samples[:12000])
     again = read(file, Item("here", samples[:4000]), other)
-    assert len(computed) == 4 and again[2] == before[1]
+    assert len(computed) == 5 and again[2] == before[1]  # the chunk of all three
     assert (len(again[0]), len(again[1])) == (18, 6) and len(again[0]) < len(before[0])
 
 
