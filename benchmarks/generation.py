@@ -15,8 +15,8 @@ import transformers
 
 from benchmarks.paired import paired_ratio
 from spirit_jax.cli.running import run
-from spirit_jax.generation.decode import generate
-from spirit_jax.generation.sampling import GenerationConfig
+from spirit_jax.generation.config import GenerationConfig
+from spirit_jax.generation.engine import continue_prompts
 from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params
 from spirit_jax.vocab import Vocab
 
@@ -60,7 +60,7 @@ def main() -> None:
         def ours(modality, prompts=prompts):
             allowed = vocab.allowed(modality)
             allowed[list(vocab.eos)] = False  # so that no row ends early
-            return generate(model, params, prompts.tolist(), allowed, vocab.eos, config)
+            return continue_prompts(model, params, prompts.tolist(), allowed, vocab.eos, config)
 
         @torch.no_grad()
         def peer(prompts=prompts):

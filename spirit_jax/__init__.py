@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spirit_jax.errors import InputError
-    from spirit_jax.generation.sampling import GenerationConfig
+    from spirit_jax.generation.config import GenerationConfig
     from spirit_jax.speech_tokenizer import SpeechTokenizer
     from spirit_jax.spiritlm import Output, SpiritLM
     from spirit_jax.units import Units
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "GenerationConfig": "spirit_jax.generation.sampling",
+    "GenerationConfig": "spirit_jax.generation.config",
     "InputError": "spirit_jax.errors",
     "Modality": "spirit_jax.vocab",
     "Output": "spirit_jax.spiritlm",

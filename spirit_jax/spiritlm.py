@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import threading
 import warnings
 from collections.abc import Sequence, Sized
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 from spirit_jax import bucketing, config, markup, model_folder, sharding, transcription, units
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError, InputWarning
-from spirit_jax.generation import decode
-from spirit_jax.generation.sampling import GenerationConfig
+from spirit_jax.generation.config import GenerationConfig
+from spirit_jax.generation.engine import ROWS, Engine, Generation, Request, slots_of
+from spirit_jax.generation.runner import Runner
 from spirit_jax.model_folder import SPEECH_TOKENIZER
 from spirit_jax.models import llama
 from spirit_jax.speech_tokenizer import SpeechTokenizer
@@ -58,7 +60,6 @@ class SpiritLM:
         folder: str | Path,
         mesh: jax.sharding.Mesh | None = None,
         dtype: Any = None,
-        scan_layers: bool | None = None,
     ) -> "SpiritLM":
         """Loads a model folder.
 
@@ -68,8 +69,6 @@ class SpiritLM:
           dtype: float32, bfloat16 or float16, for the parameters and the computation. By default
             parameters keep their stored dtype, and the computation is in float32 on a CPU and in
             bfloat16 on accelerators.
-          scan_layers: compile one layer and loop over it (`jax.lax.scan`), which compiles faster.
-            By default only on accelerators.
 
         Returns:
           The loaded model.
@@ -79,8 +78,6 @@ class SpiritLM:
         """
         folder = model_folder.find_language_model(folder)
         dtype = _check_dtype(dtype)
-        if not isinstance(scan_layers, bool | None):
-            raise InputError(f"scan_layers is {scan_layers!r}; expected True, False or None.")
         on_cpu = jax.default_backend() == "cpu"
         mesh = None if mesh is None else sharding.as_auto(mesh)
         vocab = config.read(Vocab, folder / "vocab.json")
@@ -89,7 +86,6 @@ class SpiritLM:
             mesh,
             dtype,
             compute_dtype=dtype or (jnp.float32 if on_cpu else jnp.bfloat16),
-            scan_layers=not on_cpu if scan_layers is None else scan_layers,
         )
         speech_tokenizer = None
         if (folder / SPEECH_TOKENIZER).is_dir():
@@ -114,6 +110,8 @@ class SpiritLM:
         self._model, self._params, self._mesh = model, params, mesh
         self._tokens = set(vocab.token_strings())
         self._warned_of_length = False
+        self._engine: Engine | None = None
+        self._engine_lock = threading.Lock()
 
     @property
     def speech_tokenizer(self) -> SpeechTokenizer:
@@ -263,7 +261,7 @@ class SpiritLM:
         output_modality: Modality | str = Modality.ARBITRARY,
         generation_config: GenerationConfig | None = None,
         **options: Any,
-    ) -> list[decode.Continuation]:
+    ) -> list[Generation]:
         """The generated token ids of each prompt string, with their log probabilities.
 
         Args:
@@ -273,20 +271,41 @@ class SpiritLM:
           options: see `generate_batch`.
 
         Returns:
-          A continuation for each prompt, in order.
+          The result for each prompt, in order.
 
         Raises:
           InputError: a prompt or option cannot be used.
         """
-        return decode.continue_prompts(
-            self._model,
-            self._params,
-            [self._encode(prompt) for prompt in bucketing.as_list(prompts, "prompts")],
-            self.vocab.allowed(output_modality),
-            self.vocab.eos,
-            _merge_options(generation_config, options),
-            self._mesh,
-        )
+        mask = list(Modality).index(Modality.of(output_modality))
+        settings = _merge_options(generation_config, options)
+        requests = [
+            Request(self._encode(prompt), mask, settings, sample=number)
+            for number, prompt in enumerate(bucketing.as_list(prompts, "prompts"))
+        ]
+        slots = slots_of(requests, self.max_tokens)
+        return self.engine(min(len(requests), ROWS), slots).generate(requests)
+
+    def engine(self, rows: int = ROWS, slots: int | None = None) -> Engine:
+        """The engine that generates; its masks are the modalities, in the order of `Modality`.
+
+        Args:
+          rows: how many requests decode together, at least.
+          slots: tokens of a prompt and its continuation, at least; by default all positions.
+
+        Returns:
+          The engine of earlier calls, or a larger one in its place.
+        """
+        slots = self.max_tokens if slots is None else slots
+        with self._engine_lock:
+            if self._engine is None or self._engine.rows < rows or self._engine.slots < slots:
+                if self._engine is not None:
+                    rows = max(rows, self._engine.rows)
+                    slots = max(slots, self._engine.slots)
+                masks_mv = np.stack([self.vocab.allowed(modality) for modality in Modality])
+                eos_e = np.array(self.vocab.eos, np.int32)
+                runner = Runner(self._model, self._params, jnp.asarray(masks_mv), eos_e, self._mesh)
+                self._engine = Engine(runner, rows, slots)
+            return self._engine
 
     def transcribe(self, recordings: Audio | Units | list[Audio | Units]) -> Any:
         """Transcribes recordings, with confidence scores.

@@ -40,7 +40,7 @@ def evaluate(inputs: Path, output: Path) -> None:
     from rich.console import Console
 
     from spirit_jax.evaluation import run, tasks
-    from spirit_jax.generation.sampling import GenerationConfig
+    from spirit_jax.generation.config import GenerationConfig
     from spirit_jax.spiritlm import SpiritLM
 
     lm = SpiritLM.from_pretrained(inputs / "model")

@@ -11,9 +11,9 @@ from marks import slow
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
-from spirit_jax.generation.decode import generate
+from spirit_jax.generation.config import GenerationConfig
+from spirit_jax.generation.engine import continue_prompts
 from spirit_jax.generation.sampling import (
-    GenerationConfig,
     keep_top_k,
     keep_top_p,
     penalise_repetition,
@@ -50,7 +50,8 @@ def prompts():
 
 
 def run(params, prompts, config=GREEDY, allowed=ALLOWED, eos=EOS, **kwargs):
-    return generate(MODEL, params, prompts, allowed, eos, config, **kwargs)
+    results = continue_prompts(MODEL, params, prompts, allowed, eos, config, **kwargs)
+    return [result.ids for result in results]
 
 
 def plain_greedy(params, prompt, allowed, eos, steps):
@@ -79,13 +80,6 @@ def test_greedy_equals_a_full_forward_for_every_token(params, prompts):
 def test_batch_mates_do_not_matter(params, prompts):
     together = run(params, prompts)
     assert together == [run(params, [prompt])[0] for prompt in prompts]
-
-
-def test_scanned_layers_generate_the_same(params, prompts):
-    layers = [params["layers"][str(i)] for i in range(2)]
-    stacked = dict(params, layers=jax.tree.map(lambda *parts: jnp.stack(parts), *layers))
-    scanned = Llama(CONFIG, scan_layers=True)
-    assert generate(scanned, stacked, prompts, ALLOWED, EOS, GREEDY) == run(params, prompts)
 
 
 @pytest.mark.compat

@@ -69,9 +69,8 @@ def test_scanned_layers_give_the_same(folder, logits):
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize("scan_layers", [False, True])
-def test_decoding_with_a_cache_equals_the_full_forward(folder, logits, scan_layers):
-    model, params = llama.load(folder, scan_layers=scan_layers)
+def test_decoding_with_a_cache_equals_the_full_forward(folder, logits):
+    model, params = llama.load(folder)
     step = jax.jit(model.apply)
     cache = llama.init_cache(model, batch=2, slots=32)
     out, cache = step({"params": params}, TOKENS[:, :9], ONES[:, :9], POSITIONS[:, :9], cache)

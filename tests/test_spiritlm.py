@@ -159,11 +159,9 @@ def test_a_mesh_with_explicit_axes_works(expressive_folder, lm):
     )
 
 
-def test_bfloat16_and_scanned_layers(lm, expressive_folder):
+def test_bfloat16_is_near_float32(lm, expressive_folder):
     prompt = lm.build_prompt([TEXT, SPEECH])
     exact = lm.logits(prompt)
-    scanned = SpiritLM.from_pretrained(expressive_folder, scan_layers=True).logits(prompt)
-    assert np.abs(scanned - exact).max() <= 1e-5 * np.abs(exact).max()
     low = SpiritLM.from_pretrained(expressive_folder, dtype=jax.numpy.bfloat16).logits(prompt)
     assert 1e-5 < np.abs(low - exact).max() / np.abs(exact).max() < 0.05
 
@@ -239,7 +237,6 @@ def test_options_override_a_config(lm):
         (lambda lm: SpiritLM.from_pretrained("spirit-tiny-base", mesh=8), "A mesh is"),
         (lambda lm: SpiritLM.from_pretrained("spirit-tiny-base", dtype="int8"), "dtype is int8"),
         (lambda lm: SpiritLM.from_pretrained("spirit-tiny-base", dtype="big"), "dtype is 'big'"),
-        (lambda lm: SpiritLM.from_pretrained("spirit-tiny-base", scan_layers=2), "scan_layers is"),
     ],
 )
 def test_bad_calls_are_one_clear_sentence(lm, call, message):

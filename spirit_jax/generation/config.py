@@ -6,7 +6,7 @@ from typing import Any
 from spirit_jax import limits
 from spirit_jax.errors import InputError
 
-FOR_SAMPLING = ("temperature", "top_p", "top_k")
+FOR_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +19,15 @@ class GenerationConfig:
       temperature: logits are divided by it before sampling; 1e-6 to 1e6, below 1 is less random.
       top_p: sample among the likeliest tokens that together have this probability.
       top_k: sample among this many likeliest tokens; 0 for all.
+      min_p: sample among tokens that are at least this times as likely as the likeliest.
       repetition_penalty: positive logits of tokens of the prompt and output are divided by it,
         negative ones multiplied; 1e-6 to 1e6.
       seed: random seed of sampling, 0 to 2**32 - 1. The samples of a row do not depend on the
         other rows of a batch.
 
     Raises:
-      InputError: a value has the wrong type or is out of range, or temperature, top_p or top_k is
-        not the default without `do_sample`.
+      InputError: a value has the wrong type or is out of range, or a sampling setting is not
+        the default without `do_sample`.
     """
 
     max_new_tokens: int = 200
@@ -34,6 +35,7 @@ class GenerationConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
 
@@ -55,6 +57,7 @@ class GenerationConfig:
             repetition_penalty=(1e-6, 1e6),
             top_p=(1e-9, 1.0),
             top_k=(0, 2**31 - 1),
+            min_p=(0.0, 1.0),
             seed=limits.SEED,
         )
         idle = [name for name in FOR_SAMPLING if getattr(self, name) != _default(self, name)]

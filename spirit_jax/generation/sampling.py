@@ -1,18 +1,86 @@
-"""Chooses the next token: repetition penalty, mask, temperature, top-k and top-p.
+"""Chooses the next tokens: repetition penalty, mask, temperature, top-k, top-p and min-p.
 
-The names and the order are those of Hugging Face transformers. Axes: b batch, v vocabulary.
+The names and the order are those of Hugging Face transformers. Each row has its own settings, so
+that requests can share a batch. Axes: b batch, v vocabulary.
 """
 
-import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from spirit_jax.generation.config import GenerationConfig
-
 NEVER = np.float32(-np.inf)
+
+
+@struct.dataclass
+class Sampling:
+    """The settings of `GenerationConfig` for each row.
+
+    Attributes:
+      temperature_b: float32; 0 takes the likeliest token.
+      top_k_b: int32; 0 for all tokens.
+      top_p_b: float32; 1 for all tokens.
+      min_p_b: float32; 0 for all tokens.
+      penalty_b: float32 repetition penalty; 1 for none.
+    """
+
+    temperature_b: jax.Array
+    top_k_b: jax.Array
+    top_p_b: jax.Array
+    min_p_b: jax.Array
+    penalty_b: jax.Array
+
+
+def next_tokens(
+    logits_bv: jax.Array,
+    allowed_bv: jax.Array,
+    seen_bv: jax.Array,
+    keys_b: jax.Array,
+    sampling: Sampling,
+) -> jax.Array:
+    """The next token of each row, int32 (b,).
+
+    Rules that no row uses are skipped at run time.
+
+    Args:
+      logits_bv: float32.
+      allowed_bv: bool, tokens that may be chosen.
+      seen_bv: bool, tokens of prompt and output, for rows with a repetition penalty.
+      keys_b: random keys.
+      sampling: settings of each row.
+    """
+    logits_bv = _if_any(
+        sampling.penalty_b != 1,
+        lambda logits_bv: penalise_repetition(logits_bv, seen_bv, sampling.penalty_b[:, None]),
+        logits_bv,
+    )
+    logits_bv = jnp.where(allowed_bv, logits_bv, NEVER)
+    likeliest_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
+    samples_b = sampling.temperature_b > 0
+
+    def sample(_: jax.Array) -> jax.Array:
+        kept_bv = truncate(logits_bv, sampling)
+        sampled_b = jax.vmap(jax.random.categorical)(keys_b, kept_bv).astype(jnp.int32)
+        return jnp.where(samples_b, sampled_b, likeliest_b)
+
+    return _if_any(samples_b, sample, likeliest_b)
+
+
+def truncate(logits_bv: jax.Array, sampling: Sampling) -> jax.Array:
+    """Divides logits by the temperature, and masks what top-k, top-p and min-p leave out."""
+    temperature_b = jnp.where(sampling.temperature_b > 0, sampling.temperature_b, 1)
+    logits_bv = logits_bv / temperature_b[:, None]
+    top_k_b = jnp.where(sampling.top_k_b > 0, sampling.top_k_b, logits_bv.shape[1])
+    uses = sampling.top_k_b > 0, sampling.top_p_b < 1, sampling.min_p_b > 0
+    logits_bv = _if_any(uses[0], lambda x: keep_top_k(x, top_k_b), logits_bv)
+    logits_bv = _if_any(uses[1], lambda x: keep_top_p(x, sampling.top_p_b), logits_bv)
+    return _if_any(uses[2], lambda x: keep_min_p(x, sampling.min_p_b), logits_bv)
+
+
+def _if_any(uses_b: jax.Array, rule: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    return jax.lax.cond(jnp.any(uses_b), rule, lambda x: x, x)
 
 
 def penalise_repetition(logits_bv: jax.Array, seen_bv: jax.Array, penalty: jax.Array) -> jax.Array:
@@ -21,32 +89,39 @@ def penalise_repetition(logits_bv: jax.Array, seen_bv: jax.Array, penalty: jax.A
     Args:
       logits_bv: float32.
       seen_bv: bool.
-      penalty: scalar; positive logits are divided by it, negative ones multiplied.
+      penalty: positive logits are divided by it, negative ones multiplied.
     """
     penalised_bv = jnp.where(logits_bv > 0, logits_bv / penalty, logits_bv * penalty)
     return jnp.where(seen_bv, penalised_bv, logits_bv)
 
 
-def keep_top_k(logits_bv: jax.Array, k: jax.Array) -> jax.Array:
-    """Masks all but the `k` likeliest tokens; ties with the last of them are kept."""
+def keep_top_k(logits_bv: jax.Array, k_b: jax.Array) -> jax.Array:
+    """Masks all but the `k_b` likeliest tokens; ties with the last of them are kept."""
 
     def count(mask_bv, _):
         return jnp.sum(mask_bv, axis=-1)
 
-    return _keep_largest(logits_bv, count, k)
+    return _keep_largest(logits_bv, count, k_b)
 
 
-def keep_top_p(logits_bv: jax.Array, p: jax.Array) -> jax.Array:
-    """Masks all but the smallest set of likeliest tokens whose probability reaches `p`."""
+def keep_top_p(logits_bv: jax.Array, p_b: jax.Array) -> jax.Array:
+    """Masks all but the smallest set of likeliest tokens whose probability reaches `p_b`."""
 
     def mass(mask_bv, probs_bv):
         return jnp.sum(jnp.where(mask_bv, probs_bv, 0.0), axis=-1)
 
-    return _keep_largest(logits_bv, mass, p)
+    return _keep_largest(logits_bv, mass, jnp.where(p_b < 1, p_b, jnp.inf))
 
 
-def _keep_largest(logits_bv: jax.Array, measure, enough: jax.Array) -> jax.Array:
-    """Keeps the fewest largest logits for which `measure(mask_bv, probs_bv)` reaches `enough`.
+def keep_min_p(logits_bv: jax.Array, p_b: jax.Array) -> jax.Array:
+    """Masks tokens less than `p_b` times as likely as the likeliest (arXiv 2407.01082)."""
+    probs_bv = jax.nn.softmax(logits_bv, axis=-1)
+    least_b1 = p_b[:, None] * probs_bv.max(axis=-1, keepdims=True)
+    return jnp.where(probs_bv >= least_b1, logits_bv, NEVER)
+
+
+def _keep_largest(logits_bv: jax.Array, measure: Callable, enough_b: jax.Array) -> jax.Array:
+    """Keeps the fewest largest logits for which `measure(mask_bv, probs_bv)` reaches `enough_b`.
 
     The threshold is found by bisection over the bits of a float32 probability, whose integer order
     is its numeric order: 31 sums over the vocabulary take a twentieth of the time of sorting it.
@@ -57,7 +132,7 @@ def _keep_largest(logits_bv: jax.Array, measure, enough: jax.Array) -> jax.Array
     def halve(_, bounds):
         low_b, high_b = bounds
         middle_b = low_b + (high_b - low_b) // 2
-        reaches_b = measure(bits_bv >= middle_b[:, None], probs_bv) >= enough
+        reaches_b = measure(bits_bv >= middle_b[:, None], probs_bv) >= enough_b
         return jnp.where(reaches_b, middle_b, low_b), jnp.where(reaches_b, high_b, middle_b)
 
     rows = logits_bv.shape[0]
@@ -65,64 +140,3 @@ def _keep_largest(logits_bv: jax.Array, measure, enough: jax.Array) -> jax.Array
     bounds = jnp.zeros(rows, jnp.int32), jnp.full(rows, above_one)
     low_b, _ = jax.lax.fori_loop(0, 31, halve, bounds)
     return jnp.where(bits_bv >= low_b[:, None], logits_bv, NEVER)
-
-
-@struct.dataclass
-class SamplingParams:
-    """The numbers of a `GenerationConfig` that are arguments of the compiled loop."""
-
-    temperature: jax.Array
-    top_p: jax.Array
-    top_k: jax.Array
-    repetition_penalty: jax.Array
-
-
-def next_tokens(
-    logits_bv: jax.Array,
-    allowed_bv: jax.Array,
-    seen_bv: jax.Array | None,
-    keys_b: jax.Array,
-    params: SamplingParams,
-    config: "StaticSampling",
-) -> jax.Array:
-    """The next token of each row, int32 (b,).
-
-    Args:
-      logits_bv: float32.
-      allowed_bv: bool, tokens that may be chosen.
-      seen_bv: bool, tokens of prompt and output; only needed for a repetition penalty.
-      keys_b: random keys.
-      params: settings that can change without a new compilation.
-      config: which sampling rules are compiled.
-    """
-    if config.penalise:
-        logits_bv = penalise_repetition(logits_bv, seen_bv, params.repetition_penalty)
-    logits_bv = jnp.where(allowed_bv, logits_bv, NEVER)
-    if not config.sample:
-        return jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
-    logits_bv = logits_bv / params.temperature
-    if config.use_top_k:
-        logits_bv = keep_top_k(logits_bv, params.top_k)
-    if config.use_top_p:
-        logits_bv = keep_top_p(logits_bv, params.top_p)
-    return jax.vmap(jax.random.categorical)(keys_b, logits_bv).astype(jnp.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class StaticSampling:
-    """Which sampling rules a compiled loop contains."""
-
-    sample: bool
-    use_top_k: bool
-    use_top_p: bool
-    penalise: bool
-
-    @classmethod
-    def of(cls, config: GenerationConfig) -> "StaticSampling":
-        """The sampling rules that a config needs."""
-        return cls(
-            sample=config.do_sample,
-            use_top_k=config.do_sample and config.top_k > 0,
-            use_top_p=config.do_sample and config.top_p < 1,
-            penalise=config.repetition_penalty != 1,
-        )

@@ -1,7 +1,7 @@
 """Attention of the decoder: rotary position embedding, masks, and the key-value cache.
 
 Letters: b batch, t query positions, s key positions (cache slots), h query heads, g key-value
-heads, k head width, l layers.
+heads, k head width, n queries of a key-value head.
 """
 
 import math
@@ -60,7 +60,7 @@ def _swap_halves(x_bthk: jax.Array) -> jax.Array:
 
 @struct.dataclass
 class LayerCache:
-    """Keys and values of earlier tokens: (b, s, g, k), or (l, b, s, g, k) for scanned layers."""
+    """Keys and values of a layer, (b, g, s, k); a token has the slot of its position."""
 
     k: jax.Array
     v: jax.Array
@@ -71,48 +71,61 @@ class KVCache:
     """The key-value cache.
 
     Attributes:
-      layers: a tuple with a `LayerCache` for each layer, or a stacked one for scanned layers.
-      valid_bs: bool, slots that hold a token (False for padding).
-      length: int32 scalar, number of slots written; the next token is written to this slot.
+      layers: the cache of each layer.
+      lengths_b: int32, number of tokens of each row. Later slots may hold anything finite.
     """
 
-    layers: LayerCache | tuple[LayerCache, ...]
-    valid_bs: jax.Array
-    length: jax.Array
+    layers: tuple[LayerCache, ...]
+    lengths_b: jax.Array
 
 
 def write_cache(
-    cache: LayerCache,
-    k_btgk: jax.Array,
-    v_btgk: jax.Array,
-    slot: jax.Array,
-    layer: jax.Array | None,
-) -> tuple[LayerCache, jax.Array, jax.Array]:
+    cache: LayerCache, k_btgk: jax.Array, v_btgk: jax.Array, starts_b: jax.Array
+) -> LayerCache:
     """Writes new keys and values.
 
     Only the new slots are written, so that a loop that carries the cache updates it in place.
 
     Args:
-      cache: of one layer, or of all layers stacked.
+      cache: of one layer; it must have slots up to start + t in each row.
       k_btgk, v_btgk: new keys and values.
-      slot: int32 scalar, first slot to write.
-      layer: int32 scalar, index of the layer in a stacked cache; None for one layer.
-
-    Returns:
-      The cache, and k_bsgk and v_bsgk of this layer.
+      starts_b: int32, the slot of each row's first new token.
     """
 
-    def write(stored, new):
-        new = new.astype(stored.dtype)
-        if layer is None:
-            stored = jax.lax.dynamic_update_slice(stored, new, (0, slot, 0, 0))
-            return stored, stored
-        stored = jax.lax.dynamic_update_slice(stored, new[None], (layer, 0, slot, 0, 0))
-        return stored, jax.lax.dynamic_index_in_dim(stored, layer, keepdims=False)
+    def write(stored_bgsk: jax.Array, new_btgk: jax.Array) -> jax.Array:
+        new_bgtk = new_btgk.swapaxes(1, 2).astype(stored_bgsk.dtype)
+        if len(new_bgtk) == 1:
+            return jax.lax.dynamic_update_slice(stored_bgsk, new_bgtk, (0, 0, starts_b[0], 0))
+        put = lambda row, new, start: jax.lax.dynamic_update_slice(row, new, (0, start, 0))  # noqa: E731
+        return jax.vmap(put)(stored_bgsk, new_bgtk, starts_b)
 
-    k_stored, k_bsgk = write(cache.k, k_btgk)
-    v_stored, v_bsgk = write(cache.v, v_btgk)
-    return LayerCache(k_stored, v_stored), k_bsgk, v_bsgk
+    return LayerCache(write(cache.k, k_btgk), write(cache.v, v_btgk))
+
+
+def attend_cache(q_bthk: jax.Array, cache: LayerCache, positions_bt: jax.Array) -> jax.Array:
+    """Grouped-query attention (arXiv 2305.13245) of new tokens over a cache that has them too.
+
+    Args:
+      q_bthk: queries.
+      cache: of one layer.
+      positions_bt: int32; a query attends to the slots up to its position.
+
+    Returns:
+      (b, t, h, k), in the dtype of the queries; softmax is in float32.
+    """
+    b, t, heads, width = q_bthk.shape
+    kv_heads, slots = cache.k.shape[1:3]
+    # The query heads of a key-value head are rows of one matrix product.
+    q_btgrk = q_bthk.reshape(b, t, kv_heads, -1, width)
+    q_bgnk = q_btgrk.swapaxes(1, 2).reshape(b, kv_heads, -1, width)
+    k_bgsk, v_bgsk = (x.astype(q_bthk.dtype) for x in (cache.k, cache.v))
+    scores_bgns = jnp.einsum("bgnk,bgsk->bgns", q_bgnk, k_bgsk, preferred_element_type=jnp.float32)
+    last_bn = jnp.repeat(positions_bt, heads // kv_heads, axis=1)
+    mask_bns = jnp.arange(slots) <= last_bn[:, :, None]
+    scores_bgns = jnp.where(mask_bns[:, None], scores_bgns * width**-0.5, -jnp.inf)
+    weights_bgns = jax.nn.softmax(scores_bgns, axis=-1).astype(v_bgsk.dtype)
+    y_bgnk = jnp.einsum("bgns,bgsk->bgnk", weights_bgns, v_bgsk)
+    return y_bgnk.reshape(b, kv_heads, t, -1, width).swapaxes(1, 2).reshape(q_bthk.shape)
 
 
 def causal_mask(segments_bt: jax.Array) -> jax.Array:
@@ -120,31 +133,3 @@ def causal_mask(segments_bt: jax.Array) -> jax.Array:
     same_bts = segments_bt[:, :, None] == segments_bt[:, None, :]
     t = segments_bt.shape[1]
     return same_bts & (segments_bt[:, None, :] > 0) & jnp.tri(t, dtype=bool)
-
-
-def cache_mask(valid_bs: jax.Array, length: jax.Array, t: int) -> jax.Array:
-    """Causal mask of `t` new tokens over a cache, bool (b, t, s).
-
-    Args:
-      valid_bs: bool, slots that hold a token.
-      length: int32 scalar, slot of the first new token.
-      t: number of new tokens.
-    """
-    slots_s = jnp.arange(valid_bs.shape[1])
-    last_t = length + jnp.arange(t)
-    return valid_bs[:, None, :] & (slots_s <= last_t[:, None])
-
-
-def attend(
-    q_bthk: jax.Array, k_bsgk: jax.Array, v_bsgk: jax.Array, mask_bts: jax.Array
-) -> jax.Array:
-    """Grouped-query attention (arXiv 2305.13245) with softmax in float32.
-
-    Args:
-      q_bthk, k_bsgk, v_bsgk: queries, keys and values of one dtype.
-      mask_bts: bool, True where a query sees a key.
-
-    Returns:
-      (b, t, h, k), of the same dtype.
-    """
-    return jax.nn.dot_product_attention(q_bthk, k_bsgk, v_bsgk, mask=mask_bts[:, None])

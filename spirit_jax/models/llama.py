@@ -24,8 +24,7 @@ from spirit_jax.models.attention import (
     KVCache,
     LayerCache,
     apply_rope,
-    attend,
-    cache_mask,
+    attend_cache,
     rope_frequencies,
     rope_tables,
     write_cache,
@@ -70,15 +69,14 @@ class Block(nn.Module):
     attention: str = "reference"
 
     @nn.compact
-    def __call__(self, carry, layer, rope, seen, slot):
+    def __call__(self, carry, rope, seen):
         """Applies the layer.
 
         Args:
           carry: (x_btd, LayerCache or None).
-          layer: int32, index of the layer in a stacked cache; None for one layer.
           rope: from `rope_tables`.
-          seen: with a cache mask_bts, the slots that each token attends to; otherwise segments_bt.
-          slot: int32, slot of the cache for the first new token.
+          seen: with a cache positions_bt, the last slot that each token attends to; otherwise
+            segments_bt.
 
         Returns:
           The new carry, and None (for `nn.scan`).
@@ -102,8 +100,8 @@ class Block(nn.Module):
             backend = choose_backend(name, self.dtype, cfg.head_dim, x_btd.shape[1])
             y_bthk = attend_segments(q_bthk, k_btgk, v_btgk, seen, backend)
         else:
-            cache, k_btgk, v_btgk = write_cache(cache, k_btgk, v_btgk, slot, layer)
-            y_bthk = attend(q_bthk, k_btgk.astype(self.dtype), v_btgk.astype(self.dtype), seen)
+            cache = write_cache(cache, k_btgk, v_btgk, seen[:, 0])
+            y_bthk = attend_cache(q_bthk, cache, seen)
         out = self._linear("o", ("heads", "head_dim"), (cfg.hidden_size,), ("embed",), bias)
         x_btd = sharding.constrain(x_btd + out(y_bthk), "batch", None, None)
         x_btd = _saved(x_btd, "attended", "batch", None, None)
@@ -156,7 +154,7 @@ class Unrolled(nn.Module):
     attention: str = "reference"
 
     @nn.compact
-    def __call__(self, carry, layers, rope, seen, slot):
+    def __call__(self, carry, rope, seen):
         x_btd, caches = carry
         new_caches = []
         for i in range(self.config.num_layers):
@@ -164,7 +162,7 @@ class Unrolled(nn.Module):
                 self.config, self.dtype, self.param_dtype, self.attention, name=str(i)
             )
             cache = None if caches is None else caches[i]
-            (x_btd, cache), _ = block((x_btd, cache), None, rope, seen, slot)
+            (x_btd, cache), _ = block((x_btd, cache), rope, seen)
             new_caches.append(cache)
         return (x_btd, None if caches is None else tuple(new_caches)), None
 
@@ -211,7 +209,7 @@ class Llama(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(nn.broadcast, nn.broadcast),
                 length=cfg.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
@@ -249,23 +247,22 @@ class Llama(nn.Module):
         segments_bt: jax.Array,
         positions_bt: jax.Array,
         cache: KVCache | None = None,
-        last_only: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
         """Logits of the next token.
 
         Args:
           tokens_bt: int32 ids.
           segments_bt: int32, 0 for padding; a token attends to earlier tokens of its own segment.
-            With a cache, all tokens of a row are one segment.
-          positions_bt: int32 rotary positions, counted from 0 in each segment.
-          cache: of earlier tokens; None for whole rows.
-          last_only: computes the logits of the last position only, (b, 1, v).
+            With a cache, all tokens of a row are one segment, and padding follows them.
+          positions_bt: int32 rotary positions, counted from 0 in each segment; with a cache, from
+            its `lengths_b`.
+          cache: of earlier tokens; None for whole rows. Only unrolled layers have caches.
 
         Returns:
           float32 logits_btv, and the cache with the new tokens (None without a cache).
         """
         x_btd, cache = self.features(tokens_bt, segments_bt, positions_bt, cache)
-        return self.project(x_btd[:, -1:] if last_only else x_btd), cache
+        return self.project(x_btd), cache
 
     def features(
         self,
@@ -279,21 +276,15 @@ class Llama(nn.Module):
         Args:
           tokens_bt, segments_bt, positions_bt, cache: see `__call__`.
         """
-        slot, layer_caches = None, None
-        if cache is None:
-            seen = segments_bt
-        else:
-            slot, layer_caches = cache.length, cache.layers
-            valid_bs = jax.lax.dynamic_update_slice(cache.valid_bs, segments_bt > 0, (0, slot))
-            seen = cache_mask(valid_bs, slot, tokens_bt.shape[1])
+        layer_caches, seen = (None, segments_bt) if cache is None else (cache.layers, positions_bt)
         x_btd = sharding.constrain(self.embed(tokens_bt), "batch", None, None)
         cfg = self.config
         frequencies = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
         rope = rope_tables(positions_bt, frequencies)
-        layer_ids = jnp.arange(cfg.num_layers)
-        (x_btd, layer_caches), _ = self.layers((x_btd, layer_caches), layer_ids, rope, seen, slot)
+        (x_btd, layer_caches), _ = self.layers((x_btd, layer_caches), rope, seen)
         if cache is not None:
-            cache = KVCache(layer_caches, valid_bs, slot + tokens_bt.shape[1])
+            counts_b = jnp.sum(segments_bt > 0, axis=1)
+            cache = KVCache(layer_caches, cache.lengths_b + counts_b)
         return self.final_norm(x_btd), cache
 
     def project(self, x_btd: jax.Array) -> jax.Array:
@@ -314,22 +305,13 @@ def init_cache(model: Llama, batch: int, slots: int) -> KVCache:
       slots: tokens that fit in a row.
     """
     cfg = model.config
-    shape = (batch, slots, cfg.num_kv_heads, cfg.head_dim)
+    shape = (batch, cfg.num_kv_heads, slots, cfg.head_dim)
 
-    def zeros(*leading):
-        array = jnp.zeros(leading + shape, model.dtype)
-        axes = ("batch", None, "kv_heads", None)
-        return sharding.constrain(array, *((None,) * len(leading) + axes))
+    def zeros() -> jax.Array:
+        return sharding.constrain(jnp.zeros(shape, model.dtype), "batch", "kv_heads", None, None)
 
-    def layer(*leading):
-        return LayerCache(zeros(*leading), zeros(*leading))
-
-    layers = (
-        layer(cfg.num_layers)
-        if model.scan_layers
-        else tuple(layer() for _ in range(cfg.num_layers))
-    )
-    return KVCache(layers, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
+    layers = tuple(LayerCache(zeros(), zeros()) for _ in range(cfg.num_layers))
+    return KVCache(layers, jnp.zeros(batch, jnp.int32))
 
 
 @functools.cache

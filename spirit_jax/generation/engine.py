@@ -1,0 +1,434 @@
+"""Generation for many requests at once, with continuous batching.
+
+Requests join and leave at any time. Each has a row of the key-value cache; all rows decode
+together. The prompt's tokens but the last are prefilled in chunks, so that a long prompt does not
+stall other rows; the last is the first input of decoding, so prefill computes no logits. A row
+keeps its tokens after its request has ended: a later request with the same beginning reuses or
+copies them.
+
+    engine = Engine(runner, rows=8, slots=2048)
+    generation = engine.submit(Request(prompt_ids, mask=0, config=GenerationConfig()))
+    engine.run([generation])
+    generation.ids
+"""
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spirit_jax import bucketing, sharding
+from spirit_jax.errors import InputError
+from spirit_jax.generation.config import GenerationConfig
+from spirit_jax.generation.runner import MOST_STEPS, Rows, Runner
+from spirit_jax.generation.sampling import Sampling
+from spirit_jax.models.llama import Llama
+
+ROWS = 16  # requests that decode together, by default
+CHUNKS = (256, 64, 16)  # tokens of a prefill call
+SMALLEST_WINDOW = 256
+STEPS_BETWEEN_CHUNKS = 8  # of decoding, while a prompt is prefilled
+STREAMED_STEPS = 8  # between the tokens that `Engine.stream` yields
+LEAST_PREFIX = 16  # shorter common beginnings are computed again
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt to continue.
+
+    Attributes:
+      prompt: token ids, at least one.
+      mask: number of the mask with the tokens that may be generated.
+      config: number of tokens and sampling settings.
+      sample: number of this sample; samples of one prompt and seed differ by it.
+      stop: called with the generated ids; returns how many of them to keep if generation ends
+        there, else None.
+      on_tokens: called with the new ids whenever there are some. If it raises, its request ends.
+    """
+
+    prompt: Sequence[int]
+    mask: int
+    config: GenerationConfig
+    sample: int = 0
+    stop: Callable[[list[int]], int | None] | None = None
+    on_tokens: Callable[[list[int]], None] | None = None
+
+
+class Generation:
+    """A request in the engine, and its result.
+
+    Attributes:
+      request: the request.
+      ids: generated token ids so far, including EOS.
+      log_probs: natural log probability of each id, in the model's distribution over the allowed
+        ids, at temperature 1 and without repetition penalty, top-k, top-p or min-p.
+      done: whether it has ended.
+      error: what `Request.on_tokens` or `Request.stop` raised, or None.
+      reused: number of prompt tokens that were not computed again.
+    """
+
+    def __init__(self, request: Request, limit: int):
+        self.request = request
+        self.limit = limit
+        self.ids: list[int] = []
+        self.log_probs: list[float] = []
+        self.done = False
+        self.cancelled = False
+        self.error: Exception | None = None
+        self.reused = 0
+
+    def cancel(self) -> None:
+        """Ends the request; its row is free from the next step on."""
+        self.cancelled = True
+
+
+@dataclasses.dataclass
+class _Row:
+    """A row of the cache: the tokens whose keys and values it has, and its request."""
+
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    generation: Generation | None = None
+
+    @property
+    def to_prefill(self) -> int:
+        """Number of prompt tokens that are still to be prefilled."""
+        if self.generation is None:
+            return 0
+        return max(len(self.generation.request.prompt) - 1 - len(self.tokens), 0)
+
+
+class Engine:
+    """The scheduler: which request has which row, and what runs next.
+
+    All methods may be called from several threads; whoever waits runs the steps of all.
+
+    Attributes:
+      slots: the most tokens of a prompt and its continuation.
+    """
+
+    def __init__(self, runner: Runner, rows: int, slots: int):
+        """Allocates the cache.
+
+        Args:
+          runner: with the model.
+          rows: number of requests that decode together; rounded up for the mesh.
+          slots: tokens of a prompt and its continuation.
+        """
+        self._runner = runner
+        self.slots = slots
+        self._multiple = sharding.batch_multiple(runner.mesh)
+        self._rows = [_Row() for _ in range(bucketing.power_of_two(rows, self._multiple))]
+        # A chunk of the smallest size fits behind any token.
+        self._state = runner.init(len(self._rows), self._capacity)
+        self._queue: deque[Generation] = deque()
+        self._lock = threading.RLock()
+
+    @property
+    def rows(self) -> int:
+        """How many requests decode together."""
+        return len(self._rows)
+
+    @property
+    def _capacity(self) -> int:
+        return -(-(self.slots + CHUNKS[-1]) // CHUNKS[-1]) * CHUNKS[-1]
+
+    def submit(self, request: Request) -> Generation:
+        """Queues a request.
+
+        Raises:
+          InputError: its prompt is empty, has an id outside the vocabulary, or leaves no slot.
+        """
+        _check(request, self._runner, self.slots)
+        room = self.slots - len(request.prompt)
+        generation = Generation(request, min(request.config.max_new_tokens, room))
+        with self._lock:
+            self._queue.append(generation)
+        return generation
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Submits requests, and runs steps until they have ended.
+
+        Raises:
+          InputError: a request cannot be used; then none of them is run.
+        """
+        for number, request in enumerate(requests):
+            _check(request, self._runner, self.slots, f"Prompt {number}")
+        generations = [self.submit(request) for request in requests]
+        self.run(generations)
+        for generation in generations:
+            if generation.error is not None:
+                raise generation.error
+        return generations
+
+    def run(self, generations: Sequence[Generation]) -> None:
+        """Runs steps until these requests have ended."""
+        while not all(generation.done for generation in generations):
+            self.step()
+
+    def stream(self, generation: Generation) -> Iterator[list[int]]:
+        """Runs steps, and yields the new ids of a request as they come."""
+        sent = 0
+        while not generation.done or sent < len(generation.ids):
+            if sent == len(generation.ids):
+                self.step(STREAMED_STEPS)
+                continue
+            new = generation.ids[sent:]
+            sent += len(new)
+            yield new
+
+    def warm_up(self) -> None:
+        """Compiles every program that requests may need; call it before the first request."""
+        with self._lock:
+            windows = sorted({self._window(slots) for slots in range(1, self._capacity + 1)})
+            for window in windows:
+                for size in CHUNKS:
+                    if size <= window:
+                        tokens_t = np.zeros(size, np.int32)
+                        self._state = self._runner.prefill(self._state, tokens_t, 0, 0, window)
+                count = self._multiple
+                while count <= self.rows:
+                    self._state, _ = self._runner.decode(
+                        self._state, self._describe(count), window, 0, until_end=False
+                    )
+                    count *= 2
+            self._state = self._runner.copy(self._state, 0, 0)
+            seen_v = np.zeros(self._runner.model.config.vocab_size, bool)
+            self._state = self._runner.mark_seen(self._state, 0, seen_v)
+
+    def step(self, most: int = MOST_STEPS) -> None:
+        """Admits requests, then runs a chunk of prefill and up to `most` steps of decoding."""
+        with self._lock:
+            self._drop_cancelled()
+            self._admit()
+            prefilled = self._prefill()
+            while prefilled and not self._decoding():
+                prefilled = self._prefill()
+            if self._decoding():
+                self._decode(most)
+
+    def _decoding(self) -> list[int]:
+        return [i for i, row in enumerate(self._rows) if row.generation and not row.to_prefill]
+
+    def _drop_cancelled(self) -> None:
+        for row in self._rows:
+            if row.generation and row.generation.cancelled:
+                self._end(row)
+        for generation in [g for g in self._queue if g.cancelled]:
+            self._queue.remove(generation)
+            generation.done = True
+
+    def _end(self, row: _Row) -> None:
+        row.generation.done = True
+        row.generation = None
+
+    def _admit(self) -> None:
+        """Gives free rows to waiting requests, in order."""
+        while self._queue:
+            free = [i for i, row in enumerate(self._rows) if row.generation is None]
+            request = self._queue[0].request
+            source, shared = self._find_prefix(request.prompt)
+            if not free or self._is_coming(request.prompt, shared):
+                return
+            if shared < LEAST_PREFIX:
+                source, shared = free[0], 0
+            target = source if source in free else free[0]
+            if target != source:
+                self._state = self._runner.copy(self._state, source, target)
+            row = self._rows[target]
+            row.tokens, row.generation = list(request.prompt[:shared]), self._queue.popleft()
+            row.generation.reused = shared
+            if request.config.repetition_penalty != 1:
+                seen_v = np.zeros(self._runner.model.config.vocab_size, bool)
+                seen_v[list(request.prompt)] = True
+                self._state = self._runner.mark_seen(self._state, target, seen_v)
+
+    def _find_prefix(self, prompt: Sequence[int]) -> tuple[int, int]:
+        """(row, number of tokens) of the longest beginning of a prompt that a row has.
+
+        The prompt's last token is not counted, since decoding needs it as input.
+        """
+
+        def shared(i: int) -> tuple[int, bool, int]:
+            row = self._rows[i]
+            return _common(row.tokens, prompt[:-1]), row.generation is None, -i
+
+        best = max(range(len(self._rows)), key=shared)
+        return best, shared(best)[0]
+
+    def _is_coming(self, prompt: Sequence[int], count: int) -> bool:
+        """Whether a row is being prefilled with a longer beginning of a prompt than `count`."""
+        return any(
+            _common(row.generation.request.prompt[:-1], prompt[:-1]) >= count + LEAST_PREFIX
+            for row in self._rows
+            if row.to_prefill
+        )
+
+    def _prefill(self) -> bool:
+        """Runs a chunk of the row with the least left; returns whether there was one."""
+        waiting = [i for i, row in enumerate(self._rows) if row.to_prefill]
+        if not waiting:
+            return False
+        index = min(waiting, key=lambda i: self._rows[i].to_prefill)
+        row = self._rows[index]
+        start, left = len(row.tokens), row.to_prefill
+        size = _chunk(left, self._capacity - start)
+        tokens = row.generation.request.prompt[start : start + min(size, left)]
+        tokens_t = np.zeros(size, np.int32)
+        tokens_t[: len(tokens)] = tokens
+        window = self._window(start + size)
+        self._state = self._runner.prefill(self._state, tokens_t, index, start, window)
+        row.tokens.extend(tokens)
+        return True
+
+    def _decode(self, most: int) -> None:
+        indices = self._decoding()
+        prefilling = any(row.to_prefill for row in self._rows)
+        steps = min(most, STEPS_BETWEEN_CHUNKS) if prefilling else most
+        count = bucketing.power_of_two(indices[-1] + 1, self._multiple)
+        longest = max(len(self._rows[i].tokens) for i in indices)
+        steps = min(steps, self._capacity - longest)
+        rows = self._describe(count)
+        window = self._window(longest + steps)
+        self._state, decoded = self._runner.decode(
+            self._state, rows, window, steps, until_end=bool(self._queue)
+        )
+        counts_b, tokens_bn, logs_bn = (
+            np.asarray(x) for x in (decoded.counts_b, decoded.tokens_bn, decoded.log_probs_bn)
+        )
+        for i in indices:
+            new = slice(counts_b[i])
+            self._add_tokens(self._rows[i], tokens_bn[i, new].tolist(), logs_bn[i, new].tolist())
+
+    def _describe(self, count: int) -> Rows:
+        """The arguments of a decoding call for the first `count` rows."""
+        tokens_b, lengths_b, counts_b, limits_b, masks_b = np.zeros((5, count), np.int32)
+        seeds_b2 = np.zeros((count, 2), np.uint32)
+        temperature_b, min_p_b = np.zeros((2, count), np.float32)
+        top_p_b, penalty_b = np.ones((2, count), np.float32)
+        top_k_b = np.zeros(count, np.int32)
+        for i, row in enumerate(self._rows[:count]):
+            lengths_b[i] = len(row.tokens)
+            if row.generation is None or row.to_prefill:
+                continue
+            generation, request = row.generation, row.generation.request
+            config = request.config
+            tokens_b[i] = generation.ids[-1] if generation.ids else request.prompt[-1]
+            counts_b[i], limits_b[i] = len(generation.ids), generation.limit
+            masks_b[i] = request.mask
+            seeds_b2[i] = config.seed, request.sample
+            temperature_b[i] = config.temperature if config.do_sample else 0
+            top_p_b[i], top_k_b[i], min_p_b[i] = config.top_p, config.top_k, config.min_p
+            penalty_b[i] = config.repetition_penalty
+        sampling = Sampling(temperature_b, top_k_b, top_p_b, min_p_b, penalty_b)
+        return Rows(tokens_b, lengths_b, counts_b, limits_b, masks_b, seeds_b2, sampling)
+
+    def _add_tokens(self, row: _Row, ids: list[int], log_probs: list[float]) -> None:
+        generation, request = row.generation, row.generation.request
+        # The newest token is not in the cache yet.
+        before = [generation.ids[-1] if generation.ids else request.prompt[-1]]
+        row.tokens.extend((before + ids)[: len(ids)])
+        generation.ids.extend(ids)
+        generation.log_probs.extend(log_probs)
+        eos = set(self._runner.eos_e.tolist())
+        ended = len(generation.ids) >= generation.limit or bool(ids and ids[-1] in eos)
+        try:
+            kept = request.stop(generation.ids) if request.stop else None
+            if kept is not None:
+                del generation.ids[kept:], generation.log_probs[kept:]
+                ended = True
+            if request.on_tokens and ids:
+                request.on_tokens(ids)
+        except Exception as error:  # of the caller's function: it must not harm other requests
+            generation.error, ended = error, True
+        if ended:
+            self._end(row)
+
+    def _window(self, slots: int) -> int:
+        return min(_power_of_four(slots, SMALLEST_WINDOW), self._capacity)
+
+
+def _power_of_four(size: int, smallest: int) -> int:
+    while smallest < size:
+        smallest *= 4
+    return smallest
+
+
+def _chunk(left: int, room: int) -> int:
+    """The size of the next chunk: at least half of it is tokens, if that fits."""
+    for size in CHUNKS:
+        if size <= room and (left >= size // 2 or size == CHUNKS[-1]):
+            return size
+    raise AssertionError(f"a chunk of {CHUNKS[-1]} tokens does not fit in {room} slots")
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common beginning of two sequences, if it is worth reusing."""
+    if list(first[:LEAST_PREFIX]) != list(second[:LEAST_PREFIX]):
+        return 0
+    for i, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(second))
+
+
+def _check(request: Request, runner: Runner, slots: int, name: str = "The prompt") -> None:
+    prompt, size = request.prompt, runner.model.config.vocab_size
+    if len(prompt) == 0:
+        raise InputError(f"{name} has no tokens; it needs at least the BOS token.")
+    outside = [token for token in prompt if not 0 <= token < size]
+    if outside:
+        raise InputError(f"{name} has the token {outside[0]}, but the vocabulary has {size}.")
+    if len(prompt) >= slots:
+        raise InputError(
+            f"{name} has {len(prompt)} tokens, but there are {slots} positions: there is no room "
+            "for another token."
+        )
+    if not 0 <= request.mask < len(runner.masks_mv):
+        raise InputError(f"There is no mask {request.mask}; there are {len(runner.masks_mv)}.")
+
+
+def continue_prompts(
+    model: Llama,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    allowed_v: np.ndarray,
+    eos: Sequence[int],
+    config: GenerationConfig,
+    mesh: jax.sharding.Mesh | None = None,
+    rows: int = ROWS,
+) -> list[Generation]:
+    """Continues prompts with an engine of their own.
+
+    Args:
+      model: the language model, with unrolled layers.
+      params: its parameters; may be sharded over `mesh`.
+      prompts: token ids, at least one for each prompt.
+      allowed_v: bool, tokens that may be generated.
+      eos: ids that end a row.
+      config: number of tokens and sampling settings. Generation also ends at the model's last
+        position.
+      mesh: shards the rows and the model.
+      rows: the most prompts that decode together.
+
+    Returns:
+      The results, in order.
+
+    Raises:
+      InputError: a prompt is empty, has an id outside the vocabulary, or fills all positions.
+    """
+    runner = Runner(model, params, jnp.asarray(allowed_v)[None], np.array(eos, np.int32), mesh)
+    requests = [Request(prompt, 0, config, sample=i) for i, prompt in enumerate(prompts)]
+    slots = slots_of(requests, model.config.max_positions)
+    engine = Engine(runner, min(rows, len(prompts)) or 1, slots)
+    return engine.generate(requests)
+
+
+def slots_of(requests: Sequence[Request], positions: int) -> int:
+    """The number of slots that the longest request needs, rounded up, at most `positions`."""
+    longest = max((len(r.prompt) + r.config.max_new_tokens for r in requests), default=1)
+    return min(bucketing.power_of_two(longest, SMALLEST_WINDOW), positions)

@@ -1,0 +1,294 @@
+"""The compiled steps of generation: prefill of a chunk, copy of a prefix, and decoding.
+
+Axes: b rows, t new tokens of a chunk, s cache slots, n steps of a call, v vocabulary, m masks.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from spirit_jax import sharding
+from spirit_jax.generation.sampling import NEVER, Sampling, next_tokens
+from spirit_jax.models.attention import KVCache, LayerCache
+from spirit_jax.models.llama import Llama, init_cache
+
+MOST_STEPS = 32  # of one call of `decode`
+
+
+@struct.dataclass
+class Rows:
+    """What decoding needs of each row besides its cache.
+
+    Attributes:
+      tokens_b: int32, the newest token, which is not in the cache yet.
+      lengths_b: int32, number of tokens in the cache.
+      counts_b: int32, number of generated tokens so far.
+      limits_b: int32, number of tokens to generate in all; at most `counts_b` for idle rows.
+      masks_b: int32, which of the masks has the tokens that may be generated.
+      seeds_b2: uint32, random seed, and number of the sample with this seed.
+      sampling: settings of each row.
+    """
+
+    tokens_b: jax.Array
+    lengths_b: jax.Array
+    counts_b: jax.Array
+    limits_b: jax.Array
+    masks_b: jax.Array
+    seeds_b2: jax.Array
+    sampling: Sampling
+
+
+@struct.dataclass
+class State:
+    """What stays on the device between calls.
+
+    Attributes:
+      layers: the cache of each layer.
+      seen_bv: bool, tokens of prompt and output of rows with a repetition penalty.
+    """
+
+    layers: tuple[LayerCache, ...]
+    seen_bv: jax.Array
+
+
+@struct.dataclass
+class Decoded:
+    """New tokens of each row.
+
+    Attributes:
+      steps: int32 scalar, number of steps that were run.
+      tokens_bn: int32, the new tokens; those after a row's end are undefined.
+      log_probs_bn: float32, natural log probability of each in the model's distribution over the
+        allowed tokens.
+      counts_b: int32, number of new tokens.
+    """
+
+    steps: jax.Array
+    tokens_bn: jax.Array
+    log_probs_bn: jax.Array
+    counts_b: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """Calls the compiled steps.
+
+    Attributes:
+      model: the language model, with unrolled layers.
+      params: its parameters; may be sharded over `mesh`.
+      masks_mv: bool, the tokens that may be generated, for each mask.
+      eos_e: int32, ids that end a row.
+      mesh: shards the rows over its `data` and `fsdp` axes, and heads over `tensor`.
+    """
+
+    model: Llama
+    params: Any
+    masks_mv: jax.Array
+    eos_e: np.ndarray
+    mesh: jax.sharding.Mesh | None = None
+
+    def init(self, rows: int, slots: int) -> State:
+        """An empty state for some rows and slots."""
+        with self._in_mesh():
+            return _init(self.model, rows, slots)
+
+    def prefill(
+        self, state: State, tokens_t: np.ndarray, row: int, start: int, window: int
+    ) -> State:
+        """Writes the keys and values of a chunk of a row's tokens.
+
+        Args:
+          state: donated.
+          tokens_t: int32; padding at the end is overwritten later.
+          row: of the cache.
+          start: number of tokens of the row before the chunk.
+          window: number of slots to attend to, at least start + t.
+        """
+        with self._in_mesh():
+            return _prefill(
+                self.model, self.params, state, tokens_t, np.int32(row), np.int32(start), window
+            )
+
+    def copy(self, state: State, source: int, target: int) -> State:
+        """Copies the cache of a row to another row; `state` is donated."""
+        with self._in_mesh():
+            return _copy(state, np.int32(source), np.int32(target))
+
+    def mark_seen(self, state: State, row: int, seen_v: np.ndarray) -> State:
+        """Sets the seen tokens of a row; `state` is donated."""
+        with self._in_mesh():
+            return _mark_seen(state, np.int32(row), seen_v)
+
+    def decode(
+        self, state: State, rows: Rows, window: int, steps: int, until_end: bool
+    ) -> tuple[State, Decoded]:
+        """Generates tokens for the first rows of the cache.
+
+        Args:
+          state: donated.
+          rows: the first rows, as numpy arrays.
+          window: number of slots to attend to, at least the longest row's tokens + steps.
+          steps: the most steps, up to `MOST_STEPS`.
+          until_end: whether to return as soon as a row ends; otherwise when all have.
+
+        Returns:
+          The state, and the new tokens, which are on their way to the host.
+        """
+        with self._in_mesh():
+            return _decode(
+                self.model,
+                self.params,
+                state,
+                rows,
+                self.masks_mv,
+                self.eos_e,
+                np.int32(steps),
+                np.bool_(until_end),
+                window,
+            )
+
+    def _in_mesh(self):
+        return jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _init(model: Llama, rows: int, slots: int) -> State:
+    seen_bv = jnp.zeros((rows, model.config.vocab_size), bool)
+    return State(init_cache(model, rows, slots).layers, seen_bv)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "window"), donate_argnames="state")
+def _prefill(model, params, state, tokens_t, row, start, window) -> State:
+    def slots_of(stored_bgsk):
+        _, kv_heads, _, width = stored_bgsk.shape
+        return jax.lax.dynamic_slice(stored_bgsk, (row, 0, 0, 0), (1, kv_heads, window, width))
+
+    size = len(tokens_t)
+
+    def store(stored_bgsk, new_1gsk):
+        sizes = (1, new_1gsk.shape[1], size, new_1gsk.shape[3])
+        chunk = jax.lax.dynamic_slice(new_1gsk, (0, 0, start, 0), sizes)
+        return jax.lax.dynamic_update_slice(stored_bgsk, chunk, (row, 0, start, 0))
+
+    cache = KVCache(jax.tree.map(slots_of, state.layers), start[None])
+    positions_1t = start + jnp.arange(size)[None]
+    _, cache = model.apply(
+        {"params": params},
+        tokens_t[None],
+        jnp.ones((1, size), jnp.int32),
+        positions_1t,
+        cache,
+        method="features",
+    )
+    return state.replace(layers=_constrain(jax.tree.map(store, state.layers, cache.layers)))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _copy(state: State, source: jax.Array, target: jax.Array) -> State:
+    def copy(stored_bgsk):
+        row = jax.lax.dynamic_slice_in_dim(stored_bgsk, source, 1)
+        return jax.lax.dynamic_update_slice_in_dim(stored_bgsk, row, target, 0)
+
+    return state.replace(layers=_constrain(jax.tree.map(copy, state.layers)))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _mark_seen(state: State, row: jax.Array, seen_v: jax.Array) -> State:
+    return state.replace(seen_bv=state.seen_bv.at[row].set(seen_v))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "window"), donate_argnames="state")
+def _decode(
+    model, params, state, rows, masks_mv, eos_e, most, until_end, window
+) -> tuple[State, Decoded]:
+    b = len(rows.tokens_b)
+    # A loop over a part of the cache works on a copy of this part.
+    layers = jax.tree.map(lambda stored: stored[:b, :, :window], state.layers)
+    is_part = window < state.layers[0].k.shape[2]
+    allowed_bv = masks_mv[rows.masks_b]
+    rows_b = jnp.arange(b)
+
+    def row_key(seed_2):
+        return jax.random.fold_in(jax.random.key(seed_2[0]), seed_2[1])
+
+    row_keys_b = jax.vmap(row_key)(rows.seeds_b2)
+    idle_b = rows.counts_b >= rows.limits_b
+
+    def unfinished(carry):
+        step, done_b, *_ = carry
+        ended = jnp.any(done_b & ~idle_b)
+        return (step < most) & ~jnp.all(done_b) & ~(until_end & ended)
+
+    def body(carry):
+        step, done_b, tokens_b, lengths_b, counts_b, layers, seen_bv, tokens_bn, logs_bn = carry
+        logits_btv, cache = model.apply(
+            {"params": params},
+            tokens_b[:, None],
+            jnp.ones((b, 1), jnp.int32),
+            lengths_b[:, None],
+            KVCache(layers, lengths_b),
+        )
+        logits_bv = logits_btv[:, 0]
+        keys_b = jax.vmap(jax.random.fold_in)(row_keys_b, counts_b)
+        next_b = next_tokens(logits_bv, allowed_bv, seen_bv, keys_b, rows.sampling)
+        logs_bv = jax.nn.log_softmax(jnp.where(allowed_bv, logits_bv, NEVER), axis=-1)
+        logs_b1 = jnp.take_along_axis(logs_bv, next_b[:, None], axis=-1)
+        seen_bv = jax.lax.cond(
+            jnp.any(rows.sampling.penalty_b != 1),
+            lambda seen_bv: seen_bv.at[rows_b, next_b].max(~done_b),
+            lambda seen_bv: seen_bv,
+            seen_bv,
+        )
+        live_b = ~done_b
+        counts_b += live_b
+        done_b |= jnp.isin(next_b, eos_e) | (counts_b >= rows.limits_b)
+        return (
+            step + 1,
+            done_b,
+            jnp.where(live_b, next_b, tokens_b),
+            lengths_b + live_b,
+            counts_b,
+            cache.layers,
+            seen_bv,
+            jax.lax.dynamic_update_slice(tokens_bn, next_b[:, None], (0, step)),
+            jax.lax.dynamic_update_slice(logs_bn, logs_b1, (0, step)),
+        )
+
+    carry = (
+        jnp.int32(0),
+        idle_b,
+        rows.tokens_b,
+        rows.lengths_b,
+        rows.counts_b,
+        layers,
+        state.seen_bv[:b],
+        jnp.zeros((b, MOST_STEPS), jnp.int32),
+        jnp.zeros((b, MOST_STEPS), jnp.float32),
+    )
+    step, _, _, _, counts_b, layers, seen_bv, tokens_bn, logs_bn = jax.lax.while_loop(
+        unfinished, body, carry
+    )
+
+    def put(stored, part):
+        if is_part and part.ndim == 4:  # idle rows may have tokens behind the window
+            part = jnp.where(idle_b[:, None, None, None], stored[:b, :, :window], part)
+        return jax.lax.dynamic_update_slice(stored, part, (0,) * stored.ndim)
+
+    layers = _constrain(jax.tree.map(put, state.layers, layers))
+    state = State(layers, put(state.seen_bv, seen_bv))
+    new = step, tokens_bn, logs_bn, counts_b - rows.counts_b
+    # Every process of a run on several hosts reads them.
+    return state, Decoded(*(sharding.constrain(x, *(None,) * x.ndim) for x in new))
+
+
+def _constrain(layers: Any) -> Any:
+    """Keeps the cache's sharding from call to call."""
+    return jax.tree.map(
+        lambda stored: sharding.constrain(stored, "batch", "kv_heads", None, None), layers
+    )

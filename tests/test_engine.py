@@ -1,0 +1,242 @@
+"""The generation engine: a request's tokens never depend on what else the engine does."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from marks import slow
+
+from spirit_jax.errors import InputError
+from spirit_jax.generation import engine as engine_module
+from spirit_jax.generation.config import GenerationConfig
+from spirit_jax.generation.engine import Engine, Request
+from spirit_jax.generation.runner import Runner
+from spirit_jax.models.llama import Llama, LlamaConfig
+
+CONFIG = LlamaConfig(
+    vocab_size=96,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_positions=300,
+    init_std=0.5,
+)
+EOS = 2
+MASKS = np.stack([np.arange(96) < 90, np.arange(96) < 50, np.arange(96) >= 40])
+SLOTS = 280
+
+
+@pytest.fixture(scope="module")
+def runner():
+    model, ones = Llama(CONFIG), jnp.ones((1, 4), jnp.int32)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(1), ones, ones, ones)["params"])
+    return Runner(model, params, jnp.asarray(MASKS), np.array([EOS], np.int32))
+
+
+@pytest.fixture(scope="module")
+def alone(runner):
+    """The result of a request that is alone in a new engine."""
+
+    def run(request):
+        return Engine(runner, rows=1, slots=SLOTS).generate([request])[0]
+
+    return run
+
+
+def draw_request(rng, beginnings):
+    """A random request; many start with one of some beginnings."""
+    prompt = rng.integers(3, 90, rng.integers(1, 60)).tolist()
+    if rng.random() < 0.5:
+        prompt = beginnings[rng.integers(len(beginnings))] + prompt
+    sampling = {}
+    if rng.random() < 0.6:
+        sampling = {"do_sample": True, "temperature": float(rng.uniform(0.3, 3))}
+        sampling |= {"top_k": int(rng.integers(0, 30)), "top_p": float(rng.uniform(0.3, 1))}
+        sampling |= {"min_p": float(rng.choice([0, 0.1])), "seed": int(rng.integers(100))}
+    penalty = float(rng.choice([1, 1, 1.3]))
+    config = GenerationConfig(int(rng.integers(1, 50)), repetition_penalty=penalty, **sampling)
+    return Request(prompt, int(rng.integers(3)), config, sample=int(rng.integers(3)))
+
+
+def assert_same(generation, expected):
+    assert generation.ids == expected.ids
+    np.testing.assert_allclose(generation.log_probs, expected.log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [40, slow(300)])
+def test_requests_that_come_and_go_give_their_tokens_alone(runner, alone, count):
+    rng = np.random.default_rng(count)
+    beginnings = [rng.integers(3, 90, n).tolist() for n in (20, 64, 150)]
+    requests = [draw_request(rng, beginnings) for _ in range(count)]
+    engine, generations = Engine(runner, rows=8, slots=SLOTS), []
+    while len(generations) < count or not all(g.done for g in generations):
+        arriving = requests[len(generations) :][: rng.integers(0, 4)]
+        generations += [engine.submit(request) for request in arriving]
+        engine.step(int(rng.integers(1, 20)))
+    assert any(generation.reused for generation in generations)
+    for generation, request in zip(generations, requests, strict=True):
+        assert_same(generation, alone(request))
+        allowed = MASKS[request.mask][generation.ids]
+        assert allowed.all() and 0 < len(generation.ids) <= request.config.max_new_tokens
+
+
+def test_a_shared_beginning_is_computed_once(runner, alone):
+    rng = np.random.default_rng(0)
+    shots = rng.integers(3, 90, 200).tolist()
+    requests = [Request([*shots, 3 + i], 0, GenerationConfig(5)) for i in range(6)]
+    generations = Engine(runner, rows=2, slots=SLOTS).generate(requests)
+    assert [generation.reused for generation in generations] == [0] + [200] * 5
+    for generation, request in zip(generations, requests, strict=True):
+        assert_same(generation, alone(request))
+
+
+def test_samples_of_one_prompt_share_its_prefill_and_differ(runner, alone):
+    prompt = np.random.default_rng(1).integers(3, 90, 100).tolist()
+    config = GenerationConfig(20, do_sample=True, temperature=2.0)
+    requests = [Request(prompt, 0, config, sample=i) for i in range(4)]
+    generations = Engine(runner, rows=4, slots=SLOTS).generate(requests)
+    assert [generation.reused for generation in generations] == [0, 99, 99, 99]
+    assert len({tuple(generation.ids) for generation in generations}) == 4
+    for generation, request in zip(generations, requests, strict=True):
+        assert_same(generation, alone(request))
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 18, 64, 65, 66, 256, 257, 279])
+def test_prompts_at_the_sizes_of_chunks_are_the_same_cold_and_cached(runner, alone, length):
+    prompt = np.random.default_rng(length).integers(3, 90, length).tolist()
+    request = Request(prompt, 0, GenerationConfig(12))
+    engine = Engine(runner, rows=2, slots=SLOTS)
+    (cold,), (cached,) = engine.generate([request]), engine.generate([request])
+    assert_same(cold, alone(request))
+    assert_same(cached, cold)
+    assert cached.reused == (length - 1 if length > 16 else 0)
+    assert len(cold.ids) <= SLOTS - length
+
+
+def test_a_long_prompt_does_not_stall_other_rows(runner, monkeypatch):
+    monkeypatch.setattr(engine_module, "CHUNKS", (16,))
+    engine = Engine(runner, rows=2, slots=SLOTS)
+    short = engine.submit(Request([5], 2, GenerationConfig(40)))  # the mask has no EOS
+    engine.step(1)
+    long = engine.submit(Request([7] * 250, 2, GenerationConfig(1)))
+    counts = []
+    while not long.done:
+        counts.append(len(short.ids))
+        engine.step()
+    assert short.done and len(short.ids) == 40
+    assert max(np.diff(counts)) <= engine_module.STEPS_BETWEEN_CHUNKS
+
+
+def test_a_request_that_does_not_fit_is_refused_alone(runner, alone):
+    engine = Engine(runner, rows=2, slots=SLOTS)
+    request = Request([5, 6], 0, GenerationConfig(4))
+    fits = engine.submit(request)
+    for prompt, message in (([], "no tokens"), ([96], "token 96"), ([-1], "token -1")):
+        with pytest.raises(InputError, match=message):
+            engine.submit(Request(prompt, 0, GenerationConfig(4)))
+    with pytest.raises(InputError, match="280 positions: there is no room"):
+        engine.submit(Request([5] * 280, 0, GenerationConfig(4)))
+    with pytest.raises(InputError, match="no mask 3"):
+        engine.submit(Request([5], 3, GenerationConfig(4)))
+    engine.run([fits])
+    assert_same(fits, alone(request))
+
+
+def test_a_cancelled_request_frees_its_row(runner, alone):
+    """In the queue, between chunks of its prefill, and while it decodes."""
+    engine = Engine(runner, rows=2, slots=SLOTS)
+    config = GenerationConfig(30)
+    stays = Request([9, 8, 7], 2, config)
+    staying = engine.submit(stays)
+    decoding = engine.submit(Request([5], 2, config))
+    engine.step(2)
+    assert not decoding.done and 0 < len(decoding.ids) < 30
+    queued = engine.submit(Request([5] * 200, 2, config))
+    decoding.cancel(), queued.cancel()
+    engine.step(1)
+    assert decoding.done and queued.done and not queued.ids
+    next_request = Request([5, 6, 7], 0, config)
+    following = engine.submit(next_request)
+    engine.run([staying, following])
+    assert_same(staying, alone(stays))
+    assert_same(following, alone(next_request))
+    following.cancel()  # after its end: nothing happens
+    engine.step()
+
+
+def test_functions_that_raise_end_their_own_request_only(runner, alone):
+    def fail(_):
+        raise ValueError("of the caller")
+
+    engine = Engine(runner, rows=4, slots=SLOTS)
+    request = Request([9, 8, 7], 0, GenerationConfig(30))
+    generations = [
+        engine.submit(request),
+        engine.submit(Request([5], 0, GenerationConfig(30), on_tokens=fail)),
+        engine.submit(Request([6], 0, GenerationConfig(30), stop=fail)),
+    ]
+    engine.run(generations)
+    assert_same(generations[0], alone(request))
+    assert all(str(generation.error) == "of the caller" for generation in generations[1:])
+    with pytest.raises(ValueError, match="of the caller"):
+        engine.generate([Request([5], 0, GenerationConfig(30), on_tokens=fail)])
+    assert_same(engine.generate([request])[0], alone(request))
+
+
+def test_a_stop_function_ends_a_request_where_it_says(runner, alone):
+    request = Request([9, 8, 7], 2, GenerationConfig(30))
+    whole = alone(request)
+    stop = lambda ids: 7 if len(ids) >= 7 else None  # noqa: E731
+    (generation,) = Engine(runner, rows=1, slots=SLOTS).generate(
+        [Request([9, 8, 7], 2, GenerationConfig(30), stop=stop)]
+    )
+    assert generation.ids == whole.ids[:7] and len(generation.log_probs) == 7
+
+
+def test_streamed_tokens_are_those_of_the_result(runner, alone):
+    engine, parts = Engine(runner, rows=2, slots=SLOTS), []
+    request = Request([9, 8, 7], 2, GenerationConfig(50), on_tokens=parts.append)
+    generation = engine.submit(request)
+    streamed = list(engine.stream(generation))
+    assert sum(streamed, []) == sum(parts, []) == generation.ids == alone(request).ids
+    assert len(streamed) >= 50 / engine_module.STREAMED_STEPS
+
+
+def test_threads_may_submit_and_wait_at_once(runner, alone):
+    engine, results = Engine(runner, rows=4, slots=SLOTS), {}
+    requests = [Request([3 + n, 5], n % 3, GenerationConfig(20)) for n in range(12)]
+
+    def work(number):
+        results[number] = engine.generate([requests[number]])[0]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for number, request in enumerate(requests):
+        assert_same(results[number], alone(request))
+
+
+@pytest.mark.parametrize("count", [30, slow(1000)])
+def test_nothing_is_compiled_after_the_warm_up(runner, count):
+    compiled = []
+    name = "/jax/core/compile/backend_compile_duration"
+    listen = lambda event, *_, **__: compiled.append(event) if event == name else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    rng = np.random.default_rng(0)
+    beginnings = [rng.integers(3, 90, n).tolist() for n in (20, 64, 150)]
+    engine = Engine(runner, rows=4, slots=SLOTS)
+    engine.warm_up()
+    compiled.clear()
+    engine.generate([draw_request(rng, beginnings) for _ in range(count)])
+    assert compiled == []
+    jnp.zeros(12345).block_until_ready()
+    assert compiled, "compilations are not noticed"
+    jax.monitoring.clear_event_listeners()
