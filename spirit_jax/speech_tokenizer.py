@@ -303,11 +303,14 @@ class SpeechTokenizer:
 
 def _compile(model, params, method=None, finish: Callable[..., Any] = lambda *out: out) -> Callable:
     """The jitted network with its parameters on the device."""
+    static = {"model": model, "method": method, "finish": finish}
+    return functools.partial(_apply, jax.device_put(params), **static)
 
-    def apply(params, *args):
-        return finish(*model.apply({"params": params}, *args, method=method))
 
-    return functools.partial(jax.jit(apply), jax.device_put(params))
+@functools.partial(jax.jit, static_argnames=("model", "method", "finish"))
+def _apply(params, *args, model, method, finish):
+    """Is one function for all instances, so a model that is loaded again is not compiled again."""
+    return finish(*model.apply({"params": params}, *args, method=method))
 
 
 def _vocode_with_source(vocoder, ids_btc: jax.Array, source_bte: jax.Array, lengths_b: jax.Array):

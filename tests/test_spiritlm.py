@@ -61,6 +61,15 @@ def test_speech_may_be_audio_units_or_a_string(lm):
     assert prompts == {"[Speech]" + string}
 
 
+def test_a_model_that_is_loaded_again_is_not_compiled_again(lm, expressive_folder, caplog):
+    wave = np.sin(np.arange(16_000) / 20).astype(np.float32)
+    units = lm.speech_tokenizer.encode(wave)
+    again = SpiritLM.from_pretrained(expressive_folder).speech_tokenizer
+    with jax.log_compiles():
+        assert again.encode(wave) == units
+    assert not [line for line in caplog.messages if line.startswith("Compiling")]
+
+
 @pytest.mark.compat
 def test_a_score_is_the_log_probability_of_the_continuation_alone(lm):
     pairs = [
@@ -73,9 +82,9 @@ def test_a_score_is_the_log_probability_of_the_continuation_alone(lm):
         tokens = lm.text_tokenizer.encode(context + continuation)
         logits_tv = lm.logits(context + continuation)[:, : lm.vocab.size]
         logs_tv = np.asarray(jax.nn.log_softmax(logits_tv))
-        told = [logs_tv[i - 1, tokens[i]] for i in range(len(tokens) - count, len(tokens))]
+        log_probs = [logs_tv[i - 1, tokens[i]] for i in range(len(tokens) - count, len(tokens))]
         assert count == len(tokens) - len(lm.text_tokenizer.encode(context))
-        np.testing.assert_allclose(total, np.sum(told), rtol=1e-5)
+        np.testing.assert_allclose(total, np.sum(log_probs), rtol=1e-5)
     assert [count for _, count in scores][1:] == [5, 2]
     np.testing.assert_allclose(scores, [lm.score([pair])[0] for pair in pairs], rtol=1e-5)
     ((_, count),) = lm.score([("a [Hu", "5] b")])  # two texts do not form a unit
@@ -86,7 +95,7 @@ def test_a_score_is_the_log_probability_of_the_continuation_alone(lm):
 
 
 @pytest.mark.parametrize("modality", ["text", "speech", "arbitrary"])
-def test_a_batch_continues_every_prompt_as_alone(lm, modality):
+def test_a_batch_continues_each_prompt_as_a_batch_of_one_does(lm, modality):
     prompts = [lm.build_prompt(inputs, modality) for inputs in ([TEXT], [TEXT, SPEECH], [SPEECH])]
     together = lm.generate_ids(prompts, modality, max_new_tokens=20)
     assert together == [
@@ -121,7 +130,7 @@ def test_batches_of_outputs_are_those_of_each_prompt(lm):
     assert lm.generate_batch([], "text") == []
 
 
-def test_speech_goes_on_from_the_prompt(lm):
+def test_generated_speech_follows_the_prompt_without_repeating_it(lm):
     """The prompt's units are spoken with the new ones, and their share is cut off."""
     old, new = [f"[Hu{i}]" for i in range(30)], [f"[Hu{i}]" for i in range(40, 70)]
     prompt = "[Speech][St2][Pi9]" + "".join(old)

@@ -31,8 +31,8 @@ def test_stopped_equals_unstopped_bitwise(make_config, tmp_path, devices):
     run(make_config("stopped"), devices, stop_after=4)
     rest = run(make_config("stopped"), devices)
     assert rest == whole[-len(rest) :] and 0 < len(rest) < STEPS
-    made = [load_params(make_config(name), devices) for name in ("whole", "stopped")]
-    jax.tree.map(np.testing.assert_array_equal, *made)
+    final = [load_params(make_config(name), devices) for name in ("whole", "stopped")]
+    jax.tree.map(np.testing.assert_array_equal, *final)
     for name in ("whole", "stopped"):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         metrics = [json.loads(line) for line in lines]
@@ -87,9 +87,7 @@ def test_a_damaged_checkpoint_is_passed_over(make_config, tmp_path, capfd):
     assert newest_state(LmRecipe(config), jax.devices()[:1]).step == STEPS
 
 
-ONE_DEVICE = {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0"
-}  # of a process, and quickly compiled
+ONE_DEVICE = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")}
 COMMAND = "from spirit_jax.cli import main; main()"
 
 
@@ -100,7 +98,7 @@ def start(path, *overrides):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, slow(signal.SIGTERM)])
-def test_a_killed_run_goes_on(make_config, tmp_path, number):
+def test_a_killed_run_resumes(make_config, tmp_path, number):
     config = make_config("killed")
     path = write_config(tmp_path / "run.yaml", config)
     process = start(path, "steps=100000")

@@ -1,5 +1,6 @@
 """Transcripts: their text and scores, and audio without speech."""
 
+import dataclasses
 import functools
 import json
 import shutil
