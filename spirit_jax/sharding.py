@@ -32,6 +32,9 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
+CACHE_AXES = ("batch", "kv_heads", None, None)  # of keys and values: rows, heads, slots, width
+
+
 def make_mesh(
     data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
@@ -174,9 +177,8 @@ def parts_of(axis: str, size: int) -> int:
 
 
 def cache_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """The sharding of keys or values of a cache, (b, s, g, k) or (l, b, s, g, k)."""
-    axes = (None,) * (len(shape) - 4) + ("batch", None, "kv_heads", None)
-    return NamedSharding(mesh, _spec(shape, axes, mesh.shape))
+    """The sharding of keys or values of a cache, (b, g, s, k)."""
+    return NamedSharding(mesh, _spec(shape, CACHE_AXES, mesh.shape))
 
 
 def per_device(

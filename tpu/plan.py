@@ -88,15 +88,16 @@ def compile_decode(
     """The compiled decoding step of a batch of `rows`, with a cache of `seq_len` tokens."""
     mesh = config.mesh.make(devices)
     dtype = jnp.dtype(config.compute_dtype)
-    model = llama.Llama(make_model(config).config, dtype, dtype, scan_layers=config.scan_layers)
+    model = llama.Llama(make_model(config).config, dtype, dtype)
     boxed = llama.abstract_params(model, boxed=True)
     params = _placed(llama.abstract_params(model), sharding.param_shardings(boxed, mesh))
     slots = config.data.seq_len
 
-    def step(params, cache, last_b, positions_b):
+    def step(params, cache, last_b):
         tokens_b1 = last_b[:, None]
+        positions_b1 = cache.lengths_b[:, None]
         logits_btv, cache = model.apply(
-            {"params": params}, tokens_b1, jnp.ones_like(tokens_b1), positions_b[:, None], cache
+            {"params": params}, tokens_b1, jnp.ones_like(tokens_b1), positions_b1, cache
         )
         return jnp.argmax(logits_btv[:, -1], axis=-1), cache
 
@@ -110,13 +111,9 @@ def compile_decode(
         )
         place = sharding.batch_sharding((rows,), mesh)
         ids_b = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place)
-        valid_bs = jax.ShapeDtypeStruct(
-            cache.valid_bs.shape, bool, sharding=sharding.batch_sharding((rows, slots), mesh)
-        )
-        length = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
-        cache = cache.replace(layers=layers, valid_bs=valid_bs, length=length)
+        cache = cache.replace(layers=layers, lengths_b=ids_b)
         compiled = jax.jit(step, donate_argnums=1, compiler_options=config.compiler_options or None)
-        return compiled.lower(params, cache, ids_b, ids_b).compile()
+        return compiled.lower(params, cache, ids_b).compile()
 
 
 def plan(config: LmRunConfig, topology: str, decode_rows: int = 0) -> dict:

@@ -289,6 +289,4 @@ def _decode(
 
 def _constrain(layers: Any) -> Any:
     """Keeps the cache's sharding from call to call."""
-    return jax.tree.map(
-        lambda stored: sharding.constrain(stored, "batch", "kv_heads", None, None), layers
-    )
+    return jax.tree.map(lambda stored: sharding.constrain(stored, *sharding.CACHE_AXES), layers)

@@ -308,7 +308,7 @@ def init_cache(model: Llama, batch: int, slots: int) -> KVCache:
     shape = (batch, cfg.num_kv_heads, slots, cfg.head_dim)
 
     def zeros() -> jax.Array:
-        return sharding.constrain(jnp.zeros(shape, model.dtype), "batch", "kv_heads", None, None)
+        return sharding.constrain(jnp.zeros(shape, model.dtype), *sharding.CACHE_AXES)
 
     layers = tuple(LayerCache(zeros(), zeros()) for _ in range(cfg.num_layers))
     return KVCache(layers, jnp.zeros(batch, jnp.int32))
