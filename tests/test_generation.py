@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax import linen as nn
 from marks import slow
 
@@ -14,8 +15,10 @@ from spirit_jax.errors import InputError
 from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.engine import continue_prompts
 from spirit_jax.generation.sampling import (
+    Sampling,
     keep_top_k,
     keep_top_p,
+    next_tokens,
     penalise_repetition,
 )
 from spirit_jax.models.llama import Llama, LlamaConfig
@@ -153,6 +156,78 @@ def test_top_k_and_top_p_keep_what_sorting_keeps():
         assert np.array_equal(kept, expected)
 
 
+SAMPLERS = {
+    "temperature": {"temperature": 0.7},
+    "top_k": {"top_k": 5},
+    "top_p": {"top_p": 0.8},
+    "min_p": {"min_p": 0.1},
+    "penalty": {"repetition_penalty": 1.5},
+    "all": {"temperature": 1.5, "top_k": 12, "top_p": 0.9, "min_p": 0.02},
+    "top_p of many": {"temperature": 2.0, "top_p": 0.95, "repetition_penalty": 1.2},
+}
+
+
+def exact_distribution(logits_v, seen_v, config):
+    """The distribution that a config samples from, in float64, by sorting."""
+    logits_v = np.where(seen_v & (logits_v > 0), logits_v / config.repetition_penalty, logits_v)
+    logits_v = np.where(seen_v & (logits_v < 0), logits_v * config.repetition_penalty, logits_v)
+    order = np.argsort(-logits_v, kind="stable")
+    probs = np.exp((logits_v / config.temperature - logits_v.max() / config.temperature)[order])
+    probs[config.top_k or len(probs) :] = 0
+    probs /= probs.sum()
+    probs[np.cumsum(probs) - probs >= config.top_p] = 0
+    probs[probs < config.min_p * probs[0]] = 0
+    exact_v = np.zeros(len(probs))
+    exact_v[order] = probs / probs.sum()
+    return exact_v
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_draws_follow_the_exact_truncated_distribution(name):
+    """A chi-square test of 20,000 draws, with a thin tail of 300 tokens."""
+    rng, draws = np.random.default_rng(3), 20_000
+    config = GenerationConfig(do_sample=True, **SAMPLERS[name])
+    logits_v = rng.normal(size=300).astype(np.float32) * 2
+    seen_v = rng.random(300) < 0.3
+    settings = (config.temperature, config.top_k, config.top_p, config.min_p)
+    columns = [np.full(draws, x) for x in (*settings, config.repetition_penalty)]
+    sampling = Sampling(
+        *(x.astype(np.int32 if i == 1 else np.float32) for i, x in enumerate(columns))
+    )
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(draws))
+    logits_bv, seen_bv = (jnp.broadcast_to(x, (draws, 300)) for x in (logits_v, seen_v))
+    tokens = np.asarray(jax.jit(next_tokens)(logits_bv, logits_bv > -99, seen_bv, keys, sampling))
+    expected_v = exact_distribution(logits_v.astype(np.float64), seen_v, config) * draws
+    observed_v = np.bincount(tokens, minlength=300)
+    assert not observed_v[expected_v == 0].any()
+    is_rare = (expected_v > 0) & (expected_v < 5)  # counted together
+    groups = [(observed_v[is_rare].sum(), expected_v[is_rare].sum())] if is_rare.any() else []
+    groups += list(zip(observed_v[expected_v >= 5], expected_v[expected_v >= 5], strict=True))
+    observed, expected = np.array(groups).T
+    assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
+
+
+def test_rows_of_a_batch_have_their_own_settings():
+    rng = np.random.default_rng(0)
+    logits_bv = jnp.asarray(rng.normal(size=(6, 50)), jnp.float32)
+    seen_bv = jnp.asarray(rng.random((6, 50)) < 0.5)
+    keys = jax.random.split(jax.random.key(0), 6)
+    sampling = Sampling(
+        temperature_b=np.array([0, 1, 2, 0.5, 0, 1], np.float32),
+        top_k_b=np.array([0, 5, 0, 0, 0, 9], np.int32),
+        top_p_b=np.array([1, 1, 0.7, 1, 1, 0.9], np.float32),
+        min_p_b=np.array([0, 0, 0, 0.2, 0, 0.01], np.float32),
+        penalty_b=np.array([1, 1, 1, 1, 2, 1.5], np.float32),
+    )
+    allowed_bv = jnp.ones((6, 50), bool)
+    together = next_tokens(logits_bv, allowed_bv, seen_bv, keys, sampling)
+    for i in range(6):
+        arguments = jax.tree.map(
+            lambda x, i=i: x[i : i + 1], (logits_bv, allowed_bv, seen_bv, keys, sampling)
+        )
+        assert next_tokens(*arguments)[0] == together[i]
+
+
 def test_the_penalty_follows_its_formula():
     logits = jnp.asarray([[2.0, -2.0, 3.0]])
     seen = jnp.asarray([[True, True, False]])
@@ -189,6 +264,7 @@ NAN = float("nan")
         *({"max_new_tokens": value} for value in (0, -3, 1.5, 2.0, True, "9", None, 10**30, NAN)),
         *({"temperature": value} for value in (0.0, -1, NAN, np.inf, 1e-30, "1", None, True)),
         *({"top_p": value} for value in (0.0, 1.5, -0.1, NAN, "1", True)),
+        *({"min_p": value} for value in (-0.1, 1.5, NAN, "1", True)),
         *({"top_k": value} for value in (-1, 0.5, 2**31, True, "3")),
         *({"repetition_penalty": value} for value in (0.0, -1.0, NAN, 1e30, "2")),
         *({"seed": value} for value in (-1, 2**32, 2**70, 0.5, True, "0", None)),
