@@ -40,8 +40,8 @@ def pack(
     for folder in (units, pitch, style, vocoder, share):
         if folder is not None:
             model_folder.find_model(folder)
-    from spirit_jax import packing
+    from spirit_jax import new_model
 
-    sealed = packing.pack(output, units, pitch, style, vocoder, f0_method, half, share)
+    packed = new_model.pack(output, units, pitch, style, vocoder, f0_method, half, share)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    print(f"{output}: {sealed.kind}, {', '.join(sealed.hashes)}; {size / 1e6:.1f} MB")
+    print(f"{output}: {packed.kind}, {', '.join(packed.hashes)}; {size / 1e6:.1f} MB")
