@@ -1,8 +1,9 @@
 """Creates model folders for training, and packs speech tokenizers.
 
-A new model folder has an existing speech tokenizer. Either its text vocabulary is trained on a
-corpus, for a language model with random initialisation; or both are those of another model,
-extended by units, as the paper extends Llama 2 to Spirit LM.
+A new model folder gets a copy of an existing speech tokenizer. `write_new_model` trains a text
+tokenizer, for a language model with random initialisation. `extend_model` takes the language model
+and its text tokenizer from another model and adds units to its vocabulary, as the paper extends
+Llama 2 to Spirit LM.
 """
 
 import dataclasses
@@ -28,15 +29,16 @@ from spirit_jax.vocab import Vocab
 def write_new_model(
     output: str | Path, speech: str | Path, sources: Sequence[str], pieces: int
 ) -> Vocab:
-    """Creates a model folder without a language model, whole or not at all.
+    """Creates a model folder without a language model, completely or not at all.
 
-    It is the start of a training with `random_init` and `sizes`, whose export has all of its files.
+    To train one, set `model` to this folder in a run config with `random_init` and `sizes`. The
+    exported model has the files of this folder, and the language model.
 
     Args:
       output: the folder to create.
       speech: a model folder, a speech tokenizer, or the name of a packaged model.
-      sources: of text, see `manifest.read_source`.
-      pieces: size of the text vocabulary; see `text.learn_text_tokenizer`.
+      sources: manifests or folders with text, see `manifest.read_source`.
+      pieces: size of the text vocabulary, see `text.learn_text_tokenizer`.
 
     Returns:
       The vocabulary.
@@ -59,7 +61,7 @@ def write_new_model(
 
 
 def _read_texts(sources: Sequence[str]) -> list[str]:
-    """The texts of sources; warns about items without text."""
+    """The texts of sources; warns about items without text if others have one."""
     texts = []
     for source in sources:
         items = list(read_source(source))
@@ -75,16 +77,15 @@ def _read_texts(sources: Sequence[str]) -> list[str]:
 def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed: int = 0) -> Vocab:
     """Extends the vocabulary of a language model by the units of a speech tokenizer.
 
-    All parameters are kept. In the embedding and the head, rows of new units are initialised by
-    `llama.draw_rows`.
+    All parameters are kept. New rows of the embedding and the head are drawn by `llama.draw_rows`.
 
     Args:
-      output: the folder to create, whole or not at all.
-      start: the model folder, or the name of a packaged model. If it has a speech tokenizer, that
-        must have the same phonetic units; otherwise, as after `convert.llama`, its unit tokens are
-        taken to be units of `speech`.
+      output: the folder to create; it is created completely or not at all.
+      start: a model folder, or the name of a packaged model. If it has a speech tokenizer, its
+        phonetic units must be those of `speech`. If it has none, as after `convert.llama`, its unit
+        tokens are assumed to be units of `speech`.
       speech: see `write_new_model`.
-      seed: of the new rows.
+      seed: random seed of the new rows.
 
     Returns:
       The vocabulary.
@@ -105,7 +106,7 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
         config.write(vocab, folder / "vocab.json")
         text = folder / "text_tokenizer"
         text_files.write_tokenizer(start / "text_tokenizer", text, vocab)
-        load_text_tokenizer(text, vocab)  # raises where it lacks the units
+        load_text_tokenizer(text, vocab)  # raises an error if it lacks unit tokens
         model_folder.list_texts(folder)
         cfg, params = checkpoint.load_network(start / "llama", llama.LlamaConfig)
         leaves = checkpoint.flatten(params)
@@ -127,30 +128,31 @@ def _check_same_units(start: Path, about: SpeechTokenizerConfig, speech: str | P
 
 
 def _extend_vocab(old: Vocab, speech: Path, kind: str) -> Vocab:
-    """The vocabulary with the text of a model and the units of a speech tokenizer."""
+    """The vocabulary with the text tokens of `old` and the units of a speech tokenizer."""
     units = _count_units(speech, kind)
     same = (old.pitch_units, old.style_units) == units[1:]
-    # The release's vocabulary has one more phonetic unit, the blank of its quantizer.
+    # The release's vocabulary has one more phonetic unit than its quantizer: the blank.
     if same and old.hubert_units - units[0] in (0, 1):
         return old
     return Vocab.make(kind, old.text_size, old.bos, old.eos, units=units)
 
 
 def _move_rows(array: np.ndarray, axis: int, old: Vocab, new: Vocab, seed: int) -> np.ndarray:
-    """Reorders an embedding (axis 0) or head (axis 1) from the ids of `old` to those of `new`."""
+    """An embedding (axis 0) or head (axis 1) for the ids of `new`, from one for those of `old`."""
     rows_vd = np.moveaxis(array, axis, 0)[: old.size]
     if new == old:
         return array
     moved_vd = llama.draw_rows(rows_vd, new.padded_size, (seed, axis)).astype(array.dtype)
     moved_vd[: old.text_size] = rows_vd[: old.text_size]
-    places = {name: place for place, name in enumerate(old.token_strings(), old.text_size)}
-    for place, name in enumerate(new.token_strings(), new.text_size):
-        if name in places:
-            moved_vd[place] = rows_vd[places[name]]
+    old_ids = {token: number for number, token in enumerate(old.token_strings(), old.text_size)}
+    for number, token in enumerate(new.token_strings(), new.text_size):
+        if token in old_ids:
+            moved_vd[number] = rows_vd[old_ids[token]]
     return np.moveaxis(moved_vd, 0, axis)
 
 
 def _count_units(folder: Path, kind: str) -> tuple[int, int, int]:
+    """Numbers of phonetic, pitch and style units of a speech tokenizer."""
     phonetic = config.read(QuantizerConfig, folder / "quantizer" / "config.json").vocab_size
     if kind == "base":
         return phonetic, 0, 0
@@ -169,19 +171,19 @@ def pack(
     half: bool = False,
     share: str | Path | None = None,
 ) -> SpeechTokenizerConfig:
-    """Packs networks as a speech tokenizer: Expressive with pitch and style units, else Base.
+    """Packs networks into a speech tokenizer: Expressive with pitch and style units, else Base.
 
-    Each network may be given by its folder or by a model that has it, such as "spirit-tiny-base".
+    Each network is given by its folder, or by a model that has it, such as "spirit-tiny-base".
 
     Args:
-      output: the folder to create, whole or not at all.
+      output: the folder to create; it is created completely or not at all.
       units: a folder with `hubert` and `quantizer`.
-      pitch_units, style_units: these networks, both or none.
+      pitch_units, style_units: the networks of pitch and style units; both or neither.
       vocoder: a HiFi-GAN; without one the speech tokenizer cannot decode.
       f0_method: "pyin"; "fcpe" needs the network that `convert.fcpe` adds.
       half: stores float16 parameters; computation is in float32.
-      share: another speech tokenizer. Identical networks are not stored again, but referred to by
-        relative path, so both folders must be moved together.
+      share: another speech tokenizer. Networks that are identical to its own are not stored again:
+        the new folder refers to them by relative path, so move both folders together.
 
     Returns:
       The config of the speech tokenizer.
@@ -211,13 +213,13 @@ def pack(
         networks["hifigan"] = model.config, params
         for name, count in counts.items():
             known = model.config.channels.get(name, 0)
-            # The release's Base vocoder has one more unit, for padding.
+            # `known` may be larger: the release's Base vocoder has one more unit, for padding.
             if known < count or (known and not count):
                 raise InputError(f"{vocoder}: takes {known} {name} units, and there are {count}.")
     with files.whole_folder(output) as folder:
-        for name, (about, params) in networks.items():
+        for name, (cfg, params) in networks.items():
             stored = jax.tree.map(checkpoint.halve, params) if half else params
-            checkpoint.save_network(folder / name, about, stored)
+            checkpoint.save_network(folder / name, cfg, stored)
         packed = model_folder.write_speech_tokenizer(folder, kind, f0_method)
         if share is not None:
             model_folder.share_networks(folder, share, output)

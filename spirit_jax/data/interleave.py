@@ -1,8 +1,9 @@
 """Interleaving of aligned speech and text, with new random spans each time a document is used.
 
 Source: Spirit LM (arXiv 2402.05755, section 3). Spans of text and speech alternate at word
-boundaries, with a marker at every switch. The units of an utterance are deduplicated and merged
-once, and then cut by time.
+boundaries, with a marker at every switch. In each utterance, repeated phonetic and pitch units are
+dropped, and the streams are merged into one sequence of tokens. Speech spans are cut from it by
+time.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from spirit_jax.vocab import Modality, Vocab
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Words `start` to `stop` (excluded) of a document, as text or as speech."""
+    """The words from `start` up to, not including, `stop` of a document, as text or as speech."""
 
     modality: Modality
     start: int
@@ -32,7 +33,7 @@ def draw_spans(words: int, config: InterleaveConfig, rng: np.random.Generator) -
 
     Args:
       words: number of words of the document.
-      config: rule and lengths.
+      config: rule and lengths of spans.
       rng: random generator.
 
     Returns:
@@ -64,7 +65,7 @@ def _draw_length(
 ) -> int:
     is_speech = modality is Modality.SPEECH
     if config.rule == "poisson":
-        # Spans alternate, so shares of words are shares of mean lengths.
+        # Spans alternate, so a modality's share of words is its share of the two mean lengths.
         share = config.speech_share if is_speech else 1 - config.speech_share
         return max(1, int(rng.poisson(2 * config.mean_words * share)))
     if config.rule == "half" and is_speech:
@@ -76,12 +77,12 @@ def _draw_length(
 
 @dataclasses.dataclass(frozen=True)
 class TokenLine:
-    """The speech tokens of one utterance, deduplicated and merged.
+    """The speech tokens of one utterance, merged in order of time (see `units.merge`).
 
     Attributes:
-      ids_n: int32, token ids in order.
-      frames_n: int32, the phonetic frame at which each token begins, in order.
-      rate: phonetic frames per second of this recording.
+      ids_n: int32, token ids.
+      frames_n: int32, the phonetic frame (about 40 ms) at which each token begins.
+      rate: phonetic frames per second in this recording.
     """
 
     ids_n: np.ndarray
@@ -94,11 +95,12 @@ class TokenLine:
         vocab.check_units(utterance.units.streams(), f"The utterance '{utterance.id}'")
         pitch = vocab.first_unit + vocab.hubert_units
         first_ids = {"style": pitch + vocab.pitch_units, "pitch": pitch, "hubert": vocab.first_unit}
-        counts = {"style": vocab.style_units, "pitch": vocab.pitch_units, "hubert": 1}
-        merged = units_lib.merge(utterance.units, [name for name in counts if counts[name]])
+        known = {"style": vocab.style_units, "pitch": vocab.pitch_units, "hubert": True}
+        merged = units_lib.merge(utterance.units, [name for name in known if known[name]])
         first_ids_s = np.array([first_ids[name] for name in units_lib.MERGED_STREAMS], np.int32)
         ids = merged.units_n + first_ids_s[merged.streams_n]
-        # A pitch or style unit goes with the phonetic unit after it; 1e-6 makes up for rounding.
+        # A pitch or style unit within a frame is cut together with the next frame. 1e-6 compensates
+        # rounding.
         rate = units_lib.HUBERT_RATE
         frames = np.ceil(merged.seconds_n * rate - 1e-6).astype(np.int32)
         if utterance.seconds:
@@ -106,7 +108,7 @@ class TokenLine:
         return cls(ids.astype(np.int32), frames, rate)
 
     def cut(self, start: float, end: float) -> np.ndarray:
-        """Ids of the tokens that begin from floor(start x rate) to before ceil(end x rate)."""
+        """Ids of tokens whose frame is at least floor(start * rate) and below ceil(end * rate)."""
         low = np.searchsorted(self.frames_n, np.floor(start * self.rate + 1e-6))
         high = np.searchsorted(self.frames_n, np.ceil(end * self.rate - 1e-6))
         return self.ids_n[low:high]
@@ -121,7 +123,8 @@ def interleave(
 ) -> np.ndarray:
     """Interleaved token ids of a document.
 
-    Spans may cross utterances. A span of speech keeps the silences between its words.
+    Spans may cross utterances. A speech span has the silences between its words, but not those
+    between utterances.
 
     Args:
       document: utterances with aligned words.
@@ -151,15 +154,15 @@ def interleave(
 
 
 def encode_text_span(words: Sequence[str], tokenizer: TextTokenizer, vocab: Vocab) -> np.ndarray:
-    """The ids of `[Text]` and words, encoded as in a prompt.
+    """The ids of `[Text]` and the words after it, encoded as in a prompt.
 
     Args:
-      words: texts, which are joined by spaces; markup in them is escaped.
+      words: they are joined by spaces; text that looks like markup is escaped.
       tokenizer: the text tokenizer.
       vocab: the token ids.
 
     Returns:
-      int32 (n,), from the id of `[Text]`.
+      int32 (n,), beginning with the id of `[Text]`, without BOS.
     """
     text = markup.escape(tokenizer.word_prefix + " ".join(words))
     ids = tokenizer.encode("[Text]" + text)

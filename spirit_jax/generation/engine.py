@@ -1,10 +1,13 @@
 """Generation for many requests at once, with continuous batching.
 
 Requests join and leave at any time. Each has a row of the key-value cache; all rows decode
-together. The prompt's tokens but the last are prefilled in chunks, so that a long prompt does not
-stall other rows; the last is the first input of decoding, so prefill computes no logits. A row
-keeps its tokens after its request has ended: a later request with the same beginning reuses or
-copies them.
+together. All prompt tokens but the last are prefilled, in chunks, so that a long prompt does not
+stall other rows. The last one is the first input of decoding, so prefill computes no logits. A row
+keeps its tokens after its request has ended. A later request whose prompt has the same beginning
+gets this row, or a copy of it if the row is in use.
+
+A slot of the cache has the key and value of one token. A window is the number of slots, from the
+first, that a call attends to.
 
     engine = Engine(runner, rows=8, slots=2048)
     generation = engine.submit(Request(prompt_ids, mask=0, config=GenerationConfig()))
@@ -31,10 +34,10 @@ from spirit_jax.models.llama import Llama
 
 ROWS = 16  # requests that decode together, by default
 CHUNKS = (256, 64, 16)  # tokens of a prefill call
-SMALLEST_WINDOW = 256
-STEPS_BETWEEN_CHUNKS = 8  # of decoding, while a prompt is prefilled
-STREAMED_STEPS = 8  # between the tokens that `Engine.stream` yields
-LEAST_PREFIX = 16  # shorter common beginnings are computed again
+SMALLEST_WINDOW = 256  # slots
+STEPS_BETWEEN_CHUNKS = 8  # decoding steps between two chunks of prefill
+STREAMED_STEPS = 8  # decoding steps for each result of `Engine.stream`
+LEAST_PREFIX = 16  # tokens; a shorter common beginning of two prompts is not reused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +46,13 @@ class Request:
 
     Attributes:
       prompt: token ids, at least one.
-      mask: number of the mask with the tokens that may be generated.
+      mask: index of the mask (`Runner.masks_mv`) of tokens that may be generated.
       config: number of tokens and sampling settings.
-      sample: number of this sample; samples of one prompt and seed differ by it.
-      stop: called with the generated ids; returns how many of them to keep if generation ends
-        there, else None.
-      on_tokens: called with the new ids whenever there are some. If it raises, its request ends.
+      sample: number of the sample, to draw different samples of one prompt with one seed.
+      stop: called with all ids generated so far; returns None to continue, or the number of ids to
+        keep, which ends the request.
+      on_tokens: called with the new ids whenever there are some. If it or `stop` raises an error,
+        the request ends.
     """
 
     prompt: Sequence[int]
@@ -65,10 +69,10 @@ class Generation:
     Attributes:
       request: the request.
       ids: generated token ids so far, including EOS.
-      log_probs: natural log probability of each id, in the model's distribution over the allowed
-        ids, at temperature 1 and without repetition penalty, top-k, top-p or min-p.
+      log_probs: natural log probability of each id among the allowed ids, at temperature 1 and
+        without repetition penalty, top-k, top-p or min-p.
       done: whether it has ended.
-      error: what `Request.on_tokens` or `Request.stop` raised, or None.
+      error: the error that `Request.on_tokens` or `Request.stop` raised, or None.
       reused: number of prompt tokens that were not computed again.
     """
 
@@ -83,13 +87,13 @@ class Generation:
         self.reused = 0
 
     def cancel(self) -> None:
-        """Ends the request; its row is free from the next step on."""
+        """Ends the request at the beginning of the next step, which frees its row."""
         self.cancelled = True
 
 
 @dataclasses.dataclass
 class _Row:
-    """A row of the cache: the tokens whose keys and values it has, and its request."""
+    """A row of the cache: the tokens whose keys and values it has, and its request or None."""
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     generation: Generation | None = None
@@ -105,43 +109,46 @@ class _Row:
 class Engine:
     """The scheduler: which request has which row, and what runs next.
 
-    All methods may be called from several threads; whoever waits runs the steps of all.
+    All methods may be called from several threads. A thread that waits for its own request runs
+    steps, which serve all requests.
 
     Attributes:
-      slots: the most tokens of a prompt and its continuation.
+      slots: the most tokens of a prompt and its continuation together.
     """
 
     def __init__(self, runner: Runner, rows: int, slots: int):
         """Allocates the cache.
 
         Args:
-          runner: with the model.
-          rows: number of requests that decode together; rounded up for the mesh.
-          slots: tokens of a prompt and its continuation.
+          runner: the compiled steps, with the model.
+          rows: number of requests that decode together; rounded up to a power of two times
+            `sharding.batch_multiple`.
+          slots: the most tokens of a prompt and its continuation together.
         """
         self._runner = runner
         self.slots = slots
         self._multiple = sharding.batch_multiple(runner.mesh)
         self._rows = [_Row() for _ in range(bucketing.power_of_two(rows, self._multiple))]
-        # A chunk of the smallest size fits behind any token.
         self._state = runner.init(len(self._rows), self._capacity)
         self._queue: deque[Generation] = deque()
         self._lock = threading.RLock()
 
     @property
     def rows(self) -> int:
-        """How many requests decode together."""
+        """The most requests that decode together."""
         return len(self._rows)
 
     @property
     def _capacity(self) -> int:
+        """Slots of a row: a chunk of the smallest size fits after any token."""
         return -(-(self.slots + CHUNKS[-1]) // CHUNKS[-1]) * CHUNKS[-1]
 
     def submit(self, request: Request) -> Generation:
         """Queues a request.
 
         Raises:
-          InputError: its prompt is empty, has an id outside the vocabulary, or leaves no slot.
+          InputError: its prompt is empty, has an id outside the vocabulary, or fills all slots; or
+            its mask does not exist.
         """
         _check(request, self._runner, self.slots)
         room = self.slots - len(request.prompt)
@@ -171,7 +178,7 @@ class Engine:
             self.step()
 
     def stream(self, generation: Generation) -> Iterator[list[int]]:
-        """Runs steps, and yields the new ids of a request as they come."""
+        """Runs steps, and yields the new ids of a request after each."""
         sent = 0
         while not generation.done or sent < len(generation.ids):
             if sent == len(generation.ids):
@@ -182,7 +189,7 @@ class Engine:
             yield new
 
     def warm_up(self) -> None:
-        """Compiles every program that requests may need; call it before the first request."""
+        """Compiles all steps that requests may need; call it before the first request."""
         with self._lock:
             windows = sorted({self._window(slots) for slots in range(1, self._capacity + 1)})
             for window in windows:
@@ -201,7 +208,10 @@ class Engine:
             self._state = self._runner.mark_seen(self._state, 0, seen_v)
 
     def step(self, most: int = MOST_STEPS) -> None:
-        """Admits requests, then runs a chunk of prefill and up to `most` steps of decoding."""
+        """Admits requests, then runs a chunk of prefill and up to `most` steps of decoding.
+
+        If no row is ready to decode, chunks of prefill are run until one is.
+        """
         with self._lock:
             self._drop_cancelled()
             self._admit()
@@ -212,6 +222,7 @@ class Engine:
                 self._decode(most)
 
     def _decoding(self) -> list[int]:
+        """Indices of the rows that are ready to decode."""
         return [i for i, row in enumerate(self._rows) if row.generation and not row.to_prefill]
 
     def _drop_cancelled(self) -> None:
@@ -223,16 +234,20 @@ class Engine:
             generation.done = True
 
     def _end(self, row: _Row) -> None:
+        """Ends a row's request; the row keeps its tokens."""
         row.generation.done = True
         row.generation = None
 
     def _admit(self) -> None:
-        """Gives free rows to waiting requests, in order."""
+        """Gives free rows to waiting requests, in order.
+
+        A request waits while another row is being prefilled with tokens that it can reuse.
+        """
         while self._queue:
             free = [i for i, row in enumerate(self._rows) if row.generation is None]
             request = self._queue[0].request
             source, shared = self._find_prefix(request.prompt)
-            if not free or self._is_coming(request.prompt, shared):
+            if not free or self._is_being_prefilled(request.prompt, shared):
                 return
             if shared < LEAST_PREFIX:
                 source, shared = free[0], 0
@@ -248,7 +263,7 @@ class Engine:
                 self._state = self._runner.mark_seen(self._state, target, seen_v)
 
     def _find_prefix(self, prompt: Sequence[int]) -> tuple[int, int]:
-        """(row, number of tokens) of the longest beginning of a prompt that a row has.
+        """(index of a row, number of tokens): the row that has the longest beginning of a prompt.
 
         The prompt's last token is not counted, since decoding needs it as input.
         """
@@ -260,8 +275,8 @@ class Engine:
         best = max(range(len(self._rows)), key=shared)
         return best, shared(best)[0]
 
-    def _is_coming(self, prompt: Sequence[int], count: int) -> bool:
-        """Whether a row is being prefilled with a longer beginning of a prompt than `count`."""
+    def _is_being_prefilled(self, prompt: Sequence[int], count: int) -> bool:
+        """Whether a row will soon have more of a prompt's beginning than `count` tokens."""
         return any(
             _common(row.generation.request.prompt[:-1], prompt[:-1]) >= count + LEAST_PREFIX
             for row in self._rows
@@ -269,7 +284,7 @@ class Engine:
         )
 
     def _prefill(self) -> bool:
-        """Runs a chunk of the row with the least left; returns whether there was one."""
+        """Prefills a chunk of the row that has the fewest tokens left; False if there is none."""
         waiting = [i for i, row in enumerate(self._rows) if row.to_prefill]
         if not waiting:
             return False
@@ -286,6 +301,7 @@ class Engine:
         return True
 
     def _decode(self, most: int) -> None:
+        """Runs one decoding call, of up to `most` steps, for all rows that are ready."""
         indices = self._decoding()
         prefilling = any(row.to_prefill for row in self._rows)
         steps = min(most, STEPS_BETWEEN_CHUNKS) if prefilling else most
@@ -305,7 +321,7 @@ class Engine:
             self._add_tokens(self._rows[i], tokens_bn[i, new].tolist(), logs_bn[i, new].tolist())
 
     def _describe(self, count: int) -> Rows:
-        """The arguments of a decoding call for the first `count` rows."""
+        """The argument `rows` of `Runner.decode`, for the first `count` rows."""
         tokens_b, lengths_b, counts_b, limits_b, masks_b = np.zeros((5, count), np.int32)
         seeds_b2 = np.zeros((count, 2), np.uint32)
         temperature_b, min_p_b = np.zeros((2, count), np.float32)
@@ -328,6 +344,7 @@ class Engine:
         return Rows(tokens_b, lengths_b, counts_b, limits_b, masks_b, seeds_b2, sampling)
 
     def _add_tokens(self, row: _Row, ids: list[int], log_probs: list[float]) -> None:
+        """Adds new tokens to a row and its request, and ends the request if it is finished."""
         generation, request = row.generation, row.generation.request
         # The newest token is not in the cache yet.
         before = [generation.ids[-1] if generation.ids else request.prompt[-1]]
@@ -343,12 +360,13 @@ class Engine:
                 ended = True
             if request.on_tokens and ids:
                 request.on_tokens(ids)
-        except Exception as error:  # of the caller's function: it must not harm other requests
+        except Exception as error:  # in the caller's function; other requests go on
             generation.error, ended = error, True
         if ended:
             self._end(row)
 
     def _window(self, slots: int) -> int:
+        """The smallest window, of the few that are compiled, with at least these slots."""
         return min(_power_of_four(slots, SMALLEST_WINDOW), self._capacity)
 
 
@@ -359,7 +377,7 @@ def _power_of_four(size: int, smallest: int) -> int:
 
 
 def _chunk(left: int, room: int) -> int:
-    """The size of the next chunk: at least half of it is tokens, if that fits."""
+    """The largest chunk that fits and of which at least half is tokens, else the smallest."""
     for size in CHUNKS:
         if size <= room and (left >= size // 2 or size == CHUNKS[-1]):
             return size
@@ -367,7 +385,7 @@ def _chunk(left: int, room: int) -> int:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common beginning of two sequences, if it is worth reusing."""
+    """Length of the common beginning of two sequences; 0 if it is too short to reuse."""
     if list(first[:LEAST_PREFIX]) != list(second[:LEAST_PREFIX]):
         return 0
     for i, (a, b) in enumerate(zip(first, second, strict=False)):
@@ -402,17 +420,17 @@ def continue_prompts(
     mesh: jax.sharding.Mesh | None = None,
     rows: int = ROWS,
 ) -> list[Generation]:
-    """Continues prompts with an engine of their own.
+    """Continues prompts with a new engine.
 
     Args:
       model: the language model, with unrolled layers.
       params: its parameters; may be sharded over `mesh`.
       prompts: token ids, at least one for each prompt.
       allowed_v: bool, tokens that may be generated.
-      eos: ids that end a row.
+      eos: ids that end the generation of a prompt.
       config: number of tokens and sampling settings. Generation also ends at the model's last
         position.
-      mesh: shards the rows and the model.
+      mesh: the rows and the model are sharded over it.
       rows: the most prompts that decode together.
 
     Returns:

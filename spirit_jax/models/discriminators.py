@@ -1,13 +1,14 @@
-"""The discriminators of HiFi-GAN (arXiv 2010.05646), which tell recorded from generated audio.
+"""The discriminators of HiFi-GAN (arXiv 2010.05646).
 
-Letters: b batch, s samples, p period, t time, c channels in, d channels out, k kernel width.
+Letters: b batch, s samples, p rows, t time, c channels in, d channels out, k kernel width.
 
-A multi-period discriminator reshapes audio to an image with one row for each phase of its period. A
-multi-scale discriminator takes audio at its own or a lower rate, by average pooling. All work on
-images (b, rows, t, c) with kernels of height 1.
+Discriminators learn to distinguish recorded from generated audio. A multi-period discriminator
+reshapes audio to an image with `period` rows: row i has the samples whose index is i modulo
+`period`. A multi-scale discriminator takes audio as one row, at the original sampling rate or,
+after average pooling, at a lower one. All process images (b, p, t, c) with kernels of height 1.
 
-All convs have weight norm. The paper has spectral norm in the first scale, which would need a state
-from step to step.
+All convs have weight norm. The paper has spectral norm in the first scale, whose power iteration
+would need state that is kept between steps.
 """
 
 import jax
@@ -26,7 +27,7 @@ Features = list[jax.Array]
 class NormedConv(nn.Module):
     """A conv along the rows of an image, with weight norm.
 
-    The kernel is initialised as in PyTorch, as in the paper's code.
+    The kernel is initialised by PyTorch's default, as in the paper's code.
     """
 
     features: int
@@ -37,23 +38,23 @@ class NormedConv(nn.Module):
     @nn.compact
     def __call__(self, x_bptc: jax.Array) -> jax.Array:
         shape = (1, self.kernel_size, x_bptc.shape[-1] // self.groups, self.features)
-        spread = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        kernel_1kcd = self.param("kernel", spread, shape)
+        initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        kernel_1kcd = self.param("kernel", initializer, shape)
         norm_d = jnp.sqrt(jnp.sum(jnp.square(kernel_1kcd), axis=(0, 1, 2)))
         scale_d = self.param("scale", lambda _: norm_d)
         bias_d = self.param("bias", nn.initializers.zeros, (self.features,))
-        reach = self.kernel_size // 2
+        padding = self.kernel_size // 2
         kernel_1kcd = kernel_1kcd * (scale_d / norm_d)
         if self.groups == 1:
             batch, rows, time, channels = x_bptc.shape
             x_btc = x_bptc.reshape(batch * rows, time, channels)
-            y_btd = conv1d(x_btc, kernel_1kcd[0], (reach, reach), 1, self.stride)
+            y_btd = conv1d(x_btc, kernel_1kcd[0], (padding, padding), 1, self.stride)
             return y_btd.reshape(batch, rows, -1, self.features) + bias_d
         y_bptd = jax.lax.conv_general_dilated(
             x_bptc,
             kernel_1kcd,
             window_strides=(1, self.stride),
-            padding=((0, 0), (reach, reach)),
+            padding=((0, 0), (padding, padding)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
         )
@@ -61,7 +62,7 @@ class NormedConv(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A stack of convs; returns scores and the outputs of all layers."""
+    """A stack of convs; returns scores, and the outputs of all layers including the scores."""
 
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
@@ -80,7 +81,7 @@ class Discriminator(nn.Module):
 
 
 class Discriminators(nn.Module):
-    """All discriminators; each gives scores at many positions."""
+    """All discriminators; each gives a score for every position of its last layer."""
 
     config: DiscriminatorConfig
 
@@ -131,13 +132,13 @@ def fold(wave_bs: jax.Array, period: int) -> jax.Array:
 
 
 def halve(x_bptc: jax.Array) -> jax.Array:
-    """Halves the rate by average pooling; zero padding counts."""
+    """Halves the sampling rate by average pooling; the zeros of the padding are averaged too."""
     padding = ((0, 0), (POOL_PADDING, POOL_PADDING))
     return nn.avg_pool(x_bptc, (1, POOL), (1, POOL_STRIDE), padding)
 
 
 def discriminator_loss(real: list[jax.Array], generated: list[jax.Array]) -> jax.Array:
-    """Least-squares GAN loss (arXiv 1611.04076) of discriminators: 1 for real, 0 for generated."""
+    """Least-squares GAN loss (arXiv 1611.04076) of the discriminators, from their scores."""
     return sum(
         jnp.mean(jnp.square(r - 1)) + jnp.mean(jnp.square(g))
         for r, g in zip(real, generated, strict=True)
@@ -145,12 +146,12 @@ def discriminator_loss(real: list[jax.Array], generated: list[jax.Array]) -> jax
 
 
 def adversarial_loss(generated: list[jax.Array]) -> jax.Array:
-    """Least-squares GAN loss of the generator: generated audio should score 1."""
+    """Least-squares GAN loss of the generator, whose audio should get the score 1."""
     return sum(jnp.mean(jnp.square(scores - 1)) for scores in generated)
 
 
 def feature_loss(real: list[Features], generated: list[Features]) -> jax.Array:
-    """Feature matching loss: mean L1 of each layer, summed over layers and discriminators."""
+    """Feature matching loss: mean L1 distance of each layer, summed over all layers."""
     return sum(
         jnp.mean(jnp.abs(jax.lax.stop_gradient(real_layer) - generated_layer))
         for features in zip(real, generated, strict=True)

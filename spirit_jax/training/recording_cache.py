@@ -1,8 +1,9 @@
-"""Arrays that are computed from recordings once, and cached on disk: units, labels, F0.
+"""A cache on disk of arrays that are computed from recordings: units, labels, F0.
 
-Each chunk of recordings is one file, whose name is a hash of its inputs. So a stopped computation
-resumes, changed recordings are computed again, and runs that share a folder share its files. The
-hashes of the recordings decide where chunks end, so an added recording changes only one chunk.
+Recordings are divided into chunks. The arrays of a chunk are one file, whose name is a hash of the
+settings and the recordings. So a stopped computation resumes, changed recordings are computed
+again, and runs with the same cache folder use the same files. The hashes of the recordings decide
+where chunks end, so an added recording changes only chunks near it.
 """
 
 import functools
@@ -38,18 +39,18 @@ def read(
 ) -> list[Arrays]:
     """The arrays of recordings, from the cache or computed and cached.
 
-    With several processes the first one computes; all must see the same files. A damaged file is
-    reported and computed again.
+    With several processes the first one computes; all of them must have access to the folder. A
+    damaged file is reported and computed again.
 
     Args:
-      folder: of the cache.
-      settings: describes all that the arrays depend on besides the recordings.
+      folder: folder of the cache.
+      settings: describes everything besides the recordings that the arrays depend on.
       items: the recordings; equal ones are computed once.
-      compute: returns the arrays of each of some recordings, by name: the same names for all, and
-        any lengths of the first axis.
-      title: of the progress, such as "F0".
-      key: bytes that change when the arrays of a recording do.
-      workers: number of processes to compute in; `compute` must be picklable if there are several.
+      compute: takes some recordings and returns, for each, its arrays by name. All recordings have
+        the same names; the first axes may have different lengths.
+      title: title of the progress bar, such as "F0".
+      key: the bytes of a recording that are hashed: they change when its arrays do.
+      workers: number of worker processes; if there are several, `compute` must be picklable.
 
     Returns:
       The arrays of each recording, in order.
@@ -103,6 +104,7 @@ def read_value(
 
 
 def _split(digests: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """Divides recordings into chunks, by their hashes; see the module's docstring."""
     chunk = []
     for digest in digests:
         chunk.append(digest)
@@ -114,10 +116,12 @@ def _split(digests: Sequence[bytes]) -> Iterator[list[bytes]]:
 
 
 def _digest(settings: str, digests: Sequence[bytes]) -> str:
+    """The name of a chunk's file, without suffix."""
     return hashlib.sha256(settings.encode() + b"\0" + b"".join(digests)).hexdigest()[:32]
 
 
 def _run(compute: Callable, jobs: list[tuple[Path, list[Item]]], workers: int) -> Iterator[int]:
+    """Calls `compute` for each job, and yields its results."""
     workers = min(workers, len(jobs))
     if workers < 2:
         yield from map(compute, jobs)
@@ -138,7 +142,7 @@ def _compute(
 
 
 def _write(path: Path, rows: Sequence[Arrays]) -> None:
-    """Stores each array of all rows as one, with the lengths of its parts."""
+    """Writes the arrays of some recordings: concatenated by name, with the length of each."""
     arrays = {}
     for name in rows[0]:
         arrays[name] = np.concatenate([row[name] for row in rows])
@@ -148,6 +152,7 @@ def _write(path: Path, rows: Sequence[Arrays]) -> None:
 
 
 def _load(path: Path) -> list[Arrays]:
+    """The inverse of `_write`."""
     with np.load(path) as arrays:
         names = [name for name in arrays if not name.endswith(" lengths")]
         parts = [
@@ -157,7 +162,7 @@ def _load(path: Path) -> list[Arrays]:
 
 
 def _load_whole(path: Path) -> list[Arrays] | None:
-    """As `_load`; None if the file is missing, or damaged, which is reported."""
+    """As `_load`, but None if the file is missing, or damaged; damage is reported."""
     if not path.exists():
         return None
     try:

@@ -1,8 +1,8 @@
 """The folder of a run: locking, comparing settings, and resuming.
 
-RUN/run.json        settings and inputs of the run (`record`)
-RUN/run.lock        lock of the process that trains in it (`spirit_jax.lock`)
-RUN/checkpoints/    states of the run (`checkpoints`)
+RUN/run.json        settings and fingerprints of the inputs (`record`)
+RUN/run.lock        lock of the process that trains in the folder (`spirit_jax.lock`)
+RUN/checkpoints/    checkpoints (`checkpoints`)
 RUN/metrics.jsonl   metrics of each step (`metrics`)
 """
 
@@ -21,7 +21,7 @@ from spirit_jax.training.checkpoints import Checkpoints, Restored
 from spirit_jax.training.configs import LoopConfig
 
 RECORD = "run.json"
-# Prefixes of the names of changes after which the data stream starts from the beginning.
+# The data stream starts from the beginning after a change whose name begins with one of these.
 RESTARTS_STREAM = ("data.", "content of data.", "content of model/")
 
 
@@ -31,11 +31,11 @@ class RunFolder:
 
     Attributes:
       config: the run config.
-      stop: whether the run has been asked to stop.
+      stop: tells whether the run must stop early; it handles signals.
       record: the record of the run with this config (see `record`).
       allow_changes: accepts changes of settings that are refused otherwise.
-      lock: of the folder; None on all processes but the first.
-      changes: settings that changed since the loaded checkpoint; None before `resume`.
+      lock: the lock of the folder; None on all processes but the first.
+      changes: what differs from the restored checkpoint's record; None before `resume`.
     """
 
     config: LoopConfig
@@ -51,7 +51,7 @@ class RunFolder:
         return Path(self.config.run_dir)
 
     def open_checkpoints(self) -> Checkpoints:
-        """The checkpoints, for reading and writing."""
+        """The checkpoints of the run, for reading and writing."""
         check = self.lock.check if self.lock else None
         return Checkpoints(self.path / "checkpoints", self.config.keep, check)
 
@@ -61,16 +61,16 @@ class RunFolder:
         Args:
           checkpoints: of the run.
           abstract: the state to restore, see `Checkpoints.restore`.
-          stream: the data stream; it starts from the beginning if changed data were allowed.
+          stream: the data stream; it starts from the beginning if a change of data was allowed.
 
         Returns:
-          The state, or None without a checkpoint.
+          The state, or None if there is no checkpoint.
 
         Raises:
-          InputError: a setting changed that must not change, or no checkpoint can be read.
+          InputError: a change of the record is refused, or no checkpoint can be read.
         """
         restored = checkpoints.restore(abstract, self._check)
-        first_time = self.changes is None
+        first_time = self.changes is None  # a second call prints and writes nothing
         self.changes = self.changes or record.Changes()
         if restored is not None:
             self.changes = _changes(restored, self.record, type(self.config), self.path)
@@ -82,7 +82,7 @@ class RunFolder:
         return restored and restored.state
 
     def _check(self, step: int, metadata: dict[str, Any]) -> None:
-        """Raises `InputError` if settings changed that must not change."""
+        """Raises `InputError` if a checkpoint's record has changes that are refused."""
         refuse(metadata, self.record, type(self.config), self.config.run_dir, self.allow_changes)
 
 
@@ -93,16 +93,16 @@ def open_run(
     """Opens and locks a run folder, and handles SIGTERM and Ctrl-C.
 
     Args:
-      config: of the run.
-      describe: returns the record of the run; called by the first process.
+      config: the run config.
+      describe: returns the record of the run; only the first process calls it.
       allow_changes: see `RunFolder`.
 
     Yields:
-      The folder.
+      The run folder.
 
     Raises:
       InputError: another process trains in the folder, or it cannot be written.
-      Stopped: a signal came before the first step; this was printed.
+      Stopped: a signal came before the first step; a message has been printed.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(distributed.watch_signals())
@@ -124,19 +124,19 @@ def open_run(
 def read_newest(
     config: LoopConfig, now: dict[str, Any], abstract: Any, allow_changes: bool
 ) -> Restored:
-    """Reads the newest readable checkpoint of a run, which may be training; changes nothing.
+    """Reads the newest readable checkpoint of a run, even during training; changes no file.
 
     Args:
-      config: of the run.
-      now: the record of `config`.
+      config: the run config.
+      now: the record of the run with this config.
       abstract: see `Checkpoints.restore`.
-      allow_changes: accepts settings that differ from those of the checkpoint.
+      allow_changes: accepts all differences from the checkpoint's record.
 
     Returns:
       The checkpoint.
 
     Raises:
-      InputError: there is no checkpoint, or its settings differ.
+      InputError: there is no checkpoint, or a difference from its record is refused.
     """
     folder = Path(config.run_dir) / "checkpoints"
     checkpoints = Checkpoints(folder)
@@ -164,17 +164,17 @@ def refuse(
     run_dir: str,
     allow_changes: bool,
 ) -> None:
-    """Compares the settings of a checkpoint with those of the run.
+    """Checks that no change of the record since a checkpoint is refused.
 
     Args:
-      metadata: of the checkpoint.
+      metadata: the metadata of the checkpoint.
       now: the record of the run with the current config.
-      config_cls: class of the config.
-      run_dir: of the run.
+      config_cls: class of the run config.
+      run_dir: the run folder.
       allow_changes: accepts all changes.
 
     Raises:
-      InputError: a setting changed that must not change.
+      InputError: a setting or an input has changed, and the change is refused.
     """
     before = _record_of(metadata, Path(run_dir))
     if before is None or allow_changes:
@@ -188,12 +188,12 @@ def refuse(
 
 
 def _record_of(metadata: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
-    """The record of a checkpoint, else of the run folder; None if written by an old version."""
+    """The record in a checkpoint, else in the run folder; None if an old version wrote neither."""
     if record.is_record(metadata.get("record")):
         return metadata["record"]
     try:
         known = checksums.read_json(run_dir / RECORD)
-    except LackError:
+    except LackError:  # of memory, for example: the file may be intact
         raise
     except InputError:
         return None
@@ -201,6 +201,7 @@ def _record_of(metadata: dict[str, Any], run_dir: Path) -> dict[str, Any] | None
 
 
 def _changes(restored: Restored, now: dict[str, Any], cls: type, run_dir: Path) -> record.Changes:
+    """The changes of the record since a checkpoint; none if it has no record."""
     before = _record_of(restored.metadata, run_dir)
     return record.Changes() if before is None else record.compare(before, now, cls)
 
@@ -208,7 +209,8 @@ def _changes(restored: Restored, now: dict[str, Any], cls: type, run_dir: Path) 
 def _set_stream(stream: Any, restored: Restored, allowed: tuple[record.Change, ...]) -> None:
     """Restores the position of the data stream, or says that it starts from the beginning."""
     state, named = restored.metadata["stream"], [change.name for change in allowed]
-    has_shards = "shards" in state  # otherwise only a number of steps, which fits any data
+    # A state without shards is only a number of steps, which is valid for any data.
+    has_shards = "shards" in state
     if has_shards and any(name.startswith(RESTARTS_STREAM) for name in named):
         say(f"The data changed ({', '.join(named)}): its stream starts again from the beginning.")
     else:

@@ -1,10 +1,12 @@
 """Trains the VQ-VAE of pitch units on the F0 of recordings.
 
-Letters: b batch, t time (frames, then codes), d code width, v codes, n all codes of a batch.
+Letters: b batch, t time (frames of input and output, or codes), d code width, v codes; 2: F0 and
+voicing.
 
 The recipe is that of arXiv 2104.00355 (section 3.1 and its configs): segments of 1.04 s, mean
-squared error and commitment loss, and a codebook of moving averages (`codebook`). Input and output
-are F0 in Hz from `normalise_f0`, as for converted networks.
+squared error and commitment loss, and a codebook that is updated by exponential moving averages
+(`pitch/codebook.py`). Inputs are F0, normalised by `normalise_f0`, and voicing; the outputs are
+their reconstructions. Converted networks use the same normalisation.
 """
 
 import functools
@@ -37,7 +39,7 @@ EVAL_FRAMES = 2000  # of each held-out recording, 10 s
 
 
 class PitchRecipe(SpeechRecipe[PitchRunConfig]):
-    """The training of the pitch VQ-VAE; the state's `extra` is its codebook."""
+    """Trains the pitch VQ-VAE; the `extra` of the train state is the codebook."""
 
     def __init__(self, config: PitchRunConfig):
         super().__init__(config)
@@ -51,7 +53,7 @@ class PitchRecipe(SpeechRecipe[PitchRunConfig]):
 
     @functools.cached_property
     def features(self) -> list[np.ndarray]:
-        """The network's input for each recording of the training, (t, 2)."""
+        """The network's input for each training recording, (t, 2)."""
         return read_features(self.training_items(), self.config, self.network)
 
     @functools.cached_property
@@ -73,9 +75,9 @@ class PitchRecipe(SpeechRecipe[PitchRunConfig]):
             params = self.model.init(key, *example, method="everything")["params"]
         params = dict(params)
         codes_vd = jnp.asarray(params.pop("codebook"))
-        # Codes of a trained network start with the average count, so that they are not dead.
+        # All codes of a trained network start with the mean count, so that none counts as dead.
         strides = int(np.prod([stride for stride, _, _ in self.network.downs]))
-        count = 0.0
+        count = 0.0  # of a new network: all codes are re-initialised in the first step
         if self.start is not None:
             count = self.batch_tokens / strides / self.network.num_codes
         return params, codebook_lib.start(codes_vd, count)
@@ -119,11 +121,11 @@ class PitchRecipe(SpeechRecipe[PitchRunConfig]):
         return jax.jit(run)
 
     def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> dict[str, float]:
-        """The metrics of the training on held-out recordings."""
+        """The same metrics as in training, on held-out recordings."""
         return jax.tree.map(float, self.reconstruct(state, self.held_out)[0])
 
     def report(self, state: TrainState, folder: Path) -> None:
-        """Plots F0 and its reconstruction, and synthesises both."""
+        """Plots F0 and its reconstruction, and makes audio of both."""
         output = jax.tree.map(np.asarray, self.reconstruct(state, self.held_out)[1])
 
         def unpad(array, mask_bt):
@@ -137,7 +139,7 @@ class PitchRecipe(SpeechRecipe[PitchRunConfig]):
         )
 
     def write(self, state: TrainState, output: Path) -> None:
-        """Writes the network folder, as in a speech tokenizer."""
+        """Writes the network folder in the form that a speech tokenizer has."""
         params = {**state.params, "codebook": state.extra.codes_vd}
         checkpoint.save_network(output, self.network, jax.tree.map(np.asarray, params))
 
@@ -165,7 +167,7 @@ def make_row(features_t2: np.ndarray, rng: np.random.Generator, segment_frames: 
 
     Args:
       features_t2: float32, of a recording.
-      rng: of the draw.
+      rng: random generator.
       segment_frames: length of the row.
     """
     start = int(rng.integers(max(len(features_t2) - segment_frames, 0) + 1))
@@ -181,10 +183,10 @@ class PitchOutput:
     Attributes:
       features_bt2: the input.
       decoded_bt2: the decoder's output, as long as the input.
-      mask_bt: bool, frames that input and output have.
+      mask_bt: bool, True for frames that both input and output have.
       latent_btd: the encoder's output.
-      quantized_btd: the codes of the latents.
-      codes_bt: int32, their ids.
+      quantized_btd: the code nearest to each latent.
+      codes_bt: int32, the indices of these codes.
       code_mask_bt: bool, False for padding.
     """
 
@@ -237,7 +239,10 @@ def run_network(
 
 
 def measure(output: PitchOutput, config: PitchRunConfig, num_codes: int) -> dict[str, jax.Array]:
-    """The loss and its terms, and the usage of codes; `f0_rmse` is in Hz, over voiced frames."""
+    """The loss, its terms, and the usage of codes.
+
+    `f0_rmse` is in Hz and over voiced frames; `voicing_error` is a share of all frames.
+    """
 
     def mean(values, mask):
         return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)

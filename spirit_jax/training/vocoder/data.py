@@ -1,10 +1,11 @@
 """The training data of a vocoder: recordings with their units and F0.
 
-Letters: b batch, t frames or runs, c channels of a frame, s samples.
+Letters: b batch, t frames or runs (of equal units), c channels of a frame, k parts of a frame (10
+ms), e these parts and the phase, s samples.
 
-Frame i covers samples i * hop to (i + 1) * hop, as in decoding. The encoder's receptive field for
-frame i is samples i * hop to i * hop + 720, whose middle is 2.5 ms later. This offset does not
-matter, since the vocoder's convs see neighbouring frames.
+Frame i covers samples i * hop to (i + 1) * hop, as in decoding. The encoder computes frame i from
+samples i * hop to i * hop + 720, whose middle is 2.5 ms later than that of the frame. This offset
+does not matter, since the receptive field of the vocoder includes neighbouring frames.
 """
 
 import dataclasses
@@ -38,9 +39,9 @@ class UnitRecording:
     """A recording with the vocoder's input.
 
     Attributes:
-      id: of the recording.
+      id: id of the recording.
       speaker: name of the speaker.
-      audio: the audio file.
+      audio: where the audio is; its samples are read for each row.
       ids_tc: int32 (t, c), the vocoder's input (`HifiGanConfig.channels`).
       f0_tk: float32 (t, PARTS), F0 in Hz, 0 where unvoiced; (t, 0) for a vocoder without a harmonic
         source.
@@ -59,10 +60,10 @@ def choose(
     """Selects recordings by speaker and style.
 
     Args:
-      items: the recordings. Those without a speaker get the name in `speakers`, if it has only one.
+      items: the recordings. If `speakers` has one name, recordings without a speaker get it.
       speakers: names of the speakers to select.
       styles: names of the styles to select; all styles if empty.
-      style: style of recordings without a style.
+      style: the style that recordings without one get.
 
     Returns:
       The selected recordings, with speaker and style filled in.
@@ -93,7 +94,7 @@ def _list_names(names: Iterable[str]) -> str:
 def read_recordings(
     items: Sequence[Item], tokenizer: str, run_dir: Path, network: HifiGanConfig, f0: F0Config
 ) -> list[UnitRecording]:
-    """Recordings with their units and F0, which are computed once and cached on disk.
+    """The vocoder's input for recordings; units and F0 are computed once and cached on disk.
 
     Args:
       items: the recordings.
@@ -103,7 +104,7 @@ def read_recordings(
       f0: how F0 is estimated, see `read_tracks`.
 
     Returns:
-      The recordings that have a unit.
+      The recordings that are long enough to have a unit.
 
     Raises:
       InputError: no recording is long enough, or units do not fit the vocoder.
@@ -124,11 +125,14 @@ def read_recordings(
 
 
 def frame_f0(track: Track, frames: int) -> np.ndarray:
-    """float32 (frames, PARTS): F0 in Hz in the middle of every part of 10 ms, 0 where unvoiced.
+    """F0 in Hz in the middle of every part (10 ms) of frames, 0 where unvoiced.
 
     Args:
       track: F0 every 5 ms, from the start of the recording.
-      frames: number of units.
+      frames: number of frames.
+
+    Returns:
+      float32 (frames, PARTS).
     """
     f0_t = np.where(track.voiced_t > 0, track.f0_t, 0)[1::2][: frames * PARTS]
     return np.pad(f0_t, (0, frames * PARTS - len(f0_t))).reshape(-1, PARTS)
@@ -157,7 +161,7 @@ def frame_ids(streams: Units, item: Item, network: HifiGanConfig) -> np.ndarray:
 
 
 def read_units(items: Sequence[Item], tokenizer: str, run_dir: Path) -> list[Units]:
-    """Encodes recordings, or reads their units from the cache in the run's folder `units`.
+    """Encodes recordings, or reads their units from the cache, `units` in the run folder.
 
     Only the first chunk (100 s) of a long recording is used: frames of later chunks would not be
     aligned with samples.
@@ -189,7 +193,7 @@ def read_units(items: Sequence[Item], tokenizer: str, run_dir: Path) -> list[Uni
 
 
 def _tokenizer_networks(tokenizer: str) -> dict[str, str]:
-    """The settings and hashes of networks that units depend on, by name."""
+    """What units depend on, by name: settings of the tokenizer and hashes of its networks."""
     folder = model_folder.find_speech_tokenizer(tokenizer)
     about = config_lib.read(model_folder.SpeechTokenizerConfig, folder / model_folder.CONFIG_NAME)
     networks = {name: sha for name, sha in about.hashes.items() if name != "hifigan"}
@@ -197,14 +201,14 @@ def _tokenizer_networks(tokenizer: str) -> dict[str, str]:
 
 
 def read_wave(recording: UnitRecording, hop: int) -> np.ndarray:
-    """The samples of a recording's frames, float32 (t * hop,), normalised to `PEAK`."""
+    """The samples of a recording's frames, float32 (t * hop,), scaled to the peak `PEAK`."""
     wave_s = PEAK * librosa.util.normalize(load_audio(recording.audio))
     size = len(recording.ids_tc) * hop
     return np.pad(wave_s[:size], (0, max(size - len(wave_s), 0)))
 
 
 def find_runs(codes_t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Run-length encoding: units without repeats, and the number of frames of each."""
+    """Run-length encoding: the unit of each run, and the number of its frames."""
     starts = units.dedup(codes_t)
     return codes_t[starts], np.diff(np.append(starts, len(codes_t)))
 
@@ -216,10 +220,11 @@ def make_row(
     duration_runs: int,
     hop: int,
 ) -> Row:
-    """A row of a batch: a random segment of audio, and random runs of units for durations.
+    """A row of a batch: a random segment of audio, and consecutive runs of units for durations.
 
-    The first and last of the drawn runs lack a neighbour, which the duration predictor uses. They
-    are masked in the duration loss, unless they are the first or last of the recording.
+    The duration predictor also uses the neighbours of a run. The first and the last of the drawn
+    runs lack one, so the duration loss does not include them, unless they are the first or the last
+    of the recording.
 
     Args:
       recording: to draw from.
@@ -264,10 +269,10 @@ def make_row(
 
 
 def whole_rows(recordings: Sequence[UnitRecording], most: int, hop: int) -> Row:
-    """A batch (see `make_row`) of whole recordings or their beginnings, padded to the longest.
+    """A batch as from `make_row`, of whole recordings or their beginnings, padded to the longest.
 
     Args:
-      recordings: to evaluate on.
+      recordings: the recordings to evaluate on.
       most: largest number of frames; longer recordings are cut.
       hop: samples of a frame.
     """
@@ -285,11 +290,11 @@ def whole_rows(recordings: Sequence[UnitRecording], most: int, hop: int) -> Row:
 
 
 def retime(batch: Row, log_frames_bt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Replaces the durations of a batch by predicted ones, cut to the length of the batch.
+    """The vocoder's input with predicted durations, cut to the length of the batch.
 
     Args:
       batch: from `whole_rows`.
-      log_frames_bt: float32, predicted log durations, see `hifigan.to_frames`.
+      log_frames_bt: float32, the predicted log duration of each run, see `hifigan.to_frames`.
 
     Returns:
       ids_btc: int32, the vocoder's input.
