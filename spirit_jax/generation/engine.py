@@ -178,7 +178,7 @@ class Engine:
             self.step()
 
     def stream(self, generation: Generation) -> Iterator[list[int]]:
-        """Runs steps, and yields the new ids of a request after each."""
+        """Calls `step` until a request has ended, and yields its new ids after each call."""
         sent = 0
         while not generation.done or sent < len(generation.ids):
             if sent == len(generation.ids):
