@@ -1,6 +1,9 @@
-"""Measures of resynthesised speech: word errors, F0, manner and durations, by other programs.
+"""Metrics of resynthesised speech: word errors, F0, manner of speaking and durations.
 
-Letters: t F0 frames, of 5 ms.
+Words are recognised by pocketsphinx, F0 is estimated by probabilistic YIN, and manners are
+classified from F0 by logistic regression.
+
+Letters: t F0 frames, of 5 ms; in `Units`, frames of 40 ms.
 """
 
 import dataclasses
@@ -27,7 +30,7 @@ from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.units import Units
 
 WORKERS = 2
-GROSS_ERROR = 0.2  # relative F0 error from which a frame is wrong (Chu and Alwan, 2009)
+GROSS_ERROR = 0.2  # the F0 of a frame is wrong above this relative error (Chu and Alwan, 2009)
 
 # Beam widths of the recogniser's search. With pocketsphinx's defaults (1e-48, 7e-29) one unclear
 # word often prunes the whole sentence: the word error rate then measures the pruning.
@@ -43,7 +46,8 @@ class SpeechSample:
       text: the reference transcript.
       speaker: name of the voice.
       style: manner of speaking, such as "neutral".
-      f0_t, voiced_t: F0 in Hz and whether a frame is voiced; set by `with_f0`.
+      f0_t: F0 in Hz; set by `with_f0`.
+      voiced_t: whether each frame is voiced; set by `with_f0`.
     """
 
     samples: np.ndarray
@@ -57,15 +61,15 @@ class SpeechSample:
 def in_processes(
     function: Callable[[SpeechSample], Any], samples: Sequence[SpeechSample], description: str
 ) -> list[Any]:
-    """The results of a function of each sample, in several processes, with a progress bar."""
-    # Not a `Pool`, which waits for ever for a worker that died.
+    """Applies a function to each sample, in several processes, with a progress bar."""
+    # Not a `multiprocessing.Pool`, which would wait for a worker that died.
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
         results = pool.map(function, samples, chunksize=4)
         return list(track(results, description, len(samples), console=Console(stderr=True)))
 
 
 def with_f0(sample: SpeechSample) -> SpeechSample:
-    """The same with F0 by probabilistic YIN."""
+    """The sample with F0, estimated by probabilistic YIN."""
     f0_t, voiced_t = f0.pyin_f0(sample.samples)
     return dataclasses.replace(sample, f0_t=f0_t, voiced_t=voiced_t > 0.5)
 
@@ -86,7 +90,7 @@ def recogniser(grammar: Path) -> Callable[[SpeechSample], list[str]]:
     """A function that recognises the words of a sample by pocketsphinx with a JSGF grammar.
 
     Raises:
-      InputError: there is no such grammar; pocketsphinx itself would end the process.
+      InputError: the grammar does not exist (pocketsphinx would then end the process).
     """
     if not grammar.is_file():
         raise InputError(f"{grammar}: there is no such grammar.")
@@ -108,25 +112,27 @@ def _decoder(grammar: Path) -> Decoder:
 
 
 def sentence_grammar(texts: Sequence[str]) -> str:
-    """A JSGF grammar of whole sentences."""
+    """A JSGF grammar that accepts exactly these sentences."""
     return f"#JSGF V1.0;\ngrammar prompts;\npublic <sentence> = {' | '.join(sorted(set(texts)))};\n"
 
 
 def f0_figures(
     originals: Sequence[SpeechSample], resynthesised: Sequence[SpeechSample]
 ) -> dict[str, float]:
-    """Compares the F0 of resynthesised speech with the originals', over all frames together.
+    """Compares the F0 of resynthesised speech with that of the recordings.
+
+    The frames of all samples are compared together.
 
     Returns:
-      f0_correlation: over the frames that are voiced in both.
+      f0_correlation: Pearson correlation, over the frames that are voiced in both.
       f0_frame_error: percent of frames whose voicing differs or whose F0 is wrong by more than a
         fifth (Chu and Alwan, 2009).
     """
     tracks = []
     for original, copy in zip(originals, resynthesised, strict=True):
-        both = original.f0_t, original.voiced_t, copy.f0_t, copy.voiced_t
+        pair = original.f0_t, original.voiced_t, copy.f0_t, copy.voiced_t
         size = min(len(original.f0_t), len(copy.f0_t))
-        tracks.append(np.stack([track_t[:size] for track_t in both]))
+        tracks.append(np.stack([track_t[:size] for track_t in pair]))
     true_t, voiced_t, copy_t, copy_voiced_t = np.concatenate(tracks, axis=1)
     both_t = (voiced_t > 0) & (copy_voiced_t > 0)
     wrong_t = both_t & (np.abs(copy_t - true_t) > GROSS_ERROR * true_t)
@@ -137,10 +143,10 @@ def f0_figures(
 
 
 class MannerClassifier:
-    """Classifies manners of speaking, voice by voice, from F0 statistics alone."""
+    """Classifies manners of speaking from F0 statistics, with one classifier per voice."""
 
     def __init__(self, samples: Sequence[SpeechSample]):
-        """Fits one classifier a voice to samples with F0 and known manners."""
+        """Fits the classifiers to samples with F0 and known manners."""
         self._voices = {}
         for voice in {sample.speaker for sample in samples}:
             of_voice = [sample for sample in samples if sample.speaker == voice]
@@ -166,16 +172,19 @@ def _manner_features(sample: SpeechSample) -> list[float]:
 
 
 def duration_figures(folder: Path, encoded: Sequence[Units], voices: Sequence[str]) -> dict:
-    """Compares predicted durations, as used for unit strings, with those of recordings.
+    """Compares predicted durations of units with those of recordings.
+
+    A unit string has no repeated units, so the vocoder predicts the duration of each unit.
 
     Args:
       folder: of a speech tokenizer.
-      encoded: units of recordings.
+      encoded: units of recordings, with repeats.
       voices: the speaker of each.
 
     Returns:
-      duration_correlation: of log(1 + frames) of every unit, predicted and true.
-      pace: total length of speech from strings over the total length of the recordings.
+      duration_correlation: Pearson correlation of predicted and true log(1 + frames), over all
+        units without repeats.
+      pace: total length of speech from unit strings over the total length of the recordings.
     """
     model, params = hifigan.load(model_folder.find_network(folder, "hifigan"))
     predict = functools.partial(model.apply, {"params": params}, method="log_durations")

@@ -1,4 +1,4 @@
-"""The language model of text and speech: loading, generation, scoring and transcription."""
+"""The public interface: loading a model, generation, scoring and transcription."""
 
 import contextlib
 import dataclasses
@@ -64,8 +64,9 @@ class SpiritLM:
         """Loads a model folder.
 
         Args:
-          folder: a folder that a conversion or a training wrote, or the name of a packaged model.
-          mesh: shards the parameters and the rows of a batch; see `sharding.make_mesh`.
+          folder: a model folder, or the name of a packaged model.
+          mesh: the mesh over which the parameters and the rows of a batch are sharded; see
+            `sharding.make_mesh`.
           dtype: float32, bfloat16 or float16, for the parameters and the computation. By default
             parameters keep their stored dtype, and the computation is in float32 on a CPU and in
             bfloat16 on accelerators.
@@ -133,8 +134,8 @@ class SpiritLM:
     ) -> str:
         """The prompt string of inputs, followed by the marker of the output modality.
 
-        Text inputs are escaped: "[Hu5]" in a text is five characters and not a unit, and becomes
-        "[\\Hu5]" in the prompt string; see `markup`.
+        Text inputs are escaped: "[Hu5]" in a text means these five characters and not a unit, and
+        becomes "[\\Hu5]" in the prompt string; see `markup`.
 
         Args:
           inputs: (modality, content) pairs in order. The content is a text; or, for speech, audio
@@ -286,14 +287,19 @@ class SpiritLM:
         return self.engine(min(len(requests), ROWS), slots).generate(requests)
 
     def engine(self, rows: int = ROWS, slots: int | None = None) -> Engine:
-        """The engine that generates; its masks are the modalities, in the order of `Modality`.
+        """The engine that generates; all methods of this class use the same one.
+
+        `Request.mask` is the index of a modality in `Modality`: the mask of the tokens that may be
+        generated for this modality.
 
         Args:
-          rows: how many requests decode together, at least.
-          slots: tokens of a prompt and its continuation, at least; by default all positions.
+          rows: number of requests that decode together. The engine may have more rows.
+          slots: largest number of tokens of a prompt and its continuation; by default all
+            positions of the model. The engine may have more slots.
 
         Returns:
-          The engine of earlier calls, or a larger one in its place.
+          The engine of earlier calls, if it has enough rows and slots; otherwise a new engine that
+          replaces it.
         """
         slots = self.max_tokens if slots is None else slots
         with self._engine_lock:
@@ -333,7 +339,7 @@ class SpiritLM:
         return transcription.read_config(self.folder)
 
     def logits(self, prompt: str) -> np.ndarray:
-        """The next-token logits at every token of a prompt: float32 (tokens, padded vocabulary).
+        """The next-token logits after every token of a prompt, (tokens, padded vocabulary).
 
         Raises:
           InputError: the prompt has a unit that the model does not have, or more tokens than the
@@ -398,7 +404,7 @@ class SpiritLM:
         context_tokens = self.text_tokenizer.encode(context)
         tokens = self._encode(markup.join(pair))
         self._check_length(tokens)
-        # The tokenizer may join the last characters of the context to the continuation.
+        # A token may have the last characters of the context and the first of the continuation.
         is_same = [a == b for a, b in zip(context_tokens, tokens, strict=False)]
         start = is_same.index(False) if False in is_same else len(is_same)
         if start == len(tokens):
@@ -446,7 +452,8 @@ class SpiritLM:
         self, prompts, output_modality, generation_config, speaker_id, style_id, options
     ) -> list[list[Output]]:
         if speaker_id is not None or style_id is not None:
-            self.speech_tokenizer.find_voice(speaker_id, style_id)  # raises before generation
+            # Raises an error before generation if there is no such speaker or style.
+            self.speech_tokenizer.find_voice(speaker_id, style_id)
         new_ids = self.generate_ids(prompts, output_modality, generation_config, **options)
         generated = [self.text_tokenizer.decode_prompt(ids) for ids in new_ids]
         return self.decode_outputs(prompts, generated, speaker_id, style_id)
@@ -461,8 +468,8 @@ class SpiritLM:
     ) -> list[list[Output]]:
         """Decodes generated strings to text and speech.
 
-        Speech that continues the speech at the end of the prompt is synthesised together with it,
-        and the part of the prompt is cut off.
+        Speech that continues the speech at the end of the prompt is synthesised together with it.
+        The samples that belong to the prompt are then removed.
 
         Args:
           prompts: prompt strings.
@@ -470,7 +477,8 @@ class SpiritLM:
             `text_tokenizer.decode_prompt` returns it.
           speaker_id: number or name of the vocoder's speaker.
           style_id: number or name of the vocoder's style.
-          least: speech after other content with fewer Hu units than this is dropped.
+          least: smallest number of Hu units of a piece of speech. Shorter speech is dropped, unless
+            the output begins with it and the prompt ends in text.
 
         Returns:
           For each prompt the generated text and speech, in order.
@@ -512,13 +520,14 @@ class SpiritLM:
         return outputs
 
     def _can_synthesise(self, piece: str | Spoken) -> bool:
-        """Whether a piece is speech with all the units that the vocoder needs."""
+        """Whether a piece is speech, with a pitch unit if the model is Expressive."""
         return isinstance(piece, Spoken) and (not self.vocab.pitch_units or "[Pi" in piece.content)
 
     def _speech_string(self, content: str | Audio | Units) -> str:
+        """The unit string of a speech input."""
         if isinstance(content, str) and content.lstrip().startswith(("[Hu", "[Pi", "[St")):
             units.from_string(content)  # raises for anything but units, markers and white space
-            # White space and markers must not become text of the prompt.
+            # Only the units are kept: white space and markers would change the prompt.
             return "".join(p.string for p in markup.parse(content) if markup.UNIT.match(p.string))
         encoded = content if isinstance(content, Units) else self.speech_tokenizer.encode(content)
         if not len(encoded):
@@ -566,10 +575,13 @@ def _score(
     tokens_bt: jax.Array,
     segments_bt: jax.Array,
     counted_bt: jax.Array,
-    tokens: int,
+    vocab_size: int,
 ) -> jax.Array:
-    """Sum of the log probabilities of the counted tokens of each row: float32 (b,)."""
-    logits_btv = _forward(model, params, tokens_bt, segments_bt)[..., :tokens]
+    """Sum of the log probabilities of each row's tokens with `counted_bt` 1: float32 (b,).
+
+    Only the first `vocab_size` ids have a probability; the others are padding of the embedding.
+    """
+    logits_btv = _forward(model, params, tokens_bt, segments_bt)[..., :vocab_size]
     logs_btv = jax.nn.log_softmax(logits_btv.astype(jnp.float32))
     log_probs_bt = jnp.take_along_axis(logs_btv[:, :-1], tokens_bt[:, 1:, None], axis=-1)[..., 0]
     return (log_probs_bt * counted_bt[:, 1:]).sum(axis=1)

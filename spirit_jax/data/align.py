@@ -1,11 +1,12 @@
 """Forced alignment of a text with its recording, by a CTC speech recogniser.
 
-The network scores every frame. The Viterbi path through the characters of the text gives the frames
-of each (`ctc.ctc_align`). A word that cannot be spelt with the network's labels (see `spelling`),
-such as a number in digits, becomes a star: a label that matches anything, slightly less likely than
-the best label.
+The network gives the log-probabilities of its labels, which are characters, for every frame. The
+Viterbi path through the characters of the text gives the frames of each character
+(`ctc.ctc_align`). A word that cannot be spelt with the network's labels (see `spelling`), such as a
+number in digits, is replaced by a star: a label that matches anything. Its probability is slightly
+below that of the frame's most probable label.
 
-Axes: b batch, t frames, v labels of the network and the star.
+Axes: b batch, t samples or frames, v labels of the network and the star, l labels of the text.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from spirit_jax.models.wav2vec2 import frame_lengths
 
 CHUNK_SECONDS, CONTEXT_SECONDS = 30, 2  # chunks of long audio, and their context on both sides
 BUCKET_SECONDS = (2, 4, 8, 16)  # lengths to which shorter chunks are padded
-BATCH_SECONDS = 320  # audio in a batch on an accelerator; on a CPU batches are not faster
+BATCH_SECONDS = 320  # audio in a batch on an accelerator; on a CPU a batch is one chunk
 STAR_COST = 0.1  # nats per frame, so that a star does not take the silence around its word
 
 
@@ -39,10 +40,10 @@ class Aligned:
     Attributes:
       words: (word, start, end) in seconds, in order and disjoint; lower case, no punctuation.
       score: mean log-probability of the frames of characters and separators, without stars and
-        blanks. Near 0 is good; a wrong text scores some nats less.
+        blanks. It is near 0 for a correct text, and lower by some nats for a wrong one.
       problem: why the text cannot be aligned; "" if it can.
-      stars: number of words that the network cannot spell.
-      unknown: the unknown characters, with the number of words that contain them.
+      stars: number of words that cannot be spelt with the network's labels.
+      unknown: the characters without a label, with the number of words that contain them.
     """
 
     words: Words = ()
@@ -55,8 +56,8 @@ class Aligned:
 class Aligner:
     """Aligns recordings of any length to their texts; create it with `from_pretrained`.
 
-    Results do not depend on the rest of the batch. Audio over 30 s is scored in chunks with 2 s of
-    context, and aligned as a whole.
+    Results do not depend on the rest of the batch. For audio over 30 s, the network is applied to
+    chunks with 2 s of context, and the path is found for the whole recording.
     """
 
     @classmethod
@@ -64,7 +65,7 @@ class Aligner:
         """Loads the folder that `python -m convert.ctc` writes.
 
         Raises:
-          InputError: the folder is not whole, or its network is for another sampling rate.
+          InputError: the folder is incomplete, or its network is for another sampling rate.
         """
         model, params = ctc.load(model_folder.find_aligner(folder))
         if model.config.sample_rate != SAMPLE_RATE:
@@ -101,8 +102,8 @@ class Aligner:
 
         Args:
           audios: each a path, the bytes of a file, an array at 16 kHz or (array, rate).
-          texts: transcripts. Punctuation and labels such as [laughter] are removed; a word with an
-            unknown letter becomes a star.
+          texts: transcripts. Punctuation and annotations such as [laughter] are removed. A word
+            with a character without a label is replaced by a star.
 
         Returns:
           An alignment for each recording, in order; its `problem` says if it cannot be aligned.
@@ -112,15 +113,16 @@ class Aligner:
         """
         waves = [load_audio(audio) for audio in audios]
         spelt = [self._speller.spell(text) for text in texts]
-        paths = self._find_paths(self._emit(waves), spelt)
-        return [self._read(*each) for each in zip(waves, spelt, paths, strict=True)]
+        paths = self._find_paths(self._log_probs(waves), spelt)
+        return [self._to_aligned(*each) for each in zip(waves, spelt, paths, strict=True)]
 
-    def _emit(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Log-probabilities of every recording: (frames, v + 1)."""
+    def _log_probs(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The log-probabilities of each recording: float32 (t, v)."""
         trunk = self.config.trunk
         chunk, context = (s * SAMPLE_RATE // trunk.stride for s in (CHUNK_SECONDS, CONTEXT_SECONDS))
-        rest = trunk.receptive_field - trunk.stride  # samples of a frame after the next one begins
-        items, slices = [], []  # chunks with context; for each recording the frames without context
+        rest = trunk.receptive_field - trunk.stride  # samples that a frame shares with the next
+        items = []  # the samples of each chunk with its context
+        slices = []  # for each recording, the frames of its chunks without the context
         for wave in waves:
             frames = int(frame_lengths(len(wave), trunk.conv_layers))
             slices.append([])
@@ -138,11 +140,20 @@ class Aligner:
         empty = np.zeros((0, self._speller.star + 1), np.float32)
         return [np.concatenate([empty, *(next(scored)[s] for s in parts)]) for parts in slices]
 
-    def _find_paths(self, emissions, spelt: Sequence[Spelling]) -> list[tuple[np.ndarray, ...]]:
-        """(starts, ends, scores of labels, score) of each; rows of similar sizes form a batch."""
+    def _find_paths(self, log_probs, spelt: Sequence[Spelling]) -> list[tuple[np.ndarray, ...]]:
+        """The alignment of each recording; recordings of similar sizes form a batch.
+
+        Args:
+          log_probs: from `_log_probs`.
+          spelt: the spelling of each text.
+
+        Returns:
+          For each recording `starts_bl`, `ends_bl`, `label_scores_bl` and `scores_b` of
+          `ctc.CtcPath`, without the batch axis.
+        """
         groups: dict[tuple[int, int], list[int]] = {}
-        for index, (emission, spelling) in enumerate(zip(emissions, spelt, strict=True)):
-            sizes = power_of_two(len(emission), 64), power_of_two(len(spelling.labels), 16)
+        for index, (log_probs_tv, spelling) in enumerate(zip(log_probs, spelt, strict=True)):
+            sizes = power_of_two(len(log_probs_tv), 64), power_of_two(len(spelling.labels), 16)
             groups.setdefault(sizes, []).append(index)
         paths: list[tuple[np.ndarray, ...]] = [()] * len(spelt)
         for (frames, labels), members in groups.items():
@@ -152,9 +163,9 @@ class Aligner:
             lengths_2b = np.zeros((2, rows), np.int32)
             for row, index in enumerate(members):
                 labels_l = spelt[index].labels
-                log_probs_btv[row, : len(emissions[index])] = emissions[index]
+                log_probs_btv[row, : len(log_probs[index])] = log_probs[index]
                 labels_bl[row, : len(labels_l)] = labels_l
-                lengths_2b[:, row] = len(emissions[index]), len(labels_l)
+                lengths_2b[:, row] = len(log_probs[index]), len(labels_l)
             path = self._find(log_probs_btv, lengths_2b[0], labels_bl, lengths_2b[1])
             arrays = path.starts_bl, path.ends_bl, path.label_scores_bl, path.scores_b
             arrays = [np.asarray(array) for array in arrays]
@@ -162,7 +173,10 @@ class Aligner:
                 paths[index] = tuple(array[row] for array in arrays)
         return paths
 
-    def _read(self, wave: np.ndarray, spelling: Spelling, path: tuple[np.ndarray, ...]) -> Aligned:
+    def _to_aligned(
+        self, wave: np.ndarray, spelling: Spelling, path: tuple[np.ndarray, ...]
+    ) -> Aligned:
+        """Converts the frames of labels to the times of words."""
         starts_l, ends_l, scores_l, score = path
         size = len(spelling.labels)
         starts_l, ends_l, scores_l = starts_l[:size], ends_l[:size], scores_l[:size]
@@ -187,7 +201,7 @@ class Aligner:
 
 
 def _score_frames(model: ctc.CtcModel, params, wave_bt, lengths_b):
-    """(log-probabilities with that of the star at the end, numbers of frames)."""
+    """(log-probabilities of the labels and, last, of the star; true numbers of frames)."""
     logits_btv, frames_b = model.apply({"params": params}, wave_bt, lengths_b)
     log_probs_btv = jax.nn.log_softmax(logits_btv)
     star_bt1 = log_probs_btv.max(axis=-1, keepdims=True) - STAR_COST

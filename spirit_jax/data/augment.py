@@ -13,13 +13,15 @@ import scipy.signal
 from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.data.configs import KINDS, AugmentConfig
 
-FFT = 1024  # samples of a stretching window: 64 ms, two periods of the lowest voice
+FFT = 1024  # samples of a window of the phase vocoder: 64 ms, several periods of a low voice
 
 Range = tuple[float, float]
 
 
 def augment(samples_t: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
-    """Applies randomly chosen changes in the order of recording: voice, room, microphone.
+    """Applies randomly chosen changes, in the order in which they occur when speech is recorded.
+
+    These are changes of the voice (speed, pitch), of the room (reverberation), and noise.
 
     Args:
       samples_t: float32 samples at 16 kHz.
@@ -27,7 +29,7 @@ def augment(samples_t: np.ndarray, rng: np.random.Generator, config: AugmentConf
       config: probabilities and ranges of the changes.
 
     Returns:
-      float32 samples, of another length after time stretching.
+      float32 samples. Time stretching changes their number.
     """
     changes = {
         "stretch": (stretch, config.stretch_rates),
@@ -42,7 +44,7 @@ def augment(samples_t: np.ndarray, rng: np.random.Generator, config: AugmentConf
 
 
 def only(kind: str, config: AugmentConfig) -> AugmentConfig:
-    """The config with one kind of change, which is always applied."""
+    """A config that always applies one kind of change, and no other."""
     return dataclasses.replace(config, **{name: float(name == kind) for name in KINDS})
 
 
@@ -54,7 +56,7 @@ def stretch(
     Args:
       samples_t: float32 samples at 16 kHz.
       rng: random generator.
-      rates: smallest and largest factor of speed.
+      rates: smallest and largest speed, relative to the recording's.
     """
     rate = rng.uniform(*rates)
     if len(samples_t) < FFT:
@@ -84,9 +86,10 @@ def shift_pitch(
 def reverberate(
     samples_t: np.ndarray, rng: np.random.Generator, seconds: Range = (0.2, 0.8)
 ) -> np.ndarray:
-    """Adds reverberation: decaying noise after the direct sound, 0 to 10 dB weaker.
+    """Adds reverberation, by convolution with a synthetic impulse response.
 
-    Length, loudness and the time of the direct sound are kept.
+    The response is the direct sound, followed by exponentially decaying noise whose energy is 0 to
+    10 dB lower. Length, mean power and the time of the direct sound are kept.
 
     Args:
       samples_t: float32 samples at 16 kHz.
@@ -99,13 +102,13 @@ def reverberate(
     echo_t *= 10 ** (-rng.uniform(0, 10) / 20) / np.sqrt(np.square(echo_t).sum())
     response_t = np.concatenate([[1.0], echo_t])
     changed_t = scipy.signal.fftconvolve(samples_t, response_t)[: len(samples_t)]
-    return (changed_t * _loudness(samples_t) / (_loudness(changed_t) or 1)).astype(np.float32)
+    return (changed_t * _rms(samples_t) / (_rms(changed_t) or 1)).astype(np.float32)
 
 
 def add_noise(
     samples_t: np.ndarray, rng: np.random.Generator, decibels: Range = (5.0, 15.0)
 ) -> np.ndarray:
-    """Adds noise of a random colour from white (like electronics) to brown (like wind).
+    """Adds noise of a random colour between white and brown (see `coloured_noise`).
 
     Args:
       samples_t: float32 samples at 16 kHz.
@@ -141,13 +144,13 @@ def mix(samples_t: np.ndarray, noise_t: np.ndarray, decibels: float) -> np.ndarr
       noise_t: float32 samples, repeated or cut to the same length.
       decibels: signal-to-noise ratio.
     """
-    loudness = _loudness(noise_t)
-    if not loudness:
+    noise_rms = _rms(noise_t)
+    if not noise_rms:
         return samples_t
-    gain = _loudness(samples_t) / loudness * 10 ** (-decibels / 20)
+    gain = _rms(samples_t) / noise_rms * 10 ** (-decibels / 20)
     return (samples_t + gain * np.resize(noise_t, len(samples_t))).astype(np.float32)
 
 
-def _loudness(samples_t: np.ndarray) -> float:
+def _rms(samples_t: np.ndarray) -> float:
     """Root mean square."""
     return float(np.sqrt(np.mean(np.square(samples_t)))) if len(samples_t) else 0.0

@@ -1,8 +1,10 @@
 """Prepares a corpus for training: units with their timing, text and word times.
 
-Items are processed in portions. Each portion becomes one shard, with a JSON file, its note, that
-has a checksum of the items and statistics. A portion whose note exists is done, so an interrupted
-run resumes. At the end the list of shards is written; a corpus without it is incomplete.
+An item is a recording, a text or both. A source is divided into parts, which different machines can
+prepare, and each part into portions of items. Each portion becomes one shard. Beside a shard there
+is a JSON file, called its note, with a checksum of the portion's items and with statistics. It is
+written last, so a portion with a note is done, and an interrupted run resumes with the others. At
+the end of a part the list of its shards is written; without it the part is incomplete.
 """
 
 import collections
@@ -29,7 +31,7 @@ from spirit_jax.model_folder import unit_hashes
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 
 FRAME = SAMPLE_RATE // 50  # samples of a frame whose power is measured, to find silences
-SHORTEST = 0.08  # seconds; a shorter recording has no units
+SHORTEST = 0.08  # seconds; shorter recordings are rejected, since they have no units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Portion:
     """The items of one shard.
 
     Attributes:
-      name: of the shard's file, without suffix.
+      name: name of the shard's file, without suffix.
       items: in order.
     """
 
@@ -69,8 +71,9 @@ def prepare(
       The report of the part; see `report.summarise`.
 
     Raises:
-      InputError: the source cannot be read, none of its items can be used, the folder belongs to
-        another source or tokenizer, another process prepares this part, or the disk is full.
+      InputError: the source cannot be read, none of its items can be used, the folder was written
+        from another source or with another tokenizer, another process is preparing this part, or
+        the disk is full.
     """
     output = Path(output)
     try:
@@ -100,7 +103,7 @@ def write_inputs(
     config: PrepareConfig,
     parts: int,
 ) -> dict[str, Any]:
-    """Writes the source and settings of a corpus to `prepare.json`, or compares them with it.
+    """Writes the source and settings of a corpus to `prepare.json`, or compares them if it exists.
 
     Args:
       output: the folder of the corpus.
@@ -115,21 +118,21 @@ def write_inputs(
     Raises:
       InputError: `prepare.json` exists and differs.
     """
-    about = {} if tokenizer is None else tokenizer.config
+    encoder = None if tokenizer is None else tokenizer.config
     inputs = {
         "source": source,
         "source content": source_checksum(source),
         "parts": parts,
         "shard_items": config.shard_items,
         "max_seconds": config.max_seconds,
-        "tokenizer": unit_hashes(about) if about else {},
-        "f0_method": about.f0_method if about else "",
-        "chunk_seconds": about.chunk_seconds if about else 0.0,
+        "tokenizer": unit_hashes(encoder) if encoder else {},
+        "f0_method": encoder.f0_method if encoder else "",
+        "chunk_seconds": encoder.chunk_seconds if encoder else 0.0,
     }
-    note = output / PREPARED
-    if not note.is_file():
-        checksums.write_json(note, inputs)
-    stored = checksums.read_json(note)
+    path = output / PREPARED
+    if not path.is_file():
+        checksums.write_json(path, inputs)
+    stored = checksums.read_json(path)
     for name, value in inputs.items():
         if stored.get(name) != value:
             difference = _difference(name, stored.get(name), value)
@@ -138,7 +141,7 @@ def write_inputs(
 
 
 def _difference(name: str, old: Any, new: Any) -> str:
-    """What differs from the inputs of an earlier run, in words."""
+    """The end of an error message: how an input differs from that of an earlier run."""
     if name == "tokenizer" and not old:
         return "was prepared without a model (--model)"
     if name == "tokenizer" and not new:
@@ -163,7 +166,7 @@ def finish(output: Path, source: str, inputs: dict[str, Any], part: int) -> dict
       The report of the part.
 
     Raises:
-      InputError: no item of the part could be used, or the source changed meanwhile.
+      InputError: no item of the part could be used, or the source has changed since the start.
     """
     if source_checksum(source) != inputs["source content"]:
         raise InputError(
@@ -189,11 +192,11 @@ def _remove_corpus(output: Path) -> None:
 
 
 def portions(source: str, config: PrepareConfig, part: int, parts: int) -> Iterator[Portion]:
-    """The portions of a part, which has every `parts`-th document; no document is split.
+    """The portions of a part. Documents are dealt to the parts in turn, and none is split.
 
     Args:
       source: see `manifest.read_source`.
-      config: a portion ends with the document that fills it to `shard_items` items.
+      config: a portion ends with the document with which it has `shard_items` items or more.
       part: number of the part, from 1.
       parts: number of parts.
 
@@ -216,7 +219,7 @@ def portions(source: str, config: PrepareConfig, part: int, parts: int) -> Itera
 def make_shard(
     portion: Portion, output: Path, tokenizer: SpeechTokenizer | None, config: PrepareConfig
 ) -> None:
-    """Prepares a portion, unless it is done and its shard is as it was written.
+    """Prepares a portion, unless it has a note and its shard is intact.
 
     Args:
       portion: the items of the shard.
@@ -228,10 +231,10 @@ def make_shard(
       InputError: the portion was prepared before from other items, or its note is damaged.
     """
     note, path = output / f"{portion.name}.json", output / f"{portion.name}{SUFFIX}"
-    items = _checksum(portion.items)
+    items_checksum = _checksum(portion.items)
     if note.is_file():
         stored = report.read_note(note)
-        if stored["items"] != items:
+        if stored["items"] != items_checksum:
             raise InputError(
                 f"{path}: was prepared from other items (a text, word times, or the size or "
                 "modification time of a recording has changed); choose another folder, or remove "
@@ -246,11 +249,17 @@ def make_shard(
     if first is not None:  # a shard has at least one record
         records = write_shard(path, itertools.chain([first], utterances))
     shard = vars(Shard.of(path, records)) if records else None
-    checksums.write_json(note, {"items": items, "shard": shard, "counts": counts.to_dict()})
+    counted = counts.to_dict()
+    checksums.write_json(note, {"items": items_checksum, "shard": shard, "counts": counted})
 
 
 def _is_intact(path: Path, listed: Mapping[str, Any] | None) -> bool:
-    """Whether a shard is as its note lists it; a portion without usable items has no shard."""
+    """Whether a shard is as described in its note.
+
+    Args:
+      path: the file of the shard.
+      listed: the description; None if no item of the portion could be used, so there is no shard.
+    """
     if listed is None:
         return True
     try:
@@ -264,7 +273,7 @@ def _is_intact(path: Path, listed: Mapping[str, Any] | None) -> bool:
 
 
 def _checksum(items: Sequence[Item]) -> str:
-    """A checksum of the fields and recordings of items."""
+    """A checksum of the fields of items, and of the sizes and times of their recordings."""
     digests = []
     for item in items:
         about = vars(item) | {"audio": item.audio_name}
@@ -284,7 +293,10 @@ def _encode(
     config: PrepareConfig,
     counts: report.Counts,
 ) -> Iterator[Utterance]:
-    """Utterances of items in order: one window of items is encoded while the next one is read."""
+    """The utterances of items, in order.
+
+    A window of `config.window` items is encoded together, while the next window is read.
+    """
 
     def read(item: Item) -> ReadItem | str:
         try:
@@ -318,7 +330,7 @@ def _encode(
 
 
 def _read_ahead(pool, read, items: Sequence[Item], size: int):
-    """(window of items, results of `read`); the next window is read in the background."""
+    """Yields windows of `size` items with the results of `read`; reads one window ahead."""
     windows = [items[start : start + size] for start in range(0, len(items), size)]
     started: collections.deque = collections.deque()
     for window in [*windows, None]:
@@ -330,10 +342,11 @@ def _read_ahead(pool, read, items: Sequence[Item], size: int):
 
 
 class ReadItem(NamedTuple):
-    """The segments of an item.
+    """An item that was read, as segments.
 
     Attributes:
-      segments: (item, samples) of each segment: one, or several of a long recording.
+      segments: (item, samples) of each segment; a long recording has several. Samples are None for
+        an item without audio.
       repaired: number of words whose times were repaired.
     """
 
@@ -373,8 +386,8 @@ def _fit_words(item: Item, seconds: float | None) -> tuple[Item, int]:
 def find_splits(wave: np.ndarray, words: Sequence, limit: float) -> list[int]:
     """Where to split a long recording.
 
-    Each split is at the frame with the lowest power in the last third before the limit: between
-    words if their times are known, or anywhere if words fill that third without a gap.
+    Each split is in the last third before the limit, at the frame with the lowest power. Frames
+    inside of words are excluded, unless words fill that third without a gap.
 
     Args:
       wave: float32 (t,) samples at 16 kHz.
@@ -427,12 +440,15 @@ def _utterance(item: Item, wave: np.ndarray | None, units: Iterator) -> Utteranc
 
 
 def _is_blank(utterance: Utterance, tokenizer: SpeechTokenizer | None) -> bool:
-    """Whether the encoder noticed no speech at all; a model need not have a token for that."""
+    """Whether all phonetic units are blanks: the encoder noticed no speech.
+
+    Such an utterance is not used, since a model may have no token for the blank.
+    """
     return utterance.units is not None and tokenizer.is_blank(utterance.units)
 
 
 def _documents(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Groups consecutive items of the same document; an item without a document is a group."""
+    """Groups consecutive items of the same document; an item without one is a group by itself."""
     numbered = enumerate(items)
     for _, group in itertools.groupby(numbered, lambda pair: pair[1].document or pair[0]):
         yield [item for _, item in group]

@@ -1,6 +1,7 @@
-"""The compiled steps of generation: prefill of a chunk, copy of a prefix, and decoding.
+"""The compiled functions of generation: prefill of a chunk, copying a row, and decoding.
 
-Axes: b rows, t new tokens of a chunk, s cache slots, n steps of a call, v vocabulary, m masks.
+Axes: b rows of the cache, t tokens of a chunk, s cache slots, n decoding steps of a call,
+v vocabulary, m masks, e EOS ids, g key-value heads, k head width.
 """
 
 import contextlib
@@ -18,20 +19,21 @@ from spirit_jax.generation.sampling import NEVER, Sampling, next_tokens
 from spirit_jax.models.attention import KVCache, LayerCache
 from spirit_jax.models.llama import Llama, init_cache
 
-MOST_STEPS = 32  # of one call of `decode`
+MOST_STEPS = 32  # largest number of steps of one call of `decode`
 
 
 @struct.dataclass
 class Rows:
-    """What decoding needs of each row besides its cache.
+    """The input of decoding for each row, besides the cache.
 
     Attributes:
       tokens_b: int32, the newest token, which is not in the cache yet.
       lengths_b: int32, number of tokens in the cache.
       counts_b: int32, number of generated tokens so far.
-      limits_b: int32, number of tokens to generate in all; at most `counts_b` for idle rows.
-      masks_b: int32, which of the masks has the tokens that may be generated.
-      seeds_b2: uint32, random seed, and number of the sample with this seed.
+      limits_b: int32, largest number of generated tokens. A row that is not decoded in this call
+        (an idle row) has no more than `counts_b`.
+      masks_b: int32, index in `Runner.masks_mv` of the mask of tokens that may be generated.
+      seeds_b2: uint32, the random seed, and the number of the sample with this seed.
       sampling: settings of each row.
     """
 
@@ -46,7 +48,7 @@ class Rows:
 
 @struct.dataclass
 class State:
-    """What stays on the device between calls.
+    """The arrays that stay on the device between calls.
 
     Attributes:
       layers: the cache of each layer.
@@ -63,9 +65,9 @@ class Decoded:
 
     Attributes:
       steps: int32 scalar, number of steps that were run.
-      tokens_bn: int32, the new tokens; those after a row's end are undefined.
-      log_probs_bn: float32, natural log probability of each in the model's distribution over the
-        allowed tokens.
+      tokens_bn: int32, the new tokens; undefined after the first `counts_b` of a row.
+      log_probs_bn: float32, natural log probability of each token, in the model's distribution over
+        the allowed tokens.
       counts_b: int32, number of new tokens.
     """
 
@@ -77,14 +79,14 @@ class Decoded:
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """Calls the compiled steps.
+    """A model with the compiled functions that generate with it.
 
     Attributes:
       model: the language model, with unrolled layers.
       params: its parameters; may be sharded over `mesh`.
-      masks_mv: bool, the tokens that may be generated, for each mask.
-      eos_e: int32, ids that end a row.
-      mesh: shards the rows over its `data` and `fsdp` axes, and heads over `tensor`.
+      masks_mv: bool; each mask is the set of tokens that a request may generate.
+      eos_e: int32, ids that end generation.
+      mesh: rows are sharded over its axes `data` and `fsdp`, and heads over `tensor`.
     """
 
     model: Llama
@@ -94,7 +96,7 @@ class Runner:
     mesh: jax.sharding.Mesh | None = None
 
     def init(self, rows: int, slots: int) -> State:
-        """An empty state for some rows and slots."""
+        """An empty cache with this number of rows and slots."""
         with self._in_mesh():
             return _init(self.model, rows, slots)
 
@@ -105,10 +107,10 @@ class Runner:
 
         Args:
           state: donated.
-          tokens_t: int32; padding at the end is overwritten later.
-          row: of the cache.
-          start: number of tokens of the row before the chunk.
-          window: number of slots to attend to, at least start + t.
+          tokens_t: int32. The cache entries of padding at the end are overwritten by later tokens.
+          row: the row of the cache.
+          start: number of tokens in the row before the chunk.
+          window: number of slots to attend to, from slot 0; at least start + t.
         """
         with self._in_mesh():
             return _prefill(
@@ -116,12 +118,12 @@ class Runner:
             )
 
     def copy(self, state: State, source: int, target: int) -> State:
-        """Copies the cache of a row to another row; `state` is donated."""
+        """Copies the keys and values of a row to another row; `state` is donated."""
         with self._in_mesh():
             return _copy(state, np.int32(source), np.int32(target))
 
     def mark_seen(self, state: State, row: int, seen_v: np.ndarray) -> State:
-        """Sets the seen tokens of a row; `state` is donated."""
+        """Sets `State.seen_bv` of a row; `state` is donated."""
         with self._in_mesh():
             return _mark_seen(state, np.int32(row), seen_v)
 
@@ -133,12 +135,14 @@ class Runner:
         Args:
           state: donated.
           rows: the first rows, as numpy arrays.
-          window: number of slots to attend to, at least the longest row's tokens + steps.
-          steps: the most steps, up to `MOST_STEPS`.
-          until_end: whether to return as soon as a row ends; otherwise when all have.
+          window: number of slots to attend to, from slot 0; at least the longest row's number of
+            tokens + steps.
+          steps: largest number of steps, at most `MOST_STEPS`.
+          until_end: whether to return as soon as a row has ended; otherwise it returns when all
+            rows have.
 
         Returns:
-          The state, and the new tokens, which are on their way to the host.
+          The state, and the new tokens as arrays on the device.
         """
         with self._in_mesh():
             return _decode(
@@ -208,7 +212,7 @@ def _decode(
     model, params, state, rows, masks_mv, eos_e, most, until_end, window
 ) -> tuple[State, Decoded]:
     b = len(rows.tokens_b)
-    # A loop over a part of the cache works on a copy of this part.
+    # The loop works on a copy of the first rows and slots; `put` writes them back.
     layers = jax.tree.map(lambda stored: stored[:b, :, :window], state.layers)
     is_part = window < state.layers[0].k.shape[2]
     allowed_bv = masks_mv[rows.masks_b]
@@ -276,14 +280,16 @@ def _decode(
     )
 
     def put(stored, part):
-        if is_part and part.ndim == 4:  # idle rows may have tokens behind the window
+        # The loop writes to idle rows too. If a row has more tokens than the window has slots, it
+        # overwrites one of them, so idle rows keep their stored keys and values.
+        if is_part and part.ndim == 4:
             part = jnp.where(idle_b[:, None, None, None], stored[:b, :, :window], part)
         return jax.lax.dynamic_update_slice(stored, part, (0,) * stored.ndim)
 
     layers = _constrain(jax.tree.map(put, state.layers, layers))
     state = State(layers, put(state.seen_bv, seen_bv))
     new = step, tokens_bn, logs_bn, counts_b - rows.counts_b
-    # Every process of a run on several hosts reads them.
+    # Replicated, since on several hosts every process reads them.
     return state, Decoded(*(sharding.constrain(x, *(None,) * x.ndim) for x in new))
 
 

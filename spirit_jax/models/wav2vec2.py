@@ -1,15 +1,16 @@
-"""The trunk of HuBERT and wav2vec 2.0: waveform -> conv features -> transformer.
+"""The network that HuBERT and wav2vec 2.0 share: waveform -> conv features -> transformer.
 
 Letters: b batch, t time (samples, then frames), c conv channels, d model width, h heads, k head
 width, s frames attended to.
 
-Follows wav2vec 2.0 (arXiv 2006.11477) and HuBERT (arXiv 2106.07447), in both of their forms: a
-group norm after the first conv with post-norm layers (Base), and a layer norm after every conv with
-pre-norm layers (Large). Details that are not in the papers follow the released checkpoints.
+Follows wav2vec 2.0 (arXiv 2006.11477) and HuBERT (arXiv 2106.07447). Both papers have two variants:
+Base, with a group norm after the first conv and post-norm layers, and Large, with a layer norm
+after every conv and pre-norm layers. Details that are not in the papers follow the released
+checkpoints.
 
 A batch is padded and comes with true lengths. Results on true frames do not depend on padding:
-statistics over time and attention ignore padding, and it is zeroed before the one conv that pads
-its input.
+statistics over time and attention ignore padded frames, and these frames are set to zero before the
+positional conv, the only one that pads its input.
 """
 
 import functools
@@ -36,14 +37,17 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def frame_lengths(lengths, conv_layers: tuple[tuple[int, int, int], ...]):
-    """Number of frames of audio: a conv has floor((n - k) / s) + 1 outputs for n inputs, or none.
+    """Number of frames of audio.
+
+    For n inputs, a conv with kernel k and stride s has floor((n - k) / s) + 1 outputs, or none if n
+    is less than k.
 
     Args:
       lengths: an int, or integers in a numpy or JAX array of any shape.
       conv_layers: (channels, kernel, stride) of each conv.
 
     Returns:
-      Integers of the same shape, numpy for numpy.
+      Integers of the same shape; a JAX array if `lengths` is one, otherwise numpy.
     """
     frames = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
     for _, kernel, stride in conv_layers:
@@ -59,13 +63,13 @@ class ConvLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x_btc: jax.Array, frames_b: jax.Array) -> jax.Array:
-        """The layer's output; `frames_b` are its true lengths."""
+        """The layer's output; `frames_b` are the true lengths of the output."""
         cfg = self.config
         channels, kernel, stride = cfg.conv_layers[self.index]
         init = nn.initializers.he_normal()
         kernel_kcd = self.param("kernel", init, (kernel, x_btc.shape[-1], channels))
         if x_btc.shape[-1] == 1:
-            # A conv with one input channel hardly uses a TPU's matrix unit.
+            # As a matmul, since a conv with one input channel hardly uses a TPU's matrix unit.
             x_btk = split_frames(x_btc[..., 0], kernel, stride)
             x_btc = jnp.einsum("btk,kd->btd", x_btk, kernel_kcd[:, 0], precision=cfg.precision)
         else:
@@ -81,7 +85,7 @@ class ConvLayer(nn.Module):
 
 
 class ConvLayers(nn.Module):
-    """The feature extractor: (b, t, 1) samples to (b, t, c) frames and their true lengths."""
+    """The feature extractor: (b, t, 1) samples to (b, t, c) frames, and true numbers of frames."""
 
     config: TrunkConfig
 
@@ -120,7 +124,7 @@ class PositionalConv(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of every frame to every true frame."""
+    """Self-attention: every frame attends to all true frames."""
 
     config: TrunkConfig
 
@@ -134,7 +138,7 @@ class Attention(nn.Module):
         )
         q_bthk *= heads[-1] ** -0.5
         scores_bhts = jnp.einsum("bthk,bshk->bhts", q_bthk, k_bshk, precision=cfg.precision)
-        # Finite, so that a row without true frames gives numbers (masked later), not NaN.
+        # Finite, so that a row without true frames gives no NaN; its output is masked later.
         lowest = jnp.finfo(scores_bhts.dtype).min
         scores_bhts = jnp.where(mask_bs[:, None, None, :], scores_bhts, lowest)
         weights_bhts = jax.nn.softmax(scores_bhts, axis=-1)
@@ -182,7 +186,7 @@ class Layers(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Waveforms to a vector for each frame.
+    """Waveforms to a vector for each frame; the whole network without its output layer.
 
     `__call__` is divided into methods, so that training can mask features between them.
     """
@@ -205,13 +209,13 @@ class Trunk(nn.Module):
         """The last layer's output.
 
         Args:
-          wave_bt: float32 samples at the checkpoint's rate (16 kHz for all known ones); ignored
-            after true lengths.
+          wave_bt: float32 samples at the sampling rate of the checkpoint (16 kHz for all known
+            checkpoints); samples after the true lengths are ignored.
           lengths_b: int32, true lengths in samples.
 
         Returns:
-          hidden_btd: float32, zero after each row's true number of frames; its length is the
-            number of frames of t samples, at least one.
+          hidden_btd: float32, zero after each row's true number of frames. It has as many frames
+            as t samples have, but at least one.
           frame_lengths_b: int32, the true numbers of frames; 0 for audio shorter than
             `config.receptive_field`.
         """
@@ -256,7 +260,7 @@ class Trunk(nn.Module):
 
 @functools.cache
 def abstract_params(module: nn.Module) -> dict:
-    """The tree of `jax.ShapeDtypeStruct` of a module that takes (wave_bt, lengths_b)."""
+    """The parameters' `jax.ShapeDtypeStruct` tree, for a module that takes (wave_bt, lengths_b)."""
     wave = jax.ShapeDtypeStruct((1, 1), jnp.float32)
     lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
     return jax.eval_shape(module.init, jax.random.key(0), wave, lengths)["params"]

@@ -27,7 +27,7 @@ from spirit_jax.training.run_folder import RunFolder, say
 from spirit_jax.training.step import Metrics, TrainState
 
 MAX_NOT_FINITE = 3  # consecutive steps with a loss of NaN or infinity that end a run
-EVALUATED = "seconds_evaluation"  # this metric shows that a step was evaluated
+EVALUATED = "seconds_evaluation"  # only steps that were evaluated have this metric
 
 
 @dataclasses.dataclass
@@ -36,9 +36,8 @@ class Training:
 
     Attributes:
       recipe: defines the network, the loss and the data.
-      state: the train state on the mesh; None once the loop has started to donate it.
-      step: takes the number of a step and returns its compiled function, (state, batch) ->
-        (state, metrics).
+      state: the train state on the mesh; None once the loop has started, which donates it.
+      step: maps the number of a step to its compiled function, (state, batch) -> (state, metrics).
       stream: endless iterator over batches: arrays by name, with the rows of this process.
       checkpoints: the checkpoints of the run.
       rows: indices of the rows of a batch that this process reads.
@@ -62,7 +61,8 @@ def train(
     Args:
       recipe: defines the network, the loss and the data.
       devices: the devices of the mesh; all by default.
-      allow_changes: also accepts changes of settings that are refused otherwise (see `record`).
+      allow_changes: whether to resume even if settings have changed that may not change otherwise
+        (see `record`).
 
     Yields:
       The metrics of each step; they are also written to `RUN/metrics.jsonl`.
@@ -143,8 +143,8 @@ def _run(
 
 
 def _evaluate_again(folder, mesh, training, log, first) -> None:
-    """Evaluates the restored state if the run was stopped before its evaluation ended."""
-    due = _is_due(training.recipe, first) and log is not None and bool(log.last)
+    """Evaluates the restored state, if the run was stopped before that evaluation had ended."""
+    due = _is_evaluation_due(training.recipe, first) and log is not None and bool(log.last)
     if distributed.agree(due and log.last["step"] == first and EVALUATED not in log.last):
         clock = Clock()
         metrics = _evaluate(training.recipe, training.state, mesh, folder.stop)
@@ -154,9 +154,9 @@ def _evaluate_again(folder, mesh, training, log, first) -> None:
             log.amend(metrics | {EVALUATED: clock.take()[EVALUATED]})
 
 
-def _is_due(recipe: Recipe, number: int) -> bool:
+def _is_evaluation_due(recipe: Recipe, number: int) -> bool:
     """Whether an evaluation is due after a step."""
-    due = number == recipe.config.steps or _every(recipe.config.eval_every, number)
+    due = number == recipe.config.steps or _is_multiple(number, recipe.config.eval_every)
     return recipe.has_evaluation and number > 0 and due
 
 
@@ -185,6 +185,7 @@ def _write_report(recipe: Recipe, state: TrainState) -> None:
 
 
 def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
+    """Runs the steps after `first`, evaluates and saves; yields metrics (see `_run`)."""
     config, recipe = folder.config, training.recipe
     state, stream = training.state, training.stream
     training.state = None  # its buffers are donated to the first step
@@ -217,20 +218,19 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
             if pending is not None:
                 yield finish(*pending)
             pending = number, dict(metrics)
-            last = number == config.steps
-            ending = folder.stop(number)
-            due = config.checkpoint_minutes and _agreed_minutes(
-                number, (time.monotonic() - saved_at) / 60 >= config.checkpoint_minutes
+            stopping = folder.stop(number)
+            minutes = (time.monotonic() - saved_at) / 60
+            is_time = config.checkpoint_minutes and _agree_on_time(
+                number, minutes >= config.checkpoint_minutes
             )
-            if _is_due(recipe, number) and not ending:
+            if _is_evaluation_due(recipe, number) and not stopping:
                 evaluated = _evaluate(recipe, state, mesh, folder.stop)
                 if evaluated is not None:
                     pending[1].update(evaluated)
                     clock.lap("evaluation")
-                ending = folder.stop.asked
-            stopped_early = ending and not last
-            ending = ending or last
-            if ending or due or _every(config.checkpoint_every, number):
+                stopping = folder.stop.asked
+            ending = stopping or number == config.steps
+            if ending or is_time or _is_multiple(number, config.checkpoint_every):
                 # A resumed run does not repeat this step, so its metrics are written before the
                 # checkpoint.
                 yield finish(*pending)
@@ -241,7 +241,7 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
                 training.checkpoints.save(state, {"stream": position, "record": folder.record})
                 saved_at = time.monotonic()
                 clock.lap("checkpoint")
-            if stopped_early:
+            if stopping and number < config.steps:
                 say(f"{config.run_dir}: stopped after step {number}; the same command resumes.")
             if ending:
                 break
@@ -265,23 +265,24 @@ class _LossCheck:
             )
 
 
-def _every(steps: int, number: int) -> bool:
+def _is_multiple(number: int, steps: int) -> bool:
+    """Whether the number of a step is a multiple of `steps`; never if `steps` is 0."""
     return bool(steps) and number % steps == 0
 
 
-def _agreed_minutes(number: int, due: bool) -> bool:
-    """Whether a checkpoint is due by time.
+def _agree_on_time(number: int, is_time: bool) -> bool:
+    """Whether it is time for a checkpoint.
 
     With several processes the first one decides, every ten steps, so that all save the same step.
     """
     if jax.process_count() == 1:
-        return due
-    return number % 10 == 0 and distributed.agree(due)
+        return is_time
+    return number % 10 == 0 and distributed.agree(is_time)
 
 
 @contextlib.contextmanager
 def _profiler(config: LoopConfig) -> Iterator[Callable[[int], None]]:
-    """Yields a function to call before each step; it starts and stops the profile."""
+    """Yields a function that starts and stops the profile; call it before each step."""
     tracing = False
 
     def profile(number: int) -> None:

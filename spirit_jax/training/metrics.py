@@ -20,7 +20,7 @@ PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
-    "TPU v5": 459e12,
+    "TPU v5": 459e12,  # v5p; other v5 chips match a name above
     "TPU v6": 918e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
@@ -60,10 +60,10 @@ class MetricsLog:
     """Writes each step's metrics as a line of JSON and as TensorBoard scalars."""
 
     def __init__(self, run_dir: Path, first: int):
-        """Opens the files and drops steps after `first`, which are repeated.
+        """Opens the files and removes the metrics of steps after `first`, which will be repeated.
 
-        Lines that cannot be read are dropped. The damaged file is kept beside the new one, unless
-        only its last line is damaged, which a killed process may have left incomplete.
+        Lines that cannot be read are removed too. A copy of the damaged file is kept, unless only
+        its last line is damaged: a killed process may have left that line incomplete.
 
         Args:
           run_dir: folder of the run.
@@ -73,34 +73,34 @@ class MetricsLog:
           InputError: the files cannot be written.
         """
         self._path = run_dir / "metrics.jsonl"
-        self._kept, damaged, last = [], [], 0
+        self._earlier, damaged, last = [], [], 0
         lines = files.read_json_lines(self._path) if self._path.exists() else ()
         for number, line in lines:
             last = number
             if not _is_metrics(line):
                 damaged.append(number)
             elif line["step"] <= first:
-                self._kept.append(line)
+                self._earlier.append(line)
         if damaged and damaged != [last]:
-            self._keep_damaged(len(damaged))
+            self._copy_damaged(len(damaged))
         with _writing(self._path):
-            self._write_kept()
+            self._write_earlier()
             self._lines = self._path.open("ab", buffering=0)
             self._board = _Board(run_dir / "tensorboard", first + 1)
 
     @property
     def last(self) -> dict[str, Any]:
         """The metrics of the step from which the run resumes; {} for a new run."""
-        return self._kept[-1] if self._kept else {}
+        return self._earlier[-1] if self._earlier else {}
 
     def amend(self, metrics: dict[str, float]) -> None:
-        """Adds metrics to the step from which the run resumes."""
-        self._kept[-1] |= {name: _finite(value) for name, value in metrics.items()}
+        """Adds metrics to the step from which the run resumes; call it before `write`."""
+        self._earlier[-1] |= {name: _finite(value) for name, value in metrics.items()}
         with _writing(self._path):
             self._lines.close()
-            self._write_kept()
+            self._write_earlier()
             self._lines = self._path.open("ab", buffering=0)
-            self._board.add(metrics, self._kept[-1]["step"])
+            self._board.add(metrics, self._earlier[-1]["step"])
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Writes the metrics of a step; values that are not finite become null."""
@@ -115,22 +115,23 @@ class MetricsLog:
             self._lines.close()
             self._board.close()
 
-    def _write_kept(self) -> None:
-        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in self._kept))
+    def _write_earlier(self) -> None:
+        """Replaces the file by the lines up to the step from which the run resumes."""
+        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in self._earlier))
 
-    def _keep_damaged(self, count: int) -> None:
-        kept = self._path.with_name(f"metrics.damaged-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
-        with _writing(kept):
-            shutil.copyfile(self._path, kept)
+    def _copy_damaged(self, count: int) -> None:
+        copy = self._path.with_name(f"metrics.damaged-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
+        with _writing(copy):
+            shutil.copyfile(self._path, copy)
         print(
             f"{self._path}: {count} lines cannot be read and were dropped; the damaged file is "
-            f"kept as {kept.name}.",
+            f"kept as {copy.name}.",
             file=sys.stderr,
         )
 
 
 class _Board:
-    """A TensorBoard event file, written synchronously so that errors are raised here."""
+    """A TensorBoard event file, written synchronously, so that `write` raises its errors."""
 
     def __init__(self, folder: Path, first: int):
         # Imported here: tensorboardX imports torch if it is installed, which takes seconds.
@@ -140,13 +141,13 @@ class _Board:
         self._new_event, self._new_scalar = event_pb2.Event, summary.scalar
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = event_file_writer.EventsWriter(str(folder / "events"))
-        # TensorBoard then ignores steps from `first` on in earlier files.
+        # With this event, TensorBoard ignores the steps from `first` on in earlier files.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.Value("START"))
         self._write(self._new_event(step=first, session_log=start))
 
     def add(self, metrics: dict[str, float | None], step: int) -> None:
         """Adds scalars; None is skipped."""
-        event = self._new_event(step=step)  # one for all, since each is flushed to the disk
+        event = self._new_event(step=step)  # one for all scalars, since each event is flushed
         for name, value in metrics.items():
             if value is not None and math.isfinite(value):
                 event.summary.MergeFrom(self._new_scalar(_board_name(name), value))
@@ -163,7 +164,7 @@ class _Board:
 
 
 def _is_metrics(line: Any) -> bool:
-    """Whether a JSON value is the metrics of a step: numbers or null by name."""
+    """Whether a JSON value is the metrics of a step: an object of numbers and nulls."""
     return (
         isinstance(line, dict)
         and type(line.get("step")) is int
@@ -172,11 +173,13 @@ def _is_metrics(line: Any) -> bool:
 
 
 def _finite(value: float) -> float | None:
+    """The value, or None for NaN and infinity."""
     return value if math.isfinite(value) else None
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
+    """Raises an `InputError` that names the file if it cannot be written."""
     try:
         yield
     except OSError as error:

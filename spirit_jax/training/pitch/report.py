@@ -1,4 +1,4 @@
-"""Plots F0 and its reconstruction by a pitch VQ-VAE, and synthesises both."""
+"""Plots F0 and its reconstruction by a pitch VQ-VAE, and makes both audible as tones."""
 
 from pathlib import Path
 
@@ -9,19 +9,19 @@ from spirit_jax.audio import SAMPLE_RATE, write_wav
 from spirit_jax.f0 import FRAME_RATE, HOP
 
 SHOWN = 6  # recordings
-MEAN_F0 = 150.0  # Hz, used in place of the mean that was subtracted
+MEAN_F0 = 150.0  # Hz, added to the network's input and output, which are F0 minus its mean
 
 
 def write(
     folder: Path, before: list[np.ndarray], after: list[np.ndarray], codes: list[np.ndarray]
 ) -> None:
-    """Writes pitch.png, and before.wav and after.wav with synthesised F0.
+    """Writes a plot, pitch.png, and tones with the F0, before.wav and after.wav.
 
     Args:
       folder: an existing folder.
-      before: input of each recording, (t, 2): F0 in Hz minus the mean, and voicing.
-      after: reconstruction, (t, 2).
-      codes: int32 (t',), pitch units.
+      before: the network's input for each recording, (t, 2): F0 in Hz minus its mean, and voicing.
+      after: the reconstruction of each, (t, 2).
+      codes: the pitch units of each, int32; one unit is for several frames.
     """
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -49,12 +49,12 @@ def write(
 
 
 def _voiced(features_t2: np.ndarray) -> np.ndarray:
-    """F0, NaN where unvoiced."""
+    """F0, with NaN where unvoiced, so that nothing is plotted there."""
     return np.where(features_t2[:, 1] > 0.5, features_t2[:, 0], np.nan)
 
 
 def _synthesise(features_t2: np.ndarray) -> np.ndarray:
-    """Audio of six harmonics at F0, silent where unvoiced, followed by a pause."""
+    """Sines at F0 and its first five multiples, silent where unvoiced, followed by a pause."""
     frames = np.repeat(features_t2, HOP, axis=0)
     phase_t = 2 * np.pi * np.cumsum(np.maximum(frames[:, 0] + MEAN_F0, 0)) / SAMPLE_RATE
     sound_t = sum(np.sin(k * phase_t) / k for k in range(1, 7))
