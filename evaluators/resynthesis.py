@@ -61,7 +61,7 @@ class SpeechSample:
 def in_processes(
     function: Callable[[SpeechSample], Any], samples: Sequence[SpeechSample], description: str
 ) -> list[Any]:
-    """Applies a function to each sample, in several processes, with a progress bar."""
+    """The results of a function for each sample, computed by several processes."""
     # Not a `multiprocessing.Pool`, which would wait for a worker that died.
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
         results = pool.map(function, samples, chunksize=4)

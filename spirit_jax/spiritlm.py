@@ -287,7 +287,7 @@ class SpiritLM:
         return self.engine(min(len(requests), ROWS), slots).generate(requests)
 
     def engine(self, rows: int = ROWS, slots: int | None = None) -> Engine:
-        """The engine that generates; all methods of this class use the same one.
+        """The engine that generates; all methods that generate use it.
 
         `Request.mask` is the index of a modality in `Modality`: the mask of the tokens that may be
         generated for this modality.
@@ -339,7 +339,7 @@ class SpiritLM:
         return transcription.read_config(self.folder)
 
     def logits(self, prompt: str) -> np.ndarray:
-        """The next-token logits after every token of a prompt, (tokens, padded vocabulary).
+        """The next-token logits after each token of a prompt: float32 (tokens, padded vocabulary).
 
         Raises:
           InputError: the prompt has a unit that the model does not have, or more tokens than the

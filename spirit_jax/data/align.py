@@ -103,7 +103,7 @@ class Aligner:
         Args:
           audios: each a path, the bytes of a file, an array at 16 kHz or (array, rate).
           texts: transcripts. Punctuation and annotations such as [laughter] are removed. A word
-            with a character without a label is replaced by a star.
+            that has a character without a label is replaced by a star.
 
         Returns:
           An alignment for each recording, in order; its `problem` says if it cannot be aligned.

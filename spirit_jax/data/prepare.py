@@ -103,7 +103,9 @@ def write_inputs(
     config: PrepareConfig,
     parts: int,
 ) -> dict[str, Any]:
-    """Writes the source and settings of a corpus to `prepare.json`, or compares them if it exists.
+    """Writes the source and settings of a corpus to `prepare.json`.
+
+    If that file exists, they are compared with it instead.
 
     Args:
       output: the folder of the corpus.
@@ -192,7 +194,7 @@ def _remove_corpus(output: Path) -> None:
 
 
 def portions(source: str, config: PrepareConfig, part: int, parts: int) -> Iterator[Portion]:
-    """The portions of a part. Documents are dealt to the parts in turn, and none is split.
+    """The portions of a part. The parts get the documents in turn, and no document is split.
 
     Args:
       source: see `manifest.read_source`.
@@ -273,7 +275,7 @@ def _is_intact(path: Path, listed: Mapping[str, Any] | None) -> bool:
 
 
 def _checksum(items: Sequence[Item]) -> str:
-    """A checksum of the fields of items, and of the sizes and times of their recordings."""
+    """A checksum of the fields of items and of their recordings' fingerprints."""
     digests = []
     for item in items:
         about = vars(item) | {"audio": item.audio_name}

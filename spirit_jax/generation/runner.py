@@ -30,8 +30,8 @@ class Rows:
       tokens_b: int32, the newest token, which is not in the cache yet.
       lengths_b: int32, number of tokens in the cache.
       counts_b: int32, number of generated tokens so far.
-      limits_b: int32, largest number of generated tokens. A row that is not decoded in this call
-        (an idle row) has no more than `counts_b`.
+      limits_b: int32, largest number of generated tokens. Idle rows, which are not decoded in this
+        call, have a limit of at most `counts_b`.
       masks_b: int32, index in `Runner.masks_mv` of the mask of tokens that may be generated.
       seeds_b2: uint32, the random seed, and the number of the sample with this seed.
       sampling: settings of each row.

@@ -36,7 +36,7 @@ class Training:
 
     Attributes:
       recipe: defines the network, the loss and the data.
-      state: the train state on the mesh; None once the loop has started, which donates it.
+      state: the train state on the mesh; None after the loop has donated it to the first step.
       step: maps the number of a step to its compiled function, (state, batch) -> (state, metrics).
       stream: endless iterator over batches: arrays by name, with the rows of this process.
       checkpoints: the checkpoints of the run.
@@ -61,8 +61,7 @@ def train(
     Args:
       recipe: defines the network, the loss and the data.
       devices: the devices of the mesh; all by default.
-      allow_changes: whether to resume even if settings have changed that may not change otherwise
-        (see `record`).
+      allow_changes: whether to accept changed settings that are otherwise refused (see `record`).
 
     Yields:
       The metrics of each step; they are also written to `RUN/metrics.jsonl`.

@@ -54,7 +54,7 @@ def _voiced(features_t2: np.ndarray) -> np.ndarray:
 
 
 def _synthesise(features_t2: np.ndarray) -> np.ndarray:
-    """Sines at F0 and its first five multiples, silent where unvoiced, followed by a pause."""
+    """Sines at F0 and five of its multiples, silent where unvoiced, followed by a pause."""
     frames = np.repeat(features_t2, HOP, axis=0)
     phase_t = 2 * np.pi * np.cumsum(np.maximum(frames[:, 0] + MEAN_F0, 0)) / SAMPLE_RATE
     sound_t = sum(np.sin(k * phase_t) / k for k in range(1, 7))
