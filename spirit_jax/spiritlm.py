@@ -277,14 +277,47 @@ class SpiritLM:
         Raises:
           InputError: a prompt or option cannot be used.
         """
-        mask = list(Modality).index(Modality.of(output_modality))
         settings = _merge_options(generation_config, options)
         requests = [
-            Request(self._encode(prompt), mask, settings, sample=number)
+            self._request(prompt, output_modality, settings, number)
             for number, prompt in enumerate(bucketing.as_list(prompts, "prompts"))
         ]
         slots = slots_of(requests, self.max_tokens)
         return self.engine(min(len(requests), ROWS), slots).generate(requests)
+
+    def submit(
+        self,
+        engine: Engine,
+        prompt: str,
+        output_modality: Modality | str = Modality.ARBITRARY,
+        generation_config: GenerationConfig | None = None,
+        sample: int = 0,
+        **options: Any,
+    ) -> Generation:
+        """Queues a prompt string in an engine of this model.
+
+        Args:
+          engine: from `engine`.
+          prompt: a prompt string.
+          output_modality: see `generate_batch`.
+          generation_config: see `generate_batch`.
+          sample: number of this sample; samples of one prompt and seed differ by it.
+          options: see `generate_batch`.
+
+        Returns:
+          The request in the engine, which runs when `Engine.run`, `stream` or `step` is called.
+
+        Raises:
+          InputError: the prompt or an option cannot be used.
+        """
+        settings = _merge_options(generation_config, options)
+        return engine.submit(self._request(prompt, output_modality, settings, sample))
+
+    def _request(
+        self, prompt: str, modality: Modality | str, settings: GenerationConfig, sample: int
+    ) -> Request:
+        mask = list(Modality).index(Modality.of(modality))
+        return Request(self._encode(prompt), mask, settings, sample)
 
     def engine(self, rows: int = ROWS, slots: int | None = None) -> Engine:
         """The engine that generates; all methods that generate use it.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,9 @@ from spirit_jax.generation.config import GenerationConfig
 def generate(
     context: typer.Context,
     model: ModelDir,
-    inputs: Annotated[list[str], typer.Argument(help='The prompt: "text:..." and speech:FILE')],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help='The prompt: "text:..." and speech:FILE')
+    ] = None,
     to: Annotated[str, typer.Option(help="text, speech or arbitrary")] = "arbitrary",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate")] = 200,
     temperature: Annotated[
@@ -40,6 +43,12 @@ def generate(
     transcribe: Annotated[
         bool, typer.Option("--transcribe", help="Transcribe each speech:FILE separately")
     ] = False,
+    batch: Annotated[
+        Path | None, typer.Option(help="JSON lines file of requests; results go to --output")
+    ] = None,
+    rows: Annotated[
+        int, typer.Option(min=1, max=4096, help="With --batch: requests that decode together")
+    ] = 16,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --transcribe: print a JSON object for each file")
     ] = False,
@@ -48,9 +57,19 @@ def generate(
 
     The files are speech-0.wav, speech-1.wav, ...; existing files are not overwritten.
 
+    With --batch, each line of a file is a request, such as
+    {"id": "a", "inputs": [["text", "hello"]], "to": "speech", "max_new_tokens": 50, "seed": 1};
+    OUTPUT/results.jsonl and WAV files have the results. The same command resumes.
+
     With --transcribe, print the transcript and scores of each recording: "not understood" if the
     scores are below their thresholds, "nothing was said" for silence and noise.
     """
+    if batch is not None:
+        _generate_batch(context, model, batch, output, rows)
+        return
+    checks.refuse_idle(context, ("rows",), "without --batch there is one request")
+    if not inputs:
+        raise InputError('Give a prompt, such as "text:hello", or requests with --batch FILE.')
     from spirit_jax.vocab import Modality
 
     prompt = [_parse_input(item) for item in inputs]
@@ -93,6 +112,39 @@ def generate(
             print(f"speech: {path}")
     if not pieces:
         print("nothing was generated (the first token was EOS)", file=sys.stderr)
+
+
+def _generate_batch(
+    context: typer.Context, model: Path, path: Path, output: Path, rows: int
+) -> None:
+    """Generates for the requests of a file, with progress on standard error."""
+    used = "context", "model", "batch", "output", "rows"
+    idle = [name for name in context.params if name not in used]
+    checks.refuse_idle(context, idle, "with --batch each request has its settings")
+    model_folder.find_language_model(model)
+    checks.existing_file(path)
+    checks.output_folder(output)
+    from spirit_jax import batch
+    from spirit_jax.data.progress import counting
+    from spirit_jax.spiritlm import SpiritLM
+
+    requests = batch.read_requests(path)
+    lm = SpiritLM.from_pretrained(model)
+    started, last = time.monotonic(), batch.Progress()
+    with counting("requests", len(requests)) as count:
+
+        def report(progress: batch.Progress) -> None:
+            nonlocal last
+            count(progress.done - last.done)
+            last = progress
+
+        last = batch.run(lm, requests, output, rows, report)
+    seconds = max(time.monotonic() - started, 1e-9)
+    print(
+        f"{last.done} results in {output / batch.RESULTS} ({last.failed} failed): {last.tokens} "
+        f"tokens and {last.seconds:.1f} s of speech, {last.tokens / seconds:.0f} tokens and "
+        f"{last.seconds / seconds:.1f} s of speech a second"
+    )
 
 
 def _transcribe(
