@@ -27,6 +27,8 @@ from spirit_jax.text import check_unicode, load_text_tokenizer
 from spirit_jax.units import Spoken, Units
 from spirit_jax.vocab import Modality, Vocab
 
+USUAL_SLOTS = 2048  # tokens of a prompt and its continuation
+USUAL_CACHE_BYTES = 512 << 20  # of a cache that is allocated for any number of prompts
 SCORED_ROWS = 16  # batch size of `score`, rounded up to a multiple that the mesh can split
 
 Input = tuple[Modality | str, str | Audio | Units]
@@ -282,8 +284,18 @@ class SpiritLM:
             self._request(prompt, output_modality, settings, number)
             for number, prompt in enumerate(bucketing.as_list(prompts, "prompts"))
         ]
-        slots = slots_of(requests, self.max_tokens)
-        return self.engine(min(len(requests), ROWS), slots).generate(requests)
+        rows, slots = self._usual_size(requests)
+        return self.engine(rows, slots).generate(requests)
+
+    def _usual_size(self, requests: Sequence[Request]) -> tuple[int, int]:
+        """Rows and slots of an engine; mostly the same ones, so that little is compiled."""
+        cfg = self._model.config
+        slots = max(slots_of(requests, self.max_tokens), min(USUAL_SLOTS, self.max_tokens))
+        token_bytes = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim
+        row_bytes = slots * token_bytes * jnp.dtype(self._model.dtype).itemsize
+        if row_bytes * ROWS <= USUAL_CACHE_BYTES:
+            return ROWS, slots
+        return min(len(requests), ROWS), slots
 
     def submit(
         self,
