@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from spirit_jax import SpeechTokenizer, checkpoint
+from spirit_jax import SpeechTokenizer, checkpoint, cli
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan
 from spirit_jax.new_model import pack
@@ -94,3 +94,14 @@ def test_networks_shared_by_two_sets_are_stored_once(networks, tmp_path):
     (tmp_path / "first").rename(tmp_path / "moved")
     with pytest.raises(InputError, match="'hubert' is not there"):
         SpeechTokenizer.from_pretrained(tmp_path / "second")
+
+
+def test_the_command_packs_and_says_what(expressive_folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "packed"
+    folder = str(expressive_folder)
+    arguments = ["pack", str(output), "--units", folder, "--pitch", folder, "--style", folder]
+    monkeypatch.setattr(cli.options, "prepare_environment", lambda: None)
+    monkeypatch.setattr("sys.argv", ["spirit-jax", *arguments])
+    cli.main()
+    assert capsys.readouterr().out.startswith(f"{output}: expressive, hubert, ")
+    assert (output / "speech_tokenizer.json").is_file()

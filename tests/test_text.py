@@ -203,6 +203,7 @@ def test_tokens_around_escaped_text_are_kept(kind, text):
 @given(st.lists(st.integers(0, 1700), max_size=12))
 def test_any_ids_have_a_prompt_string_with_the_same_tokens(kinds, ids):
     for kind in kinds.values():
+        ids = [token for token in ids if token < kind.vocab.padded_size]
         prompt = kind.tokenizer.decode_prompt(ids)
         tokens = [i for i in ids if kind.vocab.text_size <= i < kind.vocab.size]
         again = kind.tokenizer.encode(prompt)
