@@ -240,3 +240,21 @@ def test_nothing_is_compiled_after_the_warm_up(runner, count):
     jnp.zeros(12345).block_until_ready()
     assert compiled, "compilations are not noticed"
     jax.monitoring.clear_event_listeners()
+
+
+def test_an_interrupted_engine_can_be_used_again(runner, alone, monkeypatch):
+    """Ctrl-C after the cache was donated to a decoding call."""
+    engine = Engine(runner, rows=2, slots=SLOTS)
+    request = Request([9, 8, 7], 0, GenerationConfig(20))
+    decode = Runner.decode
+
+    def interrupt(*args, **kwargs):
+        decode(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "decode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([request] * 4)  # two of them wait in the queue
+    monkeypatch.setattr(Runner, "decode", decode)
+    (generation,) = engine.generate([request])
+    assert_same(generation, alone(request))

@@ -166,7 +166,12 @@ class Engine:
         for number, request in enumerate(requests):
             _check(request, self._runner, self.slots, f"Prompt {number}")
         generations = [self.submit(request) for request in requests]
-        self.run(generations)
+        try:
+            self.run(generations)
+        except BaseException:  # such as Ctrl-C in a notebook, whose engine is used again
+            for generation in generations:
+                generation.cancel()
+            raise
         for generation in generations:
             if generation.error is not None:
                 raise generation.error
@@ -213,13 +218,27 @@ class Engine:
         If no row is ready to decode, chunks of prefill are run until one is.
         """
         with self._lock:
-            self._drop_cancelled()
-            self._admit()
-            prefilled = self._prefill()
-            while prefilled and not self._decoding():
+            try:
+                self._drop_cancelled()
+                self._admit()
                 prefilled = self._prefill()
-            if self._decoding():
-                self._decode(most)
+                while prefilled and not self._decoding():
+                    prefilled = self._prefill()
+                if self._decoding():
+                    self._decode(most)
+            except BaseException as error:
+                self._reset(error)
+                raise
+
+    def _reset(self, error: BaseException) -> None:
+        """Ends all running requests, with an empty cache: the old one may have been donated."""
+        for row in self._rows:
+            row.tokens = []
+            if row.generation is not None:
+                stopped = InputError("Generation was interrupted.")
+                row.generation.error = error if isinstance(error, Exception) else stopped
+                self._end(row)
+        self._state = self._runner.init(len(self._rows), self._capacity)
 
     def _decoding(self) -> list[int]:
         """Indices of the rows that are ready to decode."""
