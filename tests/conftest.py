@@ -27,6 +27,20 @@ import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("speech_runs")  # tests import it, and use it as a plugin
 
+# A file runs whole in one worker. The longest come first, so that both workers end together.
+LONGEST = (
+    "golden training_run plan training_starts generation training_processes release train_hubert "
+    "train_vocoder spiritlm engine cli run_folder prepare train_style train_pitch training_step "
+    "train_quantizer llama trunk_parity discriminators_parity align transcription"
+).split()
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the files that take longest first."""
+    ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "release_tiny"
 
 

@@ -42,6 +42,8 @@ SEARCHED_ROWS = (1, 2, 4, 8, 12)  # a device
 
 def get_devices(topology: str) -> list[jax.Device]:
     """The devices of a slice such as "v5e:16x16", for compilation only."""
+    if topology.split(":")[0] not in CHIPS:
+        raise InputError(f"The topology is '{topology}'; expected one like v5e:16x16.")
     from jax.experimental import topologies
 
     # The compiler must not look for a TPU's metadata server, nor lock the library.
@@ -50,8 +52,6 @@ def get_devices(topology: str) -> list[jax.Device]:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
-    if topology.split(":")[0] not in CHIPS:
-        raise InputError(f"The topology is '{topology}'; expected one like v5e:16x16.")
     try:
         return list(topologies.get_topology_desc(topology, platform="tpu").devices)
     except Exception as error:
