@@ -174,6 +174,19 @@ print(*sys.modules)
     assert not frameworks & set(done.stdout.split())
 
 
+def test_metrics_are_written_without_torch(tmp_path):
+    """TensorBoard's writer does not import it, and others can import it later."""
+    code = f"""
+import sys
+from pathlib import Path
+from spirit_jax.training.metrics import MetricsLog
+MetricsLog(Path({str(tmp_path)!r}), 0).close()
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "tensorboardX" in done.stdout.split() and "torch" not in done.stdout.split()
+
+
 def test_public_names_come_when_they_are_used():
     import spirit_jax
 

@@ -77,7 +77,7 @@ def read_centroids(config):
     return centroids_vd
 
 
-@pytest.mark.slow  # the runs of pitch and style networks resume in every suite
+@pytest.mark.slow  # a pitch network's run resumes in every suite
 def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole):
     stopped = changed(config, "stopped", steps=16, checkpoint_every=6)
     run(HubertRecipe(stopped), stop_after=9)

@@ -130,13 +130,26 @@ class MetricsLog:
         )
 
 
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Hides torch from tensorboardX, which else imports it where it is installed, for seconds."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
 class _Board:
     """A TensorBoard event file, written synchronously, so that `write` raises its errors."""
 
     def __init__(self, folder: Path, first: int):
-        # Imported here: tensorboardX imports torch if it is installed, which takes seconds.
-        from tensorboardX import event_file_writer, summary
-        from tensorboardX.proto import event_pb2
+        with _without_torch():
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto import event_pb2
 
         self._new_event, self._new_scalar = event_pb2.Event, summary.scalar
         folder.mkdir(parents=True, exist_ok=True)
