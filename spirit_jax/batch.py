@@ -22,6 +22,7 @@ from spirit_jax.audio import SAMPLE_RATE, write_wav
 from spirit_jax.errors import InputError
 from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.engine import Engine, Generation
+from spirit_jax.generation.outputs import limit_speech
 from spirit_jax.spiritlm import SpiritLM
 from spirit_jax.vocab import Modality
 
@@ -152,14 +153,15 @@ def _generate(
 def _result(
     lm: SpiritLM, request: BatchRequest, prompt: str, generation: Generation, output: Path
 ) -> dict[str, Any]:
-    generated = lm.text_tokenizer.decode_prompt(generation.ids)
+    generated = lm.generated_string(generation)
     voice = request.fields.get("speaker"), request.fields.get("style")
     try:
         (pieces,) = lm.decode_outputs([prompt], [generated], *voice)
     except InputError as error:
         return _start(request) | {"error": str(error)}
     outputs = []
-    for number, piece in enumerate(pieces):
+    seconds = generation.request.config.max_speech_seconds
+    for number, piece in enumerate(limit_speech(pieces, seconds)):
         if piece.content_type is Modality.TEXT:
             outputs.append({"text": piece.content})
             continue

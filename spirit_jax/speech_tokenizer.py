@@ -20,6 +20,7 @@ from spirit_jax.audio import SAMPLE_RATE, Audio, chunks, load_audio
 from spirit_jax.errors import InputError
 from spirit_jax.model_folder import CONFIG_NAME, NETWORKS, OPTIONAL_NETWORKS, SpeechTokenizerConfig
 from spirit_jax.models import fcpe, harmonic_source, hifigan, hubert, pitch, style
+from spirit_jax.models.vocoder_stream import VocoderStream
 from spirit_jax.units import Units
 
 BUCKET_SECONDS = (1.5, 3, 6, 10, 16, 30, 60, 100)  # audio is padded to one of these lengths
@@ -81,6 +82,7 @@ class SpeechTokenizer:
             self._vocoder, params = hifigan.load(folders["hifigan"])
             self._check("hifigan", params)
             params = jax.device_put(params)  # once for all of its programs
+            self._vocoder_params = params
             method = None
             if self._vocoder.config.source_harmonics:
                 method = _vocode_with_source
@@ -214,6 +216,39 @@ class SpeechTokenizer:
                 for ids_tc, track in zip(ids, tracks, strict=True)
             ]
         return self._run_windows(self._vocode, inputs, cfg.receptive_frames, cfg.code_hop)
+
+    @property
+    def has_vocoder(self) -> bool:
+        """Whether units can be decoded."""
+        return self._vocoder is not None
+
+    @functools.cached_property
+    def vocoder_stream(self) -> VocoderStream:
+        """The vocoder in step form, for speech whose units are not all known yet.
+
+        Raises:
+          InputError: there is no vocoder.
+        """
+        self._vocoder_config()
+        return VocoderStream(self._vocoder, self._vocoder_params)
+
+    def vocoder_ids(
+        self,
+        speech: Units,
+        speaker_id: int | str | None = None,
+        style_id: int | str | None = None,
+    ) -> np.ndarray:
+        """The input of `vocoder_stream`, int32 (units, channels).
+
+        Args:
+          speech: units of a unit string, not timed.
+          speaker_id, style_id: see `decode_batch`.
+
+        Raises:
+          InputError: see `decode_batch`.
+        """
+        voice = self.find_voice(speaker_id, style_id)
+        return _stack_ids(speech, voice, self._vocoder_config())
 
     def find_voice(
         self, speaker_id: int | str | None, style_id: int | str | None

@@ -19,7 +19,10 @@ from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.engine import ROWS, Engine, Generation, Request, slots_of
+from spirit_jax.generation.outputs import Output, limit_speech
 from spirit_jax.generation.runner import Runner
+from spirit_jax.generation.stopping import Stop, cut_at_stop
+from spirit_jax.generation.streaming import OutputReader, Stream
 from spirit_jax.model_folder import SPEECH_TOKENIZER
 from spirit_jax.models import llama
 from spirit_jax.speech_tokenizer import SpeechTokenizer
@@ -32,19 +35,6 @@ USUAL_CACHE_BYTES = 512 << 20  # of a cache that is allocated for any number of 
 SCORED_ROWS = 16  # batch size of `score`, rounded up to a multiple that the mesh can split
 
 Input = tuple[Modality | str, str | Audio | Units]
-
-
-@dataclasses.dataclass(frozen=True)
-class Output:
-    """A piece of generated text or speech.
-
-    Attributes:
-      content: the text, or float32 (t,) samples at 16 kHz.
-      content_type: `Modality.TEXT` or `Modality.SPEECH`.
-    """
-
-    content: str | np.ndarray
-    content_type: Modality
 
 
 class SpiritLM:
@@ -200,6 +190,45 @@ class SpiritLM:
             prompts, output_modality, generation_config, speaker_id, style_id, options
         )[0]
 
+    def stream(
+        self,
+        inputs: Sequence[Input] = (),
+        output_modality: Modality | str = Modality.ARBITRARY,
+        prompt: str | None = None,
+        generation_config: GenerationConfig | None = None,
+        speaker_id: int | str | None = None,
+        style_id: int | str | None = None,
+        **options: Any,
+    ) -> Stream:
+        """Continues one prompt, and gives text and speech as they come.
+
+        The arguments are those of `generate`. The parts of an output together are that output of
+        `generate`, with one exception. If speech continues the speech of the prompt, `generate`
+        estimates from the number of units where the prompt's samples end (the release's rule);
+        `stream` begins exactly at the first new unit.
+
+        Returns:
+          An iterator over `OutputPart`; see `Stream`.
+
+        Raises:
+          InputError: see `generate_batch`; the iterator raises it for units that cannot be spoken.
+        """
+        prompt = self._one_prompt(inputs, prompt, output_modality)
+        if speaker_id is not None or style_id is not None:
+            self.speech_tokenizer.find_voice(speaker_id, style_id)
+        request = self._request(
+            prompt, output_modality, _merge_options(generation_config, options), 0
+        )
+        reader = OutputReader(
+            prompt,
+            self.text_tokenizer,
+            self.vocab,
+            request.config,
+            lambda: self.speech_tokenizer,
+            (speaker_id, style_id),
+        )
+        return Stream(self.engine(*self._usual_size([request])), request, reader)
+
     def generate_batch(
         self,
         batch: Sequence[Sequence[Input] | str],
@@ -329,7 +358,18 @@ class SpiritLM:
         self, prompt: str, modality: Modality | str, settings: GenerationConfig, sample: int
     ) -> Request:
         mask = list(Modality).index(Modality.of(modality))
-        return Request(self._encode(prompt), mask, settings, sample)
+        stop = None
+        if settings.stop or settings.max_speech_seconds is not None:
+            tokenizer = self._speech_tokenizer
+            has_vocoder = tokenizer is not None and tokenizer.has_vocoder
+            vocoder = tokenizer.vocoder_stream if has_vocoder else None
+            stop = Stop(self.text_tokenizer, self.vocab, settings, vocoder)
+        return Request(self._encode(prompt), mask, settings, sample, stop)
+
+    def generated_string(self, generation: Generation) -> str:
+        """The prompt string that a request generated, up to a stop string."""
+        string = self.text_tokenizer.decode_prompt(generation.ids)
+        return cut_at_stop(string, generation.request.config.stop)
 
     def engine(self, rows: int = ROWS, slots: int | None = None) -> Engine:
         """The engine that generates; all methods that generate use it.
@@ -499,9 +539,13 @@ class SpiritLM:
         if speaker_id is not None or style_id is not None:
             # Raises an error before generation if there is no such speaker or style.
             self.speech_tokenizer.find_voice(speaker_id, style_id)
-        new_ids = self.generate_ids(prompts, output_modality, generation_config, **options)
-        generated = [self.text_tokenizer.decode_prompt(ids) for ids in new_ids]
-        return self.decode_outputs(prompts, generated, speaker_id, style_id)
+        generations = self.continue_prompts(prompts, output_modality, generation_config, **options)
+        generated = [self.generated_string(generation) for generation in generations]
+        outputs = self.decode_outputs(prompts, generated, speaker_id, style_id)
+        return [
+            limit_speech(pieces, generation.request.config.max_speech_seconds)
+            for pieces, generation in zip(outputs, generations, strict=True)
+        ]
 
     def decode_outputs(
         self,

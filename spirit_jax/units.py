@@ -280,24 +280,28 @@ def plan_outputs(prompt: str, generated: str, least: int = MIN_SPEECH_UNITS) -> 
       Texts and unit strings, in order.
     """
     outputs: list[str | Spoken] = []
-    prompt_pieces = split(prompt)
-    before = prompt_pieces[-1] if prompt_pieces else None
-    ends_in_speech = before is not None and before.modality is Modality.SPEECH
-    ends_in_speech &= not prompt.endswith("[Text]")
+    before = speech_at_end(prompt)
     for index, piece in enumerate(split(generated.strip())):
         if piece.modality is Modality.TEXT:
             outputs.append(piece.content)
             continue
         new = count_hubert(piece.content)
-        continues = index == 0 and ends_in_speech
+        continues = index == 0 and bool(before)
         if new < least and (index > 0 or continues):
             continue
         if continues:
-            old = count_hubert(before.content)
-            outputs.append(Spoken(before.content + piece.content, old / (old + new + 1)))
+            old = count_hubert(before)
+            outputs.append(Spoken(before + piece.content, old / (old + new + 1)))
         elif new:
             outputs.append(Spoken(piece.content))
     return outputs
+
+
+def speech_at_end(prompt: str) -> str:
+    """The unit string at the end of a prompt string; "" if it ends in text or `[Text]`."""
+    pieces = split(prompt)
+    is_speech = bool(pieces) and pieces[-1].modality is Modality.SPEECH
+    return pieces[-1].content if is_speech and not prompt.endswith("[Text]") else ""
 
 
 def count_hubert(string: str) -> int:

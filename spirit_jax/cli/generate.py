@@ -38,6 +38,12 @@ def generate(
         bool, typer.Option("--greedy", help="Take the likeliest token instead of sampling")
     ] = False,
     seed: Annotated[int, typer.Option(help="Random seed of sampling")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this string in the text; may be repeated")
+    ] = None,
+    max_speech_seconds: Annotated[
+        float | None, typer.Option(help="Most seconds of generated speech")
+    ] = None,
     speaker: Speaker = None,
     output: Annotated[Path, typer.Option(help="Folder for the WAV files")] = Path("."),
     transcribe: Annotated[
@@ -82,13 +88,16 @@ def generate(
         idle = "temperature", "top_p", "top_k", "seed"
         checks.refuse_idle(context, idle, "--greedy takes the likeliest token each time")
     if Modality.of(to) is Modality.TEXT:
-        checks.refuse_idle(context, ("speaker", "output"), "--to text generates no speech")
+        idle = "speaker", "output", "max_speech_seconds"
+        checks.refuse_idle(context, idle, "--to text generates no speech")
     sampling = {} if greedy else {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     options = GenerationConfig(
         max_new_tokens,
         not greedy,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        stop=tuple(stop or ()),
+        max_speech_seconds=max_speech_seconds,
         **sampling,
     )
     folder = model_folder.find_language_model(model)

@@ -6,6 +6,7 @@ from typing import Any
 from spirit_jax import limits
 from spirit_jax.errors import InputError
 
+MOST_STOPS = 64  # stop strings
 FOR_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
@@ -24,6 +25,11 @@ class GenerationConfig:
         negative ones multiplied; 1e-6 to 1e6.
       seed: random seed of sampling, 0 to 2**32 - 1. The samples of a row do not depend on the
         other rows of a batch.
+      stop: the output ends before the first of these strings in generated text. The string may be
+        spread over tokens, but not over a unit or marker. The generated ids end with the token that
+        completes it.
+      max_speech_seconds: the output ends after this much generated speech; None for no limit. The
+        length of speech is that of the vocoder's durations.
 
     Raises:
       InputError: a value has the wrong type or is out of range, or a sampling setting is not
@@ -38,6 +44,8 @@ class GenerationConfig:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    stop: tuple[str, ...] = ()
+    max_speech_seconds: float | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -59,13 +67,28 @@ class GenerationConfig:
             top_k=(0, 2**31 - 1),
             min_p=(0.0, 1.0),
             seed=limits.SEED,
+            max_speech_seconds=(0.001, 1e6),
         )
+        object.__setattr__(self, "stop", _check_stop(self.stop))
         idle = [name for name in FOR_SAMPLING if getattr(self, name) != _default(self, name)]
         if idle and not self.do_sample:
             raise InputError(
                 f"{' and '.join(idle)} would change nothing without do_sample=True; give it too, "
                 "or leave out the sampling options."
             )
+
+
+def _check_stop(stop: Any) -> tuple[str, ...]:
+    """Stop strings as a tuple; one string is a tuple of one."""
+    stops = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stops, tuple | list) or len(stops) > MOST_STOPS:
+        raise InputError(f"stop is {str(stop)[:40]!r}; expected at most {MOST_STOPS} strings.")
+    for string in stops:
+        if not isinstance(string, str) or not string:
+            raise InputError(
+                f"A stop string is {str(string)[:40]!r}; expected text that is not empty."
+            )
+    return tuple(stops)
 
 
 def _default(config: Any, name: str) -> Any:

@@ -185,13 +185,16 @@ class Engine:
     def stream(self, generation: Generation) -> Iterator[list[int]]:
         """Calls `step` until a request has ended, and yields its new ids after each call."""
         sent = 0
-        while not generation.done or sent < len(generation.ids):
-            if sent == len(generation.ids):
-                self.step(STREAMED_STEPS)
-                continue
-            new = generation.ids[sent:]
+        while True:
+            with self._lock:  # within a step, ids may be there that `Request.stop` removes
+                new, done = generation.ids[sent:], generation.done
             sent += len(new)
-            yield new
+            if new:
+                yield new
+            elif done:
+                return
+            else:
+                self.step(STREAMED_STEPS)
 
     def warm_up(self) -> None:
         """Compiles all steps that requests may need; call it before the first request."""

@@ -43,7 +43,7 @@ class F0Predictor(nn.Module):
         return log_f0_btk + np.log(MEAN_F0), score_btk
 
 
-def excite(f0_tk: np.ndarray, hop: int) -> np.ndarray:
+def excite(f0_tk: np.ndarray, hop: int, cycles: float = 0.0) -> np.ndarray:
     """The input of `sines`: F0 of each frame, and the phase at its start.
 
     The phase is continuous over frames, so a recording can be generated in windows. Rounding of F0
@@ -52,14 +52,20 @@ def excite(f0_tk: np.ndarray, hop: int) -> np.ndarray:
     Args:
       f0_tk: F0 in Hz, 0 where unvoiced.
       hop: samples of a frame.
+      cycles: of all frames before the first; see `count_cycles`.
 
     Returns:
       float32 (t, PARTS + 1): F0 in Hz, then the phase in cycles from 0 to 1.
     """
     f0_tk = f0_tk.reshape(-1, PARTS).astype(np.float64)
-    cycles_t = f0_tk.sum(axis=1) * (hop / PARTS / SAMPLE_RATE)
-    phase_t = (np.cumsum(cycles_t) - cycles_t) % 1
+    cycles_t = count_cycles(f0_tk, hop)
+    phase_t = (cycles + np.cumsum(cycles_t) - cycles_t) % 1
     return np.concatenate([f0_tk, phase_t[:, None]], axis=1).astype(np.float32)
+
+
+def count_cycles(f0_tk: np.ndarray, hop: int) -> np.ndarray:
+    """Cycles of F0 in each frame, float64 (t,); arguments as those of `excite`."""
+    return f0_tk.astype(np.float64).sum(axis=1) * (hop / PARTS / SAMPLE_RATE)
 
 
 def to_f0(predicted_te: np.ndarray) -> np.ndarray:

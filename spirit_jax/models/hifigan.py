@@ -41,8 +41,7 @@ class DurationPredictor(nn.Module):
     @nn.compact
     def __call__(self, x_btc: jax.Array, lengths_b: jax.Array) -> jax.Array:
         cfg = self.config
-        first = (cfg.duration_kernel - 1) // 2
-        for i, padding in enumerate((first, 1)):
+        for i, padding in enumerate(duration_paddings(cfg)):
             x_btc = x_btc * length_mask(lengths_b, x_btc.shape[1])[..., None]
             conv = nn.Conv(
                 cfg.duration_hidden,
@@ -56,6 +55,11 @@ class DurationPredictor(nn.Module):
             x_btc = norm(x_btc)
             lengths_b = lengths_b + 2 * padding - (cfg.duration_kernel - 1)
         return nn.Dense(1, precision=cfg.precision, name="out")(x_btc)[..., 0]
+
+
+def duration_paddings(config: HifiGanConfig) -> tuple[int, int]:
+    """Zeros on each side of the input of the duration predictor's two convs."""
+    return (config.duration_kernel - 1) // 2, 1
 
 
 class Upsample(nn.Module):
@@ -77,16 +81,22 @@ class Upsample(nn.Module):
         shape = (self.kernel_size, channels, self.features)
         kernel_kcd = self.param("kernel", nn.initializers.normal(0.01), shape)
         bias_d = self.param("bias", nn.initializers.zeros, (self.features,))
-        taps = -(-self.kernel_size // self.rate)
-        missing = taps * self.rate - self.kernel_size
-        phases = jnp.pad(kernel_kcd, ((0, missing), (0, 0), (0, 0)))
-        phases = phases.reshape(taps, self.rate, channels, self.features)
-        # A conv applies its weights in the reverse order of a transposed conv.
-        phases = phases[::-1].transpose(0, 2, 1, 3).reshape(taps, channels, -1)
-        y_btd = conv1d(x_btc, phases, (taps - 1, taps - 1), 1, 1, self.precision)
+        phases = split_phases(kernel_kcd, self.rate)
+        outside = len(phases) - 1
+        y_btd = conv1d(x_btc, phases, (outside, outside), 1, 1, self.precision)
         y_btd = y_btd.reshape(batch, -1, self.features)
         start = (self.kernel_size - self.rate) // 2
         return y_btd[:, start : start + frames * self.rate] + bias_d
+
+
+def split_phases(kernel_kcd: jax.Array, rate: int) -> jax.Array:
+    """The kernel of the conv that `Upsample` computes, (taps, c, rate * d)."""
+    taps = -(-len(kernel_kcd) // rate)
+    missing = taps * rate - len(kernel_kcd)
+    phases = jnp.pad(kernel_kcd, ((0, missing), (0, 0), (0, 0)))
+    phases = phases.reshape(taps, rate, *kernel_kcd.shape[1:])
+    # A conv applies its weights in the reverse order of a transposed conv.
+    return phases[::-1].transpose(0, 2, 1, 3).reshape(taps, kernel_kcd.shape[1], -1)
 
 
 class ResBlock(nn.Module):

@@ -1,0 +1,131 @@
+"""Ends of a generation: stop strings, and the most seconds of speech."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spirit_jax import markup
+from spirit_jax.audio import SAMPLE_RATE
+from spirit_jax.generation.config import GenerationConfig
+from spirit_jax.models.vocoder_stream import VocoderStream
+from spirit_jax.text import TextTokenizer
+from spirit_jax.vocab import Vocab
+
+FRAME_SECONDS = 0.04  # of a unit, the least that it lasts
+
+
+class TextReader:
+    """Decodes ids as they come: the text since the last marker or unit.
+
+    Attributes:
+      text: the text so far; its last character may be incomplete (U+FFFD).
+      token: the marker or unit before the text, such as "[Hu5]"; "" at the beginning.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, vocab: Vocab):
+        self._tokenizer, self._vocab = tokenizer, vocab
+        self._strings = vocab.token_strings()
+        self.text, self.token = "", ""
+        self._ids: list[int] = []
+
+    def add(self, new: int) -> str | None:
+        """Adds an id. Returns the marker or unit that it is, which ends the text; or None."""
+        vocab = self._vocab
+        if vocab.text_size <= new < vocab.size:
+            self.token, self.text, self._ids = self._strings[new - vocab.text_size], "", [new]
+            return self.token
+        self._ids.append(new)
+        # With the token before it, so that it is decoded as in the whole sequence.
+        self.text = self._tokenizer.decode(self._ids)[len(self.token) :]
+        return None
+
+
+def find_stop(text: str, stops: Sequence[str]) -> int:
+    """Where the first stop string begins in a text; -1 if there is none."""
+    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=-1)
+
+
+def cut_at_stop(prompt: str, stops: Sequence[str]) -> str:
+    """A generated prompt string up to the first stop string in a text of it."""
+    parts = []
+    for part in markup.parse(prompt) if stops else ():
+        at = -1 if part.is_token else find_stop(part.string, stops)
+        if at >= 0:
+            return markup.render([*parts, markup.Part(part.string[:at])])
+        parts.append(part)
+    return prompt
+
+
+class Stop:
+    """`Request.stop` of a request with stop strings or a limit of seconds.
+
+    The ids end with the one that completes a stop string, or with the unit that reaches the limit.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        vocab: Vocab,
+        config: GenerationConfig,
+        vocoder: VocoderStream | None,
+    ):
+        """For one request.
+
+        Args:
+          tokenizer, vocab: of the model.
+          config: its stop strings and most seconds of speech.
+          vocoder: predicts durations of units; without it each unit counts as one frame.
+        """
+        self._reader, self._stops = TextReader(tokenizer, vocab), config.stop
+        self._seconds, self._spoken = config.max_speech_seconds, SpeechCounter(vocoder)
+        self._read = 0
+
+    def __call__(self, ids: list[int]) -> int | None:
+        """See `Request.stop`."""
+        while self._read < len(ids):
+            token = self._reader.add(ids[self._read])
+            self._read += 1
+            if token is None and find_stop(self._reader.text, self._stops) >= 0:
+                return self._read
+            if self._seconds is None:
+                continue
+            if token is not None and token.startswith("[Hu"):
+                self._spoken.add(int(token[3:-1]))
+            elif token is None and self._reader.text:
+                self._spoken.end()
+            if self._spoken.seconds >= self._seconds:
+                return self._read
+        return None
+
+
+class SpeechCounter:
+    """Counts the seconds of phonetic units.
+
+    Attributes:
+      seconds: of all units whose duration is known.
+    """
+
+    def __init__(self, vocoder: VocoderStream | None):
+        self._vocoder, self._state = vocoder, None
+        self.seconds = 0.0
+
+    def add(self, unit: int) -> None:
+        """Adds a unit."""
+        if self._vocoder is None:
+            self.seconds += FRAME_SECONDS
+            return
+        if self._state is None:
+            self._state = self._vocoder.start()
+        ids_1c = np.zeros((1, len(self._vocoder.config.channels)), np.int32)
+        ids_1c[0, 0] = unit
+        self._count(ids_1c)
+
+    def end(self) -> None:
+        """Ends a piece of speech, so that its last units have a duration too."""
+        if self._state is not None:
+            self._count(None)
+            self._state = None
+
+    def _count(self, ids_uc: np.ndarray | None) -> None:
+        self._state, frames_u = self._vocoder.count_frames(self._state, ids_uc)
+        self.seconds += float(frames_u.sum()) * self._vocoder.config.code_hop / SAMPLE_RATE
