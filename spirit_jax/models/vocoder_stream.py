@@ -293,7 +293,7 @@ class _Network:
             state, signal = self._run(state, chunk, np.int32(left))
             values.append(signal.x_btc)
             start += size
-        return state, np.concatenate([np.asarray(x_btc[0]) for x_btc in values])
+        return state, np.concatenate([np.asarray(x_btc)[0] for x_btc in values])
 
     def warm_up(self) -> None:
         """Compiles all sizes."""
