@@ -11,6 +11,7 @@ import fcntl
 import functools
 import itertools
 import json
+import math
 import os
 import shutil
 import uuid
@@ -234,14 +235,18 @@ def read_text(path: str | Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, finite: bool = True) -> Any:
     """The value of a JSON file.
+
+    Args:
+      path: the file.
+      finite: see `parse_json`.
 
     Raises:
       InputError: the file cannot be read, or is not text or not JSON; see `parse_json`.
     """
     try:
-        return parse_json(read_text(path))
+        return parse_json(read_text(path), finite=finite)
     except _NotJson as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -301,23 +306,29 @@ class _NotJson(InputError):
     """Why a text is not JSON; the message follows the name of the file or line."""
 
 
-def parse_json(text: str, max_digits: int = MAX_DIGITS) -> Any:
+def parse_json(text: str, max_digits: int = MAX_DIGITS, finite: bool = True) -> Any:
     """The value of a JSON text.
 
     Args:
       text: the JSON text.
       max_digits: the most digits of a whole number.
+      finite: whether NaN, Infinity and numbers beyond the range of float64 (1e999) are refused.
 
     Returns:
       The value, in Python's types.
 
     Raises:
       InputError: the text is not JSON, has a duplicate name in an object, is nested too deeply, has
-        a longer whole number, or a string with half a surrogate pair.
+        a longer whole number, a number that is not finite, or a string with half a surrogate pair.
     """
     try:
-        parse_int = functools.partial(_parse_int, max_digits)
-        value = json.loads(text, parse_int=parse_int, object_pairs_hook=_make_object)
+        value = json.loads(
+            text,
+            parse_int=functools.partial(_parse_int, max_digits),
+            parse_float=_parse_finite if finite else None,
+            parse_constant=_parse_finite if finite else None,
+            object_pairs_hook=_make_object,
+        )
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
@@ -423,6 +434,14 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         duplicate = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the name {duplicate[:80]!r} is there twice in one object")
     return values
+
+
+def _parse_finite(text: str) -> float:
+    """A number; Python's own reader would also take NaN, Infinity and 1e999."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return value
 
 
 def _parse_int(max_digits: int, digits: str) -> int:

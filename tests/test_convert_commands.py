@@ -83,7 +83,6 @@ def test_lack_of_memory_or_disk_is_reported_as_such(monkeypatch, capsys):
         (MemoryError(), "1", "memory is used up"),
         (OSError(28, "No space left on device", "x"), "1", "the disk is full"),
         (PermissionError(13, "Permission denied", "x"), "1", "error: x: "),
-        (KeyboardInterrupt(), "130", "interrupted"),
     ):
         raised.append(error)
         with pytest.raises(SystemExit, match=status):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from spirit_jax.cli import app
+from spirit_jax.cli.commands import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

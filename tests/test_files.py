@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from spirit_jax import files
+from spirit_jax import config, files
 from spirit_jax.audio import load_audio
 from spirit_jax.errors import InputError
 
@@ -211,3 +211,15 @@ def test_a_git_lfs_pointer_is_reported_by_every_reader(tmp_path):
 
 def _raise(error):
     raise error
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(number, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(f'{{"a": [1.0, {number}]}}')
+    with pytest.raises(InputError, match=rf"a\.json: .*the number {number} is not finite"):
+        files.read_json(path)
+    ((line, value),) = files.read_json_lines(path)
+    assert line == 1 and isinstance(value, InputError)
+    with pytest.raises(InputError, match="is not finite"):
+        config.read_mapping(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from typer.core import TyperCommand
 
-from spirit_jax.cli import processes
+from spirit_jax.cli import interrupts, processes
 from spirit_jax.errors import InputError
 from spirit_jax.files import describe, find_lack
 
@@ -61,18 +61,19 @@ def run(function: Callable[..., None]) -> None:
 def call(app: typer.Typer, name: str) -> None:
     """Runs an application on the arguments of this process.
 
-    An error is one line on standard error. The exit status is 1 for a bad input, 2 for an unknown
-    command, option or argument, and 130 after Ctrl-C.
+    An error is one line on standard error. The exit status is 1 for a bad input or if standard
+    output cannot be written, 2 for an unknown command, option or argument, and 130 after Ctrl-C.
 
     Args:
       app: the application.
       name: how users call it, for messages.
     """
+    _replace_closed_streams()
     try:
-        with typer.main.get_command(app).make_context(name, sys.argv[1:]) as context:
-            context.command.invoke(context)
-    except typer.Exit as stop:  # also after help, with status 0
-        sys.exit(stop.exit_code)
+        if sys.stdout is None:
+            raise InputError("Standard output is closed; redirect it, such as with >/dev/null.")
+        with interrupts.raising():
+            _invoke(app, name)
     except UsageError as error:
         place = error.ctx.command_path if error.ctx else name
         message = error.format_message().rstrip(".")
@@ -80,31 +81,74 @@ def call(app: typer.Typer, name: str) -> None:
             print(message, file=sys.stderr)
             sys.exit(2)
         _fail(f"{message}{'' if message.endswith('?') else '.'} See {place} --help.", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
+    except KeyboardInterrupt:
+        interrupts.end()
     except BrokenPipeError:  # such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
     except Exception as error:
         processes.end_together(error)
         if isinstance(error, InputError):
             _fail(str(error), 1)
         if isinstance(error, OSError) or find_lack(error):
-            place = getattr(error, "filename", None) or "the machine"
-            _fail(f"{place}: {describe(error)}.", 1)
+            output = "standard output" if _drop_output() else "the machine"
+            _fail(f"{getattr(error, 'filename', None) or output}: {describe(error)}.", 1)
         raise
+
+
+def _invoke(app: typer.Typer, name: str) -> None:
+    """Runs the command that `sys.argv` names, and writes all of its output."""
+    status = None
+    try:
+        with typer.main.get_command(app).make_context(name, sys.argv[1:]) as context:
+            context.command.invoke(context)
+    except typer.Exit as stop:  # also after help, with status 0
+        status = stop.exit_code
+    sys.stdout.flush()  # a full disk must be reported here, not while Python ends
+    if status is not None:
+        sys.exit(status)
+
+
+def _replace_closed_streams() -> None:
+    """Opens the null device in place of closed standard streams.
+
+    Otherwise the next file that is opened would get the number of the stream, and messages of C++
+    libraries would be written into it. Python prints to standard output what is for a closed
+    standard error. `sys.stdout` stays None if it is.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest free number
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+
+
+def _drop_output() -> bool:
+    """Whether standard output cannot be written; then what is left in its buffer is dropped."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def require(extra: str) -> None:
     """Ends a `python -m` command of a package that imports what is not installed.
 
     For the package's `__init__`: while Python looks for the module to run, `sys.argv[0]` is "-m".
+    Until the command starts, Ctrl-C ends the process without a traceback.
 
     Args:
       extra: one of `EXTRAS`.
     """
+    if sys.argv[0] != "-m":
+        return
+    interrupts.end_at_once()
     missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
-    if missing and sys.argv[0] == "-m":
+    if missing:
         _fail(
             f"{' and '.join(missing)} cannot be imported: this command needs the extra {extra} "
             f"(pip install -e '.[{extra}]').",
@@ -113,5 +157,7 @@ def require(extra: str) -> None:
 
 
 def _fail(message: str, status: int) -> None:
+    if sys.stdout is not None:
+        _drop_output()
     print("error:", " ".join(message.splitlines()), file=sys.stderr)
     sys.exit(status)

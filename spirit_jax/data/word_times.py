@@ -257,7 +257,7 @@ def read_whisperx(path: str | Path) -> Words:
 
 def whisperx_entries(path: str | Path) -> list[Entry]:
     """The words of all segments, sorted by time; see `read_whisperx`."""
-    data = files.read_json(path)
+    data = files.read_json(path, finite=False)  # NaN is the time of a word that was not aligned
     try:
         segments = data.get("segments") or []
         if not segments and data.get("word_segments"):
