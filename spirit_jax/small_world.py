@@ -4,10 +4,11 @@
 """
 
 import re
-import unicodedata
 from collections.abc import Callable
 
 from num2words import num2words
+
+from spirit_jax.characters import compose
 
 # The beginning of a request, and its action.
 ACTIONS = {
@@ -46,12 +47,12 @@ def read_out(text: str) -> tuple[str, list[str]]:
       (lower-case words of letters and apostrophes, separated by single spaces; the parts of the
       text that cannot be converted, which are not among the words).
     """
-    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
+    text = compose(text).lower()
     for pattern, read in _RULES:
         text = pattern.sub(read, text)
     words, unread = [], []
     for part in text.split():
-        part = part.strip(".,;:!?\"'()[]{}<>\u2026\u2013\u2014\u201c\u201d\u2018-")
+        part = part.strip(".,;:!?\"'()[]{}<>\u2026\u2013\u2014\u201c\u201d-")
         pieces = part.split("-")
         if all(re.fullmatch(r"[a-z]+(?:'[a-z]+)*", piece) for piece in pieces):
             words += pieces

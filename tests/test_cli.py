@@ -17,7 +17,8 @@ import typer
 import spirit_jax
 from spirit_jax import SpeechTokenizer, cli, config, f0, files, model_folder
 from spirit_jax.audio import load_audio
-from spirit_jax.cli import checks, commands
+from spirit_jax.cli import checks
+from spirit_jax.cli.commands import app
 from spirit_jax.errors import InputWarning
 
 # "The quarterly report shows a decline in revenue", of which the packaged models know no sentence.
@@ -151,7 +152,7 @@ def test_every_command_helps(run):
     for args in ((), *((name,) for name in commands)):
         status, out, _ = run(*args, "--help")
         assert status == 0 and "Usage" in out
-        command = typer.main.get_command(commands.app)
+        command = typer.main.get_command(app)
         command = command.commands[args[0]] if args else command
         texts = [command.help, *(getattr(option, "help", None) for option in command.params)]
         shown = "".join(out.split())

@@ -96,6 +96,15 @@ def test_nemos_fields_are_understood(tone, tmp_path, cases):
     assert pickle.loads(pickle.dumps(first)) == first  # workers get items
 
 
+def test_segments_that_differ_by_a_millisecond_have_different_names(tone, tmp_path):
+    """Long recordings: six digits are not enough for the time in a name."""
+    fields = {"audio_filepath": "a.wav", "duration": 1.0, "text": "a"}
+    rows = [fields | {"offset": offset} for offset in (1234567.001, 1234567.002, 0.1)]
+    items = list(read_source(write(tmp_path / "n.jsonl", *rows)))
+    assert [item.id for item in items] == ["a@1234567.001", "a@1234567.002", "a@0.1"]
+    assert len({item.audio_name for item in items}) == 3
+
+
 def test_items_without_an_id_have_that_of_nemos_file(tone, tmp_path):
     source = write(
         tmp_path / "n.jsonl",

@@ -27,6 +27,7 @@ from spirit_jax.small_world import intent_of, read_out
         ("the 1st game", "the first game"),
         ("twenty-five o’clock", "twenty five o'clock"),
         ("'Hello' (john’s)", "hello john's"),
+        ("`Hello´ john＇s ‘little’ fishʼs o`clock", "hello john's little fish's o'clock"),
     ],
 )
 def test_texts_are_written_out_as_words(text, words):

@@ -1,6 +1,7 @@
 """Word times: reading TextGrid and WhisperX files, repairing times, and validating them."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -246,8 +247,13 @@ def test_a_segment_without_times_takes_those_of_its_words(tmp_path):
     [
         "",
         "[]",
+        "null",
         "{}",
         '{"segments": 3}',
+        '{"segments": [null]}',
+        '{"segments": [{"words": 3}]}',
+        '{"segments": [{"words": ["a"]}]}',
+        '{"segments": [{"words": [], "text": 3}]}',
         '{"segments": [{"text": "no words"}]}',
         '{"segments": [{"words": [{"start": 1}]}]}',
         '{"segments": [{"words": [{"word": null, "start": 1, "end": 2}]}]}',
@@ -260,8 +266,9 @@ def test_a_segment_without_times_takes_those_of_its_words(tmp_path):
 )
 def test_json_that_is_not_whisperx_is_rejected(text, tmp_path):
     (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(InputError, match="bad.json"):
+    with pytest.raises(InputError, match="bad.json") as raised:
         read_whisperx(tmp_path / "bad.json")
+    assert not re.search("object has|attribute|None|iterable|'word'", str(raised.value))
 
 
 def segment(start, end, text, *words):

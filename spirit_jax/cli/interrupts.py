@@ -30,8 +30,8 @@ def raising() -> Iterator[None]:
       while they are initialised.
     * Python prints and ignores exceptions in callbacks of the garbage collector (JAX has such a
       callback) and in destructors. The interrupt is repeated then.
-    * A library may raise another error after it, as Orbax does. That error is replaced, and those of
-      its threads are not printed.
+    * A library may raise another error after it, as Orbax does. That error is replaced, and those
+      of its threads are not printed.
     """
     interrupted = False
 

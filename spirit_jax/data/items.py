@@ -53,7 +53,7 @@ class Item:
             return str(self.audio)
         segment = self.audio
         end = math.inf if segment.seconds is None else segment.start + segment.seconds
-        return f"{segment.path} ({segment.start:g} to {end:g} s)"
+        return f"{segment.path} ({segment.start:.15g} to {end:.15g} s)"
 
 
 def fingerprint(item: Item) -> bytes:

@@ -10,10 +10,9 @@ words. Bare codes such as "sil" are words in some languages, so they are only la
 import re
 import unicodedata
 
-UNKNOWN = "<unk>"  # in place of every spoken but unknown word
+from spirit_jax.characters import compose
 
-# Characters that are written for an apostrophe. NFKC would change some of them to a space.
-APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\u00b4\u2032", "'"))
+UNKNOWN = "<unk>"  # in place of every spoken but unknown word
 
 UNKNOWN_NAMES = frozenset(
     "unk oov spn unknown inaudible unintelligible indistinct spoken_noise xxx".split()
@@ -68,7 +67,7 @@ def split_words(text: str, is_turkish: bool = False) -> list[str]:
         return match[0] if meaning is None else f" {meaning and mark} "
 
     mark = "\ue000"  # a private-use character in place of `UNKNOWN` until the words are split
-    text = unicodedata.normalize("NFKC", text.translate(APOSTROPHES)).replace(mark, " ")
+    text = compose(text).replace(mark, " ")
     text = _LABEL.sub(replace, text)
     text = (text.replace("I", "\u0131") if is_turkish else text).lower()
     text = text.replace("i\u0307", "i")  # lower() of the Turkish capital dotted I

@@ -245,7 +245,7 @@ def _derive_id(known: Mapping[str, Any], written: str, folder: Path) -> str:
     if path.is_absolute() and path.is_relative_to(folder.absolute()):
         path = path.relative_to(folder.absolute())
     name = path.with_suffix("").as_posix().lstrip("/") if path.name else written
-    return f"{name}@{known['offset']:g}" if "offset" in known else name
+    return f"{name}@{known['offset']:.15g}" if "offset" in known else name
 
 
 def _read_words(words: Any) -> tuple[Words, int]:

@@ -10,7 +10,8 @@ import dataclasses
 import unicodedata
 from collections.abc import Sequence
 
-from spirit_jax.data.labels import APOSTROPHES, UNKNOWN, split_words
+from spirit_jax.characters import compose
+from spirit_jax.data.labels import UNKNOWN, split_words
 from spirit_jax.errors import InputError
 from spirit_jax.models.ctc import CtcConfig
 
@@ -79,7 +80,7 @@ class Speller:
         self._is_turkish &= not {"w", "W"} & set(texts.values())
         self._ids: dict[str, int] = {}
         # Many networks have only capitals. If one has both cases, the exact label is preferred.
-        for normalise in (lambda text: text, _compose, self._fold):
+        for normalise in (lambda text: text, compose, self._fold):
             for number, text in texts.items():
                 if len(folded := normalise(text)) == 1:
                     self._ids.setdefault(folded, number)
@@ -132,13 +133,9 @@ class Speller:
         return words[0] if len(words) == 1 else ""
 
 
-def _compose(text: str) -> str:
-    return unicodedata.normalize("NFKC", text.translate(APOSTROPHES))
-
-
 def _check_letters(labels: Sequence[str], name: str) -> None:
     """Raises `InputError` for labels that are phonemes or pieces of words."""
-    written = [_compose(label).strip("\u2581") for label in labels]  # SentencePiece's space
+    written = [compose(label).strip("\u2581") for label in labels]  # SentencePiece's space
     letters = [label for label in written if label.isalpha()]
     long = [label for label in letters if len(label) > 1]
     phonetic = _PHONETIC & set("".join(written))

@@ -6,6 +6,7 @@ seconds. `labels` distinguishes words from labels, and `timing` repairs invalid 
 """
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "read_whisperx",
 ]
 
+SHOWN = 60  # characters of a value in a message
 SUFFIXES = {"textgrid": ".TextGrid", "whisperx": ".json"}
 
 
@@ -259,19 +261,39 @@ def whisperx_entries(path: str | Path) -> list[Entry]:
     """The words of all segments, sorted by time; see `read_whisperx`."""
     data = files.read_json(path, finite=False)  # NaN is the time of a word that was not aligned
     try:
-        segments = data.get("segments") or []
+        segments = _object(data, "the file").get("segments") or []
         if not segments and data.get("word_segments"):
             segments = [{"words": data["word_segments"]}]
         if not segments and "segments" not in data:
             raise ValueError("it has no segments")
+        segments = [_object(segment, "a segment") for segment in _list(segments, "segments")]
         starts = [as_seconds(segment.get("start")) for segment in segments]
         if None not in starts:
             segments = [segments[i] for i in sorted(range(len(starts)), key=starts.__getitem__)]
         return [entry for segment in segments for entry in _read_segment(segment)]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise InputError(
             f"{path}: is not WhisperX's JSON with segments that have words ({error})."
         ) from error
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    """The value; raises `ValueError` unless it is a JSON object."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is {_show(value)}, expected an object")
+    return value
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    """The value; raises `ValueError` unless it is a JSON list."""
+    if not isinstance(value, list):
+        raise ValueError(f"'{what}' is {_show(value)}, expected a list")
+    return value
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _read_segment(segment: Mapping[str, Any]) -> list[Entry]:
@@ -282,9 +304,10 @@ def _read_segment(segment: Mapping[str, Any]) -> list[Entry]:
         low = high = None
     text = segment.get("text") or ""
     if not isinstance(text, str):
-        raise TypeError(f"a segment's text is {text!r}")
+        raise ValueError(f"a segment's text is {_show(text)}, expected a string")
     spoken = split_words(text)
-    written = [_read_word(word) for word in segment.get("words") or []]
+    words = segment.get("words") or []
+    written = [_read_word(_object(word, "a word")) for word in _list(words, "words")]
     entries = [
         Entry(word, start, end, low, high)
         for label, start, end in _join_labels(written)
@@ -294,11 +317,11 @@ def _read_segment(segment: Mapping[str, Any]) -> list[Entry]:
 
 
 def _read_word(word: Mapping[str, Any]) -> tuple[str, Any, Any]:
-    label = word["word"] if "word" in word else word["text"]  # "text": whisper-timestamped's
+    label = word.get("word", word.get("text"))  # "text": whisper-timestamped's
     if as_seconds(label) is not None:  # a number without quotes
         label = str(label)
     if not isinstance(label, str):
-        raise TypeError(f"a word is {label!r}")
+        raise ValueError(f"the text of a word is {_show(label)}, expected a string")
     return label, as_seconds(word.get("start")), as_seconds(word.get("end"))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from spirit_jax import bucketing, files
-from spirit_jax.data.labels import APOSTROPHES
+from spirit_jax.characters import compose
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import read_language
 
@@ -111,13 +111,8 @@ def _check_texts(references: Sequence[str], hypotheses: Sequence[str]) -> None:
         raise InputError(f"There are {len(references)} references for {len(hypotheses)} answers.")
 
 
-def _compose(text: str) -> str:
-    """A text in NFKC (no ligatures, no full width), with one form of the apostrophe."""
-    return unicodedata.normalize("NFKC", text.translate(APOSTROPHES))
-
-
 def _guess_language(texts: Sequence[str]) -> str:
-    letters = [letter for letter in _compose("".join(texts)) if letter.isalpha()]
+    letters = [letter for letter in compose("".join(texts)) if letter.isalpha()]
     if all(letter.isascii() for letter in letters):
         return "en"
     unspaced = sum(unicodedata.name(letter, "").startswith(_UNSPACED_NAMES) for letter in letters)
@@ -136,7 +131,7 @@ def _normaliser(language: str) -> Callable[[str], str]:
         normalizer = BasicTextNormalizer(preserve_marks=True, split_letters=split)
 
     def change(text: str) -> str:
-        text = _compose(text)
+        text = compose(text)
         text = "".join(each for each in text if unicodedata.category(each) != "Cf")  # invisible
         if language != "en":  # casefold: "ß" is "SS" in capitals; "İ" is "i" in lower case
             text = text.replace("\u0130", "i").casefold()
