@@ -11,15 +11,14 @@ resumes.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spirit_jax import files, lock
+from spirit_jax import checksums, files, lock, model_folder
 from spirit_jax.audio import SAMPLE_RATE, write_wav
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, LackError
 from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.engine import Engine, Generation
 from spirit_jax.generation.outputs import limit_speech
@@ -27,6 +26,7 @@ from spirit_jax.spiritlm import SpiritLM
 from spirit_jax.vocab import Modality
 
 RESULTS = "results.jsonl"
+MAX_ID_BYTES = 200  # file names are an id and a number; file systems allow 255 bytes
 WAITING = 2  # requests per row of the engine that are prepared in advance
 SETTINGS = tuple(field.name for field in dataclasses.fields(GenerationConfig))
 FIELDS = ("id", "inputs", "prompt", "to", "speaker", "style", *SETTINGS)
@@ -74,12 +74,12 @@ def read_requests(path: str | Path) -> list[BatchRequest]:
             )
         if ("inputs" in fields) == ("prompt" in fields):
             raise InputError(f"{path}: request '{name}' needs either 'inputs' or 'prompt'.")
-        if name in known or Path(name).name != name:
+        can_name_file = Path(name).name == name.strip() != "" and name.isprintable()
+        if name in known or not can_name_file or len(name.encode()) > MAX_ID_BYTES:
             problem = "is there twice" if name in known else "cannot be part of a file name"
-            raise InputError(f"{path}: the id '{name}' {problem}.")
+            raise InputError(f"{path}: the id {name[:80]!r} {problem}.")
         known.add(name)
-        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
-        requests.append(BatchRequest(name, digest, fields))
+        requests.append(BatchRequest(name, checksums.of_value(fields)[:16], fields))
     return requests
 
 
@@ -105,9 +105,11 @@ def run(
       The final progress, with results of earlier runs.
 
     Raises:
-      InputError: the folder cannot be written, is in use, or has results of other requests.
+      InputError: the folder cannot be written, is in use, or has results of other requests or of
+        another model.
     """
     output = Path(output)
+    requests = _add_model(requests, lm)
     with lock.hold(output, "generate.lock", output, "output") as held:
         path = output / RESULTS
         done = _read_results(path, requests)
@@ -115,14 +117,25 @@ def run(
         for result in done.values():
             progress = _add(progress, result)
         waiting = (request for request in requests if request.id not in done)
-        with path.open("a", encoding="utf-8") as file:
-            for result in _generate(lm, waiting, output, lm.engine(rows)):
-                held.check()
-                file.write(json.dumps(result, ensure_ascii=False) + "\n")
-                file.flush()
-                progress = _add(progress, result)
-                report(progress)
+        for result in _generate(lm, waiting, output, lm.engine(rows)):
+            held.check()
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            except OSError as error:
+                raise files.unwritable(path, error) from error
+            progress = _add(progress, result)
+            report(progress)
     return progress
+
+
+def _add_model(requests: list[BatchRequest], lm: SpiritLM) -> list[BatchRequest]:
+    """The requests with digests that also depend on the model."""
+    model = model_folder.fingerprint(lm.folder)
+    return [
+        dataclasses.replace(request, digest=checksums.of_value([request.digest, model])[:16])
+        for request in requests
+    ]
 
 
 def _generate(
@@ -140,6 +153,8 @@ def _generate(
             try:
                 prompt = _prompt_of(lm, request)
                 running.append((request, prompt, lm.submit(engine, prompt, **_settings(request))))
+            except LackError:  # not the fault of the request
+                raise
             except InputError as error:
                 yield _start(request) | {"error": str(error)}
         if not running:
@@ -157,6 +172,8 @@ def _result(
     voice = request.fields.get("speaker"), request.fields.get("style")
     try:
         (pieces,) = lm.decode_outputs([prompt], [generated], *voice)
+    except LackError:
+        raise
     except InputError as error:
         return _start(request) | {"error": str(error)}
     outputs = []
@@ -211,8 +228,8 @@ def _read_results(path: Path, requests: list[BatchRequest]) -> dict[str, dict[st
             raise InputError(f"{path}: is damaged; use another output folder.")
         if digests.get(row["id"]) != row.get("request"):
             raise InputError(
-                f"{path}: has the result of another request '{row['id']}'; use another output "
-                "folder."
+                f"{path}: has the result of another request '{row['id']}', or of another model; "
+                "use another output folder."
             )
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     files.write_text(path, "".join(lines))

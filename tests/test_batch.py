@@ -1,13 +1,15 @@
 """Generation for a file of requests: results as alone, resumable, errors stay with a request."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from spirit_jax import SpiritLM, batch, cli
-from spirit_jax.errors import InputError
+from spirit_jax import SpiritLM, batch, cli, model_folder
+from spirit_jax.errors import InputError, LackError
 
 SAMPLING = {"do_sample": True, "temperature": 0.8, "seed": 3}
 REQUESTS = [
@@ -86,13 +88,49 @@ def test_an_interrupted_command_resumes(lm, folder, tmp_path):
         batch.run(lm, changed, tmp_path, 2)
 
 
+def test_results_of_another_model_are_not_mixed_in(lm, folder, tmp_path, monkeypatch):
+    requests = batch.read_requests(folder / "requests.jsonl")
+    lines = (folder / "out" / batch.RESULTS).read_text().splitlines(keepends=True)
+    (tmp_path / batch.RESULTS).write_text(lines[0])
+    shutil.copytree(model_folder.ASSETS / "spirit-tiny-base", tmp_path / "other")
+    (tmp_path / "other" / "notes.txt").write_text("an edited model")
+    monkeypatch.setattr(lm, "folder", tmp_path / "other")
+    with pytest.raises(InputError, match="or of another model; use another output folder"):
+        batch.run(lm, requests, tmp_path, 2)
+    assert (tmp_path / batch.RESULTS).read_text() == lines[0]
+
+
+def test_lack_of_memory_or_disk_is_not_the_error_of_a_request(lm, folder, tmp_path, monkeypatch):
+    requests = batch.read_requests(folder / "requests.jsonl")[:1]
+
+    def fail(*args):
+        raise LackError("a.flac: cannot be read (too many files are open).")
+
+    monkeypatch.setattr(lm, "build_prompt", fail)
+    with pytest.raises(LackError):
+        batch.run(lm, requests, tmp_path / "out", 2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_results_that_cannot_be_written_are_named(lm, folder, tmp_path):
+    (tmp_path / batch.RESULTS).symlink_to("/dev/full")
+    requests = batch.read_requests(folder / "requests.jsonl")[3:4]
+    message = r"results\.jsonl: cannot be written \(the disk is full\)"
+    with pytest.raises(InputError, match=message):
+        batch.run(lm, requests, tmp_path, 2)
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
         ({"inputs": [], "temprature": 1}, "request '1' has the unknown field 'temprature'"),
         ({"id": "a"}, "request 'a' needs either 'inputs' or 'prompt'"),
         ({"inputs": [], "prompt": ""}, "needs either"),
-        ({"id": "../a", "prompt": ""}, "the id '../a' cannot be part of a file name"),
+        *(
+            ({"id": name, "prompt": ""}, "the id '.*' cannot be part of a file name")
+            for name in ("../a", "", " ", "a\0b", "a\nb", "a" * 300)
+        ),
         ([1], "line 1 is not a JSON object"),
     ],
 )
@@ -108,7 +146,7 @@ def test_an_id_twice_is_named(tmp_path):
 
 def test_the_command_prints_a_summary(folder, tmp_path, monkeypatch, capsys):
     arguments = ["generate", "spirit-tiny-base", "--batch", str(folder / "requests.jsonl")]
-    monkeypatch.setattr(cli.options, "prepare_environment", lambda: None)
+    monkeypatch.setattr("spirit_jax.cli.options.prepare_environment", lambda: None)
     monkeypatch.setattr("sys.argv", ["spirit-jax", *arguments, "--output", str(folder / "out")])
     cli.main()  # all have results
     output = capsys.readouterr().out

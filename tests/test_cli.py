@@ -17,7 +17,7 @@ import typer
 import spirit_jax
 from spirit_jax import SpeechTokenizer, cli, config, f0, files, model_folder
 from spirit_jax.audio import load_audio
-from spirit_jax.cli import checks
+from spirit_jax.cli import checks, options, train
 from spirit_jax.cli.commands import app
 from spirit_jax.errors import InputWarning
 
@@ -28,7 +28,7 @@ OTHER = Path(__file__).with_name("quarterly-report.flac")
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs a command line: (exit status, standard output, standard error)."""
-    monkeypatch.setattr(cli.options, "prepare_environment", lambda: None)
+    monkeypatch.setattr("spirit_jax.cli.options.prepare_environment", lambda: None)
 
     def run_command(*args):
         monkeypatch.setattr(sys, "argv", ["spirit-jax", *map(str, args)])
@@ -194,7 +194,7 @@ def test_a_recording_without_units_is_skipped_by_name(run, base_folder, recordin
 
 
 def test_the_time_left_is_that_of_recent_steps():
-    pace = cli.train.Pace(20)
+    pace = train.Pace(20)
     for step, seconds in ((1, 60.0), (2, 30.0)):  # these compile
         pace.add(step, seconds)
         assert pace.left is None
@@ -304,7 +304,7 @@ def test_a_second_process_uses_the_compilation_cache(base_folder, recording, tmp
 def test_warnings_about_the_input_are_one_line_and_those_of_libraries_none(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cli.options.show_input_warnings()
+        options.show_input_warnings()
         warnings.warn("it is long", InputWarning, stacklevel=1)
         warnings.warn("of a library", RuntimeWarning, stacklevel=1)
     assert capsys.readouterr().err == "warning: it is long\n"

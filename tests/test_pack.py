@@ -100,7 +100,7 @@ def test_the_command_packs_and_says_what(expressive_folder, tmp_path, monkeypatc
     output = tmp_path / "packed"
     folder = str(expressive_folder)
     arguments = ["pack", str(output), "--units", folder, "--pitch", folder, "--style", folder]
-    monkeypatch.setattr(cli.options, "prepare_environment", lambda: None)
+    monkeypatch.setattr("spirit_jax.cli.options.prepare_environment", lambda: None)
     monkeypatch.setattr("sys.argv", ["spirit-jax", *arguments])
     cli.main()
     assert capsys.readouterr().out.startswith(f"{output}: expressive, hubert, ")

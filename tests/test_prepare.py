@@ -268,7 +268,7 @@ def test_splits_never_lose_a_sample_and_keep_to_the_limit():
 def test_the_command_reports_draws_and_is_strict_if_asked(
     recordings, expressive_folder, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(cli.options, "prepare_environment", lambda: None)
+    monkeypatch.setattr("spirit_jax.cli.options.prepare_environment", lambda: None)
     with (recordings / "all.jsonl").open() as file:
         text = file.read() + "oops\n"
     (recordings / "some.jsonl").write_text(text)

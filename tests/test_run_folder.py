@@ -356,7 +356,7 @@ def test_the_command_says_where_the_result_is(make_config, tmp_path, monkeypatch
     from training_runs import write_config
 
     path = write_config(tmp_path / "run.yaml", make_config("run"))
-    monkeypatch.setattr(cli.options, "prepare_environment", lambda: None)
+    monkeypatch.setattr("spirit_jax.cli.options.prepare_environment", lambda: None)
     monkeypatch.setattr(sys, "argv", ["spirit-jax", "train", "--config", str(path), "steps=2"])
     cli.main()
     output = capsys.readouterr().out

@@ -123,7 +123,7 @@ def test_a_killed_run_resumes(make_config, tmp_path, number):
 
 def test_misspelt_keys_and_wrong_meshes_are_named(make_config, tmp_path, monkeypatch, capsys):
     path = write_config(tmp_path / "run.yaml", make_config())
-    monkeypatch.setattr(cli.options, "prepare_environment", lambda: None)
+    monkeypatch.setattr("spirit_jax.cli.options.prepare_environment", lambda: None)
     for override, message in (
         ("optimizer.learning_rat=1", "learning_rat"),
         ("mesh.fsdp=3", "needs 3 devices"),

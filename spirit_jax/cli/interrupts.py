@@ -39,6 +39,7 @@ def raising() -> Iterator[None]:
         nonlocal interrupted
         interrupted = True
         logging.disable(logging.CRITICAL)  # asyncio lists the tasks that were pending
+        sys.stderr = open(os.devnull, "w")  # and threads of libraries print their errors
         if _is_importing(frame):
             end()
         raise KeyboardInterrupt
@@ -50,18 +51,13 @@ def raising() -> Iterator[None]:
             timer = threading.Timer(REPEAT_SECONDS, signal.pthread_kill, (main, signal.SIGINT))
             timer.daemon = True
             timer.start()
-        elif not interrupted:
+        else:
             hook(unraisable)
-
-    def show_thread_error(error) -> None:
-        if not interrupted:
-            thread_hook(error)
 
     handler = signal.getsignal(signal.SIGINT)
     if handler in (signal.SIG_DFL, signal.default_int_handler):  # not where it is ignored, by nohup
         signal.signal(signal.SIGINT, interrupt)
     hook, sys.unraisablehook = sys.unraisablehook, repeat
-    thread_hook, threading.excepthook = threading.excepthook, show_thread_error
     try:
         yield
     except Exception as error:
@@ -69,7 +65,7 @@ def raising() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
-        sys.unraisablehook, threading.excepthook = hook, thread_hook
+        sys.unraisablehook = hook
         if handler is not None:  # None: it was not set by Python
             signal.signal(signal.SIGINT, handler)
 
