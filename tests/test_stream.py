@@ -1,11 +1,12 @@
 """Generation with stop strings and limits of speech, and text and speech as they come."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 
-from spirit_jax import GenerationConfig, InputError, Modality, SpiritLM, cli, units
+from spirit_jax import GenerationConfig, InputError, Modality, SpiritLM, batch, cli, units
 from spirit_jax.errors import InputWarning
 
 SAMPLING = {"do_sample": True, "temperature": 1.0}
@@ -283,6 +284,24 @@ def test_a_prompt_that_cannot_be_used_is_an_error_at_once(base):
         base.stream([("text", "word " * 5000)], "text")
     with pytest.raises(InputError, match="no speaker 'nobody'"):
         base.stream([TEXT], "speech", speaker_id="nobody")
+
+
+def test_a_file_of_requests_has_the_limits(tiny, tmp_path):
+    common = {"inputs": [["text", "what is two plus two"]]}
+    requests = [
+        common | {"id": "stop", "to": "text", "stop": ["four"]},
+        common | {"id": "short", "to": "speech", "max_speech_seconds": 0.25},
+        common | {"id": "wrong", "to": "text", "stop": [""]},
+    ]
+    path = tmp_path / "requests.jsonl"
+    path.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    batch.run(tiny, batch.read_requests(path), tmp_path / "out", 2)
+    lines = (tmp_path / "out" / batch.RESULTS).read_text().splitlines()
+    results = {result["id"]: result for result in map(json.loads, lines)}
+    assert results["stop"]["outputs"] == [{"text": "two plus two is"}]
+    assert results["stop"]["generated"].strip() == "two plus two is"
+    assert [piece["seconds"] for piece in results["short"]["outputs"]] == [0.25]
+    assert "A stop string is ''" in results["wrong"]["error"]
 
 
 def test_the_command_has_the_limits(tmp_path, monkeypatch, capsys):
