@@ -8,10 +8,18 @@ import pytest
 pytest.importorskip("torch")
 
 from convert.release import convert_release  # noqa: E402
-from spirit_jax import SpiritLM, Units  # noqa: E402
+from spirit_jax import SpiritLM, Units, speech_tokenizer  # noqa: E402
 from spirit_jax.audio import load_audio  # noqa: E402
 
 MODELS = ("spirit-lm-base-7b", "spirit-lm-expressive-7b")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_buckets():
+    """Audio is padded to one of two lengths, so that few programs are compiled."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(speech_tokenizer, "BUCKET_SECONDS", (10, 30))
+        yield
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -137,15 +137,16 @@ def test_the_lack_is_reported_and_no_file_is_called_damaged(reader, lack, tmp_pa
 @pytest.mark.parametrize("lack", ["memory", "open files"])
 def test_no_item_is_skipped_for_a_lack_of_memory_or_open_files(lack, tmp_path, monkeypatch):
     make_files(tmp_path)
-    patch(monkeypatch, "builtins.open", LACKS[lack][0])
     item = Item("a", tmp_path / "a.wav")
     row = Row(1, {"audio": "a.wav"}, item)
-    with pytest.raises(LackError):
-        align_corpus._prepare(tmp_path / "out.jsonl", lambda item: load_audio(item.audio), row)
-    with pytest.raises(LackError):
-        list(prepare._encode([item], object(), PrepareConfig(threads=1), report.Counts()))
-    with pytest.raises(LackError):
-        list(read_source(str(tmp_path / "b.txt")))
+    with monkeypatch.context() as patched:  # pytest itself opens files after the test
+        patch(patched, "builtins.open", LACKS[lack][0])
+        with pytest.raises(LackError):
+            align_corpus._prepare(tmp_path / "out.jsonl", lambda item: load_audio(item.audio), row)
+        with pytest.raises(LackError):
+            list(prepare._encode([item], object(), PrepareConfig(threads=1), report.Counts()))
+        with pytest.raises(LackError):
+            list(read_source(str(tmp_path / "b.txt")))
 
 
 def test_a_file_without_read_permission_is_not_a_lack():

@@ -48,7 +48,7 @@ def pod(tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
         lines = (tmp_path / "calls.jsonl").read_text().splitlines()
         return process, [json.loads(line) for line in lines]
@@ -121,7 +121,7 @@ def make_worker(folder: Path, program: str) -> Path:
     return home
 
 
-def wait_for(path: Path, seconds: float = 20) -> str:
+def wait_for(path: Path, seconds: float = 60) -> str:
     """The text of a file that another process writes."""
     end = time.monotonic() + seconds
     while not path.exists() or not path.read_text():
@@ -156,7 +156,7 @@ def test_stop_makes_the_run_save_a_checkpoint(pod, shell):
     assert again.returncode == 1 and "stop it first" in again.stderr
     assert remote(stop).returncode == 0
     assert wait_for(home / "checkpoint") == "saved"
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while is_alive(number) and time.monotonic() < end:
         time.sleep(0.05)
     assert not is_alive(number)
