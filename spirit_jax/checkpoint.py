@@ -5,7 +5,9 @@ name and then renamed, so a folder is whole or absent.
 """
 
 import hashlib
+import logging
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +25,36 @@ T = TypeVar("T")
 Params = Mapping[str, Any]
 
 
+class _NotOrbax(logging.Filter):
+    """Drops log messages of Orbax, whose errors are raised too."""
+
+    def filter(self, log: logging.LogRecord) -> bool:
+        return "orbax" not in Path(log.pathname).parts
+
+
+class _Unraisable:
+    """A hook for errors that cannot be raised; it drops those of Orbax's event loops.
+
+    After an error the remaining writers of TensorStore report to a loop that is closed.
+    """
+
+    def __init__(self):
+        self._hook = sys.unraisablehook
+
+    def __call__(self, unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._hook(unraisable)
+
+
+def hide_orbax_logs() -> None:
+    """Hides the tracebacks that threads of Orbax print, such as for a full disk."""
+    for logger in (logging.getLogger("absl"), logging.getLogger()):
+        if not any(isinstance(known, _NotOrbax) for known in logger.filters):
+            logger.addFilter(_NotOrbax())
+    if not isinstance(sys.unraisablehook, _Unraisable):
+        sys.unraisablehook = _Unraisable()
+
+
 def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:
     """Writes a parameter tree.
 
@@ -36,6 +68,7 @@ def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:
     """
     path = Path(path).absolute()
     refuse_existing(path)
+    hide_orbax_logs()
     unfinished = path.with_name(path.name + files.UNFINISHED)
     partial = unfinished.with_name(unfinished.name + ".partial_save")  # the name that Orbax uses
     for leftover in (unfinished, partial):  # of a killed process

@@ -37,6 +37,7 @@ _LACKS = {
     errno.ENFILE: "too many files are open on this machine",
     errno.ENOMEM: "memory is used up",
 }
+_NO_WRITING = {_LACKS[number] for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
 _PHRASES = {
     "no space left": _LACKS[errno.ENOSPC],
     "disk quota exceeded": _LACKS[errno.EDQUOT],
@@ -84,8 +85,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             with open(unfinished, "rb+") as file:
                 os.fsync(file.fileno())
             unfinished.replace(path)
-    except (OSError, MemoryError) as error:
-        raise unwritable(path, error) from error
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or _is_of_writing(error):
+            raise unwritable(path, error) from error
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -121,11 +126,24 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(output, is_folder=True) as unfinished:
-            yield unfinished
+            try:
+                yield unfinished
+            except InputError as error:  # users know only the final name
+                message = str(error).replace(str(unfinished), str(output))
+                raise type(error)(message) from error
             refuse_existing(output)
             unfinished.rename(output)
-    except OSError as error:
-        raise unwritable(output, error) from error
+    except InputError:
+        raise
+    except Exception as error:
+        if _is_of_writing(error):
+            raise unwritable(output, error) from error
+        raise
+
+
+def _is_of_writing(error: Exception) -> bool:
+    """Whether an error is that of an output; libraries have their own types for a full disk."""
+    return isinstance(error, OSError) or find_lack(error) in _NO_WRITING
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Parameter folders: written in parts, atomically, and read onto shards."""
 
+import resource
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -92,3 +94,16 @@ def test_the_hash_changes_with_every_change():
         {"embedding": PARAMS["embed"], "layers": PARAMS["layers"]},
     ]
     assert base not in {checkpoint.hash_params(params) for params in changed}
+
+
+def test_a_full_disk_is_reported_without_a_traceback(tmp_path, capfd):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        params = {f"a{number}": np.random.rand(50, 50) for number in range(8)}
+        with pytest.raises(InputError, match="params: cannot be written"):
+            checkpoint.save_params(tmp_path / "params", params)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capfd.readouterr().err
+    assert "Traceback" not in error and "Event loop" not in error

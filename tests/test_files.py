@@ -223,3 +223,21 @@ def test_a_number_that_is_not_finite_is_refused(number, tmp_path):
     assert line == 1 and isinstance(value, InputError)
     with pytest.raises(InputError, match="is not finite"):
         config.read_mapping(path)
+
+
+def test_a_full_disk_is_named_with_the_final_path_whatever_a_library_raises(tmp_path):
+    """Safetensors has its own error class; inner files of a folder know only a temporary name."""
+
+    class LibraryError(Exception):
+        pass
+
+    for writer in (files.whole_file, files.whole_folder):
+        with pytest.raises(InputError, match=r"/out: cannot be written \(the disk is full\)"):
+            with writer(tmp_path / "out"):
+                raise LibraryError("I/O error: No space left on device (os error 28)")
+        with pytest.raises(LibraryError), writer(tmp_path / "out"):
+            raise LibraryError("a fault")
+    with pytest.raises(InputError, match=r"/out/a\.txt: cannot be written"):
+        with files.whole_folder(tmp_path / "out") as folder, files.whole_file(folder / "a.txt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())

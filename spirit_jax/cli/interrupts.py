@@ -65,7 +65,8 @@ def raising() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
-        sys.unraisablehook = hook
+        if sys.unraisablehook is repeat:  # a library may have wrapped it
+            sys.unraisablehook = hook
         if handler is not None:  # None: it was not set by Python
             signal.signal(signal.SIGINT, handler)
 

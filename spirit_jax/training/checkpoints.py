@@ -9,7 +9,6 @@ The state of the data stream, the record of the run and array shapes are Orbax m
 
 import contextlib
 import dataclasses
-import logging
 import os
 import shutil
 import sys
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
 from spirit_jax import checksums, files
+from spirit_jax.checkpoint import hide_orbax_logs
 from spirit_jax.errors import InputError
 from spirit_jax.training import distributed
 
@@ -72,7 +72,7 @@ class Checkpoints:
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._background = ThreadPoolExecutor(1)
         self._saving: Future | None = None
-        _quieten()
+        hide_orbax_logs()
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, newest first."""
@@ -402,16 +402,3 @@ def _check_shapes(folder: Path, stored: Any, wanted: dict[str, list]) -> None:
 
 def _shape(about: list | None) -> str:
     return "absent" if about is None else f"{about[1]} {tuple(about[0])}"
-
-
-class _NotOrbax(logging.Filter):
-    """Drops log messages of Orbax; this module reports errors."""
-
-    def filter(self, log: logging.LogRecord) -> bool:
-        return "orbax" not in Path(log.pathname).parts
-
-
-def _quieten() -> None:
-    for logger in (logging.getLogger("absl"), logging.getLogger()):
-        if not any(isinstance(known, _NotOrbax) for known in logger.filters):
-            logger.addFilter(_NotOrbax())
