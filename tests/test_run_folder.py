@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny_checkpoints import ABSTRACT, write_checkpoints
 from tones import write_tones
-from training_runs import run
+from training_runs import SharedStepRecipe, run
 
 from spirit_jax import InputError, cli, config, lock, synthetic
 from spirit_jax.data.manifest import Item
@@ -37,7 +37,7 @@ def describe(config):
 
 def train(config, **options):
     """The lines of a run of the language model, as they come."""
-    return loop.train(LmRecipe(config), jax.devices()[:1], **options)
+    return loop.train(SharedStepRecipe(config), jax.devices()[:1], **options)
 
 
 def changed(config, name, value):

@@ -37,9 +37,30 @@ def make_run(run_dir, model, corpus, mesh=ALL_FSDP, **changes):
     return LmRunConfig(run_dir=str(run_dir), model=str(model), mesh=mesh, **settings | changes)
 
 
+# Settings that a step does not use.
+UNUSED = {"run_dir", "seed", "random_init", "keep", "eval_sources", "eval_every", "eval_batches"}
+UNUSED |= {"checkpoint_every", "checkpoint_minutes"}
+_STEPS = {}  # jitted steps by the other settings and shardings
+
+
+class SharedStepRecipe(LmRecipe):
+    """The language model's training, whose step is traced and compiled once for equal settings.
+
+    A resumed run in another process, as in `test_a_killed_run_resumes`, compiles its step anew.
+    """
+
+    def jit_step(self, gradients, places):
+        settings = {name: value for name, value in vars(self.config).items() if name not in UNUSED}
+        leaves, structure = jax.tree.flatten(places)
+        key = repr(settings), tuple(leaves), structure
+        if key not in _STEPS:
+            _STEPS[key] = super().jit_step(gradients, places)
+        return _STEPS[key]
+
+
 def run(config, devices=1, stop_after=None):
     """Losses of a run; `stop_after` that many the run is dropped."""
-    steps = loop.train(LmRecipe(config), jax.devices()[:devices])
+    steps = loop.train(SharedStepRecipe(config), jax.devices()[:devices])
     losses = []
     for metrics in steps:
         losses.append(metrics["loss"])
