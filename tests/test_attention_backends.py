@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
@@ -89,7 +90,7 @@ def test_packed_rows_equal_single_sequences(arrays, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 # Four devices split the query heads, but not the two key and value heads.
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize("shape", [slow((2, 2, 2)), (1, 2, 4)])
 def test_a_mesh_gives_the_same_outputs_and_gradients(arrays, backend, shape):
     devices = jax.devices()[: int(np.prod(shape))]
     if len(devices) < np.prod(shape):

@@ -45,6 +45,7 @@ def test_both_models_give_the_same_units_which_noise_changes_little(recording):
     assert edits < 0.6 * unit_edit_distance(units.hubert, base.encode(other).hubert)
 
 
+@pytest.mark.slow
 def test_resynthesis_follows_f0_and_depends_on_the_speaker(recording):
     expressive = SpeechTokenizer.from_pretrained(NAMES[1])
     resynthesised = expressive.decode(expressive.encode(recording), speaker_id="slt")

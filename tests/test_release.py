@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from marks import slow  # noqa: E402
 from toy_tokenizers import train_sentencepiece  # noqa: E402
 
 from convert import llama as convert_llama  # noqa: E402
@@ -51,7 +52,7 @@ class RunsCode:
     [
         "speech_tokenizer/hubert_25hz/mhubert_base_25hz.pt",
         "speech_tokenizer/hifigan_spiritlm_base/generator.pt",
-        "spiritlm_model/spirit-lm-base-7b/pytorch_model.bin",
+        slow("spiritlm_model/spirit-lm-base-7b/pytorch_model.bin"),
     ],
 )
 def test_a_pickle_that_would_run_code_is_not_run(tree, tmp_path, path, monkeypatch):
@@ -146,7 +147,10 @@ def write_big_tokenizer(path, pieces):
     tokenizer.save(str(path))
 
 
-@pytest.mark.parametrize(("pieces", "kind"), [(1_000, "base"), (128_256, "expressive")])
+@pytest.mark.parametrize(
+    ("pieces", "kind"),
+    [pytest.param(1_000, "base", marks=pytest.mark.slow), (128_256, "expressive")],
+)
 def test_any_llama_becomes_a_starting_point(tmp_path, monkeypatch, pieces, kind):
     source = write_llama(tmp_path / "hf", pieces, num_key_value_heads=1)
     if pieces == 1_000:

@@ -31,7 +31,7 @@ from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
 
 pytest_plugins = "speech_runs"
 
-STEPS = 150
+STEPS = 100
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from spirit_jax.training.quantizer.recipe import QuantizerRecipe
 
 pytest_plugins = "speech_runs"
 
-STEPS = 120
+STEPS = 80
 CLUSTERS = 5
 AUGMENT = AugmentConfig(
     stretch=0.2,

@@ -16,6 +16,7 @@ from tones import write_tones
 
 from spirit_jax import checkpoint, model_folder, speech_tokenizer
 from spirit_jax.audio import load_audio, write_wav
+from spirit_jax.data.configs import F0Config
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import SpeechDataConfig, read_items
 from spirit_jax.errors import InputError
@@ -67,6 +68,7 @@ def config(tmp_path_factory, base_folder):
         tokenizer=str(base_folder),
         speakers=("high", "low"),
         network=NETWORK,
+        f0=F0Config(resolution=0.5),
         discriminators=DiscriminatorConfig(
             periods=(3,),
             period_channels=(4, 8),
@@ -145,6 +147,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole, final_
     assert run(recipe) == []
 
 
+@pytest.mark.slow  # a language model's run stops at a signal in every suite
 def test_sigterm_at_the_first_step_with_discriminators_ends_the_run(config):
     recipe = VocoderRecipe(changed(config, "last", adversarial_from=2, steps=8))
     steps = []
