@@ -70,7 +70,7 @@ def test_a_pickle_that_would_run_code_is_not_run(tree, tmp_path, path, monkeypat
         "speech_tokenizer/hubert_25hz/L11_quantizer_500.pt",
         "speech_tokenizer/hifigan_spiritlm_base/generator.pt",
         "speech_tokenizer/hifigan_spiritlm_base/config.json",
-        "spiritlm_model/spirit-lm-base-7b/pytorch_model.bin",
+        slow("spiritlm_model/spirit-lm-base-7b/pytorch_model.bin"),
         "spiritlm_model/spirit-lm-base-7b/config.json",
         "spiritlm_model/spirit-lm-base-7b/tokenizer.model",
     ],

@@ -55,11 +55,11 @@ def finish(processes):
 )
 def test_two_processes_give_the_losses_of_one(make_config, tmp_path, mesh):
     devices = math.prod(mesh.values())
-    config = make_config("pair", MeshConfig(**{"fsdp": 1} | mesh), steps=6)
+    config = make_config("pair", MeshConfig(**{"fsdp": 1} | mesh), steps=3)
     path = write_config(tmp_path / "run.yaml", config)
     overrides = [f"mesh.{name}={size}" for name, size in mesh.items()]
-    finish(start_pair(path, "steps=6", *overrides, devices=devices // 2))
-    one = run(make_config("one", MeshConfig(**{"fsdp": 1} | mesh), steps=6), devices=devices)
+    finish(start_pair(path, "steps=3", *overrides, devices=devices // 2))
+    one = run(make_config("one", MeshConfig(**{"fsdp": 1} | mesh), steps=3), devices=devices)
     np.testing.assert_allclose(losses_of(tmp_path / "pair"), one, rtol=1e-5)
 
 
