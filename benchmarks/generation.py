@@ -1,26 +1,39 @@
-"""Decoding speed compared with Hugging Face `generate`, and of speech compared with text output.
+"""Generation speed compared with Hugging Face `generate`, side by side.
 
     python -m benchmarks.generation
 
-A 12-layer, 768-wide Llama with random weights in float32, 64 new tokens after a prompt of 40,
-batches of 1 and 16. Both run on the CPU with two threads.
+A 12-layer, 768-wide Llama with random weights in float32, on the CPU with two threads. Prints the
+CPU's name, and a JSON line for each of:
+
+* equal: batches of 1 and 16 equal prompts and outputs, against Hugging Face, and speech against
+  text output;
+* mixed: 64 prompts of 20 to 200 tokens with outputs of 20 to 200 tokens. The engine has 16 rows.
+  Hugging Face gets batches of 16 prompts, padded on the left, and runs each until its longest
+  output. Only the tokens that were asked for count;
+* ten_shot: prompts of ten examples and a question, with the same examples in all prompts, which
+  the engine computes once, against other examples in each prompt.
 """
 
+import enum
 import json
+from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
 import torch
 import transformers
+import typer
 
-from benchmarks.paired import paired_ratio
+from benchmarks.paired import cpu_name, paired_ratio
 from spirit_jax.cli.running import run
 from spirit_jax.generation.config import GenerationConfig
-from spirit_jax.generation.engine import continue_prompts
+from spirit_jax.generation.engine import Engine, Request, slots_of
+from spirit_jax.generation.runner import Runner
 from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params
 from spirit_jax.vocab import Vocab
 
-NEW_TOKENS, PROMPT_TOKENS, PAIRS, THREADS = 64, 40, 7, 2
+THREADS, ROWS = 2, 16
 CONFIG = LlamaConfig(
     vocab_size=32512,
     hidden_size=768,
@@ -30,65 +43,164 @@ CONFIG = LlamaConfig(
     num_kv_heads=12,
     head_dim=64,
 )
+VOCAB = Vocab.make("base", 32000, padded_size=CONFIG.vocab_size)
+TEXT, SPEECH = 0, 1  # masks
+EQUAL_PROMPT, EQUAL_OUTPUT, EQUAL_PAIRS = 40, 64, 5
+MIXED_REQUESTS, MIXED_LENGTHS, MIXED_PAIRS = 64, (20, 200), 2
+SHOTS, SHOT_TOKENS, QUESTION, ANSWER = 10, 40, 20, 8  # tokens
+TEN_SHOT_REQUESTS, TEN_SHOT_PAIRS = 32, 2
 
 
-def main() -> None:
-    """The command; see the module."""
-    torch.set_num_threads(THREADS)
-    rng = np.random.default_rng(0)
+def our_runner(rng: np.random.Generator) -> Runner:
+    """Our model with random weights; no request ends before its number of tokens."""
     model = Llama(CONFIG)
     params = jax.tree.map(
         lambda leaf: jax.numpy.asarray(0.02 * rng.standard_normal(leaf.shape, dtype=np.float32)),
         abstract_params(model),
     )
-    hf = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=CONFIG.vocab_size,
-            hidden_size=CONFIG.hidden_size,
-            intermediate_size=CONFIG.intermediate_size,
-            num_hidden_layers=CONFIG.num_layers,
-            num_attention_heads=CONFIG.num_heads,
-            num_key_value_heads=CONFIG.num_kv_heads,
-        )
-    ).eval()
-    vocab = Vocab.make("base", 32000, padded_size=CONFIG.vocab_size)
-    config = GenerationConfig(max_new_tokens=NEW_TOKENS)
+    allowed_mv = np.stack([VOCAB.allowed("text"), VOCAB.allowed("speech")])
+    allowed_mv[:, list(VOCAB.eos)] = False
+    return Runner(model, params, jax.numpy.asarray(allowed_mv), np.array(VOCAB.eos, np.int32))
 
+
+def peer_model() -> transformers.LlamaForCausalLM:
+    """The same architecture of Hugging Face, with random weights."""
+    config = transformers.LlamaConfig(
+        vocab_size=CONFIG.vocab_size,
+        hidden_size=CONFIG.hidden_size,
+        intermediate_size=CONFIG.intermediate_size,
+        num_hidden_layers=CONFIG.num_layers,
+        num_attention_heads=CONFIG.num_heads,
+        num_key_value_heads=CONFIG.num_kv_heads,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def ours(
+    runner: Runner, prompts: Sequence[np.ndarray], outputs: Sequence[int], mask: int = TEXT
+) -> None:
+    """Generates with a new engine, which has nothing of earlier calls in its cache."""
+    requests = [
+        Request(prompt.tolist(), mask, GenerationConfig(max_new_tokens=int(count)))
+        for prompt, count in zip(prompts, outputs, strict=True)
+    ]
+    slots = slots_of(requests, CONFIG.max_positions)
+    generations = Engine(runner, min(ROWS, len(requests)), slots).generate(requests)
+    assert [len(generation.ids) for generation in generations] == list(outputs)
+
+
+@torch.no_grad()
+def peer(
+    model: transformers.LlamaForCausalLM, prompts: Sequence[np.ndarray], outputs: Sequence[int]
+) -> None:
+    """Generates in batches, padded on the left, each until its longest output."""
+    for first in range(0, len(prompts), ROWS):
+        batch = prompts[first : first + ROWS]
+        longest = max(len(prompt) for prompt in batch)
+        ids_bt = np.stack([np.pad(prompt, (longest - len(prompt), 0)) for prompt in batch])
+        mask_bt = np.stack([np.arange(longest) >= longest - len(prompt) for prompt in batch])
+        count = int(max(outputs[first : first + ROWS]))
+        model.generate(
+            torch.from_numpy(ids_bt),
+            attention_mask=torch.from_numpy(mask_bt.astype(np.int64)),
+            min_new_tokens=count,
+            max_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+
+def equal(runner: Runner, rng: np.random.Generator) -> None:
+    """Batches of prompts of one length, and outputs of one length."""
+    hf = peer_model()
     for batch in (1, 16):
-        prompts = rng.integers(3, 30000, (batch, PROMPT_TOKENS))
+        prompts = rng.integers(3, 30000, (batch, EQUAL_PROMPT))
+        outputs = [EQUAL_OUTPUT] * batch
 
-        def ours(modality, prompts=prompts):
-            allowed = vocab.allowed(modality)
-            allowed[list(vocab.eos)] = False  # so that no row ends early
-            return continue_prompts(model, params, prompts.tolist(), allowed, vocab.eos, config)
+        def text(prompts=prompts, outputs=outputs):
+            ours(runner, prompts, outputs)
 
-        @torch.no_grad()
-        def peer(prompts=prompts):
-            ids = torch.from_numpy(prompts)
-            return hf.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                min_new_tokens=NEW_TOKENS,
-                max_new_tokens=NEW_TOKENS,
-                do_sample=False,
-                pad_token_id=0,
-            )
+        def speech(prompts=prompts, outputs=outputs):
+            ours(runner, prompts, outputs, SPEECH)
 
-        against_hf = paired_ratio(lambda: ours("text"), peer, PAIRS)
-        speech = paired_ratio(lambda: ours("speech"), lambda: ours("text"), PAIRS)
-        tokens = batch * NEW_TOKENS
-        print(
-            json.dumps(
-                {
-                    "batch": batch,
-                    "tokens_per_second": round(tokens / against_hf["ours_seconds"], 1),
-                    "hf_tokens_per_second": round(tokens / against_hf["peer_seconds"], 1),
-                    "times_as_fast_as_hf": round(against_hf["ratio"], 2),
-                    "speech_as_fast_as_text": round(speech["ratio"], 2),
-                }
-            ),
-            flush=True,
+        def theirs(prompts=prompts, outputs=outputs):
+            peer(hf, prompts, outputs)
+
+        against_hf = _against_hf(paired_ratio(text, theirs, EQUAL_PAIRS), sum(outputs))
+        against_text = paired_ratio(speech, text, EQUAL_PAIRS)
+        _print(
+            workload="equal",
+            batch=batch,
+            **against_hf,
+            speech_as_fast_as_text=round(against_text["ratio"], 2),
         )
+
+
+def mixed(runner: Runner, rng: np.random.Generator) -> None:
+    """Prompts and outputs of random lengths."""
+    hf = peer_model()
+    shortest, longest = MIXED_LENGTHS
+    lengths, outputs = rng.integers(shortest, longest + 1, (2, MIXED_REQUESTS))
+    prompts = [rng.integers(3, 30000, length) for length in lengths]
+
+    def warm_up():
+        ours(runner, prompts, outputs)  # compiles
+        peer(hf, prompts[:ROWS], [2] * ROWS)
+
+    times = paired_ratio(
+        lambda: ours(runner, prompts, outputs),
+        lambda: peer(hf, prompts, outputs),
+        MIXED_PAIRS,
+        warm_up,
+    )
+    _print(workload="mixed", requests=MIXED_REQUESTS, **_against_hf(times, int(outputs.sum())))
+
+
+def ten_shot(runner: Runner, rng: np.random.Generator) -> None:
+    """Ten-shot prompts, with the same examples in all prompts or others in each."""
+    examples, count = SHOTS * SHOT_TOKENS, TEN_SHOT_REQUESTS
+    others = rng.integers(3, 30000, (count, examples + QUESTION))
+    shared = np.concatenate([others[:1, :examples].repeat(count, 0), others[:, examples:]], axis=1)
+    outputs = [ANSWER] * count
+    times = paired_ratio(
+        lambda: ours(runner, shared, outputs),
+        lambda: ours(runner, others, outputs),
+        TEN_SHOT_PAIRS,
+    )
+    _print(
+        workload="ten_shot",
+        requests=count,
+        prompts_per_second=round(count / times["ours_seconds"], 2),
+        without_reuse=round(count / times["peer_seconds"], 2),
+        times_as_fast_as_without_reuse=round(times["ratio"], 2),
+    )
+
+
+def _against_hf(times: dict[str, float], tokens: int) -> dict[str, float]:
+    return {
+        "tokens_per_second": round(tokens / times["ours_seconds"], 1),
+        "hf_tokens_per_second": round(tokens / times["peer_seconds"], 1),
+        "times_as_fast_as_hf": round(times["ratio"], 2),
+    }
+
+
+def _print(**fields: object) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+WORKLOADS = {"equal": equal, "mixed": mixed, "ten_shot": ten_shot}
+Workload = enum.StrEnum("Workload", list(WORKLOADS))
+
+
+def main(
+    only: Annotated[Workload | None, typer.Option(help="Run one of the workloads")] = None,
+) -> None:
+    """The command; see the module."""
+    torch.set_num_threads(THREADS)
+    print(cpu_name(), flush=True)
+    runner = our_runner(np.random.default_rng(0))
+    for name in [only] if only else WORKLOADS:
+        WORKLOADS[name](runner, np.random.default_rng(1))
 
 
 if __name__ == "__main__":

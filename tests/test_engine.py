@@ -1,6 +1,8 @@
 """The generation engine: a request's tokens never depend on what else the engine does."""
 
+import gc
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -258,3 +260,26 @@ def test_an_interrupted_engine_can_be_used_again(runner, alone, monkeypatch):
     monkeypatch.setattr(Runner, "decode", decode)
     (generation,) = engine.generate([request])
     assert_same(generation, alone(request))
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_many_short_requests(runner):
+    """10,000 requests of random settings, of which some share prompts and some are cancelled."""
+    rng = np.random.default_rng(0)
+    beginnings = [rng.integers(3, 90, n).tolist() for n in (20, 64, 150)]
+    engine = Engine(runner, rows=8, slots=SLOTS)
+    engine.warm_up()
+
+    def serve(count):
+        for _ in range(count // 20):
+            generations = [engine.submit(draw_request(rng, beginnings)) for _ in range(20)]
+            generations[rng.integers(20)].cancel()
+            engine.run(generations)
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])  # in memory
+        return pages, len(jax.live_arrays())
+
+    pages_before, arrays_before = serve(1000)
+    pages_after, arrays_after = serve(9000)
+    assert arrays_after == arrays_before
+    assert pages_after < 1.02 * pages_before
