@@ -51,18 +51,28 @@ def on_device(abstract):
     return jax.device_put(random_params(abstract, np.random.default_rng(0)))
 
 
-def hubert() -> dict[str, float]:
+def make_hubert():
+    """(parameters, compiled function) of HuBERT's trunk and the quantizer."""
     model = HubertUnits(
         HubertConfig(trunk=TrunkConfig(conv_layers=CONV_LAYERS, num_layers=LAYERS)),
         QuantizerConfig(hidden_sizes=(702, 635)),
     )
-    params = on_device(trunk_params(model))
     apply = jax.jit(lambda params, wave, lengths: model.apply({"params": params}, wave, lengths))
+    return on_device(trunk_params(model)), apply
+
+
+def make_hubert_peer() -> torch.nn.Module:
+    """Hugging Face's model of the same size."""
     channels, kernels, strides = zip(*CONV_LAYERS, strict=True)
     config = transformers.HubertConfig(
         conv_dim=channels, conv_kernel=kernels, conv_stride=strides, num_hidden_layers=LAYERS
     )
-    peer = transformers.HubertModel(config).eval()
+    return transformers.HubertModel(config).eval()
+
+
+def hubert() -> dict[str, float]:
+    params, apply = make_hubert()
+    peer = make_hubert_peer()
     wave = np.random.default_rng(0).standard_normal((1, SECONDS * RATE)).astype(np.float32)
     lengths = np.array([wave.shape[1]], np.int32)
     wave_torch = torch.from_numpy(wave)
@@ -76,14 +86,25 @@ def hubert() -> dict[str, float]:
     )
 
 
-def vocoder() -> dict[str, float]:
+def make_vocoder():
+    """(parameters, compiled function) of the release's vocoder."""
     model = HifiGan(HifiGanConfig())
-    params = on_device(vocoder_params(model))
     apply = jax.jit(lambda params, ids, lengths: model.apply({"params": params}, ids, lengths))
+    return on_device(vocoder_params(model)), apply
+
+
+def make_vocoder_peer() -> torch.nn.Module:
+    """A PyTorch HiFi-GAN of the same size, without weight norm."""
     peer = TorchHifiGan(VOCODER).eval()
     for module in peer.modules():
         if torch.nn.utils.parametrize.is_parametrized(module):
             torch.nn.utils.parametrize.remove_parametrizations(module, "weight")
+    return peer
+
+
+def vocoder() -> dict[str, float]:
+    params, apply = make_vocoder()
+    peer = make_vocoder_peer()
     frames = SECONDS * 25
     ids = np.random.default_rng(0).integers(0, 4, (1, frames, 3)).astype(np.int32)
     streams = [torch.from_numpy(ids[..., i]).long() for i in range(3)]

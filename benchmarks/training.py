@@ -20,11 +20,11 @@ from flax import linen as nn
 
 from benchmarks.paired import paired_ratio
 from spirit_jax.cli.running import run
+from spirit_jax.devices import peak_flops
 from spirit_jax.models.llama import Llama, LlamaConfig
 from spirit_jax.training.configs import StepConfig
 from spirit_jax.training.lm.loss import Objective
 from spirit_jax.training.lm.recipe import token_flops
-from spirit_jax.training.metrics import peak_flops
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from spirit_jax.training.step import TrainState, train_step
 from spirit_jax.vocab import Vocab
@@ -50,14 +50,21 @@ LARGE = LlamaConfig(
 )
 
 
-def make_ours(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool):
-    """A function that runs a training step of this package."""
+def make_ours(cfg: LlamaConfig, tokens: np.ndarray, gpu: bool, remat: str = "save_dots"):
+    """A function that runs a training step of this package.
+
+    Args:
+      cfg: of the model.
+      tokens: int32 (rows, positions).
+      gpu: in bfloat16, with cuDNN's attention and this `remat`; otherwise in float32.
+      remat: see `Llama`.
+    """
     vocab = Vocab.make("base", 32000, padded_size=cfg.vocab_size)
     model = Llama(
         cfg,
         jnp.bfloat16 if gpu else jnp.float32,
         scan_layers=gpu,
-        remat="save_dots" if gpu else "none",
+        remat=remat if gpu else "none",
         attention="cudnn" if gpu else "auto",
     )
     settings = OptimizerConfig()

@@ -126,6 +126,7 @@ def test_sharded_equals_single(folder, logits, shape, scan_layers):
 
 CHANGED_SHAPE = {
     "vocab_size": 65,
+    "int8_weights": True,
     "hidden_size": 20,
     "intermediate_size": 25,
     "num_layers": 3,

@@ -200,11 +200,13 @@ class Engine:
         """Compiles all steps that requests may need; call it before the first request."""
         with self._lock:
             windows = sorted({self._window(slots) for slots in range(1, self._capacity + 1)})
+            decoding = sorted({self._decoding_window(window) for window in windows})
             for window in windows:
                 for size in CHUNKS:
                     if size <= window:
                         tokens_t = np.zeros(size, np.int32)
                         self._state = self._runner.prefill(self._state, tokens_t, 0, 0, window)
+            for window in decoding:
                 count = self._multiple
                 while count <= self.rows:
                     self._state, _ = self._runner.decode(
@@ -331,7 +333,7 @@ class Engine:
         longest = max(len(self._rows[i].tokens) for i in indices)
         steps = min(steps, self._capacity - longest)
         rows = self._describe(count)
-        window = self._window(longest + steps)
+        window = self._decoding_window(longest + steps)
         self._state, decoded = self._runner.decode(
             self._state, rows, window, steps, until_end=bool(self._queue)
         )
@@ -386,6 +388,12 @@ class Engine:
             generation.error, ended = error, True
         if ended:
             self._end(row)
+
+    def _decoding_window(self, slots: int) -> int:
+        """The window of a decoding call; all slots if the kernel reads only the filled ones."""
+        if self._runner.reads_all_slots(self._state):
+            return self._window(slots)
+        return self._capacity
 
     def _window(self, slots: int) -> int:
         """The smallest window, of the few that are compiled, with at least these slots."""

@@ -17,6 +17,7 @@ from flax import struct
 from spirit_jax import sharding
 from spirit_jax.generation.sampling import NEVER, Sampling, next_tokens
 from spirit_jax.models.attention import KVCache, LayerCache
+from spirit_jax.models.attention_backends import has_length_kernel
 from spirit_jax.models.llama import Llama, init_cache
 
 MOST_STEPS = 32  # largest number of steps of one call of `decode`
@@ -157,6 +158,10 @@ class Runner:
                 window,
             )
 
+    def reads_all_slots(self, state: State) -> bool:
+        """Whether decoding attends to all slots of the window, and not only to the filled ones."""
+        return not has_length_kernel(state.layers[0])
+
     def _in_mesh(self):
         return jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext()
 
@@ -169,16 +174,19 @@ def _init(model: Llama, rows: int, slots: int) -> State:
 
 @functools.partial(jax.jit, static_argnames=("model", "window"), donate_argnames="state")
 def _prefill(model, params, state, tokens_t, row, start, window) -> State:
-    def slots_of(stored_bgsk):
-        _, kv_heads, _, width = stored_bgsk.shape
-        return jax.lax.dynamic_slice(stored_bgsk, (row, 0, 0, 0), (1, kv_heads, window, width))
+    # Of keys and values, (b, g, s, k), and of scales, (b, g, s).
+    def slots_of(stored):
+        _, kv_heads, _, *width = stored.shape
+        zeros = (0,) * len(width)
+        return jax.lax.dynamic_slice(stored, (row, 0, 0, *zeros), (1, kv_heads, window, *width))
 
     size = len(tokens_t)
 
-    def store(stored_bgsk, new_1gsk):
-        sizes = (1, new_1gsk.shape[1], size, new_1gsk.shape[3])
-        chunk = jax.lax.dynamic_slice(new_1gsk, (0, 0, start, 0), sizes)
-        return jax.lax.dynamic_update_slice(stored_bgsk, chunk, (row, 0, start, 0))
+    def store(stored, new):
+        _, kv_heads, _, *width = stored.shape
+        zeros = (0,) * len(width)
+        chunk = jax.lax.dynamic_slice(new, (0, 0, start, *zeros), (1, kv_heads, size, *width))
+        return jax.lax.dynamic_update_slice(stored, chunk, (row, 0, start, *zeros))
 
     cache = KVCache(jax.tree.map(slots_of, state.layers), start[None])
     positions_1t = start + jnp.arange(size)[None]
@@ -195,9 +203,9 @@ def _prefill(model, params, state, tokens_t, row, start, window) -> State:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _copy(state: State, source: jax.Array, target: jax.Array) -> State:
-    def copy(stored_bgsk):
-        row = jax.lax.dynamic_slice_in_dim(stored_bgsk, source, 1)
-        return jax.lax.dynamic_update_slice_in_dim(stored_bgsk, row, target, 0)
+    def copy(stored):
+        row = jax.lax.dynamic_slice_in_dim(stored, source, 1)
+        return jax.lax.dynamic_update_slice_in_dim(stored, row, target, 0)
 
     return state.replace(layers=_constrain(jax.tree.map(copy, state.layers)))
 
@@ -212,8 +220,12 @@ def _decode(
     model, params, state, rows, masks_mv, eos_e, most, until_end, window
 ) -> tuple[State, Decoded]:
     b = len(rows.tokens_b)
-    # The loop works on a copy of the first rows and slots; `put` writes them back.
-    layers = jax.tree.map(lambda stored: stored[:b, :, :window], state.layers)
+    # A kernel that reads only filled slots works on the cache itself. Otherwise the loop works on a
+    # copy of the first rows and slots, and `put` writes them back.
+    in_place = has_length_kernel(state.layers[0])
+    layers = state.layers
+    if not in_place:
+        layers = jax.tree.map(lambda stored: stored[:b, :, :window], layers)
     is_part = window < state.layers[0].k.shape[2]
     allowed_bv = masks_mv[rows.masks_b]
     rows_b = jnp.arange(b)
@@ -282,12 +294,14 @@ def _decode(
     def put(stored, part):
         # The loop writes to idle rows too. If a row has more tokens than the window has slots, it
         # overwrites one of them, so idle rows keep their stored keys and values.
-        if is_part and part.ndim == 4:
-            part = jnp.where(idle_b[:, None, None, None], stored[:b, :, :window], part)
+        if is_part and part.ndim > 2:
+            idle = idle_b.reshape(-1, *(1,) * (part.ndim - 1))
+            part = jnp.where(idle, stored[:b, :, :window], part)
         return jax.lax.dynamic_update_slice(stored, part, (0,) * stored.ndim)
 
-    layers = _constrain(jax.tree.map(put, state.layers, layers))
-    state = State(layers, put(state.seen_bv, seen_bv))
+    if not in_place:
+        layers = jax.tree.map(put, state.layers, layers)
+    state = State(_constrain(layers), put(state.seen_bv, seen_bv))
     new = step, tokens_bn, logs_bn, counts_b - rows.counts_b
     # Replicated, since on several hosts every process reads them.
     return state, Decoded(*(sharding.constrain(x, *(None,) * x.ndim) for x in new))
@@ -295,4 +309,5 @@ def _decode(
 
 def _constrain(layers: Any) -> Any:
     """Keeps the cache's sharding from call to call."""
-    return jax.tree.map(lambda stored: sharding.constrain(stored, *sharding.CACHE_AXES), layers)
+    axes = sharding.CACHE_AXES
+    return jax.tree.map(lambda stored: sharding.constrain(stored, *axes[: stored.ndim]), layers)

@@ -51,19 +51,34 @@ def apply_rope(x_bthk: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Ar
 
 def _swap_halves(x_bthk: jax.Array) -> jax.Array:
     half = x_bthk.shape[-1] // 2
-    if x_bthk.dtype != jnp.bfloat16:
+
+    def roll(x_bthk):
         return jnp.roll(x_bthk, half, axis=-1)
+
+    def multiply(x_bthk):
+        return x_bthk @ jnp.roll(jnp.eye(2 * half, dtype=x_bthk.dtype), half, axis=0)
+
+    if x_bthk.dtype != jnp.bfloat16:
+        return roll(x_bthk)
     # On a TPU, multiplying by a permutation matrix is faster than rolling by half of the lanes.
-    swap_kk = jnp.roll(jnp.eye(2 * half, dtype=x_bthk.dtype), half, axis=0)
-    return x_bthk @ swap_kk
+    return jax.lax.platform_dependent(x_bthk, tpu=multiply, default=roll)
 
 
 @struct.dataclass
 class LayerCache:
-    """Keys and values of a layer, (b, g, s, k); a token has the slot of its position."""
+    """Keys and values of a layer; a token has the slot of its position.
+
+    Attributes:
+      k, v: (b, g, s, k), in the dtype of the computation or int8.
+      k_scale_bgs, v_scale_bgs: float32, what int8 keys and values are multiplied by: a scale for
+        each token and head, so that a prefix has the same values whatever follows. None for
+        others.
+    """
 
     k: jax.Array
     v: jax.Array
+    k_scale_bgs: jax.Array | None = None
+    v_scale_bgs: jax.Array | None = None
 
 
 @struct.dataclass
@@ -82,24 +97,50 @@ class KVCache:
 def write_cache(
     cache: LayerCache, k_btgk: jax.Array, v_btgk: jax.Array, starts_b: jax.Array
 ) -> LayerCache:
-    """Writes new keys and values.
+    """Writes new keys and values into the first rows.
 
     Only the new slots are written, so that a loop that carries the cache updates it in place.
 
     Args:
-      cache: of one layer; it must have slots up to start + t in each row.
+      cache: of one layer; it must have slots up to start + t in each row. It may have more rows
+        than `k_btgk` if t is 1.
       k_btgk, v_btgk: new keys and values.
       starts_b: int32, the slot of each row's first new token.
     """
+    k_bgtk, v_bgtk = k_btgk.swapaxes(1, 2), v_btgk.swapaxes(1, 2)
+    if cache.k_scale_bgs is None:
+        k, v = (_write(old, new, starts_b) for old, new in ((cache.k, k_bgtk), (cache.v, v_bgtk)))
+        return LayerCache(k, v)
+    (k_bgtk, k_scale_bgt), (v_bgtk, v_scale_bgt) = to_int8(k_bgtk), to_int8(v_bgtk)
+    new = LayerCache(k_bgtk, v_bgtk, k_scale_bgt, v_scale_bgt)
+    return jax.tree.map(lambda stored, part: _write(stored, part, starts_b), cache, new)
 
-    def write(stored_bgsk: jax.Array, new_btgk: jax.Array) -> jax.Array:
-        new_bgtk = new_btgk.swapaxes(1, 2).astype(stored_bgsk.dtype)
-        if len(new_bgtk) == 1:
-            return jax.lax.dynamic_update_slice(stored_bgsk, new_bgtk, (0, 0, starts_b[0], 0))
-        put = lambda row, new, start: jax.lax.dynamic_update_slice(row, new, (0, start, 0))  # noqa: E731
-        return jax.vmap(put)(stored_bgsk, new_bgtk, starts_b)
 
-    return LayerCache(write(cache.k, k_btgk), write(cache.v, v_btgk))
+def _write(stored: jax.Array, new: jax.Array, starts_b: jax.Array) -> jax.Array:
+    """Writes (b, g, t, ...) into slots of the first rows of (rows, g, s, ...)."""
+    new = new.astype(stored.dtype)
+    zeros = (0,) * (stored.ndim - 3)
+    if len(new) == 1:
+        return jax.lax.dynamic_update_slice(stored, new, (0, 0, starts_b[0], *zeros))
+    if len(new) < len(stored):
+        return stored.at[jnp.arange(len(new)), :, starts_b].set(new[:, :, 0])
+    put = lambda row, part, start: jax.lax.dynamic_update_slice(row, part, (0, start, *zeros))  # noqa: E731
+    return jax.vmap(put)(stored, new, starts_b)
+
+
+def to_int8(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rounds vectors to int8.
+
+    Args:
+      x: (..., k).
+
+    Returns:
+      int8 (..., k), and float32 scales (...) by which they are multiplied to restore `x`. The
+      largest absolute value of a vector becomes 127.
+    """
+    scale = jnp.max(jnp.abs(x), axis=-1).astype(jnp.float32) / 127
+    inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
+    return jnp.round(x.astype(jnp.float32) * inverse[..., None]).astype(jnp.int8), scale
 
 
 def attend_cache(q_bthk: jax.Array, cache: LayerCache, positions_bt: jax.Array) -> jax.Array:
@@ -120,11 +161,15 @@ def attend_cache(q_bthk: jax.Array, cache: LayerCache, positions_bt: jax.Array) 
     q_bgnk = q_btgrk.swapaxes(1, 2).reshape(b, kv_heads, -1, width)
     k_bgsk, v_bgsk = (x.astype(q_bthk.dtype) for x in (cache.k, cache.v))
     scores_bgns = jnp.einsum("bgnk,bgsk->bgns", q_bgnk, k_bgsk, preferred_element_type=jnp.float32)
+    if cache.k_scale_bgs is not None:
+        scores_bgns *= cache.k_scale_bgs[:, :, None]
     last_bn = jnp.repeat(positions_bt, heads // kv_heads, axis=1)
     mask_bns = jnp.arange(slots) <= last_bn[:, :, None]
     scores_bgns = jnp.where(mask_bns[:, None], scores_bgns * width**-0.5, -jnp.inf)
-    weights_bgns = jax.nn.softmax(scores_bgns, axis=-1).astype(v_bgsk.dtype)
-    y_bgnk = jnp.einsum("bgns,bgsk->bgnk", weights_bgns, v_bgsk)
+    weights_bgns = jax.nn.softmax(scores_bgns, axis=-1)
+    if cache.v_scale_bgs is not None:
+        weights_bgns *= cache.v_scale_bgs[:, :, None]
+    y_bgnk = jnp.einsum("bgns,bgsk->bgnk", weights_bgns.astype(v_bgsk.dtype), v_bgsk)
     return y_bgnk.reshape(b, kv_heads, t, -1, width).swapaxes(1, 2).reshape(q_bthk.shape)
 
 

@@ -59,6 +59,8 @@ class LlamaConfig:
       tie_embeddings: the output projection is the transposed embedding.
       init_std: standard deviation of initial parameters.
       trained_positions: longest sequence in a training run of this package; 0 if unknown.
+      int8_weights: the matrices of layers and the head are int8, with a scale for each output
+        channel; for generation only.
     """
 
     vocab_size: int = 32512
@@ -77,6 +79,7 @@ class LlamaConfig:
     mlp_bias: bool = False
     init_std: float = 0.02
     trained_positions: int = 0
+    int8_weights: bool = False
 
     def __post_init__(self):
         limits.check_numbers(

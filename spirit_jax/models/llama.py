@@ -7,6 +7,7 @@ Follows Llama 2 and 3 (arXiv 2307.09288, 2407.21783): pre-norm blocks of grouped
 with rotary positions (rotate-half layout) and a gated SiLU MLP.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,15 @@ from spirit_jax.models.attention import (
     rope_tables,
     write_cache,
 )
-from spirit_jax.models.attention_backends import RESIDUALS, attend_segments, choose_backend
+from spirit_jax.models.attention_backends import (
+    RESIDUALS,
+    attend_newest,
+    attend_segments,
+    choose_backend,
+    has_length_kernel,
+)
 from spirit_jax.models.configs import LlamaConfig
+from spirit_jax.models.linear import Int8Dense, dot_general, lay_out, quantize
 
 # Activations that are saved for a layer's backward pass, as names of `checkpoint_name`; the rest is
 # recomputed.
@@ -43,6 +51,8 @@ REMAT_SAVES = {
     "offload": (RESIDUALS,),
 }
 OFFLOADED = ("block_input",)  # to the host's memory, under "offload"
+HEAD_AXES = ("embed", "vocab")
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer
 
 
 class RMSNorm(nn.Module):
@@ -86,11 +96,12 @@ class Block(nn.Module):
         x_btd = _saved(x_btd, "block_input", "batch", None, None)
 
         y_btd = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="attention_norm")(x_btd)
+        linear = functools.partial(self._linear, decoding=cache is not None)
         head, kv_head = (cfg.num_heads, cfg.head_dim), (cfg.num_kv_heads, cfg.head_dim)
         bias = cfg.attention_bias
-        q_bthk = self._linear("q", ("embed",), head, ("heads", "head_dim"), bias)(y_btd)
-        k_btgk = self._linear("k", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
-        v_btgk = self._linear("v", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
+        q_bthk = linear("q", ("embed",), head, ("heads", "head_dim"), bias)(y_btd)
+        k_btgk = linear("k", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
+        v_btgk = linear("v", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
         q_bthk = checkpoint_name(apply_rope(q_bthk, rope), "q")
         k_btgk = checkpoint_name(apply_rope(k_btgk, rope), "k")
         v_btgk = checkpoint_name(v_btgk, "v")
@@ -101,32 +112,40 @@ class Block(nn.Module):
             y_bthk = attend_segments(q_bthk, k_btgk, v_btgk, seen, backend)
         else:
             cache = write_cache(cache, k_btgk, v_btgk, seen[:, 0])
-            y_bthk = attend_cache(q_bthk, cache, seen)
-        out = self._linear("o", ("heads", "head_dim"), (cfg.hidden_size,), ("embed",), bias)
+            by_length = x_btd.shape[1] == 1 and has_length_kernel(cache)
+            y_bthk = (attend_newest if by_length else attend_cache)(q_bthk, cache, seen)
+        out = linear("o", ("heads", "head_dim"), (cfg.hidden_size,), ("embed",), bias)
         x_btd = sharding.constrain(x_btd + out(y_bthk), "batch", None, None)
         x_btd = _saved(x_btd, "attended", "batch", None, None)
 
         y_btd = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="mlp_norm")(x_btd)
         width, bias = (cfg.intermediate_size,), cfg.mlp_bias
-        gate_btf = self._linear("gate", ("embed",), width, ("mlp",), bias)(y_btd)
-        up_btf = self._linear("up", ("embed",), width, ("mlp",), bias)(y_btd)
+        gate_btf = linear("gate", ("embed",), width, ("mlp",), bias)(y_btd)
+        up_btf = linear("up", ("embed",), width, ("mlp",), bias)(y_btd)
         gate_btf = _saved(gate_btf, "gate", "batch", None, "mlp")
         up_btf = _saved(up_btf, "up", "batch", None, "mlp")
         y_btf = sharding.constrain(nn.silu(gate_btf) * up_btf, "batch", None, "mlp")
-        down = self._linear("down", ("mlp",), (cfg.hidden_size,), ("embed",), bias)
+        down = linear("down", ("mlp",), (cfg.hidden_size,), ("embed",), bias)
         x_btd = sharding.constrain(x_btd + down(y_btf), "batch", None, None)
         return (x_btd, cache), None
 
-    def _linear(self, name, in_axes, out_shape, out_axes, use_bias):
+    def _linear(self, name, in_axes, out_shape, out_axes, use_bias, decoding):
+        axis = tuple(range(-len(in_axes), 0))
+        if self.config.int8_weights:
+            names = in_axes + out_axes
+            return Int8Dense(
+                out_shape, axis, self.dtype, self.param_dtype, names, use_bias, name=name
+            )
         kernel_init = nn.initializers.normal(self.config.init_std)
         return nn.DenseGeneral(
             out_shape,
-            axis=tuple(range(-len(in_axes), 0)),
+            axis=axis,
             use_bias=use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=nn.with_logical_partitioning(kernel_init, in_axes + out_axes),
             bias_init=nn.with_logical_partitioning(nn.initializers.zeros, out_axes),
+            dot_general=dot_general if decoding else None,
             name=name,
         )
 
@@ -181,8 +200,9 @@ class Llama(nn.Module):
         and activations; "save_qkv", the MLP's products too; "save_attention", all but attention;
         "block", the whole layer. "offload" is "save_attention" with the inputs of layers kept in
         host memory.
-      attention: the backend for whole rows, one of `attention_backends.BACKENDS`; attention over a
-        cache has one implementation.
+      attention: the backend for whole rows, one of `attention_backends.BACKENDS`; see
+        `attention_backends.has_length_kernel` for attention over a cache.
+      int8_cache: keys and values are rounded to int8 in the cache.
     """
 
     config: LlamaConfig
@@ -191,6 +211,7 @@ class Llama(nn.Module):
     scan_layers: bool = False
     remat: str = "none"
     attention: str = "auto"
+    int8_cache: bool = False
 
     def setup(self):
         cfg = self.config
@@ -216,12 +237,20 @@ class Llama(nn.Module):
         self.layers = stack(cfg, self.dtype, self.param_dtype, self.attention)
         self.final_norm = RMSNorm(cfg.rms_norm_eps, self.param_dtype)
         if not cfg.tie_embeddings:
+            zeros = nn.initializers.zeros
             self.head = self.param(
                 "head",
-                nn.with_logical_partitioning(init, ("embed", "vocab")),
+                nn.with_logical_partitioning(zeros if cfg.int8_weights else init, HEAD_AXES),
                 (cfg.hidden_size, cfg.vocab_size),
-                self.param_dtype,
+                jnp.int8 if cfg.int8_weights else self.param_dtype,
             )
+            if cfg.int8_weights:
+                self.head_scale = self.param(
+                    "head_scale",
+                    nn.with_logical_partitioning(nn.initializers.ones, HEAD_AXES[1:]),
+                    (cfg.vocab_size,),
+                    jnp.float32,
+                )
 
     def _remat(self, block):
         if self.remat not in REMAT_SAVES:
@@ -289,15 +318,19 @@ class Llama(nn.Module):
 
     def project(self, x_btd: jax.Array) -> jax.Array:
         """Features to float32 logits, (b, t, v)."""
-        head_dv = self.embed.embedding.T if self.config.tie_embeddings else self.head
-        logits_btv = jnp.einsum(
-            "btd,dv->btv", x_btd, head_dv.astype(self.dtype), preferred_element_type=jnp.float32
-        )
+        is_tied, is_int8 = self.config.tie_embeddings, self.config.int8_weights
+        head_dv = self.embed.embedding.T if is_tied else self.head
+        if is_tied or not is_int8:
+            head_dv = head_dv.astype(self.dtype)
+        numbers = (((2,), (0,)), ((), ()))
+        logits_btv = dot_general(x_btd, head_dv, numbers, preferred_element_type=jnp.float32)
+        if is_int8 and not is_tied:
+            logits_btv *= self.head_scale
         return sharding.constrain(logits_btv, "batch", None, "vocab")
 
 
 def init_cache(model: Llama, batch: int, slots: int) -> KVCache:
-    """An empty cache in the model's computation dtype.
+    """An empty cache, in the model's computation dtype or int8.
 
     Args:
       model: for its sizes.
@@ -307,10 +340,16 @@ def init_cache(model: Llama, batch: int, slots: int) -> KVCache:
     cfg = model.config
     shape = (batch, cfg.num_kv_heads, slots, cfg.head_dim)
 
-    def zeros() -> jax.Array:
-        return sharding.constrain(jnp.zeros(shape, model.dtype), *sharding.CACHE_AXES)
+    def zeros(shape, dtype) -> jax.Array:
+        return sharding.constrain(jnp.zeros(shape, dtype), *sharding.CACHE_AXES[: len(shape)])
 
-    layers = tuple(LayerCache(zeros(), zeros()) for _ in range(cfg.num_layers))
+    def layer() -> LayerCache:
+        if not model.int8_cache:
+            return LayerCache(zeros(shape, model.dtype), zeros(shape, model.dtype))
+        scales = (zeros(shape[:3], jnp.float32) for _ in range(2))
+        return LayerCache(zeros(shape, jnp.int8), zeros(shape, jnp.int8), *scales)
+
+    layers = tuple(layer() for _ in range(cfg.num_layers))
     return KVCache(layers, jnp.zeros(batch, jnp.int32))
 
 
@@ -324,6 +363,44 @@ def abstract_params(model: Llama, boxed: bool = False) -> Any:
 
     tree = jax.eval_shape(init, tokens)
     return tree if boxed else nn.unbox(tree)
+
+
+def quantize_weights(cfg: LlamaConfig, params: Any) -> tuple[LlamaConfig, Any]:
+    """Rounds the matrices of the layers and the head to int8; the embedding keeps its dtype.
+
+    Args:
+      cfg: of the model, without int8 weights.
+      params: of unrolled layers. Matrices are taken out of this tree while they are rounded, so
+        that a model and its copy are never in memory together.
+
+    Returns:
+      The config and parameters of the rounded model.
+    """
+    rounded = jax.jit(quantize, static_argnums=1)
+    for layer in params["layers"].values():
+        for name in MATRICES:
+            inputs = 2 if name == "o" else 1
+            layer[name] |= rounded(layer[name].pop("kernel"), inputs)
+    if "head" in params:
+        head = rounded(params.pop("head"), 1)
+        params |= {"head": head["kernel"], "head_scale": head["scale"]}
+    return dataclasses.replace(cfg, int8_weights=True), params
+
+
+def lay_out_for_decoding(params: Any) -> Any:
+    """On a GPU, puts the weights of each output channel side by side in memory.
+
+    See `linear.dot_general`. Matrices are taken out of the tree one by one.
+    """
+    if jax.default_backend() != "gpu":
+        return params
+    for layer in params["layers"].values():
+        for name in MATRICES:
+            inputs = (0, 1) if name == "o" else (0,)
+            layer[name]["kernel"] = lay_out(layer[name].pop("kernel"), inputs)
+    if "head" in params:
+        params["head"] = lay_out(params.pop("head"), (0,))
+    return params
 
 
 def draw_rows(table_vd: np.ndarray, rows: int, seed: int | tuple[int, ...]) -> np.ndarray:

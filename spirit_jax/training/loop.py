@@ -17,11 +17,12 @@ from typing import Any
 import jax
 
 from spirit_jax import sharding
+from spirit_jax.devices import peak_flops
 from spirit_jax.errors import InputError
 from spirit_jax.training import distributed, run_folder
 from spirit_jax.training.checkpoints import Checkpoints
 from spirit_jax.training.configs import LoopConfig
-from spirit_jax.training.metrics import Clock, MetricsLog, peak_flops
+from spirit_jax.training.metrics import Clock, MetricsLog
 from spirit_jax.training.recipe import Recipe
 from spirit_jax.training.run_folder import RunFolder, say
 from spirit_jax.training.step import Metrics, TrainState
