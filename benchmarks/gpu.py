@@ -54,7 +54,7 @@ def decode(small: bool) -> None:
         model, params = bench.random_model(size, jnp.bfloat16, int8_weights=int8, int8_cache=int8)
         runner = bench.make_runner(model, params)
         name = {"model": size, "weights_and_cache": "int8" if int8 else "bfloat16"}
-        for rows, filled in ((1, tokens // 4), (1, tokens), (16, tokens), (64, tokens)):
+        for rows, filled in ((1, tokens // 4), (16, tokens), (64, tokens)):
             show("decode", **name, **bench.measure_decoding(runner, rows, filled))
         show("first_token", **name, **bench.measure_first_token(runner, tokens))
         del model, params, runner

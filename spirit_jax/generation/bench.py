@@ -48,7 +48,7 @@ def random_model(
     params = tree.unflatten([draw(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)])
     if int8_weights:
         cfg, params = llama.quantize_weights(cfg, params)
-    params = llama.lay_out_for_decoding(params)
+    params = llama.lay_out_for_decoding(cfg, params)
     return llama.Llama(cfg, dtype, dtype, int8_cache=int8_cache), params
 
 

@@ -38,7 +38,7 @@ from spirit_jax.models.attention_backends import (
     has_length_kernel,
 )
 from spirit_jax.models.configs import LlamaConfig
-from spirit_jax.models.linear import Int8Dense, dot_general, lay_out, quantize
+from spirit_jax.models.linear import Int8Dense, lay_out, multiply, quantize
 
 # Activations that are saved for a layer's backward pass, as names of `checkpoint_name`; the rest is
 # recomputed.
@@ -96,12 +96,11 @@ class Block(nn.Module):
         x_btd = _saved(x_btd, "block_input", "batch", None, None)
 
         y_btd = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="attention_norm")(x_btd)
-        linear = functools.partial(self._linear, decoding=cache is not None)
         head, kv_head = (cfg.num_heads, cfg.head_dim), (cfg.num_kv_heads, cfg.head_dim)
         bias = cfg.attention_bias
-        q_bthk = linear("q", ("embed",), head, ("heads", "head_dim"), bias)(y_btd)
-        k_btgk = linear("k", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
-        v_btgk = linear("v", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
+        q_bthk = self._linear("q", ("embed",), head, ("heads", "head_dim"), bias)(y_btd)
+        k_btgk = self._linear("k", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
+        v_btgk = self._linear("v", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
         q_bthk = checkpoint_name(apply_rope(q_bthk, rope), "q")
         k_btgk = checkpoint_name(apply_rope(k_btgk, rope), "k")
         v_btgk = checkpoint_name(v_btgk, "v")
@@ -114,22 +113,22 @@ class Block(nn.Module):
             cache = write_cache(cache, k_btgk, v_btgk, seen[:, 0])
             by_length = x_btd.shape[1] == 1 and has_length_kernel(cache)
             y_bthk = (attend_newest if by_length else attend_cache)(q_bthk, cache, seen)
-        out = linear("o", ("heads", "head_dim"), (cfg.hidden_size,), ("embed",), bias)
+        out = self._linear("o", ("heads", "head_dim"), (cfg.hidden_size,), ("embed",), bias)
         x_btd = sharding.constrain(x_btd + out(y_bthk), "batch", None, None)
         x_btd = _saved(x_btd, "attended", "batch", None, None)
 
         y_btd = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="mlp_norm")(x_btd)
         width, bias = (cfg.intermediate_size,), cfg.mlp_bias
-        gate_btf = linear("gate", ("embed",), width, ("mlp",), bias)(y_btd)
-        up_btf = linear("up", ("embed",), width, ("mlp",), bias)(y_btd)
+        gate_btf = self._linear("gate", ("embed",), width, ("mlp",), bias)(y_btd)
+        up_btf = self._linear("up", ("embed",), width, ("mlp",), bias)(y_btd)
         gate_btf = _saved(gate_btf, "gate", "batch", None, "mlp")
         up_btf = _saved(up_btf, "up", "batch", None, "mlp")
         y_btf = sharding.constrain(nn.silu(gate_btf) * up_btf, "batch", None, "mlp")
-        down = linear("down", ("mlp",), (cfg.hidden_size,), ("embed",), bias)
+        down = self._linear("down", ("mlp",), (cfg.hidden_size,), ("embed",), bias)
         x_btd = sharding.constrain(x_btd + down(y_btf), "batch", None, None)
         return (x_btd, cache), None
 
-    def _linear(self, name, in_axes, out_shape, out_axes, use_bias, decoding):
+    def _linear(self, name, in_axes, out_shape, out_axes, use_bias):
         axis = tuple(range(-len(in_axes), 0))
         if self.config.int8_weights:
             names = in_axes + out_axes
@@ -145,7 +144,6 @@ class Block(nn.Module):
             param_dtype=self.param_dtype,
             kernel_init=nn.with_logical_partitioning(kernel_init, in_axes + out_axes),
             bias_init=nn.with_logical_partitioning(nn.initializers.zeros, out_axes),
-            dot_general=dot_general if decoding else None,
             name=name,
         )
 
@@ -318,14 +316,16 @@ class Llama(nn.Module):
 
     def project(self, x_btd: jax.Array) -> jax.Array:
         """Features to float32 logits, (b, t, v)."""
-        is_tied, is_int8 = self.config.tie_embeddings, self.config.int8_weights
-        head_dv = self.embed.embedding.T if is_tied else self.head
-        if is_tied or not is_int8:
-            head_dv = head_dv.astype(self.dtype)
-        numbers = (((2,), (0,)), ((), ()))
-        logits_btv = dot_general(x_btd, head_dv, numbers, preferred_element_type=jnp.float32)
-        if is_int8 and not is_tied:
-            logits_btv *= self.head_scale
+        if self.config.int8_weights and not self.config.tie_embeddings:
+            logits_btv = multiply(x_btd, self.head, 1) * self.head_scale
+        else:
+            head_dv = self.embed.embedding.T if self.config.tie_embeddings else self.head
+            logits_btv = jnp.einsum(
+                "btd,dv->btv",
+                x_btd,
+                head_dv.astype(self.dtype),
+                preferred_element_type=jnp.float32,
+            )
         return sharding.constrain(logits_btv, "batch", None, "vocab")
 
 
@@ -387,12 +387,13 @@ def quantize_weights(cfg: LlamaConfig, params: Any) -> tuple[LlamaConfig, Any]:
     return dataclasses.replace(cfg, int8_weights=True), params
 
 
-def lay_out_for_decoding(params: Any) -> Any:
-    """On a GPU, puts the weights of each output channel side by side in memory.
+def lay_out_for_decoding(cfg: LlamaConfig, params: Any) -> Any:
+    """On a GPU, puts the int8 weights of each output channel side by side in memory.
 
-    See `linear.dot_general`. Matrices are taken out of the tree one by one.
+    That is the order in which `linear.row_product` reads them. Matrices are taken out of the tree
+    one by one.
     """
-    if jax.default_backend() != "gpu":
+    if jax.default_backend() != "gpu" or not cfg.int8_weights:
         return params
     for layer in params["layers"].values():
         for name in MATRICES:
