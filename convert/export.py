@@ -35,6 +35,7 @@ def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | l
     """
     network = Path(network)
     cfg = config.read(LlamaConfig, network / "config.json")
+    cfg.check_float(network)
     stored = checkpoint.flatten(checkpoint.read_shapes(network / "params"))
     steps = [_step(path, cfg, str(network)) for path in stored]
     shards = _split(steps, {path: _bytes(leaf) for path, leaf in stored.items()})

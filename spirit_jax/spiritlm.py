@@ -17,6 +17,7 @@ import numpy as np
 from spirit_jax import bucketing, config, markup, model_folder, sharding, transcription, units
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError, InputWarning
+from spirit_jax.generation.bench import make_runner
 from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.engine import ROWS, Engine, Generation, Request, slots_of
 from spirit_jax.generation.outputs import Output, limit_speech
@@ -33,6 +34,8 @@ from spirit_jax.vocab import Modality, Vocab
 USUAL_SLOTS = 2048  # tokens of a prompt and its continuation
 USUAL_CACHE_BYTES = 512 << 20  # of a cache that is allocated for any number of prompts
 SCORED_ROWS = 16  # batch size of `score`, rounded up to a multiple that the mesh can split
+
+QUANTIZATIONS = None, "int8", "int8_weights", "int8_cache"
 
 Input = tuple[Modality | str, str | Audio | Units]
 
@@ -52,6 +55,7 @@ class SpiritLM:
         folder: str | Path,
         mesh: jax.sharding.Mesh | None = None,
         dtype: Any = None,
+        quantization: str | None = None,
     ) -> "SpiritLM":
         """Loads a model folder.
 
@@ -62,15 +66,22 @@ class SpiritLM:
           dtype: float32, bfloat16 or float16, for the parameters and the computation. By default
             parameters keep their stored dtype, and the computation is in float32 on a CPU and in
             bfloat16 on accelerators.
+          quantization: "int8_weights" rounds the matrices of the language model to int8,
+            "int8_cache" the keys and values of its cache, and "int8" both. A folder that
+            `quantize.quantize_model` wrote has int8 weights already.
 
         Returns:
           The loaded model.
 
         Raises:
-          InputError: the model folder is incomplete or damaged, or its parts do not match.
+          InputError: the model folder is incomplete or damaged, its parts do not match, or the
+            dtype or quantization is unknown.
         """
         folder = model_folder.find_language_model(folder)
         dtype = _check_dtype(dtype)
+        if quantization not in QUANTIZATIONS:
+            known = ", ".join(str(name) for name in QUANTIZATIONS)
+            raise InputError(f"quantization is {quantization!r}; expected one of {known}.")
         on_cpu = jax.default_backend() == "cpu"
         mesh = None if mesh is None else sharding.as_auto(mesh)
         vocab = config.read(Vocab, folder / "vocab.json")
@@ -80,6 +91,11 @@ class SpiritLM:
             dtype,
             compute_dtype=dtype or (jnp.float32 if on_cpu else jnp.bfloat16),
         )
+        if quantization in ("int8", "int8_weights") and not model.config.int8_weights:
+            rounded, params = llama.quantize_weights(model.config, params)
+            model = model.clone(config=rounded)
+        params = llama.lay_out_for_decoding(model.config, params)
+        model = model.clone(int8_cache=quantization in ("int8", "int8_cache"))
         speech_tokenizer = None
         if (folder / SPEECH_TOKENIZER).is_dir():
             speech_tokenizer = SpeechTokenizer.from_pretrained(folder)
@@ -120,6 +136,11 @@ class SpiritLM:
     def max_tokens(self) -> int:
         """The largest number of tokens of a prompt and its continuation together."""
         return self._model.config.max_positions
+
+    @property
+    def bench_runner(self) -> Runner:
+        """A runner of this model for `generation.bench`."""
+        return make_runner(self._model, self._params, self._mesh)
 
     def build_prompt(
         self, inputs: Sequence[Input], output_modality: Modality | str = Modality.ARBITRARY

@@ -7,6 +7,7 @@ import typer
 import spirit_jax
 from spirit_jax.cli import (
     align,
+    bench,
     demo,
     encode,
     evaluate,
@@ -14,6 +15,7 @@ from spirit_jax.cli import (
     new,
     pack,
     prepare,
+    quantize,
     resynth,
     running,
     train,
@@ -36,6 +38,8 @@ _COMMANDS = {
     "new": new.new,
     "train": train.train,
     "pack": pack.pack,
+    "quantize": quantize.quantize,
+    "bench": bench.bench,
     "eval": evaluate.evaluate,
     "demo": demo.demo,
 }

@@ -105,6 +105,14 @@ class LlamaConfig:
                 "heads."
             )
 
+    def check_float(self, folder: object) -> None:
+        """Raises `InputError` if the model in this folder has int8 weights."""
+        if self.int8_weights:
+            raise InputError(
+                f"{folder}: has int8 weights, which are for generation only; give the model "
+                "folder that it was quantized from."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class TrunkConfig:

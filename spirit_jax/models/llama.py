@@ -455,10 +455,12 @@ def load(
         else jax.tree.map(lambda _: sharding.default_sharding(), nn.unbox(boxed))
     )
     wanted = checkpoint.flatten(nn.unbox(boxed))
+    int8_paths = {path for path, leaf in wanted.items() if leaf.dtype == jnp.int8} | {"head_kernel"}
 
     def abstract(path: str) -> jax.ShapeDtypeStruct:
         default = stored[path].dtype if path in stored else jnp.float32
-        leaf_dtype = dtype or default
+        is_int8 = wanted[path].dtype == jnp.int8 or path.replace("scale", "kernel") in int8_paths
+        leaf_dtype = wanted[path].dtype if is_int8 else dtype or default
         return jax.ShapeDtypeStruct(wanted[path].shape, leaf_dtype, sharding=sharding_of[path])
 
     if not scan_layers:

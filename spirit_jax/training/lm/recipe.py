@@ -235,6 +235,7 @@ def make_model(config: LmRunConfig) -> llama.Llama:
     if sizes is None:
         path = model_folder.find_language_model(config.model) / "llama" / "config.json"
         sizes = config_lib.read(llama.LlamaConfig, path)
+    sizes.check_float(config.model)
     model = llama.Llama(
         sizes,
         jnp.dtype(config.compute_dtype),

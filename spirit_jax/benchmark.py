@@ -1,0 +1,63 @@
+"""What `spirit-jax bench` measures."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spirit_jax.errors import InputError
+from spirit_jax.generation import bench
+from spirit_jax.spiritlm import SpiritLM
+
+
+def measure(
+    model: str | None,
+    random: str | None,
+    rows: Sequence[int],
+    tokens: int,
+    dtype: str | None,
+    quantization: str | None,
+) -> Iterator[dict[str, Any]]:
+    """Measures a language model; see `bench.measure_first_token` and `measure_decoding`.
+
+    Args:
+      model: a model folder, or the name of a packaged model; None for random weights.
+      random: a size of `bench.SIZES`, if `model` is None.
+      rows: numbers of rows to decode with.
+      tokens: of a prompt, and of each row in the cache.
+      dtype: see `SpiritLM.from_pretrained`.
+      quantization: see `SpiritLM.from_pretrained`.
+
+    Yields:
+      JSON values of each measurement.
+
+    Raises:
+      InputError: the model cannot be loaded, or has too few positions.
+    """
+    if model is not None:
+        runner = SpiritLM.from_pretrained(
+            model, dtype=dtype, quantization=quantization
+        ).bench_runner
+    else:
+        if random not in bench.SIZES:
+            known = ", ".join(bench.SIZES)
+            raise InputError(f"--random is '{random}'; expected one of {known}.")
+        default = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        int8_weights = quantization in ("int8", "int8_weights")
+        int8_cache = quantization in ("int8", "int8_cache")
+        network, params = bench.random_model(
+            random, jnp.dtype(dtype or default), int8_weights, int8_cache
+        )
+        runner = bench.make_runner(network, params)
+    positions = runner.model.config.max_positions
+    if tokens + bench.MOST_STEPS > positions:
+        raise InputError(
+            f"--tokens is {tokens}; with {bench.MOST_STEPS} new ones that is more than the "
+            f"model's {positions} positions."
+        )
+    about = {"model": model or random, "device": jax.devices()[0].device_kind}
+    about |= {"dtype": jnp.dtype(runner.model.dtype).name, "quantization": quantization}
+    yield about | bench.measure_first_token(runner, tokens)
+    for count in rows:
+        yield about | bench.measure_decoding(runner, count, tokens) | bench.peak_memory()
