@@ -177,8 +177,8 @@ def parts_of(axis: str, size: int) -> int:
 
 
 def cache_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """The sharding of keys or values of a cache, (b, g, s, k)."""
-    return NamedSharding(mesh, _spec(shape, CACHE_AXES, mesh.shape))
+    """The sharding of keys or values of a cache, (b, g, s, k), or of their scales, (b, g, s)."""
+    return NamedSharding(mesh, _spec(shape, CACHE_AXES[: len(shape)], mesh.shape))
 
 
 def per_device(

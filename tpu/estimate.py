@@ -111,7 +111,7 @@ def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int) -> Estimate
     bodies, entry = computations(hlo)
     cycles, kernels, moved, stacked = 0.0, 0, {}, 0
     of_all_layers = re.compile(rf"= \(?\w+\[{layers},\d+,\d+.* all-gather(-start)?\(")
-    for name, times in _visits(bodies, entry):
+    for name, times in visits(bodies, entry):
         for line in bodies[name]:
             if match := re.search(r'"estimated_cycles":"(\d+)"', line):
                 cycles += times * int(match[1])
@@ -139,7 +139,7 @@ def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int) -> Estimate
     )
 
 
-def _visits(bodies: dict[str, list[str]], entry: str):
+def visits(bodies: dict[str, list[str]], entry: str):
     """(computation, times that a step runs it), through loops, calls and branches."""
     stack = [(entry, 1)]
     while stack:

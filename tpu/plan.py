@@ -1,12 +1,11 @@
 """Predicts whether a run fits on a TPU slice, and estimates its speed, without a TPU.
 
-The training step of a config is compiled by the TPU compiler, which does not need a TPU (pip
-install -e '.[tpu]'). Times are the compiler's estimates, not measurements.
+The training step of a config, or the engine's decoding step, is compiled by the TPU compiler, which
+does not need a TPU (pip install -e '.[tpu]'). Times are the compiler's estimates, not measurements.
 
     python -m tpu.plan --config configs/7b-v5e-256.yaml
     python -m tpu.plan --config configs/7b-v5e-256.yaml --search
-    python -m tpu.plan --config configs/7b-v5e-256.yaml --topology v5e:2x4 --decode 96 \\
-        mesh.data=1 mesh.fsdp=1 mesh.tensor=8
+    python -m tpu.plan --decode --topology v5e:1x1 --rows 8 --slots 2048 --quantization int8
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +33,8 @@ from spirit_jax.models import llama
 from spirit_jax.training.lm.config import LmRunConfig
 from spirit_jax.training.lm.recipe import LmRecipe, make_model, token_flops
 from spirit_jax.vocab import HUBERT_UNITS, Vocab
-from tpu.estimate import CHIPS, GIB, estimate
+from tpu import decode
+from tpu.estimate import CHIPS, GIB, Chip, estimate
 
 SEARCHED_REMAT = ("save_dots", "save_qkv", "save_attention", "block")
 SEARCHED_ROWS = (1, 2, 4, 8, 12)  # a device
@@ -42,8 +42,11 @@ SEARCHED_ROWS = (1, 2, 4, 8, 12)  # a device
 
 def get_devices(topology: str) -> list[jax.Device]:
     """The devices of a slice such as "v5e:16x16", for compilation only."""
-    if topology.split(":")[0] not in CHIPS:
+    name, _, size = topology.partition(":")
+    if name not in CHIPS:
         raise InputError(f"The topology is '{topology}'; expected one like v5e:16x16.")
+    # A single chip is a part of a host's chips.
+    parts = {"chips_per_host_bounds": (1, 1, 1)} if set(size.split("x")) == {"1"} else {}
     from jax.experimental import topologies
 
     # The compiler must not look for a TPU's metadata server, nor lock the library.
@@ -53,7 +56,7 @@ def get_devices(topology: str) -> list[jax.Device]:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     try:
-        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+        return list(topologies.get_topology_desc(topology, platform="tpu", **parts).devices)
     except Exception as error:
         reason = (
             f"The TPU's compiler does not know it ({files.describe(error)}); is jax[tpu] installed?"
@@ -82,47 +85,12 @@ def compile_step(config: LmRunConfig, devices: list[jax.Device]) -> jax.stages.C
         return recipe.jit_step(recipe.gradients, places).lower(state, batch).compile()
 
 
-def compile_decode(
-    config: LmRunConfig, devices: list[jax.Device], rows: int
-) -> jax.stages.Compiled:
-    """The compiled decoding step of a batch of `rows`, with a cache of `seq_len` tokens."""
-    mesh = config.mesh.make(devices)
-    dtype = jnp.dtype(config.compute_dtype)
-    model = llama.Llama(make_model(config).config, dtype, dtype)
-    boxed = llama.abstract_params(model, boxed=True)
-    params = _placed(llama.abstract_params(model), sharding.param_shardings(boxed, mesh))
-    slots = config.data.seq_len
-
-    def step(params, cache, last_b):
-        tokens_b1 = last_b[:, None]
-        positions_b1 = cache.lengths_b[:, None]
-        logits_btv, cache = model.apply(
-            {"params": params}, tokens_b1, jnp.ones_like(tokens_b1), positions_b1, cache
-        )
-        return jnp.argmax(logits_btv[:, -1], axis=-1), cache
-
-    with jax.set_mesh(mesh):
-        cache = jax.eval_shape(lambda: llama.init_cache(model, rows, slots))
-        layers = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=sharding.cache_sharding(leaf.shape, mesh)
-            ),
-            cache.layers,
-        )
-        place = sharding.batch_sharding((rows,), mesh)
-        ids_b = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place)
-        cache = cache.replace(layers=layers, lengths_b=ids_b)
-        compiled = jax.jit(step, donate_argnums=1, compiler_options=config.compiler_options or None)
-        return compiled.lower(params, cache, ids_b).compile()
-
-
-def plan(config: LmRunConfig, topology: str, decode_rows: int = 0) -> dict:
-    """Compiles a step of a run and estimates its memory and time.
+def plan(config: LmRunConfig, topology: str) -> dict:
+    """Compiles a training step of a run and estimates its memory and time.
 
     Args:
       config: of the run.
       topology: the TPU slice, such as "v5e:16x16".
-      decode_rows: rows of a decoding step; 0 for a training step.
 
     Returns:
       JSON values by name. If "fits" is False, the others may be missing, with "reason" instead.
@@ -130,25 +98,51 @@ def plan(config: LmRunConfig, topology: str, decode_rows: int = 0) -> dict:
     Raises:
       InputError: the compiler is not installed, fails, or does not know the topology.
     """
+    return _try(topology, lambda devices, chip: _plan_training(config, devices, chip))
+
+
+def plan_decoding(config: LmRunConfig | None, topology: str, decoding: decode.Decoding) -> dict:
+    """Compiles the engine's decoding step and estimates its memory and time.
+
+    Args:
+      config: for the sizes of the model; those of Spirit LM 7B in bfloat16 if not given.
+      topology: the TPU slice, such as "v5e:1x1".
+      decoding: rows, slots and quantization.
+
+    Returns:
+      See `plan` and `tpu.decode.plan`.
+
+    Raises:
+      InputError: see `plan`; or the mesh does not fit the slice.
+    """
+    sizes = make_model(config).config if config else llama.LlamaConfig()
+    dtype = jnp.dtype(config.compute_dtype if config else "bfloat16")
+    return _try(topology, lambda chips, chip: decode.plan(sizes, dtype, decoding, chips, chip))
+
+
+def _try(topology: str, plan: Callable[[list[jax.Device], Chip], dict]) -> dict:
+    """What `plan` returns for the devices of a slice, or why it does not fit."""
     devices = get_devices(topology)
     chip = CHIPS[topology.split(":")[0]]
     result = {"topology": topology, "devices": len(devices), "hbm_bytes": chip.hbm_bytes}
-    started = time.monotonic()
     try:
-        if decode_rows:
-            compiled = compile_decode(config, devices, decode_rows)
-        else:
-            compiled = compile_step(config, devices)
+        return result | plan(devices, chip)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return result | {"fits": False, "reason": str(error).splitlines()[0]}
         raise InputError(f"The TPU's compiler failed ({files.describe(error)}).") from error
+
+
+def _plan_training(config: LmRunConfig, devices: list[jax.Device], chip: Chip) -> dict:
+    started = time.monotonic()
+    compiled = compile_step(config, devices)
     memory = compiled.memory_analysis()
-    tokens = decode_rows or config.data.batch_rows * config.data.seq_len
-    kernels = 0.0 if decode_rows else kernel_flops(config) * tokens / len(devices)
+    tokens = config.data.batch_rows * config.data.seq_len
+    kernels = kernel_flops(config) * tokens / len(devices)
     cfg = make_model(config).config
+    flops = token_flops(cfg, config.data.seq_len) * tokens / len(devices)
     estimated = estimate(compiled.as_text(), chip, kernels, cfg.num_layers)
-    result |= {
+    return {
         "fits": memory.peak_memory_in_bytes <= chip.hbm_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,
         "resident_bytes": memory.argument_size_in_bytes,
@@ -160,14 +154,11 @@ def plan(config: LmRunConfig, topology: str, decode_rows: int = 0) -> dict:
         "kernel_calls": estimated.kernel_calls,
         "tokens_per_step": tokens,
         "tokens_per_second": tokens / estimated.seconds,
+        "mfu": flops / estimated.seconds / chip.peak_flops,
         "collectives": {k: dataclasses.asdict(v) for k, v in sorted(estimated.collectives.items())},
         "gathers_of_stacked_layers": estimated.stacked_gathers,
         "compile_seconds": time.monotonic() - started,
     }
-    if not decode_rows:
-        flops = token_flops(cfg, config.data.seq_len) * tokens / len(devices)
-        result["mfu"] = flops / estimated.seconds / chip.peak_flops
-    return result
 
 
 def kernel_flops(config: LmRunConfig) -> float:
@@ -199,7 +190,10 @@ def search(config: LmRunConfig, topology: str) -> Iterator[tuple[dict, dict]]:
 
 
 def main(
-    run_config: Annotated[Path, typer.Option("--config", help="Run config, YAML")],
+    run_config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Run config, YAML; with --decode 7B if not given"),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as remat=block")
     ] = None,
@@ -210,23 +204,40 @@ def main(
     is_search: Annotated[
         bool, typer.Option("--search", help="Try batch, remat and mesh; rank them")
     ] = False,
-    decode: Annotated[
-        int, typer.Option(metavar="ROWS", help="Plan a step of decoding instead")
-    ] = 0,
+    is_decode: Annotated[
+        bool, typer.Option("--decode", help="Plan the engine's decoding step instead")
+    ] = False,
+    rows: Annotated[int, typer.Option(help="With --decode: rows of the batch")] = 8,
+    slots: Annotated[int, typer.Option(help="With --decode: tokens of a row, all filled")] = 2048,
+    quantization: Annotated[
+        str, typer.Option(help=f"With --decode: {', '.join(decode.QUANTIZATIONS)}")
+    ] = "none",
+    data: Annotated[
+        int, typer.Option(help="With --decode: copies of the model, each on a part of the slice")
+    ] = 1,
 ) -> None:
     """The command; see the module."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             "The TPU's compiler is not installed: pip install -e '.[tpu]'. It needs no TPU."
         )
-    config = config_lib.read(LmRunConfig, run_config, overrides or [])
-    topology = topology or config.topology
+    decoding = decode.Decoding(rows, slots, quantization, data)
+    if not is_decode and decoding != decode.Decoding():
+        raise InputError("--rows, --slots, --quantization and --data need --decode.")
+    if is_decode and is_search:
+        raise InputError("--search plans training steps; leave out --decode.")
+    if run_config is None and (overrides or not is_decode):
+        raise InputError("Give --config RUN.yaml; only --decode plans without it.")
+    config = config_lib.read(LmRunConfig, run_config, overrides or []) if run_config else None
+    topology = topology or (config.topology if config else None)
     if not topology:
-        raise InputError(f"{run_config}: names no topology; give --topology v5e:16x16.")
+        raise InputError(f"{run_config or '--decode'}: no topology; give --topology v5e:16x16.")
     if is_search:
         _print_search(search(config, topology), as_json)
+    elif is_decode:
+        _print_plan(plan_decoding(config, topology, decoding), as_json)
     else:
-        _print_plan(plan(config, topology, decode), as_json)
+        _print_plan(plan(config, topology), as_json)
 
 
 def _print_plan(result: dict, as_json: bool) -> None:
@@ -237,14 +248,16 @@ def _print_plan(result: dict, as_json: bool) -> None:
     if "reason" in result:
         print(f"does not fit: {result['reason']}")
         return
+    if "floor_seconds" in result:
+        decode.print_plan(result)
+        return
     peak, hbm = result["peak_bytes"] / GIB, result["hbm_bytes"] / GIB
     print(
         f"memory a device: {peak:.1f} of {hbm:.1f} GiB{'' if result['fits'] else ': does not fit'}"
     )
     resident, temporary = result["resident_bytes"] / GIB, result["temporary_bytes"] / GIB
     print(f"  resident {resident:.1f}, temporary {temporary:.1f}")
-    mfu = f", MFU {result['mfu']:.1%}" if "mfu" in result else ""
-    rate = f"{result['tokens_per_second']:,.0f} tokens/s{mfu}"
+    rate = f"{result['tokens_per_second']:,.0f} tokens/s, MFU {result['mfu']:.1%}"
     print(f"step, estimated: {result['step_seconds']:.3f} s, {rate}")
     parts = {
         "operations": "cycle",
@@ -275,14 +288,6 @@ def _print_search(plans: Iterator[tuple[dict, dict]], as_json: bool) -> None:
         result["peak_bytes"] = f"{result['peak_bytes'] / GIB:.1f} GiB"
         table.add_row(*(str(result[name]) for name in columns))
     Console().print(table)
-
-
-def _placed(shapes, places):
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        places,
-    )
 
 
 if __name__ == "__main__":

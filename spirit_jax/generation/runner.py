@@ -158,6 +158,42 @@ class Runner:
                 window,
             )
 
+    def lower_decode(self, rows: int, slots: int) -> jax.stages.Lowered:
+        """`decode` of all rows and slots of a cache, to be compiled without arrays or devices.
+
+        Args:
+          rows, slots: of the cache.
+
+        Returns:
+          The traced function. `params`, `masks_mv` and the devices of `mesh` may be abstract.
+        """
+
+        def shape(size: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(size, dtype)
+
+        def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            place = sharding.cache_sharding(leaf.shape, self.mesh) if self.mesh else None
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+        ints_b, floats_b = shape((rows,), jnp.int32), shape((rows,), jnp.float32)
+        sampling = Sampling(floats_b, ints_b, floats_b, floats_b, floats_b)
+        seeds_b2 = shape((rows, 2), jnp.uint32)
+        described = Rows(ints_b, ints_b, ints_b, ints_b, ints_b, seeds_b2, sampling)
+        with self._in_mesh():
+            state = jax.eval_shape(lambda: _init(self.model, rows, slots))
+            state = state.replace(layers=jax.tree.map(placed, state.layers))
+            return _decode.lower(
+                self.model,
+                self.params,
+                state,
+                described,
+                self.masks_mv,
+                self.eos_e,
+                shape((), jnp.int32),
+                shape((), jnp.bool_),
+                slots,
+            )
+
     def reads_all_slots(self, state: State) -> bool:
         """Whether decoding attends to all slots of the window, and not only to the filled ones."""
         return not has_length_kernel(state.layers[0])

@@ -4,7 +4,6 @@ Axes: c input channels, o output channels; either may be several axes of a kerne
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -154,12 +153,14 @@ def quantize(kernel_co: jax.Array, inputs: int) -> dict[str, jax.Array]:
     return {"kernel": rounded.qvalue, "scale": scale_o}
 
 
-def lay_out(kernel: jax.Array, inputs: Sequence[int]) -> jax.Array:
-    """The same array with the weights of each output channel side by side in memory.
+def lay_out(kernel: Any, order: tuple[int, ...]) -> Any:
+    """The same array with another order of its axes in memory.
 
     Args:
-      kernel: on a device or sharded.
-      inputs: its axes that are input channels.
+      kernel: on a device or sharded; or a `jax.ShapeDtypeStruct` with a sharding.
+      order: its axes, the slowest first.
     """
-    outputs = tuple(axis for axis in range(kernel.ndim) if axis not in inputs)
-    return jax.device_put(kernel, Format(Layout(outputs + tuple(inputs)), kernel.sharding))
+    place = Format(Layout(order), kernel.sharding)
+    if isinstance(kernel, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(kernel.shape, kernel.dtype, sharding=place)
+    return jax.device_put(kernel, place)

@@ -387,20 +387,33 @@ def quantize_weights(cfg: LlamaConfig, params: Any) -> tuple[LlamaConfig, Any]:
     return dataclasses.replace(cfg, int8_weights=True), params
 
 
-def lay_out_for_decoding(cfg: LlamaConfig, params: Any) -> Any:
-    """On a GPU, puts the int8 weights of each output channel side by side in memory.
+def lay_out_for_decoding(cfg: LlamaConfig, params: Any, platform: str | None = None) -> Any:
+    """Puts matrices into memory in the order in which a decoding step reads them.
 
-    That is the order in which `linear.row_product` reads them. Matrices are taken out of the tree
-    one by one.
+    On a GPU the int8 weights of each output channel are side by side, for `linear.row_product`. On
+    a TPU the weights of each head of q, k and v are; otherwise every call copies these matrices.
+
+    Args:
+      cfg: of the model.
+      params: of unrolled layers, or their shapes with shardings. Matrices are taken out of this
+        tree one by one, so that a model and its copy are never in memory together.
+      platform: "tpu", "gpu" or "cpu"; that of the default device if not given.
+
+    Returns:
+      The parameters.
     """
-    if jax.default_backend() != "gpu" or not cfg.int8_weights:
-        return params
+    platform = platform or jax.default_backend()
+    orders: dict[str, tuple[int, ...]] = {}
+    if platform == "tpu":
+        orders = dict.fromkeys(("q", "k", "v"), (1, 0, 2))
+    elif platform == "gpu" and cfg.int8_weights:
+        orders = dict.fromkeys(("q", "k", "v"), (1, 2, 0))
+        orders |= {"o": (2, 0, 1)} | dict.fromkeys(("gate", "up", "down", "head"), (1, 0))
     for layer in params["layers"].values():
-        for name in MATRICES:
-            inputs = (0, 1) if name == "o" else (0,)
-            layer[name]["kernel"] = lay_out(layer[name].pop("kernel"), inputs)
-    if "head" in params:
-        params["head"] = lay_out(params.pop("head"), (0,))
+        for name in orders.keys() & layer.keys():
+            layer[name]["kernel"] = lay_out(layer[name].pop("kernel"), orders[name])
+    if "head" in orders and "head" in params:
+        params["head"] = lay_out(params.pop("head"), orders["head"])
     return params
 
 
