@@ -98,11 +98,21 @@ def test_the_kernel_for_gpus_multiplies_a_row(channels):
     assert np.abs(ours_o - wanted_o).max() < 1e-5 * np.abs(wanted_o).max()
 
 
-def test_a_layout_for_decoding_changes_no_value(params):
-    kernel = params["layers"]["0"]["o"]["kernel"]
-    laid_out = linear.lay_out(kernel, (0, 1))
-    assert laid_out.format.layout.major_to_minor == (2, 0, 1)
-    assert np.array_equal(laid_out, kernel)
+@pytest.mark.parametrize(
+    ("platform", "orders"),
+    [
+        ("cpu", {"q": (0, 1, 2), "o": (0, 1, 2), "gate": (0, 1)}),
+        ("gpu", {"q": (1, 2, 0), "o": (2, 0, 1), "gate": (1, 0)}),
+        ("tpu", {"q": (1, 0, 2), "o": (0, 1, 2), "gate": (0, 1)}),
+    ],
+)
+def test_a_layout_for_decoding_changes_no_value(params, platform, orders):
+    cfg, rounded = llama.quantize_weights(CONFIG, copied(params))
+    laid_out = llama.lay_out_for_decoding(cfg, copied(rounded), platform)
+    layer = laid_out["layers"]["1"]
+    kept = {name: layer[name]["kernel"].format.layout.major_to_minor for name in orders}
+    assert kept == orders
+    assert jax.tree.all(jax.tree.map(np.array_equal, laid_out, rounded))
 
 
 @pytest.mark.parametrize("length", [3, 200])

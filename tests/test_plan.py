@@ -3,15 +3,18 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from spirit_jax.errors import InputError
 from tpu.estimate import CHIPS, estimate
-from tpu.plan import get_devices
+from tpu.plan import get_devices, main
+from tpu.traffic import bytes_read
 
 CHECKOUT = Path(__file__).parents[1]
 SMALL = """
@@ -97,6 +100,44 @@ def test_an_estimate_multiplies_by_loop_counts():
     assert estimate(HLO, chip, 0.0, layers=5).stacked_gathers == 0
 
 
+# A shortened step: a matrix is copied into the chip's own memory and used there, two matrices are
+# read where they are, an embedding and a cache in part, and the cache is updated in place.
+STEP = """HloModule jit_step
+
+%gather (table: bf16[1000,64], ids: s32[8]) -> bf16[8,64] {
+  %table = bf16[1000,64]{1,0} parameter(0)
+  %view = bf16[1000,64]{1,0} bitcast(%table)
+  %ids = s32[8]{0:S(1)} parameter(1)
+  ROOT %rows = bf16[8,64]{1,0} gather(%view, %ids), slice_sizes={1,64}
+}
+
+%product (x: bf16[8,64], kernel: s8[64,64]) -> bf16[8,64] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %kernel = s8[64,64]{1,0} parameter(1)
+  ROOT %y = bf16[8,64]{1,0} convolution(%x, %kernel)
+}
+
+ENTRY %main (embedding: bf16[1000,64], first: s8[64,64], second: s8[64,64]) -> bf16[8,100,64] {
+  %embedding = bf16[1000,64]{1,0} parameter(0)
+  %first = s8[64,64]{1,0} parameter(1)
+  %second = s8[64,64]{1,0} parameter(2)
+  %cache = bf16[8,100,64]{2,1,0} parameter(3)
+  %ids = s32[8]{0:S(1)} parameter(4)
+  %start = (s8[64,64]{1,0}, s8[64,64]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%first)
+  %x = bf16[8,64]{1,0:S(1)} fusion(%embedding, %ids), calls=%gather
+  %near = s8[64,64]{1,0:S(1)} copy-done(%start)
+  %y = bf16[8,64]{1,0:S(1)} fusion(%x, %near), calls=%product
+  %z = bf16[8,1,64]{2,1,0} fusion(%y, %second), calls=%product
+  ROOT %written = bf16[8,100,64]{2,1,0} dynamic-update-slice(%cache, %z, %ids)
+}
+"""
+
+
+def test_bytes_read_are_those_that_leave_the_memory():
+    rows, matrix = 2 * 8 * 64, 64 * 64
+    assert bytes_read(STEP) == rows + 2 * matrix + rows
+
+
 def plan(tmp_path, *arguments):
     (tmp_path / "small.yaml").write_text(SMALL)
     command = [sys.executable, "-m", "tpu.plan", "--config", str(tmp_path / "small.yaml")]
@@ -134,6 +175,41 @@ def test_a_small_training_step_compiles_for_a_slice(tmp_path):
     # Parameters are gathered and their gradients scattered in pieces that overlap with matmuls.
     assert waited < 2 * parameters < hidden < 6 * parameters
     assert 0 < report["mfu"] < 1 and report["step_seconds"] > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_small_decoding_step_reads_weights_and_cache_once(tmp_path):
+    process = plan(
+        tmp_path,
+        *("--decode", "--topology", "v5e:1x1", "--json"),
+        *("--rows", "8", "--slots", "1024", "--quantization", "int8"),
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    report = json.loads(process.stdout)
+    matrices = 3 * (4 * 512 * 512 + 3 * 512 * 1024) + 1024 * 512
+    cache = 3 * 2 * 8 * 4 * 1024 * (128 + 4)  # int8, and a float32 scale for each head of a token
+    assert matrices < report["weight_bytes"] < 1.03 * matrices
+    assert report["cache_bytes"] == cache
+    assert report["fits"] and report["resident_bytes"] < 1.2 * (matrices + cache)
+    assert report["temporary_bytes"] < cache / 4  # the cache is updated in place
+    assert 0.9 < report["bytes_read_to_floor"] < 1.15
+    assert 0 < report["floor_seconds"] < report["step_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--decode", "--quantization", "fp4"], "--quantization is 'fp4'; expected one of none, "),
+        (["--decode", "--rows", "0"], "--rows is 0; expected 1 or more."),
+        (["--rows", "4"], "--rows, --slots, --quantization and --data need --decode."),
+        (["--decode", "--search"], "--search plans training steps; leave out --decode."),
+    ],
+)
+def test_options_of_decoding_are_checked(arguments, message):
+    command = typer.Typer()
+    command.command()(main)
+    with pytest.raises(InputError, match=re.escape(message)):
+        command(arguments, standalone_mode=False)
 
 
 def test_an_unknown_topology_is_rejected():
