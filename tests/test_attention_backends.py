@@ -10,6 +10,7 @@ from marks import slow
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
+from spirit_jax.models import attention
 from spirit_jax.models.attention_backends import attend_segments, choose_backend
 
 LENGTH, HEADS, KV_HEADS, WIDTH = 128, 4, 2, 8
@@ -112,3 +113,18 @@ def test_unsupported_backends_are_rejected():
     assert choose_backend("splash", jnp.bfloat16, 64, 256) == "splash"
     if jax.default_backend() == "cpu":
         assert choose_backend("auto", jnp.bfloat16, 64, 128) == "reference"
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_rows_of_zeros_for_a_tpu_change_nothing(int8):
+    draws = np.random.default_rng(0)
+    k, v = (jnp.asarray(draws.standard_normal((2, 2, 16, 8)), jnp.float32) for _ in range(2))
+    cache = attention.LayerCache(k, v)
+    if int8:
+        (k, k_scale), (v, v_scale) = attention.to_int8(k), attention.to_int8(v)
+        cache = attention.LayerCache(k, v, k_scale, v_scale)
+    q_bgnk = jnp.asarray(draws.standard_normal((2, 2, 3, 8)), jnp.float32)
+    last_bn = jnp.array([[4, 4, 4], [15, 15, 15]])
+    padded = attention._attend_few_rows(q_bgnk, cache, last_bn)
+    plain = attention._attend_rows(q_bgnk, cache, last_bn)
+    np.testing.assert_allclose(padded, plain, rtol=1e-5, atol=1e-6)

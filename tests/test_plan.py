@@ -111,10 +111,16 @@ STEP = """HloModule jit_step
   ROOT %rows = bf16[8,64]{1,0} gather(%view, %ids), slice_sizes={1,64}
 }
 
+%view (whole: s8[64,64]) -> s8[64,64] {
+  %whole = s8[64,64]{1,0} parameter(0)
+  ROOT %seen = s8[64,64]{1,0} bitcast(%whole)
+}
+
 %product (x: bf16[8,64], kernel: s8[64,64]) -> bf16[8,64] {
   %x = bf16[8,64]{1,0} parameter(0)
   %kernel = s8[64,64]{1,0} parameter(1)
-  ROOT %y = bf16[8,64]{1,0} convolution(%x, %kernel)
+  %inner = s8[64,64]{1,0} fusion(%kernel), kind=kLoop, calls=%view
+  ROOT %y = bf16[8,64]{1,0} convolution(%x, %inner)
 }
 
 ENTRY %main (embedding: bf16[1000,64], first: s8[64,64], second: s8[64,64]) -> bf16[8,100,64] {

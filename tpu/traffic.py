@@ -72,11 +72,19 @@ def _read_inside(program: dict, inside: list, value: str, size: int) -> int:
         for index, operand in enumerate(operation[3]):
             if operand != value:
                 continue
-            if operation[2] == "bitcast":
+            if _is_view(program, operation):
                 total += _read_inside(program, inside, operation[0], size)
             else:
                 total += _read(program, operation, index, size)
     return total
+
+
+def _is_view(program: dict, operation: tuple) -> bool:
+    """Whether an operation inside a fusion gives its operand another shape, and reads nothing."""
+    called = re.search(r"calls=%?([\w.\-]+)", operation[4])
+    if operation[2] == "fusion" and called:
+        return {inside[2] for inside in program[called[1]]} == {"parameter", "bitcast"}
+    return operation[2] == "bitcast"
 
 
 def _names(operands: str) -> list[str]:
