@@ -98,6 +98,16 @@ def test_the_kernel_for_gpus_multiplies_a_row(channels):
     assert np.abs(ours_o - wanted_o).max() < 1e-5 * np.abs(wanted_o).max()
 
 
+@pytest.mark.parametrize("shape", [(1, 30, 7), (5, 4096, 40), (3, 97, 5000)])
+def test_the_product_for_cpus_is_that_of_all_channels_at_once(shape):
+    rows, channels, outputs = shape
+    x_rc = jnp.asarray(RNG.standard_normal((rows, channels)), jnp.float32)
+    kernel_co = jnp.asarray(RNG.integers(-127, 128, (channels, outputs)), jnp.int8)
+    wanted_ro = np.asarray(x_rc, np.float64) @ np.asarray(kernel_co, np.float64)
+    ours_ro = jax.jit(linear.block_product)(x_rc, kernel_co)
+    assert np.abs(ours_ro - wanted_ro).max() < 1e-5 * np.abs(wanted_ro).max()
+
+
 @pytest.mark.parametrize(
     ("platform", "orders"),
     [
