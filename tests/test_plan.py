@@ -198,7 +198,9 @@ def test_a_small_decoding_step_reads_weights_and_cache_once(tmp_path):
     assert report["cache_bytes"] == cache
     assert report["fits"] and report["resident_bytes"] < 1.2 * (matrices + cache)
     assert report["temporary_bytes"] < cache / 4  # the cache is updated in place
-    assert 0.9 < report["bytes_read_to_floor"] < 1.15
+    # Activations are a larger part than in a 7B model, which reads 1.00 of the floor; a copy of the
+    # matrices or of the cache would add more than this.
+    assert 0.9 < report["bytes_read_to_floor"] < 1.2
     assert 0 < report["floor_seconds"] < report["step_seconds"]
 
 
