@@ -18,7 +18,7 @@ from spirit_jax import bucketing, config, markup, model_folder, sharding, transc
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.generation.bench import make_runner
-from spirit_jax.generation.config import GenerationConfig
+from spirit_jax.generation.config import QUANTIZATIONS, GenerationConfig
 from spirit_jax.generation.engine import ROWS, Engine, Generation, Request, slots_of
 from spirit_jax.generation.outputs import Output, limit_speech
 from spirit_jax.generation.runner import Runner
@@ -35,7 +35,6 @@ USUAL_SLOTS = 2048  # tokens of a prompt and its continuation
 USUAL_CACHE_BYTES = 512 << 20  # of a cache that is allocated for any number of prompts
 SCORED_ROWS = 16  # batch size of `score`, rounded up to a multiple that the mesh can split
 
-QUANTIZATIONS = None, "int8", "int8_weights", "int8_cache"
 
 Input = tuple[Modality | str, str | Audio | Units]
 
@@ -79,8 +78,8 @@ class SpiritLM:
         """
         folder = model_folder.find_language_model(folder)
         dtype = _check_dtype(dtype)
-        if quantization not in QUANTIZATIONS:
-            known = ", ".join(str(name) for name in QUANTIZATIONS)
+        if quantization is not None and quantization not in QUANTIZATIONS:
+            known = ", ".join(QUANTIZATIONS)
             raise InputError(f"quantization is {quantization!r}; expected one of {known}.")
         on_cpu = jax.default_backend() == "cpu"
         mesh = None if mesh is None else sharding.as_auto(mesh)

@@ -305,7 +305,7 @@ def test_a_file_of_requests_has_the_limits(tiny, tmp_path):
 
 
 def test_the_command_has_the_limits(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli.options, "prepare_environment", lambda: None)
+    monkeypatch.setattr("spirit_jax.cli.options.prepare_environment", lambda: None)
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["spirit-jax", "generate", "spirit-tiny-base", *arguments])

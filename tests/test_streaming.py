@@ -200,8 +200,8 @@ def test_any_split_gives_the_offline_samples(name):
         assert_same(speak(vocoder.stream, random_split(rng, ids_uc)), expected)
     assert_same(speak(vocoder.stream, np.split(ids_uc, len(ids_uc))), expected)
     context, rest = np.split(ids_uc, [25])
-    heard = expected[vocoder.frames(ids_uc)[:25].sum() * vocoder.config.code_hop :]
-    assert_same(speak(vocoder.stream, random_split(rng, rest), context), heard)
+    wanted = expected[vocoder.frames(ids_uc)[:25].sum() * vocoder.config.code_hop :]
+    assert_same(speak(vocoder.stream, random_split(rng, rest), context), wanted)
 
 
 @pytest.mark.parametrize("name", ["expressive", "harmonics"])

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from spirit_jax.errors import InputError
+from spirit_jax.generation.config import QUANTIZATIONS
 
 DTYPES = "float32", "bfloat16", "float16"
-QUANTIZATIONS = "int8", "int8_weights", "int8_cache"
 
 
 def bench(

@@ -7,6 +7,8 @@ from spirit_jax import limits
 from spirit_jax.errors import InputError
 
 MOST_STOPS = 64  # stop strings
+# Of a language model: weights and cache, or one of them.
+QUANTIZATIONS = "int8", "int8_weights", "int8_cache"
 FOR_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 

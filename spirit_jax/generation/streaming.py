@@ -107,7 +107,7 @@ class OutputReader:
         self._pieces = self._outputs = 0  # pieces of generated text or speech; those not dropped
         self._sent = 0  # characters of the reader's text
         self._speech: SpeechReader | None = None
-        self._is_heard = False  # whether the last piece is an output
+        self._is_output = False  # whether the last piece is an output
         self.ended = False
 
     def add(self, ids: Sequence[int]) -> Iterator[OutputPart]:
@@ -176,12 +176,12 @@ class OutputReader:
         self.ended = self.ended or self._limit.reached
 
     def _begin(self, kind: Modality) -> None:
-        self._kind, self._is_heard = kind, False
+        self._kind, self._is_output = kind, False
         self._pieces += 1
 
     def _part(self, content: str | np.ndarray) -> OutputPart:
-        self._outputs += not self._is_heard
-        self._is_heard = True
+        self._outputs += not self._is_output
+        self._is_output = True
         return OutputPart(content, self._kind, self._outputs - 1)
 
 

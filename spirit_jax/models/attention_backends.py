@@ -106,7 +106,10 @@ def has_length_kernel(cache: LayerCache) -> bool:
     """
     if jax.default_backend() != "gpu" or cache.k.dtype not in (jnp.bfloat16, jnp.float16):
         return False
-    width = cache.k.shape[-1]
+    kv_heads, width = cache.k.shape[1], cache.k.shape[-1]
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and kv_heads % mesh.shape.get("tensor", 1):
+        return False  # a device would not have the keys of its query heads
     # Tensor cores of compute capability 8 and newer: not a T4.
     capability = float(getattr(jax.devices()[0], "compute_capability", "0"))
     return capability >= 8 and width % 8 == 0 and width <= 128

@@ -40,7 +40,7 @@ class VocoderState:
       durations: of the duration predictor; None if each unit has one frame.
       generator: of the generator.
       waiting_uc: int32, ids of the last units, whose durations depend on units to come.
-      context_units: how many of the next units to get a duration are not to be heard.
+      context_units: how many of the next units to get a duration are context, without samples.
       recent_tc: int32, ids of the last frames, with all whose F0 depends on frames to come.
       frames: number of frames so far.
       cycles: of F0 in these frames, except the last few whose F0 depends on frames to come.
@@ -88,7 +88,7 @@ class VocoderStream:
         """The state of a new stream.
 
         Args:
-          context_uc: int32, ids of units before the first unit to be heard (see `step`). Their
+          context_uc: int32, ids of units before the first unit with samples (see `step`). Their
             durations and F0 are computed, which is cheap, so that what follows is the same as after
             vocoding them; but only the last frames within the receptive field are vocoded.
           predict_durations: otherwise, or if the vocoder has no duration predictor, each unit has
