@@ -215,7 +215,7 @@ def _read_ffmpeg(data: bytes, container: str) -> tuple[np.ndarray, int]:
 def _demux(data: bytes, container: str) -> tuple[np.ndarray, int]:
     import av
 
-    blocks = []
+    blocks, to_drop = [], None
     to_float64 = av.AudioResampler(format="dblp")
     with av.open(_Memory(data), format=container, metadata_errors="replace") as file:
         if not file.streams.audio:
@@ -226,9 +226,27 @@ def _demux(data: bytes, container: str) -> tuple[np.ndarray, int]:
         for packet in file.demux(stream):
             if packet.is_corrupt:
                 raise InputError("is truncated or damaged.")
+            if to_drop is None:
+                to_drop = _missing_pre_skip(stream, packet)
             for frame in packet.decode():
                 blocks += [each.to_ndarray().T for each in to_float64.resample(frame)]
         rate = stream.codec_context.sample_rate
     if not blocks:
         raise InputError("has no audio that can be decoded.")
-    return np.concatenate(blocks), rate
+    return np.concatenate(blocks)[to_drop:], rate
+
+
+def _missing_pre_skip(stream, first_packet) -> int:
+    """Samples at the start of Opus that belong to its delay and that FFmpeg does not remove.
+
+    The delay is in the stream's header, as pre-skip (RFC 7845). FFmpeg removes the samples that the
+    container announces instead, if it does. FFmpeg writes too few for rates other than 48 kHz.
+    """
+    header = bytes(stream.codec_context.extradata or b"")
+    if not header.startswith(b"OpusHead"):
+        return 0
+    pre_skip = int.from_bytes(header[10:12], "little")
+    for side_data in first_packet.iter_sidedata():
+        if side_data.data_type == "skip_samples":
+            return max(0, pre_skip - int.from_bytes(bytes(side_data)[:4], "little"))
+    return 0  # without an announcement, the decoder removes the pre-skip

@@ -301,6 +301,25 @@ def test_recordings_of_phones_and_browsers_are_read(container, codec, rate):
             load_audio(data[: int(part * len(data)) + 1])
 
 
+def with_codec_delay(webm, nanoseconds):
+    """WebM with another CodecDelay; FFmpeg 5 writes a wrong one for rates other than 48 kHz."""
+    start = webm.index(b"\x56\xaa\x83") + 3
+    return webm[:start] + nanoseconds.to_bytes(3, "big") + webm[start + 3 :]
+
+
+@pytest.mark.parametrize(
+    ("container", "nanoseconds"),
+    [("webm", None), ("webm", 6_500_000), ("webm", 3_250_000), ("webm", 0), ("mp4", None)],
+)
+def test_opus_has_the_same_samples_in_every_container(container, nanoseconds):
+    data = encode_ffmpeg(container, "libopus", rate=24_000)
+    if nanoseconds is not None:
+        data = with_codec_delay(data, nanoseconds)
+    samples_t, ogg_t = load_audio(data), load_audio(encode_ffmpeg("ogg", "libopus", rate=24_000))
+    assert len(samples_t) >= len(ogg_t) == RATE  # in MP4 the end of the last frame is kept
+    np.testing.assert_allclose(samples_t[: RATE - 200], ogg_t[: RATE - 200], atol=0.02)
+
+
 def test_concatenated_files_that_cannot_be_separated_are_rejected():
     data = encode_ffmpeg("ipod", "aac")
     with pytest.raises(InputError, match="several recordings"):
