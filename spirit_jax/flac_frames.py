@@ -33,7 +33,10 @@ def find_ends(data, start: int, end: int) -> list[int]:
     for position, byte in enumerate(bytes(data[last : min(end, last + _LONGEST)]), last + 1):
         checksum = (checksum << 8 & 0xFFFF) ^ _TABLE_16[checksum >> 8 ^ byte]
         if checksum == 0:
-            ends.append(position)
+            # If the second byte of the checksum is zero, the sum is zero already before that byte.
+            # Libraries ignore a zero after the last frame, so one that follows is included.
+            is_zero_next = position < end and data[position] == 0
+            ends.append(position + is_zero_next)
     if not ends:
         raise InputError("is truncated or damaged: its last frame is incomplete.")
     return ends

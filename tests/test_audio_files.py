@@ -195,6 +195,20 @@ def test_flac_without_a_length_in_its_header_is_read():
         decode(streamed[:-500])
 
 
+def test_flac_whose_last_byte_is_zero_is_read_completely():
+    """The checksum of a frame is then zero already before that byte: of one file in 256."""
+    encoded = ((n, encode("FLAC", "PCM_16", NOISE[:n])) for n in range(200, 3000))
+    size, data = next((n, data) for n, data in encoded if data[-1] == 0)
+    for copies, file in (
+        (1, data),
+        (1, data + bytes(3)),
+        (1, data + b"TAG" + bytes(125)),
+        (2, data * 2),
+    ):
+        _, samples_tc, _ = decode(file)
+        assert len(samples_tc) == copies * size
+
+
 def test_an_empty_recording_with_trailing_metadata_is_empty():
     empty = encode("WAV", "PCM_16", NOISE[:0]) + b"LIST\x04\0\0\0INFO"
     assert load_audio(empty).shape == (0,)
