@@ -7,7 +7,8 @@ A request is a JSON object:
 `inputs` are pairs as in `SpiritLM.build_prompt`, or `prompt` is a prompt string in place of them.
 `to` is a modality; `speaker` and `style` choose the voice; all other fields are those of
 `GenerationConfig`. Results are appended to `results.jsonl` as they come, so an interrupted command
-resumes.
+resumes. Requests that failed are tried again when it resumes. A result belongs to its request, the
+content of the request's recordings, and the model; if one of them has changed, resuming is refused.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spirit_jax import checksums, files, lock, model_folder
+from spirit_jax import checksums, files, lock, model_folder, units
 from spirit_jax.audio import SAMPLE_RATE, write_wav
 from spirit_jax.errors import InputError, LackError
 from spirit_jax.generation.config import GenerationConfig
@@ -38,7 +39,8 @@ class BatchRequest:
 
     Attributes:
       id: of the request and of its result.
-      digest: a hash of the line, to notice changes when the command is resumed.
+      digest: a hash, to notice changes when the command is resumed: of the line, then also of the
+        model, and before it is generated for, also of its recordings.
       fields: the JSON object.
     """
 
@@ -97,7 +99,8 @@ def run(
     Args:
       lm: the model.
       requests: from `read_requests`.
-      output: folder to write to; requests that have a result there are skipped.
+      output: folder to write to; requests that have a result there are skipped, unless it is an
+        error.
       rows: how many requests decode together.
       report: called with the progress after each result.
 
@@ -105,8 +108,8 @@ def run(
       The final progress, with results of earlier runs.
 
     Raises:
-      InputError: the folder cannot be written, is in use, or has results of other requests or of
-        another model.
+      InputError: the folder cannot be written, is in use, or has results of other requests, of
+        other recordings or of another model.
     """
     output = Path(output)
     requests = _add_model(requests, lm)
@@ -138,6 +141,28 @@ def _add_model(requests: list[BatchRequest], lm: SpiritLM) -> list[BatchRequest]
     ]
 
 
+def _add_recordings(request: BatchRequest) -> BatchRequest:
+    """The request with a digest that also depends on the content of its recordings.
+
+    Raises:
+      InputError: a recording cannot be read.
+    """
+    contents = [checksums.of_file(path) for path in _recordings(request.fields.get("inputs"))]
+    if not contents:
+        return request
+    digest = checksums.of_value([request.digest, *contents])[:16]
+    return dataclasses.replace(request, digest=digest)
+
+
+def _recordings(inputs: Any) -> Iterator[str]:
+    """The paths among the inputs of a request; inputs that are no pairs are ignored."""
+    for item in inputs if isinstance(inputs, list) else ():
+        if isinstance(item, list) and len(item) == 2 and isinstance(item[1], str):
+            is_speech = Modality.of(item[0]) is Modality.SPEECH
+            if is_speech and not units.is_unit_string(item[1]):
+                yield item[1]
+
+
 def _generate(
     lm: SpiritLM, requests: Iterator[BatchRequest], output: Path, engine: Engine
 ) -> Iterator[dict[str, Any]]:
@@ -151,6 +176,8 @@ def _generate(
                 more = False
                 break
             try:
+                # Before they are read: if a recording changes meanwhile, resuming is refused.
+                request = _add_recordings(request)
                 prompt = _prompt_of(lm, request)
                 running.append((request, prompt, lm.submit(engine, prompt, **_settings(request))))
             except LackError:  # not the fault of the request
@@ -216,24 +243,41 @@ def _settings(request: BatchRequest) -> dict[str, Any]:
 
 
 def _read_results(path: Path, requests: list[BatchRequest]) -> dict[str, dict[str, Any]]:
-    """Results by id; an incomplete last line is removed."""
+    """Results by id; errors and an incomplete last line are removed, also from the file."""
     if not path.is_file():
         return {}
     rows = [value for _, value in files.read_json_lines(path)]
     if rows and isinstance(rows[-1], InputError):
         rows.pop()
-    digests = {request.id: request.digest for request in requests}
+    requests_by_id = {request.id: request for request in requests}
     for row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise InputError(f"{path}: is damaged; use another output folder.")
-        if digests.get(row["id"]) != row.get("request"):
-            raise InputError(
-                f"{path}: has the result of another request '{row['id']}', or of another model; "
-                "use another output folder."
-            )
+        _check_same_request(path, row, requests_by_id.get(row["id"]))
+    rows = [row for row in rows if "error" not in row]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     files.write_text(path, "".join(lines))
     return {row["id"]: row for row in rows}
+
+
+def _check_same_request(path: Path, row: dict[str, Any], request: BatchRequest | None) -> None:
+    """Raises an `InputError` if a result is not that of a request with the same id."""
+    if request is not None and "error" in row:
+        return  # it is tried again, with whatever was corrected
+    try:
+        digest = None if request is None else _add_recordings(request).digest
+    except LackError:
+        raise
+    except InputError as error:
+        raise InputError(
+            f"{path}: the recording of request '{row['id']}' cannot be compared with that of its "
+            f"result ({str(error).rstrip('.')}); restore it, or use another output folder."
+        ) from error
+    if digest != row.get("request"):
+        raise InputError(
+            f"{path}: has the result of another request '{row['id']}', of another recording, or of "
+            "another model; use another output folder."
+        )
 
 
 def _add(progress: Progress, result: dict[str, Any]) -> Progress:

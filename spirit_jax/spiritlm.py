@@ -634,7 +634,7 @@ class SpiritLM:
 
     def _speech_string(self, content: str | Audio | Units) -> str:
         """The unit string of a speech input."""
-        if isinstance(content, str) and content.lstrip().startswith(("[Hu", "[Pi", "[St")):
+        if isinstance(content, str) and units.is_unit_string(content):
             units.from_string(content)  # raises for anything but units, markers and white space
             # Only the units are kept: white space and markers would change the prompt.
             return "".join(p.string for p in markup.parse(content) if markup.UNIT.match(p.string))

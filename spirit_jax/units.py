@@ -208,6 +208,11 @@ class Piece:
     content: str
 
 
+def is_unit_string(speech: str) -> bool:
+    """Whether a string of a speech input is a unit string; otherwise it is a path."""
+    return speech.lstrip().startswith(("[Hu", "[Pi", "[St"))
+
+
 def split(string: str) -> list[Piece]:
     """Splits a prompt string into alternating pieces of text and speech, and unescapes the text.
 

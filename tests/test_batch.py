@@ -73,6 +73,7 @@ def test_a_request_that_cannot_be_used_has_an_error(folder):
 def test_an_interrupted_command_resumes(lm, folder, tmp_path):
     requests = batch.read_requests(folder / "requests.jsonl")
     lines = (folder / "out" / batch.RESULTS).read_text().splitlines(keepends=True)
+    lines.sort(key=lambda line: "error" in line)
     (tmp_path / batch.RESULTS).write_text("".join(lines[:2]) + lines[2][:20])
     reports = []
     assert batch.run(lm, requests, tmp_path, 2, reports.append).done == 5
@@ -88,9 +89,52 @@ def test_an_interrupted_command_resumes(lm, folder, tmp_path):
         batch.run(lm, changed, tmp_path, 2)
 
 
+def spoken_request(path, **settings):
+    request = {"id": path.stem, "inputs": [["speech", str(path)]], "to": "text"}
+    return request | {"max_new_tokens": 3} | settings
+
+
+def test_a_recording_that_changed_is_refused(lm, tmp_path):
+    path, other = tmp_path / "a.flac", model_folder.ASSETS / "question.flac"
+    shutil.copy(model_folder.ASSETS / "request.flac", path)
+    unit_string = {"id": "units", "inputs": [["speech", "[Hu1][Hu2]"]], "to": "text"}
+    lines = [spoken_request(path), unit_string | {"max_new_tokens": 3}]
+    requests = batch.read_requests(write(tmp_path / "r.jsonl", lines))
+    assert batch.run(lm, requests, tmp_path / "out", 2).failed == 0
+    before, reports = (tmp_path / "out" / batch.RESULTS).read_text(), []
+    for change, message in (
+        (lambda: shutil.copy(other, path), "another request 'a', of another recording"),
+        (path.unlink, r"the recording of request 'a' cannot be compared .*a\.flac: cannot be read"),
+    ):
+        change()
+        with pytest.raises(InputError, match=message):
+            batch.run(lm, requests, tmp_path / "out", 2, reports.append)
+    shutil.copy(model_folder.ASSETS / "request.flac", path)
+    assert batch.run(lm, requests, tmp_path / "out", 2, reports.append).done == 2
+    assert (tmp_path / "out" / batch.RESULTS).read_text() == before and not reports
+
+
+def test_failed_requests_are_tried_again(lm, tmp_path):
+    path = tmp_path / "a.flac"
+    kept = {"id": "kept", "prompt": "[Text]one", "to": "text", "max_new_tokens": 3}
+    lines = [kept, spoken_request(path), kept | {"id": "wrong", "temperature": 0.5}]
+    requests = batch.read_requests(write(tmp_path / "r.jsonl", lines))
+    assert batch.run(lm, requests, tmp_path / "out", 2).failed == 2
+    assert "a.flac" in read(tmp_path / "out")["a"]["error"]
+    shutil.copy(model_folder.ASSETS / "request.flac", path)  # and the settings are corrected
+    lines[2]["do_sample"] = True
+    requests, reports = batch.read_requests(write(tmp_path / "r.jsonl", lines)), []
+    progress = batch.run(lm, requests, tmp_path / "out", 2, reports.append)
+    assert (progress.done, progress.failed, len(reports)) == (3, 0, 2)
+    rows = (tmp_path / "out" / batch.RESULTS).read_text().splitlines()
+    assert [json.loads(row)["id"] for row in rows][0] == "kept" and len(rows) == 3
+    assert not any("error" in result for result in read(tmp_path / "out").values())
+
+
 def test_results_of_another_model_are_not_mixed_in(lm, folder, tmp_path, monkeypatch):
     requests = batch.read_requests(folder / "requests.jsonl")
     lines = (folder / "out" / batch.RESULTS).read_text().splitlines(keepends=True)
+    lines.sort(key=lambda line: "error" in line)
     (tmp_path / batch.RESULTS).write_text(lines[0])
     shutil.copytree(model_folder.ASSETS / "spirit-tiny-base", tmp_path / "other")
     (tmp_path / "other" / "notes.txt").write_text("an edited model")
