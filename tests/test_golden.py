@@ -16,7 +16,11 @@ MODELS = ("spirit-lm-base-7b", "spirit-lm-expressive-7b")
 
 @pytest.fixture(scope="module", autouse=True)
 def few_buckets():
-    """Audio is padded to one of two lengths, so that few programs are compiled."""
+    """Inputs are padded to one of two lengths, so that few programs are compiled.
+
+    With 30 s only, a predicted duration of 45.499998 frames would become 45.50002 by rounding (see
+    `hifigan.to_frames`).
+    """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(speech_tokenizer, "BUCKET_SECONDS", (10, 30))
         yield
