@@ -9,11 +9,14 @@ are chosen, each the lowest that rejects nearly all of one group:
 * the mean log probability of a transcript's tokens rejects the out-of-domain sentences;
 * the mean log probability of the recording's units after the transcript rejects the sounds.
 
-They are chosen on half of the out-of-domain sentences and one draw of sounds. The figures are of
-the other half, another draw, new sentences of the small world, a voice that no network was trained
-on, and segments of a novel read by a person (pocketsphinx-testdata). Writes transcripts.jsonl and
-transcription.json to OUTPUT/MODEL; with --store, the latter to the model's folder too. Needs the
-same programs and packages as corpora.world.
+The shortest recording whose transcript is accepted is half as long as the shortest sentence of the
+small world, since people may speak faster and without silence around it.
+
+The thresholds are chosen on half of the out-of-domain sentences and one draw of sounds. The figures
+are of the other half, another draw, new sentences of the small world, a voice that no network was
+trained on, and segments of a novel read by a person (pocketsphinx-testdata). Writes
+transcripts.jsonl and transcription.json to OUTPUT/MODEL; with --store, the latter to the model's
+folder too. Needs the same programs and packages as corpora.world.
 """
 
 import dataclasses
@@ -179,7 +182,10 @@ def calibrate(model: str | Path, output: Path) -> TranscriptionConfig:
     cases = [*spoken(output / "audio"), *novel(), *steady()]
     cases += [*sounds("sounds-valid", 0), *sounds("sounds", 1)]
     lm = SpiritLM.from_pretrained(model)
-    settings = TranscriptionConfig(PROMPT, read_aloud=READ_ALOUD)
+    shortest = min(soundfile.info(case.audio).duration for case in cases if case.group == "valid")
+    settings = TranscriptionConfig(
+        PROMPT, read_aloud=READ_ALOUD, min_seconds=round(shortest / 2, 2)
+    )
     transcripts: list[Transcript] = []
     for first in track(range(0, len(cases), BATCH), disable=not sys.stderr.isatty()):
         batch = [case.audio for case in cases[first : first + BATCH]]

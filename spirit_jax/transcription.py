@@ -7,6 +7,10 @@ for the packaged models:
 * the mean log probability of the transcript's tokens, given the recording;
 * the mean log probability of the recording's units, given the transcript, as in speech synthesis.
   It detects sounds without words, for which the model may give a short word a high probability.
+
+Both scores can be high for a recording that is shorter than any sentence, or clipped, so these are
+checked on the samples (`find_problem`). A recording that was cut off between two words, or in the
+middle of a sentence that is still a plausible one, cannot be distinguished from a complete one.
 """
 
 import dataclasses
@@ -26,6 +30,11 @@ from spirit_jax.units import Units
 
 CONFIG_NAME = "transcription.json"
 NOT_UNDERSTOOD, NOTHING_SAID = "not understood", "nothing was said"
+# Constants of `find_problem`. At most 0.4 % of the samples of a recording that is not clipped are
+# above this part of its peak, in the 530 recordings of evaluators.calibrate.
+NEAR_PEAK = 0.9
+MOST_NEAR_PEAK = 0.3  # share of samples
+
 ROWS = 8  # fixed batch size: with other shapes the scores would be rounded differently
 
 # Constants of `is_still`: a sound whose spectrum does not change has no speech in it.
@@ -51,6 +60,7 @@ class TranscriptionConfig:
         if the model cannot synthesise.
       min_read_aloud: the smallest mean natural log probability of the recording's unit tokens after
         the prompt `read_aloud`; None without calibration.
+      min_seconds: the transcript of a shorter recording does not count as understood.
       command: the calibration command.
       figures: results of the thresholds on held-out recordings, in percent.
     """
@@ -61,6 +71,7 @@ class TranscriptionConfig:
     min_log_prob: float | None = None
     read_aloud: str = ""
     min_read_aloud: float | None = None
+    min_seconds: float = 0.0
     command: str = ""
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -75,6 +86,8 @@ class TranscriptionConfig:
                 raise InputError(
                     f"{name} is {threshold}; a log probability is finite and 0 or less."
                 )
+        if not 0 <= self.min_seconds < math.inf:
+            raise InputError(f"min_seconds is {self.min_seconds}; it must be 0 or more.")
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
         if self.min_read_aloud is not None and not self.read_aloud:
@@ -96,8 +109,10 @@ class Transcript:
         model's distribution over text tokens at temperature 1; None without speech.
       read_aloud: mean natural log probability of the recording's unit tokens, given the transcript;
         None without speech, or if the model cannot synthesise.
-      understood: whether both scores reach their thresholds; None without calibration.
+      understood: whether both scores reach their thresholds and there is no problem; None without
+        calibration, if there is no problem.
       said: whether the recording may contain speech.
+      problem: why no transcript of the recording is reliable (see `find_problem`); usually "".
     """
 
     text: str
@@ -105,12 +120,15 @@ class Transcript:
     read_aloud: float | None
     understood: bool | None
     said: bool = True
+    problem: str = ""
 
     def describe(self) -> str:
         """The words, or the reason why there are none."""
         if not self.said:
             return NOTHING_SAID
-        return NOT_UNDERSTOOD if self.understood is False else self.text
+        if self.understood is not False:
+            return self.text
+        return f"{NOT_UNDERSTOOD}: {self.problem}" if self.problem else NOT_UNDERSTOOD
 
 
 def describe_scores(settings: TranscriptionConfig, transcript: Transcript) -> str:
@@ -156,7 +174,12 @@ def copy_config(source: str | Path, output: str | Path) -> None:
     """
     if (Path(source) / CONFIG_NAME).is_file():
         settings = dataclasses.replace(
-            read_config(source), min_log_prob=None, min_read_aloud=None, command="", figures={}
+            read_config(source),
+            min_log_prob=None,
+            min_read_aloud=None,
+            min_seconds=0.0,
+            command="",
+            figures={},
         )
         config.write(settings, Path(output) / CONFIG_NAME)
 
@@ -177,7 +200,8 @@ def transcribe(
     Raises:
       InputError: a recording cannot be read, or is too long.
     """
-    strings = _encode_recordings(lm, recordings)
+    waves = {i: load_audio(r) for i, r in enumerate(recordings) if not isinstance(r, Units)}
+    strings = _encode_recordings(lm, recordings, waves)
     prompts = {
         i: fill(settings.prompt, {"speech": string}.__getitem__, lm.text_tokenizer)
         for i, string in strings.items()
@@ -206,14 +230,16 @@ def transcribe(
     read_aloud = _score_read_aloud(lm, settings, texts, strings)
     transcripts = [Transcript("", None, None, None, said=False)] * len(recordings)
     for i, text in texts.items():
-        transcript = Transcript(text, log_probs[i], read_aloud.get(i), None)
+        problem = find_problem(settings, waves[i]) if i in waves else ""
+        transcript = Transcript(text, log_probs[i], read_aloud.get(i), None, problem=problem)
         transcripts[i] = apply_thresholds(settings, transcript)
     return transcripts
 
 
-def _encode_recordings(lm: Any, recordings: Sequence[Audio | Units]) -> dict[int, str]:
-    """The unit strings of recordings that may contain speech, by index."""
-    waves = {i: load_audio(r) for i, r in enumerate(recordings) if not isinstance(r, Units)}
+def _encode_recordings(
+    lm: Any, recordings: Sequence[Audio | Units], waves: dict[int, np.ndarray]
+) -> dict[int, str]:
+    """The unit strings of recordings that may contain speech; they and `waves` are by index."""
     with_speech = [i for i, wave in waves.items() if not is_still(wave)]
     tokenizer = lm.speech_tokenizer
     encoded = tokenizer.encode_batch([waves[i] for i in with_speech])
@@ -247,6 +273,8 @@ def _score_read_aloud(
 
 def apply_thresholds(settings: TranscriptionConfig, transcript: Transcript) -> Transcript:
     """The transcript with `understood` set."""
+    if transcript.problem:
+        return dataclasses.replace(transcript, understood=False)
     if not transcript.said or settings.min_log_prob is None:
         return dataclasses.replace(transcript, understood=None)
     understood = transcript.log_prob >= settings.min_log_prob
@@ -290,6 +318,27 @@ def fill(template: str, content_of: Callable[[str], str], tokenizer: TextTokeniz
         else:
             parts += markup.parse(content_of(piece) if is_placeholder else piece)
     return markup.render(parts)
+
+
+def find_problem(settings: TranscriptionConfig, samples_t: np.ndarray) -> str:
+    """Why no transcript of a recording is reliable, with what to do; "" if there is no reason.
+
+    Args:
+      settings: `min_seconds` is used.
+      samples_t: float32 (t,) samples at 16 kHz.
+    """
+    seconds = len(samples_t) / SAMPLE_RATE
+    if seconds < settings.min_seconds:
+        return (
+            f"the recording has {seconds:.2f} s, and a whole sentence at least "
+            f"{settings.min_seconds} s; record a whole sentence"
+        )
+    level_t = np.abs(samples_t)
+    near = np.count_nonzero(level_t >= NEAR_PEAK * level_t.max(initial=0))
+    share = near / max(1, len(level_t))
+    if share > MOST_NEAR_PEAK:
+        return f"{share:.0%} of the samples are clipped; record it at a lower volume"
+    return ""
 
 
 def is_still(samples_t: np.ndarray) -> bool:

@@ -60,6 +60,27 @@ def test_sentences_of_the_world_are_understood_and_others_are_not(lm, transcript
     assert other.log_prob < lm.transcription_config.min_log_prob - 0.3
 
 
+def test_a_recording_that_is_too_short_or_clipped_is_not_understood(lm, recordings):
+    """Both have high scores."""
+    question = recordings[0]
+    short, clipped = question[8_000:14_400], np.clip(100 * question, -1, 1)
+    transcripts = lm.transcribe([short, clipped])
+    assert not any(transcript.understood for transcript in transcripts)
+    least = lm.transcription_config.min_seconds
+    assert [transcript.describe() for transcript in transcripts] == [
+        f"not understood: the recording has 0.40 s, and a whole sentence at least {least} s; "
+        "record a whole sentence",
+        "not understood: 38% of the samples are clipped; record it at a lower volume",
+    ]
+    uncalibrated = TranscriptionConfig("{speech}")
+    for wave, has_problem in ((short, False), (clipped, True), (np.zeros(0, np.float32), False)):
+        assert bool(transcription.find_problem(uncalibrated, wave)) is has_problem
+    for wave in recordings:  # also if somewhat too loud
+        for gain in (1, 3):
+            loud = np.clip(gain * wave, -1, 1)
+            assert not transcription.find_problem(lm.transcription_config, loud)
+
+
 def test_a_transcript_does_not_depend_on_the_others(lm, recordings, transcripts):
     encoded = lm.speech_tokenizer.encode(recordings[0])
     for speech, expected in zip((encoded, recordings[1]), transcripts, strict=False):
@@ -205,6 +226,7 @@ def test_a_model_that_does_not_say_how_it_transcribes_is_named(base_folder, tmp_
         ({"read_aloud": ""}, "needs the prompt read_aloud"),
         ({"min_read_aloud": float("nan")}, "min_read_aloud is nan"),
         ({"min_log_prob": 0.5}, "min_log_prob is 0.5"),
+        ({"min_seconds": -1.0}, "min_seconds is -1.0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     ],
 )
@@ -222,6 +244,7 @@ def test_what_was_calibrated_is_not_copied_to_a_model_trained_further(tmp_path):
     assert calibrated.min_log_prob is not None and calibrated.figures
     assert copied.prompt == calibrated.prompt and copied.read_aloud == calibrated.read_aloud
     assert copied.min_log_prob is None and copied.min_read_aloud is None and not copied.figures
+    assert calibrated.min_seconds and not copied.min_seconds
     transcription.copy_config(tmp_path / "none", tmp_path)  # has none
 
 

@@ -65,10 +65,12 @@ def generate(
 
     With --batch, each line of a file is a request, such as
     {"id": "a", "inputs": [["text", "hello"]], "to": "speech", "max_new_tokens": 50, "seed": 1};
-    OUTPUT/results.jsonl and WAV files have the results. The same command resumes.
+    OUTPUT/results.jsonl and WAV files have the results. The same command resumes, and tries
+    requests that failed again.
 
     With --transcribe, print the transcript and scores of each recording: "not understood" if the
-    scores are below their thresholds, "nothing was said" for silence and noise.
+    scores are below their thresholds or the recording is too short or clipped, "nothing was said"
+    for silence and noise.
     """
     if batch is not None:
         _generate_batch(context, model, batch, output, rows)
