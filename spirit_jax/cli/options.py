@@ -1,9 +1,12 @@
 """Options and settings that several commands share."""
 
+import glob
 import logging
 import os
 import sys
 import warnings
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +14,7 @@ import typer
 
 from spirit_jax.errors import InputWarning
 
+TPU_DEVICES = "/dev/accel*", "/dev/vfio"
 ModelDir = Annotated[
     Path, typer.Argument(help="Model folder, or a packaged model such as spirit-tiny-base")
 ]
@@ -44,11 +48,26 @@ def prepare_environment() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA and TensorFlow: only errors
+    avoid_libtpu()
     if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
         os.environ["PYTHONWARNINGS"] = "ignore"  # for child processes
         warnings.simplefilter("ignore")
         show_input_warnings()
         logging.disable(logging.WARNING)
+
+
+def avoid_libtpu() -> None:
+    """Chooses the CPU where JAX would choose it after an attempt to start a TPU.
+
+    Where libtpu is installed, JAX asks it for a TPU at every start. Without one, libtpu prints a
+    page of errors. Nothing is chosen if the user did, or if there is anything but a CPU.
+    """
+    chosen = ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT", "PJRT_NAMES_AND_LIBRARY_PATHS")
+    if any(name in os.environ for name in chosen) or not find_spec("libtpu"):
+        return
+    has_plugin = find_spec("jax_plugins") or entry_points(group="jax_plugins")
+    if not has_plugin and not any(glob.glob(device) for device in TPU_DEVICES):
+        os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def show_input_warnings() -> None:
