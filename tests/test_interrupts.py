@@ -1,6 +1,7 @@
-"""Ctrl-C, and standard streams that are closed or full, by commands of their own process."""
+"""Signals, and standard streams that are closed or full, by commands in separate processes."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,17 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Each function is the body of a command; the interrupt comes where an exception would not help.
+# Each function is the body of a command; the signal comes where an exception would not help.
 BODIES = {
     "in a callback of the garbage collector": """
-    gc.callbacks.append(lambda *args: os.kill(os.getpid(), signal.SIGINT))
+    gc.callbacks.append(lambda *args: os.kill(os.getpid(), signal.{number}))
     gc.collect()
     gc.callbacks.clear()
     time.sleep(20)
 """,
     "in a library that raises another error": """
     try:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.{number})
         time.sleep(20)
     except KeyboardInterrupt:
         raise AttributeError("'NoneType' object has no attribute 'items'")
@@ -28,12 +29,20 @@ BODIES = {
 """,
     "while another thread cannot be stopped": """
     threading.Thread(target=time.sleep, args=(20,)).start()
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.{number})
     time.sleep(20)
 """,
+    "while the main thread runs C++ code": """
+    from spirit_jax.cli import interrupts
+    interrupts.STUCK_SECONDS = 0.1
+    kill = lambda: os.kill(os.getpid(), signal.{number})
+    threading.Timer(0.5, kill).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+""",
 }
+SIGNALS = {"SIGINT": (130, "error: interrupted\n"), "SIGTERM": (143, "error: terminated\n")}
 COMMAND = """'''A command.'''
-import gc, os, signal, sys, threading, time
+import gc, hashlib, os, signal, sys, threading, time
 from spirit_jax.cli.running import run
 
 def main() -> None:
@@ -46,32 +55,47 @@ if __name__ == "__main__":
 MODULE = """
 import os, signal
 try:
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.{number})
 except KeyboardInterrupt:
     raise ImportError("a C++ extension could not be initialised")
 """
 
 
-def start(folder, body, redirection=""):
+def start(folder, body, redirection="", number="SIGINT", before=""):
     """(exit status, standard output, standard error) of a command."""
-    (folder / "command.py").write_text(COMMAND.format(body=body))
-    (folder / "interrupted_module.py").write_text(MODULE)
+    (folder / "command.py").write_text(COMMAND.format(body=body.format(number=number)))
+    (folder / "interrupted_module.py").write_text(MODULE.format(number=number))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
     environment.pop("PYTHONUNBUFFERED", None)
     done = subprocess.run(
-        ["sh", "-c", f'exec "$0" -m command {redirection}', sys.executable],
+        ["sh", "-c", f'{before} exec "$0" -m command {redirection}', sys.executable],
         env=environment,
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=15,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # if pytest runs in the background
     )
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("place", BODIES)
-def test_an_interrupt_ends_a_command_with_one_sentence(place, tmp_path):
-    assert start(tmp_path, BODIES[place]) == (130, "output\n", "error: interrupted\n")
+def test_a_signal_ends_a_command_with_one_sentence(place, number, tmp_path):
+    status, sentence = SIGNALS[number]
+    outcome = start(tmp_path, BODIES[place], number=number)
+    assert outcome == (status, "output\n", sentence)
+
+
+def test_ignored_signals_stay_ignored(tmp_path):
+    """As those of nohup, and Ctrl-C for a background job of a script."""
+    body = """
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    assert start(tmp_path, body, before="trap '' INT TERM;") == (0, "output\n", "")
 
 
 @pytest.mark.parametrize(

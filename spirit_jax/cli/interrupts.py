@@ -1,4 +1,4 @@
-"""Ctrl-C during a command: one sentence, never a traceback, and never lost."""
+"""Ctrl-C and SIGTERM during a command: one sentence, never a traceback, and never lost."""
 
 import contextlib
 import logging
@@ -9,8 +9,9 @@ import threading
 import types
 from collections.abc import Iterator
 
-STATUS = 130  # exit status after Ctrl-C, as shells have it
+SENTENCES = {signal.SIGINT: b"error: interrupted\n", signal.SIGTERM: b"error: terminated\n"}
 REPEAT_SECONDS = 0.05  # after which a lost `KeyboardInterrupt` is raised again
+STUCK_SECONDS = 5.0  # after which a process whose main thread runs C++ code is ended
 
 
 def end_at_once() -> None:
@@ -24,62 +25,102 @@ def end_at_once() -> None:
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-    """Within this context Ctrl-C raises `KeyboardInterrupt`, whatever libraries make of it.
+    """Within this context Ctrl-C and SIGTERM raise `KeyboardInterrupt` with the signal's number.
 
     * During imports the process ends at once: C++ extensions of JAX crash if an exception is raised
       while they are initialised.
     * Python prints and ignores exceptions in callbacks of the garbage collector (JAX has such a
-      callback) and in destructors. The interrupt is repeated then.
+      callback) and in destructors. The signal is repeated then.
     * A library may raise another error after it, as Orbax does. That error is replaced, and those
       of its threads are not printed.
+    * Python calls no handler while the main thread runs C++ code, such as XLA's compiler. After
+      `STUCK_SECONDS` the process ends without it.
     """
-    interrupted = False
+    received: list[int] = []
 
     def interrupt(signum: int, frame: types.FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
+        received.append(signum)
         logging.disable(logging.CRITICAL)  # asyncio lists the tasks that were pending
         sys.stderr = open(os.devnull, "w")  # and threads of libraries print their errors
         if _is_importing(frame):
-            end()
-        raise KeyboardInterrupt
+            end(signum)
+        raise KeyboardInterrupt(signum)
 
     def repeat(unraisable) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             main = threading.main_thread().ident
             # A signal also wakes a main thread that waits in the kernel.
-            timer = threading.Timer(REPEAT_SECONDS, signal.pthread_kill, (main, signal.SIGINT))
+            number = received[-1] if received else signal.SIGINT
+            timer = threading.Timer(REPEAT_SECONDS, signal.pthread_kill, (main, number))
             timer.daemon = True
             timer.start()
         else:
             hook(unraisable)
 
-    handler = signal.getsignal(signal.SIGINT)
-    if handler in (signal.SIG_DFL, signal.default_int_handler):  # not where it is ignored, by nohup
-        signal.signal(signal.SIGINT, interrupt)
+    handlers = {number: signal.getsignal(number) for number in SENTENCES}
+    for number, handler in handlers.items():
+        if handler in (signal.SIG_DFL, signal.default_int_handler):  # not one ignored, by nohup
+            signal.signal(number, interrupt)
     hook, sys.unraisablehook = sys.unraisablehook, repeat
     try:
-        yield
-    except Exception as error:
-        if interrupted:
-            raise KeyboardInterrupt from error
+        with _ending_if_stuck(interrupt, received):
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        if received:
+            raise KeyboardInterrupt(received[-1]) from error
         raise
     finally:
         if sys.unraisablehook is repeat:  # a library may have wrapped it
             sys.unraisablehook = hook
-        if handler is not None:  # None: it was not set by Python
-            signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            if handler is not None:  # None: it was not set by Python
+                signal.signal(number, handler)
 
 
-def end() -> None:
-    """Ends the process with one sentence.
+@contextlib.contextmanager
+def _ending_if_stuck(handler, received: list[int]) -> Iterator[None]:
+    """Ends the process if the main thread does not call `handler` soon after a signal.
+
+    Args:
+      handler: of the signals. Nothing is done while another handler is set, as in a training.
+      received: numbers of the signals that `handler` was called with.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # A forked process would write its signals to the same pipe.
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    left = threading.Event()
+
+    def watch() -> None:
+        while number := int.from_bytes(os.read(reader, 1)):
+            if number in SENTENCES and signal.getsignal(number) is handler and not received:
+                left.wait(STUCK_SECONDS)
+                if not received and not left.is_set():
+                    end(number)
+        os.close(reader)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        os.close(writer)  # ends the thread
+
+
+def end(signum: int = signal.SIGINT) -> None:
+    """Ends the process with one sentence, and the exit status that shells have for the signal.
 
     A normal exit would wait for threads of libraries, which may hang or crash.
+
+    Args:
+      signum: SIGINT or SIGTERM.
     """
     with contextlib.suppress(OSError):  # nobody reads the outputs any more
         sys.stdout.flush()
-        os.write(2, b"error: interrupted\n")
-    os._exit(STATUS)
+        os.write(2, SENTENCES[signum])
+    os._exit(128 + signum)
 
 
 def _is_importing(frame: types.FrameType | None) -> bool:

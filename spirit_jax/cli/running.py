@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from typer.core import TyperCommand
 
-from spirit_jax.cli import interrupts, processes
+from spirit_jax.cli import interrupts, options, processes
 from spirit_jax.errors import InputError
 from spirit_jax.files import describe, find_lack
 
@@ -62,7 +62,8 @@ def call(app: typer.Typer, name: str) -> None:
     """Runs an application on the arguments of this process.
 
     An error is one line on standard error. The exit status is 1 for a bad input or if standard
-    output cannot be written, 2 for an unknown command, option or argument, and 130 after Ctrl-C.
+    output cannot be written, 2 for an unknown command, option or argument, 130 after Ctrl-C, and
+    143 after SIGTERM.
 
     Args:
       app: the application.
@@ -81,8 +82,8 @@ def call(app: typer.Typer, name: str) -> None:
             print(message, file=sys.stderr)
             sys.exit(2)
         _fail(f"{message}{'' if message.endswith('?') else '.'} See {place} --help.", 2)
-    except KeyboardInterrupt:
-        interrupts.end()
+    except KeyboardInterrupt as error:
+        interrupts.end(*error.args)
     except BrokenPipeError:  # such as `| head`
         _drop_output()
         sys.exit(1)
@@ -139,7 +140,8 @@ def require(extra: str) -> None:
     """Ends a `python -m` command of a package that imports what is not installed.
 
     For the package's `__init__`: while Python looks for the module to run, `sys.argv[0]` is "-m".
-    Until the command starts, Ctrl-C ends the process without a traceback.
+    Until the command starts, Ctrl-C ends the process without a traceback; libtpu is not started
+    without a TPU.
 
     Args:
       extra: one of `EXTRAS`.
@@ -147,6 +149,7 @@ def require(extra: str) -> None:
     if sys.argv[0] != "-m":
         return
     interrupts.end_at_once()
+    options.avoid_libtpu()
     missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if missing:
         _fail(
