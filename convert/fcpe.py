@@ -22,7 +22,7 @@ from convert import table, torch_files
 from convert.main import give_one, reading_config
 from convert.table import Rule
 from convert.trunk import linear_rules, norm_rules, refuse
-from spirit_jax import checkpoint, config, files, model_folder
+from spirit_jax import checkpoint, config, files, lock, model_folder
 from spirit_jax.cli.running import run
 from spirit_jax.errors import InputError
 from spirit_jax.models.fcpe import Fcpe, FcpeConfig
@@ -110,11 +110,12 @@ def add_to_model(path: str | Path, model: str | Path) -> None:
     config_path = folder / model_folder.CONFIG_NAME
     if not config_path.is_file():
         raise InputError(f"{model}: has no speech tokenizer.")
-    cfg = config.read(model_folder.SpeechTokenizerConfig, config_path)
-    if "fcpe" not in cfg.hashes:  # else of a conversion that was killed before its hash was noted
-        shutil.rmtree(folder / "fcpe", ignore_errors=True)
-    convert_fcpe(path, folder / "fcpe")
-    model_folder.add_hash(folder, "fcpe")
+    with lock.hold(folder, "fcpe.lock", model, "model"):
+        cfg = config.read(model_folder.SpeechTokenizerConfig, config_path)
+        if "fcpe" not in cfg.hashes:  # of a conversion that was killed before its hash was written
+            shutil.rmtree(folder / "fcpe", ignore_errors=True)
+        convert_fcpe(path, folder / "fcpe")
+        model_folder.add_hash(folder, "fcpe")
 
 
 def main(

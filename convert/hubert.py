@@ -7,6 +7,7 @@ Writes the networks `DIR/hubert` and `DIR/quantizer`.
 """  # noqa: E501
 
 import ast
+import contextlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -298,8 +299,9 @@ def convert_hubert(
     for name in networks:
         files.refuse_existing(output / name)
     if output.is_dir():
-        for name, (cfg, params) in networks.items():
-            with files.whole_folder(output / name) as folder:
+        with contextlib.ExitStack() as stack:  # none gets its name before all are written
+            for name, (cfg, params) in networks.items():
+                folder = stack.enter_context(files.whole_folder(output / name))
                 checkpoint.save_network(folder, cfg, params)
         return
     with files.whole_folder(output) as folder:

@@ -26,7 +26,7 @@ from pocketsphinx import Decoder
 from rich.progress import track
 
 from corpora import programs
-from spirit_jax import config
+from spirit_jax import config, files, lock
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.cli.running import Output, run
 from spirit_jax.data.records import Utterance, write_shard
@@ -112,8 +112,8 @@ def split_words(utterance: Utterance) -> Iterator[Utterance]:
 
 def write_start(folder: Path, texts: list[str]) -> None:
     """Writes a vocabulary and a text tokenizer trained on the texts."""
-    (folder / "text_tokenizer").mkdir(parents=True, exist_ok=True)
-    with (folder / "text_tokenizer" / "tokenizer.model").open("wb") as file:
+    path = folder / "text_tokenizer" / "tokenizer.model"
+    with files.whole_file(path) as unfinished, unfinished.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
             model_writer=file,
@@ -175,7 +175,8 @@ def build(output: Path) -> None:
 
 def main(output: Output) -> None:
     """The command; see the module."""
-    build(output)
+    with lock.hold(output, choice="output folder"):
+        build(output)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,16 @@ is resynthesised in the same way, so that manners do not differ in artefacts.
 
 import dataclasses
 import functools
+import io
 import re
 import tempfile
+from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from corpora import programs
+from spirit_jax import files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 
 PEAK, LOUDNESS = 0.95, 0.06  # of the samples; root mean square, of neutral speech
@@ -101,6 +105,18 @@ def speak(spoken: str, voice: str, manner: str) -> Speech:
     samples *= min(1.0, (PEAK - 6 * NOISE) / np.abs(samples).max())
     samples += NOISE * np.random.default_rng(0).standard_normal(len(samples)).clip(-6, 6)
     return dataclasses.replace(speech, samples=samples.astype(np.float32))
+
+
+def write_flac(path: Path, samples: np.ndarray) -> None:
+    """Writes samples at 16 kHz as 16-bit FLAC, whole or not at all, into a folder that may be new.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    data = io.BytesIO()  # libsndfile does not report why it cannot write a file
+    soundfile.write(data, samples, SAMPLE_RATE, "PCM_16", format="FLAC")
+    with files.whole_file(path) as unfinished:
+        unfinished.write_bytes(data.getvalue())
 
 
 def change_pitch(samples: np.ndarray, pitch: float, spread: float) -> np.ndarray:

@@ -27,13 +27,10 @@ import random
 import re
 from pathlib import Path
 
-import numpy as np
-import soundfile
-
 from corpora import grammar, speak
 from corpora.grammar import Sentence
 from corpora.world import Corpus
-from spirit_jax import files
+from spirit_jax import files, lock
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.cli.running import run
 from spirit_jax.errors import InputError
@@ -179,7 +176,7 @@ def _speak_pairs(output: Path, name: str, pairs: list[tuple[str, str]]) -> list[
         row: dict = {"id": f"{name}-{number}"}
         for part, (part_words, samples) in parts.items():
             path = Path("audio") / f"{row['id']}-{part}.flac"
-            _write(output / path, samples)
+            speak.write_flac(output / path, samples)
             row[part] = {"text": " ".join(part_words), "audio": str(path)}
         rows.append(row)
     return rows
@@ -191,15 +188,10 @@ def _first_half(corpus: Path, row: dict) -> dict:
     samples = load_audio(corpus / row["audio"].removeprefix("../"))
     samples = samples[: int(row["words"][half][1] * SAMPLE_RATE)]
     path = Path("audio") / "manner" / f"{row['id'].replace('/', '-')}.flac"
-    _write(corpus / "tasks" / path, samples)
+    speak.write_flac(corpus / "tasks" / path, samples)
     text = " ".join(word for word, _, _ in row["words"][:half])
     item = {"id": row["id"], "audio": str(path), "text": text}
     return item | {"speaker": row["speaker"], "style": row["style"], "label": row["style"]}
-
-
-def _write(path: Path, samples: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, SAMPLE_RATE, "PCM_16")
 
 
 def _read(path: Path) -> list[dict]:
@@ -210,7 +202,9 @@ def _read(path: Path) -> list[dict]:
 
 def main(corpus: Corpus) -> None:
     """The command; see the module."""
-    build(corpus)
+    _read(corpus / "details.jsonl")
+    with lock.hold(corpus / "tasks", choice="corpus"):
+        build(corpus)
 
 
 if __name__ == "__main__":

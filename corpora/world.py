@@ -29,7 +29,6 @@ import functools
 import hashlib
 import itertools
 import multiprocessing
-import os
 import random
 import re
 import sys
@@ -39,7 +38,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import soundfile
 import typer
 from pocketsphinx import Decoder
 from rich import print as show
@@ -48,7 +46,7 @@ from rich.table import Table
 
 from corpora import asterisk, grammar, speak
 from corpora.grammar import Sentence
-from spirit_jax import files
+from spirit_jax import files, lock
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
@@ -172,10 +170,7 @@ def make(folder: Path, task: Task) -> dict | None:
         phones, words = speech.phones, speech.words
         if not words:
             phones, words = align(speech.samples, task.sentence.text)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        soundfile.write(part, speech.samples, SAMPLE_RATE, "PCM_16", format="FLAC")
-        os.replace(part, path)
+        speak.write_flac(path, speech.samples)
         times = {"seconds": len(speech.samples) / SAMPLE_RATE, "words": words, "phones": phones}
         files.write_json_lines(notes, [times])
     times = files.read_json(notes)
@@ -290,7 +285,8 @@ def main(
     """The command; see the module."""
     if utterances < 1 or jobs < 1:
         raise InputError("--utterances and --jobs must be at least 1.")
-    build(output, utterances, jobs)
+    with lock.hold(output, choice="output folder"):
+        build(output, utterances, jobs)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from rich.progress import track
 from rich.table import Table
 
 from corpora import grammar, speak, world
-from spirit_jax import config, files, model_folder, transcription
+from spirit_jax import config, files, lock, model_folder, transcription
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.cli.options import ModelDir
 from spirit_jax.cli.running import Output, run
@@ -91,10 +91,7 @@ def _speak(folder: Path, task: world.Task) -> Path:
     path = folder / f"{task.id}.flac"
     if not path.is_file():
         speech = speak.speak(task.sentence.spoken, task.voice, task.manner)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        soundfile.write(part, speech.samples, SAMPLE_RATE, "PCM_16", format="FLAC")
-        part.replace(path)
+        speak.write_flac(path, speech.samples)
     return path
 
 
@@ -221,7 +218,8 @@ def main(
     store: Annotated[bool, typer.Option("--store", help="In the model's folder too")] = False,
 ) -> None:
     """The command; see the module."""
-    settings = calibrate(model, output)
+    with lock.hold(output, choice="output folder"):
+        settings = calibrate(model, output)
     if store:
         path = model_folder.find_model(model) / transcription.CONFIG_NAME
         config.write(settings, path)

@@ -8,6 +8,7 @@ Prints each figure with its target, and ends with status 1 if one is missed. Wit
 resynthesised test recordings and the figures (figures.json) are written there.
 """
 
+import contextlib
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from corpora import speak
 from corpora.world import Corpus
 from evaluators import phonetic_units, resynthesis
 from evaluators.resynthesis import MannerClassifier, SpeechSample
-from spirit_jax import files
+from spirit_jax import files, lock
 from spirit_jax.audio import load_audio, write_wav
 from spirit_jax.cli.running import run
 from spirit_jax.data.manifest import Item
@@ -99,7 +100,7 @@ def measure_resynthesis(
         figures[name] |= resynthesis.duration_figures(folder, encoded, voices)
         if output:
             for item, sample in zip(items, samples, strict=True):
-                write_wav(_with_parent(output / name / f"{item.id}.wav"), sample.samples)
+                write_wav(output / name / f"{item.id}.wav", sample.samples)
     return figures, _resynthesis_rows(figures)
 
 
@@ -157,7 +158,7 @@ def measure_voice(corpus: Path, voice: Path, output: Path | None) -> tuple[dict,
         }
     if output:
         for item, sample in zip(items, resynthesised, strict=True):
-            write_wav(_with_parent(output / "voice" / f"{item.id}.wav"), sample.samples)
+            write_wav(output / "voice" / f"{item.id}.wav", sample.samples)
     rows = []
     for name, title in PROMPT_ERRORS.items():
         errors = figures["voice"][name]
@@ -222,9 +223,23 @@ def _word_errors(samples: Sequence[SpeechSample], grammar: Path) -> dict[str, fl
     return errors
 
 
-def _with_parent(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+def _measure(
+    corpus: Path,
+    base: Path | None,
+    expressive: Path | None,
+    voice: Path | None,
+    plain: Path | None,
+    output: Path | None,
+) -> list[tuple[str, tuple]]:
+    """(name, its figures and rows) of every part; the arguments are those of `main`."""
+    parts = []
+    if plain:
+        parts.append(("units", measure_units(corpus, base, plain)))
+    if expressive:
+        parts.append(("resynthesis", measure_resynthesis(corpus, base, expressive, output)))
+    if voice:
+        parts.append(("voice", measure_voice(corpus, voice, output)))
+    return parts
 
 
 def main(
@@ -243,21 +258,17 @@ def main(
     needs_base = bool(plain or expressive)
     if bool(base) != needs_base or not (base or voice):
         raise InputError("Give --base with --plain or --expressive, or --voice, or all.")
-    parts = []
-    if plain:
-        parts.append(("units", measure_units(corpus, base, plain)))
-    if expressive:
-        parts.append(("resynthesis", measure_resynthesis(corpus, base, expressive, output)))
-    if voice:
-        parts.append(("voice", measure_voice(corpus, voice, output)))
+    with contextlib.ExitStack() as stack:
+        if output:
+            stack.enter_context(lock.hold(output, choice="output folder"))
+        parts = _measure(corpus, base, expressive, voice, plain, output)
+        if output:
+            files.write_json(output / "figures.json", {name: part for name, (part, _) in parts})
     table = Table("figure", "value", "target", "met", box=None, pad_edge=False)
     for _, (_, rows) in parts:
         for name, value, target, met in rows:
             table.add_row(name, f"{value:.3g}", target, ("yes" if met else "NO") if target else "")
     show(table)
-    if output:
-        figures = {name: part for name, (part, _) in parts}
-        files.write_json(output / "figures.json", figures)
     if not all(met for _, (_, rows) in parts for *_, met in rows):
         sys.exit(1)
 

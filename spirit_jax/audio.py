@@ -128,10 +128,16 @@ def chunks(samples_t: np.ndarray, seconds: float = 100.0) -> Iterator[np.ndarray
             yield chunk
 
 
-def write_wav(path: str | Path, samples_t: np.ndarray) -> None:
+def write_wav(path: str | Path, samples_t: np.ndarray, overwrite: bool = True) -> None:
     """Writes mono samples at 16 kHz as 16-bit WAV, clipped to -1..1, with `files.whole_file`.
 
+    Args:
+      path: the file to write.
+      samples_t: float samples.
+      overwrite: whether an existing file is replaced.
+
     Raises:
+      ExistsError: the file exists, and `overwrite` is not set.
       InputError: the file cannot be written.
     """
     path = Path(path)
@@ -139,7 +145,7 @@ def write_wav(path: str | Path, samples_t: np.ndarray) -> None:
         raise InputError(f"'{path}': is not a name for an audio file.")
     data = io.BytesIO()  # libsndfile does not report why it cannot write a file
     soundfile.write(data, samples_t, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-    with whole_file(path) as unfinished:
+    with whole_file(path, overwrite) as unfinished:
         unfinished.write_bytes(data.getvalue())
 
 

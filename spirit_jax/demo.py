@@ -16,6 +16,7 @@ from matplotlib import pyplot  # noqa: E402
 from spirit_jax import (  # noqa: E402
     f0,
     files,
+    lock,
     markup,
     model_folder,
     small_world,
@@ -116,7 +117,8 @@ def run(
       The panels of the figure, in order.
 
     Raises:
-      InputError: a recording cannot be used, the text is too long, or the folder cannot be written.
+      InputError: a recording cannot be used, the text is too long, or the folder cannot be written
+        or is in use by another process.
     """
     start = time.monotonic()
     output = Path(output)
@@ -126,26 +128,34 @@ def run(
     paths = {name: _asset(name) for name in RECORDINGS} if speech is None else {"": speech}
     waves = {name: load_audio(path) for name, path in paths.items()}
     results = Results(output, console)
-    with console.status("loading spirit-tiny-base"):
+    with lock.hold(output, "demo.lock", choice="output folder"):
+        _run(results, waves, text, story, are_packaged=speech is None)
+    console.print(f"done in {time.monotonic() - start:.0f} s")
+    return results.panels
+
+
+def _run(
+    results: Results, waves: dict[str, np.ndarray], text: str, story: str, are_packaged: bool
+) -> None:
+    """Writes all results; whether `waves` are those of `RECORDINGS` is `are_packaged`."""
+    with results.console.status("loading spirit-tiny-base"):
         lm = SpiritLM.from_pretrained("spirit-tiny-base")
     check_length(lm, text)
     for name in (*RECORDINGS, *STYLES):
-        with files.whole_file(output / _asset(name).name) as copy:
+        with files.whole_file(results.output / _asset(name).name) as copy:
             shutil.copyfile(_asset(name), copy)
     for number, (name, wave) in enumerate(waves.items(), start=1):
-        if speech is None:
+        if are_packaged:
             results.print_recording(name)
         transcribe_and_answer(results, lm, wave, f"answer-{number}")
     read(results, lm, text)
     continue_story(results, lm, story)
-    with console.status("loading spirit-tiny-expressive"):
+    with results.console.status("loading spirit-tiny-expressive"):
         lm = SpiritLM.from_pretrained("spirit-tiny-expressive")
     read_in_styles(results, lm, text)
-    with console.status("drawing"):
+    with results.console.status("drawing"):
         draw(results.output / "demo.png", results.panels)
     results.print("figure", f"{results.output / 'demo.png'}")
-    console.print(f"done in {time.monotonic() - start:.0f} s")
-    return results.panels
 
 
 def report_unknown(text: str, unread: list[str], console: Console) -> None:

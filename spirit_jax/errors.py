@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class ExistsError(InputError):
+    """Something exists already where a new file or folder is to be written."""
+
+
 class LackError(InputError):
     """The machine has no memory, open files or disk space left; no input is to blame.
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spirit_jax.errors import InputError, LackError
+from spirit_jax.errors import ExistsError, InputError, LackError
 
 UNFINISHED = ".unfinished"  # suffix of a temporary name; ".unfinished-1" while another is in use
 MAX_DIGITS = 19  # of a whole number in JSON; longer ones do not fit 64 bits
@@ -31,17 +31,19 @@ _LACKS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the disk is read-only",
+    errno.EFBIG: "the file is larger than this process may write; raise the limit with ulimit -f",
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
     errno.EMFILE: "too many files are open; raise the limit with ulimit -n",
     errno.ENFILE: "too many files are open on this machine",
     errno.ENOMEM: "memory is used up",
 }
-_NO_WRITING = {_LACKS[number] for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)}
+_NO_WRITING = {_LACKS[number] for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)}
 _PHRASES = {
     "no space left": _LACKS[errno.ENOSPC],
     "disk quota exceeded": _LACKS[errno.EDQUOT],
     "read-only file system": _LACKS[errno.EROFS],
+    "file too large": _LACKS[errno.EFBIG],
     "permission denied": _LACKS[errno.EACCES],
     "too many open files": _LACKS[errno.EMFILE],
     "resource_exhausted": _LACKS[errno.ENOMEM],
@@ -60,13 +62,13 @@ def require_folder(path: str | Path) -> None:
 
 
 def refuse_existing(path: str | Path) -> None:
-    """Raises an `InputError` if something exists at a path that is to be written."""
+    """Raises an `ExistsError` if something exists at a path that is to be written."""
     if os.path.lexists(path):
-        raise InputError(f"{path}: exists already; remove it or choose another output.")
+        raise ExistsError(f"{path}: exists already; remove it or choose another output.")
 
 
 @contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path, overwrite: bool = True) -> Iterator[Path]:
     """Yields a temporary path to write to, which is renamed to `path` at the end.
 
     After an error the temporary file is removed. An existing file at `path` stays until the rename,
@@ -74,7 +76,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     leaves the old file or the new one. Processes that write the same `path` at the same time have
     separate temporary files, and the last one to finish wins.
 
+    Args:
+      path: the file to write.
+      overwrite: whether a file at `path` is replaced. If not, the first process to finish wins.
+
     Raises:
+      ExistsError: something exists at `path`, and `overwrite` is not set.
       InputError: the file cannot be written.
     """
     path = Path(path)
@@ -84,13 +91,26 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             yield unfinished
             with open(unfinished, "rb+") as file:
                 os.fsync(file.fileno())
-            unfinished.replace(path)
+            if overwrite:
+                unfinished.replace(path)
+            else:
+                _link_new(unfinished, path)
     except InputError:
         raise
     except Exception as error:
         if isinstance(error, MemoryError) or _is_of_writing(error):
             raise unwritable(path, error) from error
         raise
+
+
+def _link_new(source: Path, path: Path) -> None:
+    """Gives a file a second name, which must be new; unlike a rename it never replaces a file."""
+    refuse_existing(path)
+    try:
+        os.link(source, path)
+    except OSError:
+        refuse_existing(path)  # another process wrote it just now
+        source.replace(path)  # a file system without links
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -119,7 +139,8 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
     first one to finish wins, and the others raise.
 
     Raises:
-      InputError: `output` exists already, or cannot be written.
+      ExistsError: `output` exists already.
+      InputError: `output` cannot be written.
     """
     output = Path(output).absolute()
     refuse_existing(output)
@@ -132,7 +153,11 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
                 message = str(error).replace(str(unfinished), str(output))
                 raise type(error)(message) from error
             refuse_existing(output)
-            unfinished.rename(output)
+            try:
+                unfinished.rename(output)
+            except OSError:
+                refuse_existing(output)  # another process wrote it just now
+                raise
     except InputError:
         raise
     except Exception as error:

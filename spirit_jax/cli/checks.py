@@ -1,12 +1,14 @@
 """Checks of paths and names that need neither JAX nor a model, so that errors appear at once."""
 
-from collections.abc import Sequence
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import typer
 
 from spirit_jax import config, model_folder
-from spirit_jax.errors import InputError
+from spirit_jax.errors import ExistsError, InputError
 from spirit_jax.models.vocoder_configs import HifiGanConfig
 
 
@@ -85,12 +87,35 @@ def voice(model: Path, speaker: str | None, style: str | None = None) -> None:
     config.read(HifiGanConfig, network / "config.json").find_voice(speaker, style)
 
 
-def free_name(folder: Path, stem: str, suffix: str) -> Path:
-    """The first of STEM-0, STEM-1, ... that does not exist in a folder."""
-    number = 0
-    while (path := folder / f"{stem}-{number}{suffix}").exists():
-        number += 1
-    return path
+def write_numbered(folder: Path, stem: str, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Writes the first of STEM-0, STEM-1, ... that does not exist in a folder.
+
+    Args:
+      folder, stem, suffix: of the file.
+      write: writes a file; raises `ExistsError` if another process wrote that one meanwhile.
+
+    Returns:
+      The path of the file.
+    """
+    for number in itertools.count():
+        path = folder / f"{stem}-{number}{suffix}"
+        if not path.exists():
+            with contextlib.suppress(ExistsError):
+                write(path)
+                return path
+    raise AssertionError  # not reached
+
+
+@contextlib.contextmanager
+def naming_options(context: typer.Context) -> Iterator[None]:
+    """Within this context "top_p is 2" in an `InputError` becomes "--top-p is 2"."""
+    try:
+        yield
+    except InputError as error:
+        name, _, rest = str(error).partition(" ")
+        if name in context.params:
+            raise InputError(f"--{name.replace('_', '-')} {rest}") from error
+        raise
 
 
 def refuse_idle(context: typer.Context, names: Sequence[str], reason: str) -> None:

@@ -1,6 +1,7 @@
 """`spirit-jax generate`: continues a prompt of text and speech, or transcribes recordings."""
 
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -93,15 +94,16 @@ def generate(
         idle = "speaker", "output", "max_speech_seconds"
         checks.refuse_idle(context, idle, "--to text generates no speech")
     sampling = {} if greedy else {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-    options = GenerationConfig(
-        max_new_tokens,
-        not greedy,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-        max_speech_seconds=max_speech_seconds,
-        **sampling,
-    )
+    with checks.naming_options(context):
+        options = GenerationConfig(
+            max_new_tokens,
+            not greedy,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=tuple(stop or ()),
+            max_speech_seconds=max_speech_seconds,
+            **sampling,
+        )
     folder = model_folder.find_language_model(model)
     if speaker is not None:
         checks.voice(folder, speaker)
@@ -118,8 +120,8 @@ def generate(
         if piece.content_type == "text":
             print(f"text: {transcription.drop_flag(folder, piece.content)}")
         else:
-            path = checks.free_name(output, "speech", ".wav")
-            audio_lib.write_wav(path, piece.content)
+            write = functools.partial(audio_lib.write_wav, samples_t=piece.content, overwrite=False)
+            path = checks.write_numbered(output, "speech", ".wav", write)
             print(f"speech: {path}")
     if not pieces:
         print("nothing was generated (the first token was EOS)", file=sys.stderr)

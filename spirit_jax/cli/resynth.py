@@ -30,5 +30,5 @@ def resynth(
     tokenizer = SpeechTokenizer.from_pretrained(model)
     units = tokenizer.encode(source)
     wave = tokenizer.decode(units, speaker_id=speaker, style_id=style)
-    audio_lib.write_wav(output, wave)
+    audio_lib.write_wav(output, wave, overwrite)
     print(f"{output}: {len(wave) / audio_lib.SAMPLE_RATE:.2f} s from {len(units.hubert)} units")
