@@ -114,9 +114,20 @@ def test_a_lost_process_ends_the_other_with_one_sentence(make_config, tmp_path, 
         time.sleep(0.1)
     processes[killed].send_signal(signal.SIGKILL)
     _, error = processes[1 - killed].communicate(timeout=40)
-    assert processes[1 - killed].returncode != 0
+    assert processes[1 - killed].returncode in (1, 6)  # an exit, not a signal
     assert error == f"error: {LOST}\n"
     processes[killed].communicate()
+
+
+def test_an_abort_in_a_library_is_an_exit():
+    code = """
+import os
+from spirit_jax.cli import processes
+processes.exit_on_abort()
+os.abort()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (done.returncode, done.stderr) == (6, b"")
 
 
 @pytest.mark.slow

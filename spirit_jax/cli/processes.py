@@ -2,9 +2,10 @@
 
 When a process is lost, JAX's coordination service ends the others by abort() in C++, with pages of
 log. Python cannot catch this. So standard error is sent through a filter in a separate process,
-which replaces that log by one sentence.
+which replaces that log by one sentence, and abort() becomes a normal exit.
 """
 
+import ctypes
 import os
 import re
 import signal
@@ -79,6 +80,7 @@ def join(distributed: bool, peer_timeout: int = PEER_TIMEOUT) -> None:
         return
     given = read_environment(os.environ)
     _filter_errors()
+    exit_on_abort()
     _joined = True
     import jax
 
@@ -115,6 +117,17 @@ def end_together(error: BaseException) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)
+
+
+def exit_on_abort() -> None:
+    """Makes abort() end this process with exit status 6 instead of by the signal SIGABRT.
+
+    The signal's handler is the C function `_exit`, which takes the number of the signal, 6, as the
+    exit status. A handler of Python would only be called after abort() has returned.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(libc._exit, ctypes.c_void_p))
 
 
 def _filter_errors() -> None:
