@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spirit_jax import config, model_folder
 from spirit_jax.errors import InputError
 from spirit_jax.generation import bench
+from spirit_jax.models.configs import LlamaConfig
 from spirit_jax.spiritlm import SpiritLM
 
 
@@ -36,6 +38,8 @@ def measure(
       InputError: the model cannot be loaded, or has too few positions.
     """
     if model is not None:
+        folder = model_folder.find_language_model(model)
+        _check_tokens(tokens, config.read(LlamaConfig, folder / "llama" / "config.json"))
         runner = SpiritLM.from_pretrained(
             model, dtype=dtype, quantization=quantization
         ).bench_runner
@@ -43,6 +47,7 @@ def measure(
         if random not in bench.SIZES:
             known = ", ".join(bench.SIZES)
             raise InputError(f"--random is '{random}'; expected one of {known}.")
+        _check_tokens(tokens, bench.SIZES[random])
         default = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         int8_weights = quantization in ("int8", "int8_weights")
         int8_cache = quantization in ("int8", "int8_cache")
@@ -50,14 +55,18 @@ def measure(
             random, jnp.dtype(dtype or default), int8_weights, int8_cache
         )
         runner = bench.make_runner(network, params)
-    positions = runner.model.config.max_positions
-    if tokens + bench.MOST_STEPS > positions:
-        raise InputError(
-            f"--tokens is {tokens}; with {bench.MOST_STEPS} new ones that is more than the "
-            f"model's {positions} positions."
-        )
     about = {"model": model or random, "device": jax.devices()[0].device_kind}
     about |= {"dtype": jnp.dtype(runner.model.dtype).name, "quantization": quantization}
     yield about | bench.measure_first_token(runner, tokens)
     for count in rows:
         yield about | bench.measure_decoding(runner, count, tokens) | bench.peak_memory()
+
+
+def _check_tokens(tokens: int, cfg: LlamaConfig) -> None:
+    """Raises an `InputError` unless the model has positions for the tokens and the new ones."""
+    most = cfg.max_positions - bench.MOST_STEPS
+    if tokens > most:
+        raise InputError(
+            f"--tokens is {tokens}; expected at most {most}, since the model has "
+            f"{cfg.max_positions} positions, of which {bench.MOST_STEPS} are for new tokens."
+        )

@@ -29,6 +29,8 @@ MODEL = "spirit-tiny-base"
 RUN, BAD_RUN, TASKS, ITEMS = "run.yaml", "bad.yaml", "tasks.yaml", "items.jsonl"
 WAV, TSV = "a.wav", "a.tsv"
 VOICE = "tasks=[{name: a, manifest: b, ask: a, output: speech, judge: [a], voice: nobody}]"
+PAIRS = "pairs=[{name: a, manifest: gone.jsonl}]"
+HERE = f"tasks[0].manifest={ITEMS}"
 CASES = [
     ("frobnicate", "No such command"),
     ("enocde", "Did you mean 'encode'? See"),
@@ -109,6 +111,28 @@ CASES = [
     (f"eval {MODEL} --config gone.yaml --output out", "gone.yaml: cannot be read"),
     (f"eval {MODEL} --config {TASKS} --output out tasks=[]", "neither tasks nor pairs"),
     (f"eval {MODEL} --config {TASKS} --output out '{VOICE}'", "There is no speaker 'nobody'"),
+    (f"eval {MODEL} --config {TASKS} --output out", "b.jsonl: there is no such file or folder"),
+    (f"eval {MODEL} --config {TASKS} --output out {HERE} tasks[0].examples=gone", "gone: there"),
+    (f"eval {MODEL} --config {TASKS} --output out {HERE} tasks[0].judge=[gone]", "no such program"),
+    (f"eval {MODEL} --config {TASKS} --output out tasks[0].limit=-1", "limit is -1; expected 0 or"),
+    (
+        f"eval {MODEL} --config {TASKS} --output out tasks=[] '{PAIRS}'",
+        "gone.jsonl: there is no such file",
+    ),
+    *(
+        (f"generate {MODEL} text:a --{option} {value}", f"--{option} is {value}; expected")
+        for option, value in (
+            ("top-p", "1.5"),
+            ("top-p", "nan"),
+            ("top-k", "-1"),
+            ("seed", "18446744073709551616"),
+            ("temperature", "inf"),
+            ("repetition-penalty", "-1.0"),
+            ("max-new-tokens", "0"),
+            ("max-speech-seconds", "-1.0"),
+        )
+    ),
+    ("bench nowhere", "nowhere: there is no such folder"),
     (f"eval nowhere --config {TASKS} --output out", "nowhere: there is no such folder"),
     ("demo --speech gone.wav", "gone.wav: there is no such file"),
     ("demo --output .", "is not empty"),

@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from spirit_jax.errors import InputError
+from tpu.decode import Decoding
 from tpu.estimate import CHIPS, estimate
 from tpu.plan import get_devices, main
 from tpu.traffic import bytes_read
@@ -220,9 +221,20 @@ def test_options_of_decoding_are_checked(arguments, message):
         command(arguments, standalone_mode=False)
 
 
-def test_an_unknown_topology_is_rejected():
-    with pytest.raises(InputError, match="'v9:2x4'; expected one like v5e:16x16"):
-        get_devices("v9:2x4")
+@pytest.mark.parametrize(
+    "topology",
+    ["v9:2x4", "v5e", "v5e:", "v5e:0x1", "v5e:-1x1", "v5e:ax1", "v5e:4096x4096", "v5e:²x2"],
+)
+def test_an_unknown_topology_is_rejected(topology):
+    with pytest.raises(InputError, match=f"'{topology}'; expected one like v5e:16x16"):
+        get_devices(topology)
+
+
+@pytest.mark.parametrize("name", ["rows", "slots", "data"])
+@pytest.mark.parametrize("value", [-1, 0, 1 << 31])
+def test_a_decoding_step_of_impossible_size_is_refused(name, value):
+    with pytest.raises(InputError, match=f"--{name} is {value}; expected 1 to "):
+        Decoding(**{name: value})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")

@@ -13,9 +13,10 @@ from spirit_jax.errors import InputError
 from spirit_jax.generation.runner import Runner
 from spirit_jax.models import llama
 from spirit_jax.models.configs import LlamaConfig
-from tpu.estimate import GIB, Chip, estimate
+from tpu.estimate import GIB, MOST_CHIPS, Chip, estimate
 from tpu.traffic import bytes_read
 
+MOST_ROWS, MOST_SLOTS = 4096, 1 << 20  # as of spirit-jax generate and bench
 QUANTIZATIONS = ("none", "int8", "int8_weights", "int8_cache")
 
 
@@ -39,9 +40,9 @@ class Decoding:
         if self.quantization not in QUANTIZATIONS:
             known = ", ".join(QUANTIZATIONS)
             raise InputError(f"--quantization is '{self.quantization}'; expected one of {known}.")
-        for name in ("rows", "slots", "data"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}; expected 1 or more.")
+        for name, most in (("rows", MOST_ROWS), ("slots", MOST_SLOTS), ("data", MOST_CHIPS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise InputError(f"--{name} is {getattr(self, name)}; expected 1 to {most}.")
 
 
 def make_runner(

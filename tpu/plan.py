@@ -12,7 +12,9 @@ import dataclasses
 import importlib.util
 import itertools
 import json
+import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +36,7 @@ from spirit_jax.training.lm.config import LmRunConfig
 from spirit_jax.training.lm.recipe import LmRecipe, make_model, token_flops
 from spirit_jax.vocab import HUBERT_UNITS, Vocab
 from tpu import decode
-from tpu.estimate import CHIPS, GIB, Chip, estimate
+from tpu.estimate import CHIPS, GIB, MOST_CHIPS, Chip, estimate
 
 SEARCHED_REMAT = ("save_dots", "save_qkv", "save_attention", "block")
 SEARCHED_ROWS = (1, 2, 4, 8, 12)  # a device
@@ -43,8 +45,12 @@ SEARCHED_ROWS = (1, 2, 4, 8, 12)  # a device
 def get_devices(topology: str) -> list[jax.Device]:
     """The devices of a slice such as "v5e:16x16", for compilation only."""
     name, _, size = topology.partition(":")
-    if name not in CHIPS:
-        raise InputError(f"The topology is '{topology}'; expected one like v5e:16x16.")
+    sizes = re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}", size)
+    if name not in CHIPS or not sizes or math.prod(map(int, size.split("x"))) > MOST_CHIPS:
+        raise InputError(
+            f"The topology is '{topology}'; expected one like v5e:16x16, of the kinds "
+            f"{', '.join(CHIPS)}, with at most {MOST_CHIPS} chips."
+        )
     # A single chip is a part of a host's chips.
     parts = {"chips_per_host_bounds": (1, 1, 1)} if set(size.split("x")) == {"1"} else {}
     from jax.experimental import topologies

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from spirit_jax import model_folder
 from spirit_jax.errors import InputError
 from spirit_jax.generation.config import QUANTIZATIONS
 
@@ -44,6 +45,8 @@ def bench(
         known = ", ".join(QUANTIZATIONS)
         raise InputError(f"--quantization is '{quantization}'; expected one of {known}.")
     counts = _parse_rows(rows)
+    if model is not None:
+        model_folder.find_language_model(model)
     from spirit_jax import benchmark
 
     for values in benchmark.measure(model, random, counts, tokens, dtype, quantization):

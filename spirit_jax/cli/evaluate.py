@@ -27,7 +27,8 @@ def evaluate(
     commands in the config.
     """
     from spirit_jax import config
-    from spirit_jax.evaluation.configs import EvalConfig
+    from spirit_jax.data.manifest import check_source
+    from spirit_jax.evaluation.configs import EvalConfig, check_judge
 
     settings = config.read(EvalConfig, run, overrides or [])
     settings.check_names()
@@ -35,6 +36,12 @@ def evaluate(
     for task in settings.tasks:
         if task.voice:
             checks.voice(model, task.voice)
+        for source in filter(None, (task.manifest, task.examples)):
+            check_source(source)
+        if task.judge:
+            check_judge(task.judge)
+    for pairs in settings.pairs:
+        checks.existing_file(Path(pairs.manifest))
     checks.output_folder(output)
     checks.new_file(output / "figures.json", overwrite)
     from spirit_jax.evaluation.run import evaluate as run_all

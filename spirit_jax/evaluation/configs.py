@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from spirit_jax import limits
@@ -62,8 +64,10 @@ class TaskConfig:
             raise InputError(f"{self.name}: answers of speech need a judge.")
         if (self.end and self.output == "speech") or (self.voice and self.output == "text"):
             raise InputError(f"{self.name}: end is for answers of text, voice for those of speech.")
-        if self.shots < 0 or self.limit < 0 or (self.shots and not (self.shot and self.examples)):
-            raise InputError(f"{self.name}: shots, 0 or more, need a shot and examples.")
+        for field in ("shots", "limit"):
+            _check_count(self, field)
+        if self.shots and not (self.shot and self.examples):
+            raise InputError(f"{self.name}: {self.shots} shots need a shot and examples.")
         read_language(self.language)
 
 
@@ -108,8 +112,19 @@ class PairsConfig:
     def __post_init__(self):
         if self.ending not in MODALITIES or self.context not in ("", *MODALITIES):
             raise InputError(f"{self.name}: ending and context are text or speech.")
-        if self.limit < 0:
-            raise InputError(f"{self.name}: limit must be 0 or more.")
+        _check_count(self, "limit")
+
+
+def check_judge(command: Sequence[str]) -> None:
+    """Raises an `InputError` if the program of a judge does not exist; see `scoring.ask_judge`."""
+    if shutil.which(command[0]) is None:
+        raise InputError(f"The judge '{command[0]}' cannot be started (there is no such program).")
+
+
+def _check_count(part: TaskConfig | PairsConfig, field: str) -> None:
+    """Raises an `InputError` for a number below 0."""
+    if getattr(part, field) < 0:
+        raise InputError(f"{part.name}: {field} is {getattr(part, field)}; expected 0 or more.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import functools
 import re
-import shutil
 import subprocess
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -139,12 +138,6 @@ def _normaliser(language: str) -> Callable[[str], str]:
         return " ".join(word for word in words if any(map(str.isalnum, word)))  # "..." leaves "."
 
     return change
-
-
-def check_judge(command: Sequence[str]) -> None:
-    """Raises an `InputError` if the program of a judge does not exist; see `ask_judge`."""
-    if shutil.which(command[0]) is None:
-        raise InputError(f"The judge '{command[0]}' cannot be started (there is no such program).")
 
 
 def ask_judge(command: Sequence[str], lines: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from spirit_jax.data.manifest import Item, read_source
 from spirit_jax.data.speech import draw_items
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation import scoring
-from spirit_jax.evaluation.configs import TaskConfig
+from spirit_jax.evaluation.configs import TaskConfig, check_judge
 from spirit_jax.spiritlm import SpiritLM
 from spirit_jax.vocab import Modality
 
@@ -104,7 +104,7 @@ def check_task(lm: SpiritLM, task: TaskConfig, folder: Path, seed: int) -> None:
     for _ in _prompts(lm, task, items, check_audio, seed):
         pass
     if task.judge:
-        scoring.check_judge(task.judge)
+        check_judge(task.judge)
 
 
 def check_audio(audio: Any) -> str:
