@@ -74,9 +74,8 @@ def start(folder, body, redirection="", number="SIGINT", before=""):
         capture_output=True,
         text=True,
         timeout=15,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # if pytest runs in the background
+        # A shell starts jobs in the background with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     return done.returncode, done.stdout, done.stderr
 

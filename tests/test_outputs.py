@@ -1,7 +1,12 @@
-"""Two writers of one output: both results are whole, or the second is refused with a sentence."""
+"""Outputs are whole or absent: with two writers of one output, and with a limit on file sizes.
 
+With two writers both results are whole, or the second is refused with one sentence.
+"""
+
+import contextlib
 import functools
 import itertools
+import resource
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +90,37 @@ def test_one_folder_is_whole_and_the_second_writer_is_refused(name, base_folder,
     assert not any(files.UNFINISHED in name or name.endswith(".lock") for name in names)
     for params in outputs.rglob("params"):
         checkpoint.load_params(params)  # raises if it is torn
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+    """The limit of ulimit -f, in bytes, within this context."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_limit_on_file_sizes_leaves_nothing_behind(name, base_folder, tmp_path):
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    if name == "convert.llama":
+        convert_export(base_folder, tmp_path / "hf")
+    with file_size_limit(4096), pytest.raises(errors.InputError) as raised:
+        COMMANDS[name](base_folder, outputs / "out")
+    message = str(raised.value)
+    assert message.startswith(f"{outputs / 'out'}") and "ulimit -f" in message
+    assert files.UNFINISHED not in message
+    assert [path for path in outputs.rglob("*") if path != outputs / "out"] == []
+
+
+def test_a_wav_file_beyond_the_limit_is_absent(tmp_path):
+    with file_size_limit(4096), pytest.raises(errors.InputError, match=r"a\.wav: .*ulimit -f"):
+        write_wav(tmp_path / "a.wav", np.zeros(16_000, np.float32))
+    assert not list(tmp_path.iterdir())
 
 
 def test_fcpe_is_added_once_and_never_removed(fcpe_weights, expressive_folder, tmp_path):
