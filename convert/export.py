@@ -36,7 +36,7 @@ def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | l
     network = Path(network)
     cfg = config.read(LlamaConfig, network / "config.json")
     cfg.check_float(network)
-    stored = checkpoint.flatten(checkpoint.read_shapes(network / "params"))
+    stored = checkpoint.flatten(checkpoint.read_shapes(network))
     steps = [_step(path, cfg, str(network)) for path in stored]
     shards = _split(steps, {path: _bytes(leaf) for path, leaf in stored.items()})
     with files.whole_folder(output) as folder:
@@ -45,7 +45,7 @@ def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | l
             name = f"model-{i:05}-of-{len(shards):05}.safetensors"
             name = "model.safetensors" if len(shards) == 1 else name
             tree = checkpoint.unflatten({s.source: stored[s.source] for s in shard})
-            host = checkpoint.flatten(checkpoint.load_params(network / "params", as_numpy(tree)))
+            host = checkpoint.flatten(checkpoint.load_params(network, tree))
             tensors = {s.target: torch_files.to_torch(s.turn(host[s.source])) for s in shard}
             save_file(tensors, folder / name, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, name)
@@ -55,13 +55,6 @@ def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | l
             config.write(index, folder / "model.safetensors.index.json")
         dtype = str(stored["embed/embedding"].dtype)
         config.write(write_config(cfg, eos, bos, dtype), folder / "config.json")
-
-
-def as_numpy(tree):
-    """A tree of numpy arrays, for `load_params` to read host arrays of these shapes."""
-    return checkpoint.unflatten(
-        {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in checkpoint.flatten(tree).items()}
-    )
 
 
 def _step(path: str, cfg: LlamaConfig, where: str) -> table.Step:

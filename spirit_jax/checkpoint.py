@@ -1,152 +1,153 @@
-"""Network folders: `config.json`, and `params/` with arrays, stored with Orbax.
+"""Network folders: `config.json`, and the arrays in one of the forms of `network_folder`.
 
-Arrays are stored under their path in the parameter tree. Folders are written under a temporary
-name and then renamed, so a folder is whole or absent.
+Arrays are stored under their path in the parameter tree. They are written under a temporary name,
+which is then renamed, so they are whole or absent.
 """
 
 import hashlib
-import logging
 import shutil
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 
-from spirit_jax import array_checks, checksums, files
+from spirit_jax import checksums, files, network_folder, orbax_folder, tensor_file
 from spirit_jax import config as config_lib
 from spirit_jax.errors import InputError
-from spirit_jax.files import refuse_existing
 
 T = TypeVar("T")
 Params = Mapping[str, Any]
+COPY_BYTES = 1 << 30  # of arrays that are in memory together while a network is copied
 
 
-class _NotOrbax(logging.Filter):
-    """Drops log messages of Orbax, whose errors are raised too."""
-
-    def filter(self, log: logging.LogRecord) -> bool:
-        return "orbax" not in Path(log.pathname).parts
-
-
-class _Unraisable:
-    """A hook for errors that cannot be raised; it drops those of Orbax's event loops.
-
-    After an error the remaining writers of TensorStore report to a loop that is closed.
-    """
-
-    def __init__(self):
-        self._hook = sys.unraisablehook
-
-    def __call__(self, unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            self._hook(unraisable)
-
-
-def hide_orbax_logs() -> None:
-    """Hides the tracebacks that threads of Orbax print, such as for a full disk."""
-    for logger in (logging.getLogger("absl"), logging.getLogger()):
-        if not any(isinstance(known, _NotOrbax) for known in logger.filters):
-            logger.addFilter(_NotOrbax())
-    if not isinstance(sys.unraisablehook, _Unraisable):
-        sys.unraisablehook = _Unraisable()
-
-
-def save_params(path: str | Path, parts: Params | Iterable[Params]) -> None:
-    """Writes a parameter tree.
+def save_params(
+    folder: str | Path, parts: Params | Iterable[Params], form: str = network_folder.DEFAULT_FORM
+) -> None:
+    """Writes the parameter tree of a network folder.
 
     Args:
-      path: the folder to create.
+      folder: gets `model.safetensors` or `params/`; it is created if it does not exist.
       parts: the tree, or disjoint parts of it. Parts are written one by one, so a network that is
         larger than memory can be written.
+      form: one of `network_folder.FORMS`.
 
     Raises:
-      InputError: something exists at `path` already, or it cannot be written.
+      InputError: the folder has parameters already, or cannot be written.
     """
-    path = Path(path).absolute()
-    refuse_existing(path)
-    hide_orbax_logs()
-    unfinished = path.with_name(path.name + files.UNFINISHED)
-    partial = unfinished.with_name(unfinished.name + ".partial_save")  # the name that Orbax uses
-    for leftover in (unfinished, partial):  # of a killed process
-        shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(folder).absolute()
+    path = folder / network_folder.FORMS[network_folder.check_form(form)]
+    for name in network_folder.FORMS.values():
+        files.refuse_existing(folder / name)
+    is_new = not folder.exists()
+    parts = [parts] if isinstance(parts, Mapping) else parts
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for part in [parts] if isinstance(parts, Mapping) else parts:
-            ocp.partial.save(unfinished, part)
-        ocp.partial.finalize(unfinished)
-        # This file has the temporary path, and is not needed on a local disk.
-        (unfinished / "commit_success.txt").unlink(missing_ok=True)
-        array_checks.write(unfinished)
-        unfinished.rename(path)
-    except InputError:
+        if form == "orbax":
+            orbax_folder.write(path, parts)
+        else:
+            flat = map(flatten, parts)
+            known = tensor_file.write(path, list(flat) if isinstance(parts, list) else flat)
+            checksums.list_arrays(path, known)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
-    except Exception as error:  # Orbax has no common error class for disk errors
-        raise InputError(f"{path}: cannot be written ({files.describe(error)}).") from error
-    finally:
-        for leftover in (unfinished, partial):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def read_shapes(path: str | Path) -> Params:
-    """The tree of `jax.ShapeDtypeStruct` of a `params/` folder, without reading arrays."""
-    path = Path(path).absolute()
-    array_checks.check_metadata(path)
-    try:
-        tree = ocp.metadata(path).metadata
-    except Exception as error:
-        reason = "is not a whole parameter folder (missing, half copied or damaged)."
-        raise files.unreadable(path, error, reason) from error
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+def read_shapes(folder: str | Path) -> Params:
+    """The tree of `jax.ShapeDtypeStruct` of a network folder, without reading arrays.
+
+    Raises:
+      InputError: the folder has no arrays, or is damaged.
+    """
+    form, path = network_folder.find_arrays(folder)
+    if form == "orbax":
+        return orbax_folder.read_shapes(path)
+    return unflatten(tensor_file.read_shapes(path), path)
 
 
-def load_params(path: str | Path, abstract: Params | None = None) -> Params:
+def load_params(folder: str | Path, abstract: Params | None = None) -> Params:
     """Reads a parameter tree.
 
     Args:
-      path: a `params/` folder.
+      folder: a network folder.
       abstract: a tree of `jax.ShapeDtypeStruct`; with shardings, each array is read directly onto
         its shards. Only parameters in this tree are read. None reads all.
 
     Returns:
-      numpy arrays, or JAX arrays with the shardings of `abstract`.
+      JAX arrays with the shardings of `abstract`, or numpy arrays where it has none.
 
     Raises:
       InputError: the folder is missing or damaged, or has other parameters than `abstract`.
     """
-    path = Path(path).absolute()
-    stored = read_shapes(path)
+    form, path = network_folder.find_arrays(folder)
+    stored = read_shapes(folder)
     if abstract is None:
-        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored)
+        abstract = stored
     else:
         _check_shapes(path, stored, abstract)
-    array_checks.check_arrays(path, flatten(abstract))
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    try:
-        with context:
-            return ocp.load(path, abstract)
-    except Exception as error:
-        reason = "its arrays cannot be read (half copied or damaged)."
-        raise files.unreadable(path, error, reason) from error
+    if form == "orbax":
+        return orbax_folder.load(path, abstract, flatten(abstract))
+    return unflatten(tensor_file.load(path, flatten(abstract)), path)
 
 
-def save_network(folder: str | Path, config: Any, params: Params | Iterable[Params]) -> None:
+def copy_network(folder: str | Path, output: str | Path, form: str) -> None:
+    """Copies a network folder, with its arrays in another form.
+
+    Args:
+      folder: the network folder.
+      output: the folder to create. Only a part of the arrays is in memory at a time.
+      form: one of `network_folder.FORMS`.
+
+    Raises:
+      InputError: the folder cannot be read, or `output` has parameters already.
+    """
+    folder, output = Path(folder), Path(output)
+    shapes = flatten(read_shapes(folder))
+    parts = (load_params(folder, unflatten(part)) for part in _batches(shapes))
+    if sum(map(_count_bytes, shapes.values())) <= COPY_BYTES:
+        parts = list(parts)
+    save_params(output, parts, form)
+    for path in folder.iterdir():  # such as config.json
+        if path.is_file() and path.name not in {*network_folder.FORMS.values(), checksums.LIST}:
+            shutil.copyfile(path, output / path.name)
+            checksums.list_files(output, [path.name])
+
+
+def _batches(shapes: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parameters in groups of `COPY_BYTES`."""
+    batch: dict[str, Any] = {}
+    for name, leaf in shapes.items():
+        if batch and sum(map(_count_bytes, [*batch.values(), leaf])) > COPY_BYTES:
+            yield batch
+            batch = {}
+        batch[name] = leaf
+    yield batch
+
+
+def _count_bytes(leaf: Any) -> int:
+    return int(np.prod(leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize
+
+
+def save_network(
+    folder: str | Path,
+    config: Any,
+    params: Params | Iterable[Params],
+    form: str = network_folder.DEFAULT_FORM,
+) -> None:
     """Writes the config and parameters of a network to a folder.
 
     Args:
-      folder: gets `config.json` and `params/`.
+      folder: gets `config.json`, and the parameters; see `network_folder`.
       config: a dataclass.
-      params: see `save_params`.
+      params, form: see `save_params`.
 
     Raises:
       InputError: the folder has parameters already, or cannot be written.
     """
     folder = Path(folder)
-    save_params(folder / "params", params)
+    save_params(folder, params, form)
     config_lib.write(config, folder / "config.json")
     checksums.list_files(folder, ["config.json"])
 
@@ -156,7 +157,7 @@ def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; a converted network was expected.")
-    params = widen(load_params(folder / "params"))
+    params = widen(load_params(folder))
     return config_lib.read(config_cls, folder / "config.json"), params
 
 
@@ -195,14 +196,26 @@ def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+def unflatten(leaves: Mapping[str, Any], where: str | Path = "The parameters") -> dict[str, Any]:
+    """The inverse of `flatten`.
+
+    Args:
+      leaves: by `a/b/c` name.
+      where: they are from, for messages.
+
+    Raises:
+      InputError: a name is that of an array and of a group of arrays.
+    """
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                break
+        if not isinstance(node, dict) or isinstance(node.get(name), dict):
+            raise InputError(f"{where}: '{path[:80]}' is an array and also a group of arrays.")
         node[name] = leaf
     return tree
 

@@ -5,7 +5,7 @@ damage, not attacks.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,24 @@ def list_files(folder: str | Path, names: Iterable[str]) -> None:
       InputError: a file cannot be read, or the list cannot be written.
     """
     path = Path(folder) / LIST
-    listed = read_json(path)["files"] if path.is_file() else {}
-    listed |= {name: of_file(Path(folder) / name) for name in names}
-    write_json(path, {"files": dict(sorted(listed.items()))})
+    value = read_json(path) if path.is_file() else {}
+    listed = value.get("files", {}) | {name: of_file(Path(folder) / name) for name in names}
+    write_json(path, value | {"files": dict(sorted(listed.items()))})
+
+
+def list_arrays(path: str | Path, known: Mapping[str, Any]) -> None:
+    """Adds the checksums of a file of arrays, by `tensor_file.write`, to its folder's list."""
+    path = Path(path)
+    value = read_json(path.with_name(LIST)) if path.with_name(LIST).is_file() else {"files": {}}
+    arrays = value.get("arrays", {}) | {path.name: known}
+    write_json(path.with_name(LIST), value | {"arrays": arrays})
+
+
+def read_arrays(path: str | Path) -> dict[str, Any]:
+    """The checksums that `list_arrays` wrote for a file of arrays; empty if there are none."""
+    path = Path(path)
+    value = read_json(path.with_name(LIST)) if path.with_name(LIST).is_file() else {}
+    return value.get("arrays", {}).get(path.name, {})
 
 
 def check_file(path: str | Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spirit_jax import checksums, config, files
+from spirit_jax import checksums, config, files, network_folder
 from spirit_jax.errors import InputError
 
 ASSETS = Path(__file__).parent / "assets"  # with the packaged models
@@ -145,16 +145,16 @@ def find_aligner(name: str | Path) -> Path:
     about = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if not isinstance(about, dict):
         about = {}
-    if (folder / "params").is_dir() and "labels" in about:
+    if network_folder.has_arrays(folder) and "labels" in about:
         return folder
     if (folder / "vocab.json").is_file() and not about:
         kind = "is a Spirit LM"
     elif (folder / CONFIG_NAME).is_file():
         kind = "is a speech tokenizer"
-    elif (folder / "params").is_dir():
-        kind = "is another network"
     elif "model_type" in about:
         kind = f"looks like a {about['model_type']} of Hugging Face"
+    elif network_folder.has_arrays(folder):
+        kind = "is another network"
     else:
         kind = "has no network"
     raise InputError(
@@ -173,7 +173,7 @@ def find_network(folder: str | Path, name: str) -> Path:
       InputError: there is no such folder or model.
     """
     folder = find_model(folder)
-    if (folder / "params").is_dir():
+    if network_folder.has_arrays(folder):
         return folder
     if (folder / SPEECH_TOKENIZER).is_dir():
         folder /= SPEECH_TOKENIZER
@@ -199,10 +199,12 @@ def fingerprint(folder: str | Path) -> str:
     folder = Path(folder)
     tokenizers = [path.parent for path in folder.rglob(CONFIG_NAME)]
     apart = {*tokenizers, *(path.parent for path in folder.rglob(f"params/{checksums.LIST}"))}
+    listed = {path for path in folder.rglob("*.safetensors") if checksums.read_arrays(path)}
     paths = [
         path
         for path in folder.rglob("*")
         if path.is_file()
+        and path not in listed
         and not path.name.startswith(".")
         and set(tokenizers).isdisjoint(path.parents)
         and (path.name == checksums.LIST or apart.isdisjoint(path.parents))
@@ -309,5 +311,5 @@ def copy_speech_tokenizer(folder: str | Path, output: str | Path) -> SpeechToken
 def _hash_network(folder: Path) -> str:
     from spirit_jax import checkpoint  # imports JAX
 
-    params: Mapping[str, Any] = checkpoint.load_params(folder / "params")
+    params: Mapping[str, Any] = checkpoint.load_params(folder)
     return checkpoint.hash_params(checkpoint.widen(params))

@@ -27,7 +27,7 @@ def quantize_model(model: str | Path, output: str | Path) -> LlamaConfig:
     folder = model_folder.find_language_model(model)
     cfg = config.read(LlamaConfig, folder / "llama" / "config.json")
     cfg.check_float(folder)
-    params = checkpoint.load_params(folder / "llama" / "params")
+    params = checkpoint.load_params(folder / "llama")
     cfg, params = llama.quantize_weights(cfg, params)
     with files.whole_folder(output) as unfinished:
         for path in folder.iterdir():

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from spirit_jax import checkpoint, checksums
+from spirit_jax import checksums
 from spirit_jax.errors import InputError
 
 
@@ -109,16 +109,9 @@ def run(command: Callable[[Path, Path], None], inputs: Path, output: Path) -> st
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Checksums of every file; for arrays, whose files have random names, of their values."""
-    sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.name == "params":
-            sums[str(path.relative_to(folder))] = checkpoint.hash_params(
-                checkpoint.load_params(path)
-            )
-        elif path.is_file() and not any(part == "params" for part in path.parts):
-            sums[str(path.relative_to(folder))] = checksums.of_file(path)
-    return sums
+    """Checksums of every file."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): checksums.of_file(path) for path in paths}
 
 
 def main() -> None:

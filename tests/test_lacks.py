@@ -11,7 +11,7 @@ import soundfile
 import tokenizers
 from omegaconf import OmegaConf
 
-from spirit_jax import checkpoint, checksums, config, files, text
+from spirit_jax import checksums, config, files, orbax_folder, tensor_file, text
 from spirit_jax.audio import load_audio, write_wav
 from spirit_jax.audio_decoding import decode
 from spirit_jax.data import align_corpus, prepare, records, report
@@ -86,7 +86,8 @@ READERS = {  # (the library call that fails, a function that makes it)
         lambda d: records._count_records(d / "s.arrayrecord"),
     ),
     "cache": ("numpy.load", lambda d: recording_cache._load_whole(d / "cached.npz")),
-    "arrays": ("orbax.checkpoint.v1.metadata", lambda d: checkpoint.read_shapes(d)),
+    "arrays": ("orbax.checkpoint.v1.metadata", lambda d: orbax_folder.read_shapes(d)),
+    "tensors": ((tensor_file, "safe_open"), lambda d: tensor_file.read_shapes(d / "b.txt")),
     "judge": ((subprocess, "run"), lambda d: scoring.ask_judge(["x"], ["line"])),
 }
 

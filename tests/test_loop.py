@@ -25,9 +25,9 @@ def test_a_run_with_damaged_parameters_ends(make_config, tmp_path, expressive_fo
     """A model whose arrays are not numbers, whatever the reason."""
     model = tmp_path / "model"
     shutil.copytree(expressive_folder, model)
-    params = checkpoint.load_params(model / "llama" / "params")
+    params = checkpoint.load_params(model / "llama")
     params["final_norm"]["scale"] = np.full_like(params["final_norm"]["scale"], np.nan)
-    shutil.rmtree(model / "llama" / "params")
-    checkpoint.save_params(model / "llama" / "params", params)
+    (model / "llama" / "model.safetensors").unlink()
+    checkpoint.save_params(model / "llama", params)
     with pytest.raises(InputError, match="the loss of step 3 is nan"):
         run(dataclasses.replace(make_config("nan"), model=str(model)))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from spirit_jax import SpeechTokenizer, SpiritLM, checkpoint, config
+from spirit_jax import SpeechTokenizer, SpiritLM, checkpoint, config, network_folder
 from spirit_jax.data.pipeline import DataConfig
 from spirit_jax.data.prepare import prepare
 from spirit_jax.data.samples import SourceConfig
@@ -106,9 +106,11 @@ def test_a_language_model_trains_in_a_new_folder_and_exports_in_float16(
         speech_tokenizer / "speech_tokenizer.json",
     )
     export(LmRecipe(run), tmp_path / "full")
-    export(LmRecipe(run, half=True), tmp_path / "half")
+    export(LmRecipe(run, half=True, form="orbax"), tmp_path / "half")
+    assert network_folder.find_arrays(tmp_path / "full" / "llama")[0] == "safetensors"
+    assert network_folder.find_arrays(tmp_path / "half" / "llama")[0] == "orbax"
     full, half = (
-        checkpoint.flatten(checkpoint.load_params(tmp_path / name / "llama" / "params"))
+        checkpoint.flatten(checkpoint.load_params(tmp_path / name / "llama"))
         for name in ("full", "half")
     )
     assert {array.dtype for array in half.values()} == {np.dtype("float16")}

@@ -40,7 +40,7 @@ def test_float16_storage_halves_the_size_and_loads_as_float32(networks, tmp_path
     pack(tmp_path / "full", **networks)
     pack(tmp_path / "half", **networks, half=True)
     assert size(tmp_path / "half") < 0.6 * size(tmp_path / "full")
-    stored = checkpoint.flatten(checkpoint.load_params(tmp_path / "half/hifigan/params"))
+    stored = checkpoint.flatten(checkpoint.load_params(tmp_path / "half/hifigan"))
     _, loaded = hifigan.load(tmp_path / "half/hifigan")
     _, before = hifigan.load(networks["vocoder"])
     before = checkpoint.flatten(before)

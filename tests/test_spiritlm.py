@@ -302,6 +302,6 @@ def test_folders_that_do_not_fit_are_named(base_folder, expressive_folder, tmp_p
 
     half = tmp_path / "half"
     shutil.copytree(base_folder, half)
-    shutil.rmtree(half / "llama" / "params")
-    with pytest.raises(InputError, match="not a whole parameter folder"):
+    (half / "llama" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="not a whole network folder"):
         SpiritLM.from_pretrained(half)

@@ -322,10 +322,10 @@ def test_a_model_is_known_by_its_content(base_folder, tmp_path):
     shutil.copytree(base_folder, copy)
     before = model_folder.fingerprint(base_folder)
     assert model_folder.fingerprint(copy) == before
-    params = checkpoint.load_params(copy / "llama" / "params")
+    params = checkpoint.load_params(copy / "llama")
     params["embed"]["embedding"][0, 0] += 1
-    shutil.rmtree(copy / "llama" / "params")
-    checkpoint.save_params(copy / "llama" / "params", params)
+    (copy / "llama" / "model.safetensors").unlink()
+    checkpoint.save_params(copy / "llama", params)
     assert model_folder.fingerprint(copy) != before
 
 

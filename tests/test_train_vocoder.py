@@ -190,7 +190,7 @@ def test_report_and_exported_network(config, recipe, final_state, base_folder, t
     encoded = tokenizer.encode_batch([item.audio for item in read_items(config.data.sources)])
     voices = [tokenizer.decode(encoded[0], name) for name in ("low", "high")]
     assert len(voices[0]) == len(voices[1]) and np.abs(voices[0] - voices[1]).max() > 1e-4
-    stored = checkpoint.flatten(checkpoint.load_params(folder / "hifigan" / "params"))
+    stored = checkpoint.flatten(checkpoint.load_params(folder / "hifigan"))
     trained = checkpoint.flatten(final_state.params["generator"])
     assert stored.keys() == trained.keys()
     for name, leaf in trained.items():

@@ -31,7 +31,7 @@ needs_qwix = pytest.mark.skipif(
 
 
 def read_params(folder):
-    return checkpoint.flatten(checkpoint.load_params(folder / "llama" / "params"))
+    return checkpoint.flatten(checkpoint.load_params(folder / "llama"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax import files, model_folder, synthetic
+from spirit_jax import files, model_folder, network_folder, synthetic
 from spirit_jax.cli import checks, processes
 from spirit_jax.cli.options import Distributed, PeerTimeout
 from spirit_jax.errors import InputError
@@ -27,6 +27,9 @@ def train(
     half: Annotated[
         bool, typer.Option("--half", help="With --export: store a language model as float16")
     ] = False,
+    form: Annotated[
+        str, typer.Option("--format", help="With --export, of a language model: or orbax")
+    ] = network_folder.DEFAULT_FORM,
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Resume although the settings have changed")
     ] = False,
@@ -51,7 +54,7 @@ def train(
     handler = signal.SIG_DFL if export is None else signal.getsignal(signal.SIGINT)
     before = signal.signal(signal.SIGINT, handler)
     try:
-        _train(run, overrides or [], export, half, allow_changes, distributed, peer_timeout)
+        _train(run, overrides or [], export, half, form, allow_changes, distributed, peer_timeout)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -61,6 +64,7 @@ def _train(
     overrides: list[str],
     export: Path | None,
     half: bool,
+    form: str,
     allow_changes: bool,
     distributed: bool,
     peer_timeout: int,
@@ -70,6 +74,9 @@ def _train(
     name = settings.recipe
     if half and (export is None or name != "lm"):
         raise InputError("--half is for --export of a language model; pack has its own --half.")
+    is_default = network_folder.check_form(form) == network_folder.DEFAULT_FORM
+    if not is_default and (export is None or name != "lm"):
+        raise InputError("--format is for --export of a language model.")
     if export is None:
         _check_paths(settings)
     else:
@@ -82,7 +89,7 @@ def _train(
 
     if name == "lm":
         settings = synthetic.write(settings) if export is None else synthetic.resolve(settings)
-    recipe = find_recipe(name)(settings, **{"half": True} if half else {})
+    recipe = find_recipe(name)(settings, **{"half": half, "form": form} if name == "lm" else {})
     if export is not None:
         step = write_export(recipe, export, allow_changes)
         print(f"{export}: exported step {step}")

@@ -443,7 +443,7 @@ def load(
     """Loads a model; each array is read directly onto its shards.
 
     Args:
-      folder: with `config.json` and `params/`.
+      folder: the network folder.
       mesh: for the parameters; None for the default device.
       dtype: of the parameters; None for the stored dtype.
       compute_dtype: of the computation; `dtype` by default, or float32 if that is None too.
@@ -458,7 +458,7 @@ def load(
     folder = Path(folder)
     cfg = config.read(LlamaConfig, folder / "config.json")
     compute_dtype = compute_dtype or dtype or jnp.float32
-    stored = checkpoint.flatten(checkpoint.read_shapes(folder / "params"))
+    stored = checkpoint.flatten(checkpoint.read_shapes(folder))
     model = Llama(cfg, compute_dtype, scan_layers=scan_layers)
     unrolled = Llama(cfg, compute_dtype)
     boxed = abstract_params(unrolled, boxed=True)
@@ -478,16 +478,16 @@ def load(
 
     if not scan_layers:
         tree = checkpoint.unflatten({path: abstract(path) for path in wanted})
-        return model, checkpoint.load_params(folder / "params", tree)
-    return model, _load_stacked(folder / "params", cfg, {path: abstract(path) for path in wanted})
+        return model, checkpoint.load_params(folder, tree)
+    return model, _load_stacked(folder, cfg, {path: abstract(path) for path in wanted})
 
 
-def _load_stacked(path: Path, cfg: LlamaConfig, wanted: dict[str, jax.ShapeDtypeStruct]) -> Any:
+def _load_stacked(folder: Path, cfg: LlamaConfig, wanted: dict[str, jax.ShapeDtypeStruct]) -> Any:
     """Reads and stacks the layers of one parameter after another, on their shards."""
 
     def read(names: list[str]) -> dict[str, jax.Array]:
         tree = checkpoint.unflatten({name: wanted[name] for name in names})
-        return checkpoint.flatten(checkpoint.load_params(path, tree))
+        return checkpoint.flatten(checkpoint.load_params(folder, tree))
 
     params = read([name for name in wanted if not name.startswith("layers/")])
     for name in [n.removeprefix("layers/0/") for n in wanted if n.startswith("layers/0/")]:

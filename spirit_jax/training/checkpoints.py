@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
 from spirit_jax import checksums, files
-from spirit_jax.checkpoint import hide_orbax_logs
 from spirit_jax.errors import InputError
+from spirit_jax.orbax_folder import hide_orbax_logs
 from spirit_jax.training import distributed
 
 DAMAGED = "damaged"

@@ -219,7 +219,7 @@ def test_rows_stay_and_a_folder_comes_back(pieces, tmp_path, monkeypatch, capsys
     vocab = config.read(Vocab, made / "vocab.json")
     assert (vocab.text_size, vocab.eos) == (1_005, (1_001,))
     before = torch_files.open_folder(hf)["model.embed_tokens.weight"]
-    params = checkpoint.flatten(checkpoint.load_params(made / "llama" / "params"))
+    params = checkpoint.flatten(checkpoint.load_params(made / "llama"))
     assert np.array_equal(params["embed/embedding"][:1_005], before[:1_005])
 
     run(export.main, "--model", made, "--output", tmp_path / "out", monkeypatch=monkeypatch)
@@ -230,7 +230,7 @@ def test_rows_stay_and_a_folder_comes_back(pieces, tmp_path, monkeypatch, capsys
         assert "has speech tokens of kind base already" in capsys.readouterr().err
     run(convert_llama.main, *arguments, monkeypatch=monkeypatch)
     assert config.read(Vocab, back / "vocab.json") == vocab
-    after = checkpoint.flatten(checkpoint.load_params(back / "llama" / "params"))
+    after = checkpoint.flatten(checkpoint.load_params(back / "llama"))
     assert set(after) == set(params)
     for name, array in params.items():
         assert array.dtype == after[name].dtype and np.array_equal(array, after[name]), name
@@ -243,7 +243,7 @@ def test_rows_stay_and_a_folder_comes_back(pieces, tmp_path, monkeypatch, capsys
     spoken = SpiritLM.from_pretrained(tmp_path / "spoken")
     (ids,) = spoken.generate_ids(["[Text]the cat"], "speech", max_new_tokens=3)
     assert all(vocab.first_unit <= i < vocab.size or i in vocab.eos for i in ids)
-    rows = checkpoint.flatten(checkpoint.load_params(tmp_path / "spoken/llama/params"))
+    rows = checkpoint.flatten(checkpoint.load_params(tmp_path / "spoken/llama"))
     kept = rows["embed/embedding"][: vocab.text_size + 102]
     assert np.array_equal(kept, params["embed/embedding"][: vocab.text_size + 102])
     with pytest.raises(InputError, match="convert.llama"):

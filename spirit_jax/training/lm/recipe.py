@@ -18,6 +18,7 @@ from spirit_jax import (
     checkpoint,
     checksums,
     model_folder,
+    network_folder,
     sharding,
     transcription,
 )
@@ -45,23 +46,30 @@ class LmRecipe(Recipe[LmRunConfig]):
 
     Attributes:
       half: whether `write` stores float16 parameters.
+      form: in which `write` stores the network; see `network_folder`.
       vocab: the vocabulary of the model.
       model: the network, with adapters if the run uses LoRA.
     """
 
-    def __init__(self, config: LmRunConfig, half: bool = False, vocab: Vocab | None = None):
+    def __init__(
+        self,
+        config: LmRunConfig,
+        half: bool = False,
+        vocab: Vocab | None = None,
+        form: str = network_folder.DEFAULT_FORM,
+    ):
         """Reads the model folder's vocabulary and sizes.
 
         Args:
           config: the run config.
-          half: see the class.
+          half, form: see the class.
           vocab: the vocabulary of the model; by default it is read from the folder `config.model`.
 
         Raises:
           InputError: the model folder cannot be used.
         """
         super().__init__(config)
-        self.half, self.model = half, make_model(config)
+        self.half, self.form, self.model = half, form, make_model(config)
         self.vocab = vocab or read_vocab(config)
         if self.model.config.vocab_size != self.vocab.padded_size:
             raise InputError(
@@ -226,7 +234,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         if self.half:
             parts = (jax.tree.map(checkpoint.halve, part) for part in parts)
         sizes = _with_length(self.model.config, self.config)
-        checkpoint.save_network(output / "llama", sizes, parts)
+        checkpoint.save_network(output / "llama", sizes, parts, self.form)
 
 
 def make_model(config: LmRunConfig) -> llama.Llama:
