@@ -1,6 +1,6 @@
 """Converts a Wav2Vec2ForCTC of Hugging Face, including MMS, to a CTC aligner.
 
-python -m convert.ctc --hf HF_DIR --output DIR [--language eng]
+spirit-jax convert ctc --hf HF_DIR --output DIR [--language eng]
 
 MMS folders have many languages: vocab.json is nested, and adapter.LANGUAGE.safetensors has the
 language adapter.
@@ -13,9 +13,15 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from convert import table, torch_files
-from convert.table import Rule, show
-from convert.trunk import (
+from spirit_jax import checkpoint, config, files
+from spirit_jax.cli.running import Output, run
+from spirit_jax.errors import InputError
+from spirit_jax.models.ctc import CtcConfig, CtcModel
+from spirit_jax.models.wav2vec2 import abstract_params
+
+from . import table, torch_files
+from .table import Rule, show
+from .trunk import (
     FEATURE_DEFAULTS,
     hf_rules,
     layer_pattern,
@@ -25,11 +31,6 @@ from convert.trunk import (
     read_hf_trunk,
     read_preprocessor,
 )
-from spirit_jax import checkpoint, config, files
-from spirit_jax.cli.running import Output, run
-from spirit_jax.errors import InputError
-from spirit_jax.models.ctc import CtcConfig, CtcModel
-from spirit_jax.models.wav2vec2 import abstract_params
 
 TRUNK = r"wav2vec2\."
 BLANKS = ("<pad>", "[PAD]", "<blank>", "<ctc_blank>")

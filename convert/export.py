@@ -1,6 +1,6 @@
 """Exports the language model of a model folder as a Hugging Face Llama folder.
 
-python -m convert.export --model MODEL_DIR --output HF_DIR
+spirit-jax convert export --model MODEL_DIR --output HF_DIR
 """
 
 from pathlib import Path
@@ -10,13 +10,14 @@ import numpy as np
 import typer
 from safetensors.torch import save_file
 
-from convert import table, torch_files
-from convert.llama import export_rules, write_config
 from spirit_jax import checkpoint, config, files, model_folder, text_files
 from spirit_jax.cli.running import Output, run
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.text import load_text_tokenizer
 from spirit_jax.vocab import Vocab
+
+from . import table, torch_files
+from .llama import export_rules, write_config
 
 SHARD_BYTES = 2 << 30
 

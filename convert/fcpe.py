@@ -1,7 +1,7 @@
 """Converts the F0 estimator FCPE, from the weights in the PyPI package torchfcpe (MIT).
 
-python -m convert.fcpe --weights fcpe_c_v001.pt --output DIR
-python -m convert.fcpe --weights fcpe_c_v001.pt --model MODEL_DIR
+spirit-jax convert fcpe --weights fcpe_c_v001.pt --output DIR
+spirit-jax convert fcpe --weights fcpe_c_v001.pt --model MODEL_DIR
 
 The second form adds FCPE to a model folder that was converted without it. To get the weights, run
 `pip download --no-deps torchfcpe==0.0.4`; the wheel is a zip file with the weights in
@@ -18,15 +18,16 @@ from typing import Annotated, Any
 
 import typer
 
-from convert import table, torch_files
-from convert.main import give_one, reading_config
-from convert.table import Rule
-from convert.trunk import linear_rules, norm_rules, refuse
 from spirit_jax import checkpoint, config, files, lock, model_folder
 from spirit_jax.cli.running import run
 from spirit_jax.errors import InputError
 from spirit_jax.models.fcpe import Fcpe, FcpeConfig
 from spirit_jax.models.wav2vec2 import abstract_params
+
+from . import table, torch_files
+from .main import give_one, reading_config
+from .table import Rule
+from .trunk import linear_rules, norm_rules, refuse
 
 ASSET = "assets/fcpe_c_v001.pt"
 

@@ -1,6 +1,6 @@
 """Copies a model folder, with its arrays in the other form.
 
-python -m convert.format MODEL --to safetensors --output DIR
+spirit-jax convert format MODEL --to safetensors --output DIR
 
 MODEL is a model, a speech tokenizer or a single network, by folder or name. With "safetensors", the
 form in which models are published, a network is config.json and model.safetensors. With "orbax" its
@@ -44,7 +44,7 @@ def _refuse_others(folder: Path) -> None:
     if path.is_file() and "model_type" in config.read_mapping(path):
         raise InputError(
             f"{folder}: looks like a folder of Hugging Face, which is converted by "
-            f"python -m convert.llama --checkpoint {folder} --output MODEL_DIR."
+            f"spirit-jax convert llama --checkpoint {folder} --output MODEL_DIR."
         )
 
 

@@ -1,20 +1,21 @@
 """Converts a unit HiFi-GAN of the release (config.json, generator.pt, speakers.txt, styles.txt).
 
-python -m convert.hifigan --checkpoint FOLDER --output DIR
+spirit-jax convert hifigan --checkpoint FOLDER --output DIR
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from convert import table, torch_files
-from convert.main import Checkpoint, reading_config
-from convert.table import Rule, show
-from convert.trunk import linear_rules, norm_rules, refuse
 from spirit_jax import checkpoint, config, files
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, abstract_params
+
+from . import table, torch_files
+from .main import Checkpoint, reading_config
+from .table import Rule, show
+from .trunk import linear_rules, norm_rules, refuse
 
 DEFAULT_SPEAKER, DEFAULT_STYLE = 2, 8  # of the release
 NUM_SPEAKERS, NUM_STYLES = 200, 100  # of the release, if its config has no number

@@ -1,7 +1,7 @@
 """Converts HuBERT and its quantizer, from the release or from Hugging Face and centroids.
 
-python -m convert.hubert --checkpoint mhubert_base_25hz.pt --quantizer L11_quantizer_500.pt --output DIR
-python -m convert.hubert --hf HF_DIR [--kmeans centroids.npy] --output DIR
+spirit-jax convert hubert --checkpoint mhubert_base_25hz.pt --quantizer L11_quantizer_500.pt --output DIR
+spirit-jax convert hubert --hf HF_DIR [--kmeans centroids.npy] --output DIR
 
 Writes the networks `DIR/hubert` and `DIR/quantizer`.
 """  # noqa: E501
@@ -20,10 +20,16 @@ import numpy as np
 import torch
 import typer
 
-from convert import table, torch_files
-from convert.main import give_one, reading_config
-from convert.table import Rule, show
-from convert.trunk import (
+from spirit_jax import checkpoint, config, files
+from spirit_jax.cli.running import Output, run
+from spirit_jax.errors import InputError
+from spirit_jax.models.hubert import HubertConfig, QuantizerConfig, make_quantizer
+from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, abstract_params
+
+from . import table, torch_files
+from .main import give_one, reading_config
+from .table import Rule, show
+from .trunk import (
     FEATURE_DEFAULTS,
     HF_DEFAULTS,
     check_layer,
@@ -38,11 +44,6 @@ from convert.trunk import (
     refuse,
     skip_layers,
 )
-from spirit_jax import checkpoint, config, files
-from spirit_jax.cli.running import Output, run
-from spirit_jax.errors import InputError
-from spirit_jax.models.hubert import HubertConfig, QuantizerConfig, make_quantizer
-from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, abstract_params
 
 FAIRSEQ_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 FAIRSEQ_EXTRACTOR_MODES = {"default": "group", "layer_norm": "layer"}

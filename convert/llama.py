@@ -1,7 +1,7 @@
 """Converts Hugging Face Llama checkpoints to model folders, with or without new speech tokens.
 
-python -m convert.llama --checkpoint HF_DIR --add-speech-tokens base --output MODEL_DIR
-python -m convert.llama --checkpoint EXPORTED_DIR --output MODEL_DIR
+spirit-jax convert llama --checkpoint HF_DIR --add-speech-tokens base --output MODEL_DIR
+spirit-jax convert llama --checkpoint EXPORTED_DIR --output MODEL_DIR
 
 The second form is for a folder with speech tokens, such as one that `convert.export` wrote.
 """
@@ -15,15 +15,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from convert import table, torch_files
-from convert.main import reading_config, show_progress
-from convert.table import Rule, show
-from convert.trunk import refuse
 from spirit_jax import checkpoint, config, files, limits
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.attention import RopeScaling
 from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params, draw_rows
+
+from . import table, torch_files
+from .main import reading_config, show_progress
+from .table import Rule, show
+from .trunk import refuse
 
 # Defaults of transformers for settings that are not in config.json.
 HF_DEFAULTS: dict[str, Any] = {
@@ -318,7 +319,7 @@ def main(
     ] = None,
 ) -> None:
     """The command; see the module."""
-    from convert import tokenizer
+    from . import tokenizer
 
     kind, add = tokenizer.find_kind(checkpoint), add_speech_tokens is not None
     if kind is None and not add:

@@ -1,6 +1,6 @@
 """Converts the pitch VQ-VAE of the release (config.yaml, model.pt).
 
-python -m convert.pitch --checkpoint FOLDER --output DIR
+spirit-jax convert pitch --checkpoint FOLDER --output DIR
 """
 
 from collections.abc import Mapping
@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from convert import table, torch_files
-from convert.main import Checkpoint, reading_config
-from convert.table import Rule, show
-from convert.trunk import linear_rules, refuse
 from spirit_jax import checkpoint, config, files
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.pitch import PitchConfig, PitchVqVae, StackConfig, abstract_params
+
+from . import table, torch_files
+from .main import Checkpoint, reading_config
+from .table import Rule, show
+from .trunk import linear_rules, refuse
 
 MAX_DOWNS = 16  # strided convolutions
 

@@ -1,6 +1,6 @@
 """Converts the PyTorch release: language model, text tokenizer and speech tokenizer.
 
-python -m convert.release --checkpoints DIR --model spirit-lm-base-7b --output MODEL_DIR
+spirit-jax convert release --checkpoints DIR --model spirit-lm-base-7b --output MODEL_DIR
 
 DIR has `speech_tokenizer/` and `spiritlm_model/`; it is $SPIRITLM_CHECKPOINTS_DIR by default.
 """
@@ -39,7 +39,7 @@ def convert_release(
     for name in ("speech_tokenizer", "spiritlm_model"):
         if not (checkpoints / name).is_dir():
             raise InputError(f"{checkpoints}: has no folder '{name}'; is it the release's root?")
-    from convert import llama, tokenizer  # import JAX, after the checks that need none
+    from . import llama, tokenizer  # import JAX, after the checks that need none
 
     source = checkpoints / "spiritlm_model" / model
     if not source.is_dir():
@@ -81,7 +81,7 @@ def convert_speech_tokenizer(
     Raises:
       InputError: see `convert_release`.
     """
-    from convert import fcpe, hifigan, hubert, pitch, style
+    from . import fcpe, hifigan, hubert, pitch, style
 
     encoder = hubert.read_release_encoder(source / "hubert_25hz" / "mhubert_base_25hz.pt")
     quantizer = hubert.read_release_quantizer(source / "hubert_25hz" / "L11_quantizer_500.pt")
@@ -97,7 +97,7 @@ def convert_speech_tokenizer(
             print(
                 "warning: FCPE's weights were not found, so this model cannot encode pitch yet. "
                 "Get them from the wheel of torchfcpe (pip download --no-deps torchfcpe==0.0.4) "
-                "and run python -m convert.fcpe --weights fcpe_c_v001.pt --model MODEL_DIR.",
+                "and run spirit-jax convert fcpe --weights fcpe_c_v001.pt --model MODEL_DIR.",
                 file=sys.stderr,
             )
     model_folder.write_speech_tokenizer(output, kind)

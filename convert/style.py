@@ -1,21 +1,22 @@
 """Converts the style encoder, a Wav2Vec2ForSequenceClassification of Hugging Face.
 
-python -m convert.style --checkpoint HF_DIR --output DIR
+spirit-jax convert style --checkpoint HF_DIR --output DIR
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert import table
-from convert.main import Checkpoint
-from convert.table import Rule
-from convert.trunk import hf_rules, linear_rules, read_hf_tensors, read_hf_trunk, refuse
 from spirit_jax import checkpoint, config, files
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.style import StyleConfig, StyleEncoder
 from spirit_jax.models.wav2vec2 import abstract_params
+
+from . import table
+from .main import Checkpoint
+from .table import Rule
+from .trunk import hf_rules, linear_rules, read_hf_tensors, read_hf_trunk, refuse
 
 
 def convert_style(folder: str | Path, output: str | Path) -> StyleConfig:

@@ -7,12 +7,13 @@ from typing import Any
 
 import tokenizers
 
-from convert.main import reading_config
-from convert.table import show
 from spirit_jax import config, files, model_folder, text_files
 from spirit_jax.errors import InputError
 from spirit_jax.text import load_sentencepiece, load_tokenizers
 from spirit_jax.vocab import Vocab
+
+from .main import reading_config
+from .table import show
 
 # Settings that name a special token, in the order in which transformers 5 adds new ones.
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))

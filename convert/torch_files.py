@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from convert.table import show
 from spirit_jax import config, files
 from spirit_jax.errors import InputError
+
+from .table import show
 
 # In the order in which transformers 5 looks for them.
 WEIGHT_NAMES = (

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from convert import table, torch_files
-from convert.main import reading_config
-from convert.table import Rule, show
 from spirit_jax import config, limits
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import TrunkConfig
+
+from . import table, torch_files
+from .main import reading_config
+from .table import Rule, show
 
 HF_INPUT_NORM_EPS = 1e-7
 # Defaults of transformers for settings that are not in config.json.

@@ -1,6 +1,6 @@
 """Checks a converted release against published outputs of the released weights.
 
-python -m convert.verify --model MODEL_DIR --audio 7143-88743-0029.flac
+spirit-jax convert verify --model MODEL_DIR --audio 7143-88743-0029.flac
 
 The audio is the utterance 7143-88743-0029 of LibriSpeech. Prints a line for each check, and exits
 with status 1 if one fails.

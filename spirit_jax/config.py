@@ -120,13 +120,21 @@ def read(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     return from_dict(cls, read_mapping(path), overrides, source=str(path))
 
 
+def find_file(path: str | Path) -> Path:
+    """The path; that of the package's `configs/NAME` if only the package has such a file."""
+    path = Path(path)
+    packaged = Path(__file__).parent / path
+    is_packaged = path.parts[:1] == ("configs",) and not path.exists() and packaged.is_file()
+    return packaged if is_packaged else path
+
+
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """The mapping in a JSON or YAML file.
+    """The mapping in a JSON or YAML file; see `find_file`.
 
     Raises:
       InputError: the file is missing, unreadable, or contains something other than a mapping.
     """
-    path = Path(path)
+    path = find_file(path)
     checksums.check_file(path)
     text = files.read_text(path)
     kind = "JSON" if path.suffix == ".json" else "YAML"

@@ -111,12 +111,12 @@ def find_language_model(name: str | Path) -> Path:
     if not (folder / "vocab.json").is_file() and (folder / "config.json").is_file():
         raise InputError(
             f"{folder}: is no model folder; it looks like one of Hugging Face. Convert it with "
-            f"python -m convert.llama --checkpoint {folder} --output MODEL_DIR."
+            f"spirit-jax convert llama --checkpoint {folder} --output MODEL_DIR."
         )
     if not (folder / "vocab.json").is_file():
         raise InputError(
             f"{folder}: is no model folder (vocab.json is not there). The PyTorch release is "
-            "converted by python -m convert.release."
+            "converted by spirit-jax convert release."
         )
     return folder
 
@@ -158,7 +158,7 @@ def find_aligner(name: str | Path) -> Path:
     else:
         kind = "has no network"
     raise InputError(
-        f"{folder}: {kind}, no CTC aligner. Expected a folder that python -m convert.ctc writes."
+        f"{folder}: {kind}, no CTC aligner. Expected a folder that spirit-jax convert ctc writes."
     )
 
 

@@ -157,12 +157,11 @@ class _Reader:
         array = _read_region(self._path, self._file, about, self._name, shape, grown)
         if self._tiles:
             self._check(array, shape, tile, grown)
-        return array[
-            tuple(
-                slice(start - first, stop - first)
-                for (start, stop), (first, _) in zip(wanted, grown, strict=True)
-            )
-        ]
+        inner = (
+            slice(start - first, stop - first)
+            for (start, stop), (first, _) in zip(wanted, grown, strict=True)
+        )
+        return array[(*inner, ...)]  # of rank 0 too, not a scalar
 
     def _check(self, array: np.ndarray, shape, tile, region) -> None:
         counts = [-(-size // step) for size, step in zip(shape, tile, strict=True)]

@@ -17,7 +17,7 @@ from spirit_jax.errors import InputError
 RNG = np.random.default_rng(0)
 PARAMS = {
     "embed": np.arange(32, dtype=np.float32).reshape(8, 4),
-    "scale": np.float32(3).reshape(()),
+    "scale": np.array(3, np.float32),
     "layers": {
         "0": {"kernel": RNG.normal(size=(4, 8)).astype(ml_dtypes.bfloat16)},
         "1": {"kernel": RNG.normal(size=(4, 8)).astype(ml_dtypes.bfloat16)},

@@ -77,12 +77,14 @@ def unknown(command: str) -> str:
         return "" if importlib.util.find_spec(words[2]) else words[2]
     if words[:1] != ["spirit-jax"] or len(words) < 2 or words[1].isupper():
         return ""
-    known = typer.main.get_command(app).commands
-    if words[1] not in known:
-        return words[1]
+    command, given = typer.main.get_command(app), words[1:]
+    while hasattr(command, "list_commands") and given and not given[0].isupper():
+        if given[0] not in command.list_commands(None):
+            return given[0]
+        _, command, given = command.resolve_command(None, given)
     options = {
         option
-        for parameter in known[words[1]].params
+        for parameter in command.params
         if parameter.param_type_name == "option"
         for option in (*parameter.opts, *parameter.secondary_opts)
     } | {"--help"}

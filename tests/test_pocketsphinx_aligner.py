@@ -79,4 +79,4 @@ def test_without_an_aligner_the_error_names_the_options(tmp_path, monkeypatch, c
             main()
         error = " ".join(capsys.readouterr().err.split())
         assert "--aligner pocketsphinx" in error and "facebook/wav2vec2-base-960h" in error
-        assert "python -m convert.ctc" in error
+        assert "spirit-jax convert ctc" in error

@@ -231,7 +231,7 @@ def test_without_a_vocoder_it_encodes_and_does_not_decode(base_folder, tmp_path)
 
 def test_without_its_f0_network_the_error_names_its_conversion(expressive_folder):
     tokenizer = SpeechTokenizer.from_pretrained(expressive_folder, f0_method="fcpe")
-    with pytest.raises(InputError, match="python -m convert.fcpe --weights"):
+    with pytest.raises(InputError, match="spirit-jax convert fcpe --weights"):
         tokenizer.encode(noise(0.5))
     with pytest.raises(InputError, match="f0_method is 'yin'"):
         SpeechTokenizer.from_pretrained(expressive_folder, f0_method="yin")

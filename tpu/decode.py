@@ -13,8 +13,9 @@ from spirit_jax.errors import InputError
 from spirit_jax.generation.runner import Runner
 from spirit_jax.models import llama
 from spirit_jax.models.configs import LlamaConfig
-from tpu.estimate import GIB, MOST_CHIPS, Chip, estimate
-from tpu.traffic import bytes_read
+
+from .estimate import GIB, MOST_CHIPS, Chip, estimate
+from .traffic import bytes_read
 
 MOST_ROWS, MOST_SLOTS = 4096, 1 << 20  # as of spirit-jax generate and bench
 QUANTIZATIONS = ("none", "int8", "int8_weights", "int8_cache")

@@ -1,11 +1,11 @@
 """Predicts whether a run fits on a TPU slice, and estimates its speed, without a TPU.
 
 The training step of a config, or the engine's decoding step, is compiled by the TPU compiler, which
-does not need a TPU (pip install -e '.[tpu]'). Times are the compiler's estimates, not measurements.
+does not need a TPU (pip install 'jax[tpu]'). Times are the compiler's estimates, not measurements.
 
-    python -m tpu.plan --config configs/7b-v5e-256.yaml
-    python -m tpu.plan --config configs/7b-v5e-256.yaml --search
-    python -m tpu.plan --decode --topology v5e:1x1 --rows 8 --slots 2048 --quantization int8
+    spirit-jax plan --config configs/7b-v5e-256.yaml
+    spirit-jax plan --config configs/7b-v5e-256.yaml --search
+    spirit-jax plan --decode --topology v5e:1x1 --rows 8 --slots 2048 --quantization int8
 """
 
 import dataclasses
@@ -35,8 +35,9 @@ from spirit_jax.models import llama
 from spirit_jax.training.lm.config import LmRunConfig
 from spirit_jax.training.lm.recipe import LmRecipe, make_model, token_flops
 from spirit_jax.vocab import HUBERT_UNITS, Vocab
-from tpu import decode
-from tpu.estimate import CHIPS, GIB, MOST_CHIPS, Chip, estimate
+
+from . import decode
+from .estimate import CHIPS, GIB, MOST_CHIPS, Chip, estimate
 
 SEARCHED_REMAT = ("save_dots", "save_qkv", "save_attention", "block")
 SEARCHED_ROWS = (1, 2, 4, 8, 12)  # a device
@@ -225,7 +226,7 @@ def main(
     """The command; see the module."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
-            "The TPU's compiler is not installed: pip install -e '.[tpu]'. It needs no TPU."
+            "The TPU's compiler is not installed: pip install 'jax[tpu]'. It needs no TPU."
         )
     decoding = decode.Decoding(rows, slots, quantization, data)
     if not is_decode and decoding != decode.Decoding():

@@ -3,7 +3,7 @@
 import math
 import re
 
-from tpu.estimate import WIDTHS, computations, visits
+from .estimate import WIDTHS, computations, visits
 
 # Operations that read nothing themselves: names of values, control flow, and the ends of
 # asynchronous operations, which are counted at their start.

@@ -17,8 +17,8 @@ from spirit_jax.errors import InputError
 FIRST_STEP = (
     "For English use --aligner pocketsphinx. For other languages, and for more exact times, use a "
     "CTC network: download facebook/wav2vec2-base-960h (English), facebook/mms-1b-all (1,162 "
-    "languages) or another Wav2Vec2ForCTC from Hugging Face, run python -m convert.ctc --hf HF_DIR "
-    "--output ALIGNER, and give --model ALIGNER."
+    "languages) or another Wav2Vec2ForCTC from Hugging Face, run spirit-jax convert ctc "
+    "--hf HF_DIR --output ALIGNER, and give --model ALIGNER."
 )
 
 
@@ -30,7 +30,7 @@ def align(
     ],
     output: Annotated[Path, typer.Argument(help="The manifest to write, with words")],
     model: Annotated[
-        Path | None, typer.Option(help="CTC aligner, written by python -m convert.ctc")
+        Path | None, typer.Option(help="CTC aligner, written by spirit-jax convert ctc")
     ] = None,
     aligner: Annotated[
         str | None, typer.Option(help="Instead: pocketsphinx, for English ('.[corpora]')")

@@ -12,6 +12,7 @@ from spirit_jax.cli import (
     encode,
     evaluate,
     generate,
+    lazy,
     new,
     pack,
     prepare,
@@ -28,7 +29,17 @@ def _print_version(is_given: bool) -> None:
         raise typer.Exit()
 
 
-app = running.make_app(no_args_is_help=True)
+CONVERSIONS = (
+    *("release", "llama", "hubert", "hifigan", "pitch", "style", "fcpe", "ctc"),
+    *("export", "format", "verify"),
+)
+
+app = running.make_app(no_args_is_help=True, cls=lazy.lazy_group({"plan": "spirit_jax.tpu.plan"}))
+convert = running.make_app(
+    no_args_is_help=True,
+    cls=lazy.lazy_group({name: f"spirit_jax.convert.{name}" for name in CONVERSIONS}),
+)
+app.add_typer(convert, name="convert")
 _COMMANDS = {
     "encode": encode.encode,
     "resynth": resynth.resynth,
@@ -54,3 +65,8 @@ def describe(
     ] = False,
 ) -> None:
     """Spirit LM: a language model of text and speech, and its training."""
+
+
+@convert.callback()
+def describe_convert() -> None:
+    """Convert models: from PyTorch and Hugging Face, back, and from one format to the other."""

@@ -3,8 +3,9 @@
 import importlib.util
 import os
 import sys
+import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import typer
@@ -16,7 +17,7 @@ from spirit_jax.files import describe, find_lack
 
 UsageError = typer.BadParameter.__base__  # click's, or that of the copy inside Typer
 EXTRAS = {  # packages that commands import at once, by the extra of this package that has them
-    "convert": ("torch", "safetensors"),
+    "convert": ("torch",),
     "corpora": ("pocketsphinx", "sklearn", "pyworld"),
 }
 
@@ -53,9 +54,13 @@ def run(function: Callable[..., None]) -> None:
     """
     module = sys.modules[function.__module__]
     app = make_app()
-    text = "\n\n".join(f"\b\n{paragraph}" for paragraph in module.__doc__.split("\n\n"))  # as it is
-    app.command(help=text, cls=Command)(function)
+    app.command(help=describe_module(module), cls=Command)(function)
     call(app, f"python -m {module.__spec__.name}")
+
+
+def describe_module(module: types.ModuleType) -> str:
+    """The docstring of a module as the help of a command, with its lines as they are."""
+    return "\n\n".join(f"\b\n{paragraph}" for paragraph in module.__doc__.split("\n\n"))
 
 
 def call(app: typer.Typer, name: str) -> None:
@@ -152,11 +157,15 @@ def require(extra: str) -> None:
     options.avoid_libtpu()
     missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if missing:
-        _fail(
-            f"{' and '.join(missing)} cannot be imported: this command needs the extra {extra} "
-            f"(pip install -e '.[{extra}]').",
-            1,
-        )
+        _fail(describe_missing(missing, extra), 1)
+
+
+def describe_missing(packages: Sequence[str], extra: str) -> str:
+    """The error for packages of an extra that are not installed."""
+    return (
+        f"{' and '.join(packages)} cannot be imported: this command needs the extra {extra} "
+        f"(pip install 'spirit-jax[{extra}]', in a checkout pip install -e '.[{extra}]')."
+    )
 
 
 def _fail(message: str, status: int) -> None:

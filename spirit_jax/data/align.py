@@ -62,7 +62,7 @@ class Aligner:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Aligner":
-        """Loads the folder that `python -m convert.ctc` writes.
+        """Loads the folder that `spirit-jax convert ctc` writes.
 
         Raises:
           InputError: the folder is incomplete, or its network is for another sampling rate.
