@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spirit_jax import checksums, config, files, network_folder
+from spirit_jax import checksums, config, files, hub, network_folder
 from spirit_jax.errors import InputError
 
 ASSETS = Path(__file__).parent / "assets"  # with the packaged models
@@ -78,10 +78,12 @@ def packaged_names() -> list[str]:
 
 
 def find_model(name: str | Path) -> Path:
-    """The folder of a model, given its path or the name of a packaged model.
+    """The folder of a model, given its path, the name of a packaged model, or one of the hub.
+
+    An existing folder comes first. `org/name` and `org/name@revision` are fetched by `hub.fetch`.
 
     Raises:
-      InputError: there is neither; the message lists the packaged models.
+      InputError: there is none of them; the message lists the packaged models.
     """
     if not isinstance(name, str | os.PathLike):
         raise InputError(f"A model is a folder or a name, not {type(name).__name__}.")
@@ -97,6 +99,9 @@ def find_model(name: str | Path) -> Path:
     names = packaged_names()
     if len(folder.parts) == 1 and folder.name in names:
         return ASSETS / folder.name
+    repository = hub.parse_name(name)
+    if repository is not None:
+        return hub.fetch(*repository)
     near = difflib.get_close_matches(folder.name, names, 1)
     hint = f"Did you mean {near[0]}? " if near else ""
     raise InputError(

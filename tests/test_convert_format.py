@@ -10,6 +10,7 @@ from convert import format as convert_format
 from spirit_jax import checkpoint, model_folder, network_folder
 from spirit_jax.cli import running
 from spirit_jax.errors import InputError
+from spirit_jax.model_copy import copy_model
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 
 pytestmark = pytest.mark.compat
@@ -45,7 +46,7 @@ def test_a_model_is_the_same_in_both_forms(expressive_folder, tmp_path, monkeypa
 
 
 def test_shared_networks_are_copied(tmp_path):
-    convert_format.convert_format("spirit-tiny-expressive", tmp_path / "model", "safetensors")
+    copy_model("spirit-tiny-expressive", tmp_path / "model", "safetensors")
     speech = tmp_path / "model" / "speech_tokenizer"
     assert json.loads((speech / "speech_tokenizer.json").read_text())["shared"] == ""
     about = SpeechTokenizer.from_pretrained(speech).config
@@ -64,5 +65,5 @@ def test_other_folders_are_refused(base_folder, tmp_path):
         (tmp_path / "none", "orbax", "no such folder"),
     ):
         with pytest.raises(InputError, match=message):
-            convert_format.convert_format(folder, tmp_path / "out", form)
+            copy_model(folder, tmp_path / "out", form)
     assert not (tmp_path / "out").exists()

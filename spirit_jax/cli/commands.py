@@ -16,6 +16,7 @@ from spirit_jax.cli import (
     new,
     pack,
     prepare,
+    push,
     quantize,
     resynth,
     running,
@@ -52,6 +53,7 @@ _COMMANDS = {
     "quantize": quantize.quantize,
     "bench": bench.bench,
     "eval": evaluate.evaluate,
+    "push": push.push,
     "demo": demo.demo,
 }
 for _name, _function in _COMMANDS.items():

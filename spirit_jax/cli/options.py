@@ -16,7 +16,10 @@ from spirit_jax.errors import InputWarning
 
 TPU_DEVICES = "/dev/accel*", "/dev/vfio"
 ModelDir = Annotated[
-    Path, typer.Argument(help="Model folder, or a packaged model such as spirit-tiny-base")
+    Path,
+    typer.Argument(
+        help="Model folder, a packaged model (spirit-tiny-base), or ORG/NAME on the hub"
+    ),
 ]
 Distributed = Annotated[
     bool, typer.Option(help="Join a run of several processes on a TPU pod or cluster")

@@ -1,0 +1,235 @@
+"""Models of the hub: names, downloads, the cache, refusals and uploads, by a server on loopback.
+
+Each client is a process, since huggingface_hub reads the environment when it is imported.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from hub_server import TOKEN, Hub
+
+from spirit_jax import hub, model_folder
+from spirit_jax.errors import InputError
+
+# Runs calls in one process, and prints the result or the error of each.
+CLIENT = """
+import json, os, socket, sys
+if "--no-network" in sys.argv:
+    def refuse(*_, **__):
+        raise OSError("sockets are blocked")
+    socket.socket.connect = refuse
+    socket.getaddrinfo = refuse
+import warnings
+from spirit_jax import hub, model_folder
+from spirit_jax.errors import InputError
+results = []
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for name in json.loads(sys.argv[1]):
+        try:
+            results.append(str(model_folder.find_model(name)))
+        except InputError as error:
+            results.append(f"error: {error}")
+print(json.dumps([results, [str(w.message) for w in caught]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def files(base_folder):
+    """The files of a small model."""
+    paths = (path for path in base_folder.rglob("*") if path.is_file())
+    return {path.relative_to(base_folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def server(tmp_path):
+    return Hub(tmp_path / "hub")
+
+
+@pytest.fixture
+def run(server, tmp_path):
+    """Runs Python code with arguments as a user of the server."""
+
+    def run(code, *arguments, check=True, **environment):
+        here = tmp_path / "here"
+        here.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=here,
+            env=os.environ
+            | {
+                "HF_ENDPOINT": server.url,
+                "HF_HOME": str(tmp_path / "home"),
+                "HF_HUB_VERBOSITY": "error",
+            }
+            | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            | environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert TOKEN not in done.stdout + done.stderr
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def find(run):
+    def find(*names, blocked=False, **environment):
+        more = ["--no-network"] if blocked else []
+        done = run(CLIENT, json.dumps(names), *more, **environment)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return find
+
+
+def test_names():
+    assert hub.parse_name("org/name") == ("org/name", None)
+    assert hub.parse_name("org/name@feature/x@y") == ("org/name", "feature/x@y")
+    for other in ("name", "./org/name", "/org/name", "org/name/more", "org/", "../name", "a b/c"):
+        assert hub.parse_name(other) is None
+    with pytest.raises(InputError, match="no revision after the @"):
+        hub.parse_name("org/name@")
+
+
+def test_a_local_folder_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "org" / "name@v1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert str(model_folder.find_model("org/name@v1")) == "org/name@v1"
+
+
+def test_a_model_is_fetched_once_and_then_used_offline(server, find, files):
+    first = server.add("org/model", files)
+    second = server.add("org/model", files | {"note.txt": b"newer"}, "feature/x")
+    (one, other), _ = find("org/model", "org/model@feature/x")
+    assert first in one and second in other
+    got = {p: open(os.path.join(one, p), "rb").read() for p in files}
+    assert got == files
+    fetched = [path for method, path in server.requests if method == "GET" and "resolve" in path]
+    server.requests.clear()
+    assert find(f"org/model@{first}") == [[one], []]
+    assert server.requests == []  # a commit that is whole in the cache needs no question
+    assert find("org/model")[0] == [one]
+    assert not [path for _, path in server.requests if "resolve" in path]
+    assert len(fetched) >= len(files)
+    (offline,), warned = find("org/model", blocked=True)
+    assert offline == one and "the cached copy is used" in warned[0]
+    assert find("org/model", blocked=True, HF_HUB_OFFLINE="1") == [[one], []]
+
+
+def test_all_parts_are_of_one_commit_if_a_branch_moves(server, run, files):
+    first = server.add("org/model", files)
+    code = """
+import sys, urllib.request
+from spirit_jax import model_folder
+print(model_folder.find_model("org/model"))
+urllib.request.urlopen(sys.argv[1]).read()
+print(model_folder.find_speech_tokenizer("org/model"))
+"""
+    answer = server.answer
+
+    def moving(request):
+        if request.path == "/move":
+            server.add("org/model", files | {"note.txt": b"newer"})
+        return answer(request)
+
+    server.answer = moving
+    server.root.joinpath("move").mkdir()
+    lines = run(code, f"{server.url}/move", check=False).stdout.splitlines()
+    assert lines and all(first in line for line in lines[-2:])
+
+
+def test_an_incomplete_copy_is_noticed(server, find, files, tmp_path):
+    server.add("org/model", files)
+    (folder,), _ = find("org/model")
+    weights = os.path.join(folder, "llama", "model.safetensors")
+    shutil.copyfile(weights, tmp_path / "whole")
+    os.remove(os.path.realpath(weights))  # as after an interrupted download
+    (message,), _ = find("org/model", blocked=True)
+    assert message.startswith("error: org/model: ") and "cannot be fetched" in message
+    (again,), _ = find("org/model")
+    assert open(os.path.join(again, "llama", "model.safetensors"), "rb").read() == (
+        (tmp_path / "whole").read_bytes()
+    )
+    with open(os.path.realpath(weights), "r+b") as file:
+        file.truncate(100)
+    (message,), _ = find("org/model", blocked=True)
+    assert "it lacks llama/model.safetensors" in message
+
+
+def test_refusals_are_told_apart(server, find, files):
+    server.add("org/model", files)
+    server.add("org/gated", files)
+    server.add("org/secret", files)
+    server.add("org/other", {"config.json": b"{}", "vocab.json": b"{}"})
+    names = (
+        "org/none",
+        "org/gated",
+        "org/secret",
+        "org/model@v9",
+        "org/model@abc1234",
+        "org/other",
+    )
+    results, _ = find(*names)
+    assert "the model is missing, private or gated (no token was sent" in results[0]
+    assert "is gated" in results[1] and "no token was sent" in results[1]
+    assert "missing, private or gated" in results[2]
+    assert "has no revision 'v9'" in results[3] and "full commit hash" in results[4]
+    assert "is no spirit_jax model" in results[5]
+    allowed, _ = find("org/gated", "org/secret", "org/none", HF_TOKEN=TOKEN)
+    assert not [path for path in allowed[:2] if path.startswith("error")]
+    assert "(a token was sent)" in allowed[2]
+    (message,), _ = find("org/none", blocked=True)
+    assert "there is no such folder" in message and "sockets are blocked" in message
+
+
+PUSH = "import sys; from spirit_jax.cli import main; sys.argv[0] = 'spirit-jax'; main()"
+
+
+def test_a_pushed_model_comes_back(server, run, find, expressive_folder, tmp_path):
+    figures = tmp_path / "figures.json"
+    figures.write_text(json.dumps({"asr": {"items": 20, "wer": 12.34}}))
+    options = ("--license", "apache-2.0", "--dataset", "org/corpus", "--figures", str(figures))
+    model = str(expressive_folder)
+    done = run(PUSH, "push", model, "org/new", "--private", *options, HF_TOKEN=TOKEN)
+    assert done.stdout.startswith(f"{server.url}/org/new/commit/")
+    (folder,), _ = find("org/new")
+    card = open(os.path.join(folder, "README.md")).read()
+    assert card.startswith("---\n") and "license: apache-2.0" in card and "org/corpus" in card
+    assert "| asr | 20 | wer 12.3 |" in card and 'from_pretrained("org/new")' in card
+    assert model_folder.fingerprint(folder) != ""
+    assert hub.find_missing(folder) == []
+    done = run(PUSH, "push", model, "org/new", "--revision", "v2", HF_TOKEN=TOKEN)
+    assert (
+        "commit" in done.stdout
+        and "license:"
+        not in open(os.path.join(find("org/new@v2")[0][0], "README.md"))
+        .read()
+        .partition("---\n#")[0]
+    )
+
+
+def test_nothing_is_uploaded_that_is_not_whole(server, run, expressive_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(expressive_folder, broken)
+    path = broken / "llama" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    good = str(expressive_folder)
+    for arguments, message in (
+        ((str(broken), "org/a"), "is damaged"),
+        ((good, "org/a@v1"), "a branch is --revision"),
+        ((good, "a"), "expected a name such as org/name"),
+        ((good, "org/a", "--license", "no-such"), "must be one of the known ones"),
+    ):
+        done = run(PUSH, "push", *arguments, check=False, HF_TOKEN=TOKEN)
+        assert done.returncode == 1 and message in done.stderr, done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not [path for method, path in server.requests if "commit" in path]
