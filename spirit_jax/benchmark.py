@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spirit_jax import config, model_folder
+from spirit_jax import config, devices, model_folder
 from spirit_jax.errors import InputError
 from spirit_jax.generation import bench
 from spirit_jax.models.configs import LlamaConfig
@@ -48,11 +48,10 @@ def measure(
             known = ", ".join(bench.SIZES)
             raise InputError(f"--random is '{random}'; expected one of {known}.")
         _check_tokens(tokens, bench.SIZES[random])
-        default = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         int8_weights = quantization in ("int8", "int8_weights")
         int8_cache = quantization in ("int8", "int8_cache")
         network, params = bench.random_model(
-            random, jnp.dtype(dtype or default), int8_weights, int8_cache
+            random, jnp.dtype(dtype or devices.default_dtype()), int8_weights, int8_cache
         )
         runner = bench.make_runner(network, params)
     about = {"model": model or random, "device": jax.devices()[0].device_kind}

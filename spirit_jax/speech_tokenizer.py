@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import bucketing, checkpoint, config, f0, model_folder, units
+from spirit_jax import bucketing, checkpoint, config, devices, f0, model_folder, units
 from spirit_jax.audio import SAMPLE_RATE, Audio, chunks, load_audio
 from spirit_jax.errors import InputError
 from spirit_jax.model_folder import CONFIG_NAME, NETWORKS, OPTIONAL_NETWORKS, SpeechTokenizerConfig
@@ -49,6 +49,7 @@ class SpeechTokenizer:
           InputError: a file is missing, or the networks do not belong together.
         """
         folder = model_folder.find_speech_tokenizer(folder)
+        devices.warn_of_idle()
         cfg = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
         if f0_method is not None:
             cfg = dataclasses.replace(cfg, f0_method=f0_method)

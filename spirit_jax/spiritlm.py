@@ -14,7 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import bucketing, config, markup, model_folder, sharding, transcription, units
+from spirit_jax import (
+    bucketing,
+    config,
+    devices,
+    markup,
+    model_folder,
+    sharding,
+    transcription,
+    units,
+)
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.generation.bench import make_runner
@@ -63,8 +72,8 @@ class SpiritLM:
           mesh: the mesh over which the parameters and the rows of a batch are sharded; see
             `sharding.make_mesh`.
           dtype: float32, bfloat16 or float16, for the parameters and the computation. By default
-            parameters keep their stored dtype, and the computation is in float32 on a CPU and in
-            bfloat16 on accelerators.
+            parameters keep their stored dtype, and the computation is in the dtype of
+            `devices.default_dtype`: float32 on a CPU, bfloat16 on accelerators, float16 on a T4.
           quantization: "int8_weights" rounds the matrices of the language model to int8,
             "int8_cache" the keys and values of its cache, and "int8" both. A folder that
             `quantize.quantize_model` wrote has int8 weights already.
@@ -81,14 +90,14 @@ class SpiritLM:
         if quantization is not None and quantization not in QUANTIZATIONS:
             known = ", ".join(QUANTIZATIONS)
             raise InputError(f"quantization is {quantization!r}; expected one of {known}.")
-        on_cpu = jax.default_backend() == "cpu"
+        devices.warn_of_idle()
         mesh = None if mesh is None else sharding.as_auto(mesh)
         vocab = config.read(Vocab, folder / "vocab.json")
         model, params = llama.load(
             folder / "llama",
             mesh,
             dtype,
-            compute_dtype=dtype or (jnp.float32 if on_cpu else jnp.bfloat16),
+            compute_dtype=dtype or devices.default_dtype(),
         )
         if quantization in ("int8", "int8_weights") and not model.config.int8_weights:
             rounded, params = llama.quantize_weights(model.config, params)

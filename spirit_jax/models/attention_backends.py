@@ -21,7 +21,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask as splash_mask,
 )
 
-from spirit_jax import sharding
+from spirit_jax import devices, sharding
 from spirit_jax.errors import InputError
 from spirit_jax.models.attention import LayerCache, causal_mask
 
@@ -51,14 +51,17 @@ def choose_backend(name: str, dtype: Any, head_dim: int, length: int) -> str:
     fits_splash = length % LANES == 0
     fits_cudnn = jnp.dtype(dtype) != jnp.float32 and head_dim % 8 == 0 and head_dim <= 128
     if name == "auto":
-        platform = jax.default_backend()
-        if platform == "tpu" and fits_splash:
+        if jax.default_backend() == "tpu" and fits_splash:
             return "splash"
-        return "cudnn" if platform == "gpu" and fits_cudnn else "reference"
+        return "cudnn" if devices.is_modern_gpu() and fits_cudnn else "reference"
     if name.startswith("splash") and not fits_splash:
         raise InputError(f"splash attention takes rows of a multiple of {LANES}, not {length}.")
     if name == "cudnn" and not fits_cudnn:
         raise InputError("cuDNN attention takes bfloat16 or float16, and heads of 8 to 128.")
+    if name == "cudnn" and jax.default_backend() == "gpu" and not devices.is_modern_gpu():
+        raise InputError(
+            "cuDNN attention needs a GPU of compute capability 8 or newer; set attention=auto."
+        )
     return name
 
 
@@ -104,15 +107,13 @@ def has_length_kernel(cache: LayerCache) -> bool:
     On an H200 cuDNN attends to 64 rows of 512 tokens in 2,048 slots in 0.28 of the time of
     `attend_cache`, and to full rows in 0.96.
     """
-    if jax.default_backend() != "gpu" or cache.k.dtype not in (jnp.bfloat16, jnp.float16):
+    if not devices.is_modern_gpu() or cache.k.dtype not in (jnp.bfloat16, jnp.float16):
         return False
     kv_heads, width = cache.k.shape[1], cache.k.shape[-1]
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and kv_heads % mesh.shape.get("tensor", 1):
         return False  # a device would not have the keys of its query heads
-    # Tensor cores of compute capability 8 and newer: not a T4.
-    capability = float(getattr(jax.devices()[0], "compute_capability", "0"))
-    return capability >= 8 and width % 8 == 0 and width <= 128
+    return width % 8 == 0 and width <= 128
 
 
 def attend_newest(q_b1hk: jax.Array, cache: LayerCache, positions_b1: jax.Array) -> jax.Array:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.experimental.layout import Format, Layout
 
+from spirit_jax import devices
+
 # Output and input channels that a program of `row_product` reads at once. On an H200 the kernel
 # reads 2.9 TB/s with these; of (1, 4096), (4, 2048), (8, 1024) and (16, 512) none was faster.
 BLOCK_O, BLOCK_C = 2, 4096
@@ -79,10 +81,9 @@ def block_product(x_rc: jax.Array, kernel_co: jax.Array) -> jax.Array:
 
 def has_row_kernel(kernel_co: jax.Array, inputs: int) -> bool:
     """Whether `row_product` works on this device: a GPU of compute capability 8, or newer."""
-    if jax.default_backend() != "gpu" or jax.sharding.get_abstract_mesh().size > 1:
+    if not devices.is_modern_gpu() or jax.sharding.get_abstract_mesh().size > 1:
         return False
-    outputs = math.prod(kernel_co.shape[inputs:])
-    return outputs % BLOCK_O == 0 and float(jax.devices()[0].compute_capability) >= 8
+    return math.prod(kernel_co.shape[inputs:]) % BLOCK_O == 0
 
 
 def row_product(x_c: jax.Array, kernel_oc: jax.Array, interpret: bool = False) -> jax.Array:

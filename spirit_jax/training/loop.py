@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from spirit_jax import devices as device_facts
 from spirit_jax import sharding
 from spirit_jax.devices import peak_flops
 from spirit_jax.errors import InputError
@@ -72,6 +73,7 @@ def train(
         the devices, or a changed setting is refused.
     """
     config = recipe.config
+    device_facts.warn_of_idle()
     mesh = config.mesh.make(jax.devices() if devices is None else devices)
     with (
         contextlib.suppress(distributed.Stopped),
