@@ -1,8 +1,8 @@
 """What devices can do, and what the vendors' data sheets say of them, by the prefix of their name.
 
-A GPU of compute capability below 8, such as a T4 (7.5), has no bfloat16 units and no cuDNN attention.
-Its float16 units reach 65,504: enough for Llama's activations, since norms, softmax and logits are
-computed in float32.
+A GPU of compute capability below 8, such as a T4 (7.5), has no bfloat16 units and no cuDNN
+attention. Its float16 units reach 65,504: enough for Llama's activations, since norms, softmax and
+logits are computed in float32.
 """
 
 import functools
