@@ -56,6 +56,7 @@ def test_shared_networks_are_copied(tmp_path):
 def test_other_folders_are_refused(base_folder, tmp_path):
     hugging = tmp_path / "hf"
     shutil.copytree(base_folder / "llama", hugging)
+    (hugging / "checksums.json").unlink()
     (hugging / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (tmp_path / "empty").mkdir()
     for folder, form, message in (
