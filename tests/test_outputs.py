@@ -133,7 +133,7 @@ def test_fcpe_is_added_once_and_never_removed(fcpe_weights, expressive_folder, t
     assert results.count(None) == 1, results
     assert any(words in str(results) for words in ("is in use by", "exists already"))
     folder = model / model_folder.SPEECH_TOKENIZER
-    assert checkpoint.load_params(folder / "fcpe" / "params")
+    assert checkpoint.load_params(folder / "fcpe")
     assert not (folder / "fcpe.lock").exists()
 
 
