@@ -5,6 +5,7 @@ A test module that names this one in `pytest_plugins` has a fixture `config`, a 
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,22 @@ def without_evaluation(config: Any) -> Any:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, held_out=()))
 
 
+_STEPS: dict = {}  # jitted steps
+
+
+def _jit_step(recipe: Recipe, gradients: Any, places: Any) -> Any:
+    """The jitted step of a recipe; runs of equal settings share it, and compile it once."""
+    settings = dataclasses.replace(without_evaluation(recipe.config), run_dir="any")
+    leaves, structure = jax.tree.flatten(places)
+    key = type(recipe), repr(settings), gradients.__name__, tuple(leaves), structure
+    if key not in _STEPS:
+        _STEPS[key] = type(recipe).jit_step(recipe, gradients, places)
+    return _STEPS[key]
+
+
 def run(recipe: Recipe, devices: int = 1, stop_after: int | None = None) -> list:
     """The metrics of the steps of a run, to its end or to where it is stopped."""
+    recipe.jit_step = functools.partial(_jit_step, recipe)
     steps, lines = loop.train(recipe, jax.devices()[:devices]), []
     for line in steps:
         lines.append(line)
