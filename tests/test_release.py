@@ -149,7 +149,11 @@ def write_big_tokenizer(path, pieces):
 
 @pytest.mark.parametrize(
     ("pieces", "kind"),
-    [pytest.param(1_000, "base", marks=pytest.mark.slow), (128_256, "expressive")],
+    [
+        pytest.param(1_000, "base", marks=pytest.mark.slow),
+        (2_000, "expressive"),
+        pytest.param(128_256, "expressive", marks=pytest.mark.slow),  # as many as Llama 3 has
+    ],
 )
 def test_any_llama_becomes_a_starting_point(tmp_path, monkeypatch, pieces, kind):
     source = write_llama(tmp_path / "hf", pieces, num_key_value_heads=1)
