@@ -102,7 +102,11 @@ def test_segments_that_differ_by_a_millisecond_have_different_names(tone, tmp_pa
     rows = [fields | {"offset": offset} for offset in (1234567.001, 1234567.002, 0.1)]
     items = list(read_source(write(tmp_path / "n.jsonl", *rows)))
     assert [item.id for item in items] == ["a@1234567.001", "a@1234567.002", "a@0.1"]
-    assert len({item.audio_name for item in items}) == 3
+    assert [item.audio_name.rpartition("(")[2] for item in items] == [
+        "1234567.001 to 1234568.001 s)",
+        "1234567.002 to 1234568.002 s)",
+        "0.1 to 1.1 s)",
+    ]
 
 
 def test_items_without_an_id_have_that_of_nemos_file(tone, tmp_path):
