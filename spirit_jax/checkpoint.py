@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from spirit_jax import checksums, files, network_folder, orbax_folder, tensor_file
+from spirit_jax import checksums, files, network_folder, tensor_file
 from spirit_jax import config as config_lib
 from spirit_jax.errors import InputError
 
@@ -44,6 +44,8 @@ def save_params(
     parts = [parts] if isinstance(parts, Mapping) else parts
     try:
         if form == "orbax":
+            from spirit_jax import orbax_folder  # slow to import, and seldom needed
+
             orbax_folder.write(path, parts)
         else:
             flat = map(flatten, parts)
@@ -63,6 +65,8 @@ def read_shapes(folder: str | Path) -> Params:
     """
     form, path = network_folder.find_arrays(folder)
     if form == "orbax":
+        from spirit_jax import orbax_folder
+
         return orbax_folder.read_shapes(path)
     return unflatten(tensor_file.read_shapes(path), path)
 
@@ -88,6 +92,8 @@ def load_params(folder: str | Path, abstract: Params | None = None) -> Params:
     else:
         _check_shapes(path, stored, abstract)
     if form == "orbax":
+        from spirit_jax import orbax_folder
+
         return orbax_folder.load(path, abstract, flatten(abstract))
     return unflatten(tensor_file.load(path, flatten(abstract)), path)
 

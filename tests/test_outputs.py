@@ -88,8 +88,8 @@ def test_one_folder_is_whole_and_the_second_writer_is_refused(name, base_folder,
     names = [path.name for path in outputs.rglob("*")]
     assert [path.name for path in outputs.iterdir()] == ["out"]
     assert not any(files.UNFINISHED in name or name.endswith(".lock") for name in names)
-    for params in outputs.rglob("params"):
-        checkpoint.load_params(params)  # raises if it is torn
+    for path in outputs.rglob("model.safetensors"):
+        checkpoint.load_params(path.parent)  # raises if it is torn
 
 
 @contextlib.contextmanager

@@ -38,6 +38,14 @@ for package in ("convert", "tpu"):
     importlib.import_module(f"spirit_jax.{package}")
 import spirit_jax.tpu.plan
 """
+IMPORT = """
+import sys
+import spirit_jax
+assert "jax" not in sys.modules
+from spirit_jax import SpiritLM
+slow = ("orbax", "jax.experimental.pallas.ops", "grain", "numba", "matplotlib", "torch")
+print([name for name in slow if name in sys.modules])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +114,11 @@ def test_the_wheel_works_in_an_empty_folder(wheel, tmp_path):
     assert statuses == ["status 0", "status 0", "status 2", "status 0", "status 1"], done.stderr
     assert "configs/smoke.yaml: steps" in done.stderr  # the packaged config was read
     assert {path.name for path in here.iterdir()} == {"copy"}
+
+
+@pytest.mark.compat
+def test_importing_a_model_class_imports_nothing_slow():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", IMPORT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

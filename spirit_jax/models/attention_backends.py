@@ -14,12 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as splash,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_mask as splash_mask,
-)
 
 from spirit_jax import devices, sharding
 from spirit_jax.errors import InputError
@@ -192,6 +186,9 @@ def _cudnn(q_bthk, k_btgk, v_btgk, segments_bt) -> jax.Array:
 
 
 def _splash(q_bthk, k_btgk, v_btgk, segments_bt, interpret: bool) -> jax.Array:
+    # Imports much of Pallas, which is slow.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
     kernel = _splash_kernel(q_bthk.shape[2], q_bthk.shape[1], interpret)
 
     def attend_row(q_thk, k_tgk, v_tgk, segments_t):
@@ -204,8 +201,9 @@ def _splash(q_bthk, k_btgk, v_btgk, segments_bt, interpret: bool) -> jax.Array:
 
 
 def _splash_kernel(heads: int, length: int, interpret: bool):
-    mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * heads)
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+    mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
     block = next(size for size in (1024, 512, 256, LANES) if length % size == 0)
     inner = min(block, 512)
     # A separate kernel for the gradient of queries: the fused kernel writes a partial sum for each
