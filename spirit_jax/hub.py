@@ -194,10 +194,11 @@ def _explain(name: str, repository: str, revision: str | None, error: Exception)
 
 
 def _describe(error: Exception) -> str:
-    """`files.describe`, without the token."""
+    """What the machine lacks, or all lines of the message, without the token."""
     import huggingface_hub
 
-    text, token = files.describe(error), huggingface_hub.get_token()
+    text = files.find_lack(error) or " ".join(str(error).split())[:300]
+    text, token = text or type(error).__name__, huggingface_hub.get_token()
     return text.replace(token, "***").rstrip(".") if token else text.rstrip(".")
 
 
