@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from convert.tokenizer import convert_tokenizer
 from spirit_jax import config
 from spirit_jax.errors import InputError
+from spirit_jax.generation.stopping import TextReader
 from spirit_jax.markup import escape, show
 from spirit_jax.text import (
     PieceTokenizer,
@@ -514,6 +516,60 @@ def test_a_damaged_list_of_added_tokens_is_rejected(files, tmp_path):
     toy.write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": {"x": {}}})
     with pytest.raises(InputError, match="tokenizer_config.json"):
         convert_tokenizer(folder, "base", tmp_path / "out", add=False)
+
+
+# Ids that come one by one.
+
+
+def llama_json(size):
+    """A tokenizer like the `tokenizer.json` of Llama 2: an invalid byte spoils its whole run."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{i:02X}>": i + 3 for i in range(256)}
+    vocab |= {piece: i for i, piece in enumerate(["\u2581", "a", "b", "\u2581a", "."], 259)}
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab, [("\u2581", "a")], byte_fallback=True, unk_token="<unk>")
+    )
+    parts = tokenizers.decoders
+    tokenizer.decoder = parts.Sequence(
+        [parts.Replace("\u2581", " "), parts.ByteFallback(), parts.Fuse(), parts.Strip(" ", 1, 0)]
+    )
+    vocab = Vocab.make("base", size)
+    encode = lambda text, first: tokenizer.encode(text).ids  # noqa: E731
+    return Kind(
+        None, vocab, SplitTokenizer(encode, lambda ids, first: tokenizer.decode(ids), vocab)
+    )
+
+
+@pytest.mark.parametrize("name", ["pieces", "text", "json", "llama"])
+def test_ids_that_come_one_by_one_give_the_text_of_all(kinds, name):
+    kind = llama_json(264) if name == "llama" else kinds[name]
+    vocab, draws = kind.vocab, np.random.default_rng(0)
+    euro = kind.tokenizer.encode("a \u20ac\u20ac")[1:]
+    for number in range(30):
+        reader, ids = TextReader(kind.tokenizer, vocab), []
+        # Text ids, of which some are bytes, and few units; a character of several bytes.
+        drawn = draws.integers(0, vocab.text_size, 40)
+        drawn[draws.random(40) < 0.3] = draws.integers(0, min(300, vocab.text_size))
+        drawn = [*drawn[:20], *euro, *drawn[20:]]
+        if number % 2:
+            drawn[draws.integers(40)] = vocab.first_unit + 7
+        for new in map(int, drawn):
+            token = reader.add(new)
+            ids = [new] if token else [*ids, new]
+            start = len(token or reader.token)
+            assert reader.text == kind.tokenizer.decode(ids)[start:], ids
+
+
+def test_the_time_to_read_ids_is_linear(kind, monkeypatch):
+    decoded = []
+    decode = type(kind.tokenizer).decode
+    count = lambda self, ids: decoded.append(len(ids)) or decode(self, ids)  # noqa: E731
+    monkeypatch.setattr(type(kind.tokenizer), "decode", count)
+    ids = kind.tokenizer.encode(" ".join(toy.sentences()[:100]))[1:]
+    reader = TextReader(kind.tokenizer, kind.vocab)
+    for new in ids:
+        reader.add(new)
+    assert len(ids) > 1000 and sum(decoded) < 20 * len(ids)
+    assert reader.text == decode(kind.tokenizer, ids)
 
 
 # Results of the release.

@@ -12,10 +12,15 @@ from spirit_jax.text import TextTokenizer
 from spirit_jax.vocab import Vocab
 
 FRAME_SECONDS = 0.04  # of a unit, the least that it lasts
+INCOMPLETE = "\ufffd"  # in place of the bytes of an incomplete character
 
 
 class TextReader:
     """Decodes ids as they come: the text since the last marker or unit.
+
+    An id changes only the end of the text, so only ids since the last but one boundary are decoded
+    again. A boundary is the end of a whole character after some text that is not a space: there, a
+    tokenizer strips no space, and further bytes do not change a character before it.
 
     Attributes:
       text: the text so far; its last character may be incomplete (U+FFFD).
@@ -25,19 +30,40 @@ class TextReader:
     def __init__(self, tokenizer: TextTokenizer, vocab: Vocab):
         self._tokenizer, self._vocab = tokenizer, vocab
         self._strings = vocab.token_strings()
-        self.text, self.token = "", ""
-        self._ids: list[int] = []
+        self._start("")
 
     def add(self, new: int) -> str | None:
         """Adds an id. Returns the marker or unit that it is, which ends the text; or None."""
         vocab = self._vocab
         if vocab.text_size <= new < vocab.size:
-            self.token, self.text, self._ids = self._strings[new - vocab.text_size], "", [new]
+            self._start(self._strings[new - vocab.text_size], new)
             return self.token
         self._ids.append(new)
-        # With the token before it, so that it is decoded as in the whole sequence.
-        self.text = self._tokenizer.decode(self._ids)[len(self.token) :]
+        decoded = self._decode(self._previous)
+        if not decoded.startswith(self._context):
+            # Some tokenizers replace all bytes of a run if one of them is invalid.
+            self._previous = self._boundary = 0
+            self._before, self._context = "", self.token
+            decoded = self._decode(0)
+        new_text = decoded[len(self._context) :]
+        self.text = self._before + new_text
+        if new_text.strip() and not new_text.endswith(INCOMPLETE):
+            self._previous, self._boundary = self._boundary, len(self._ids)
+            self._before, self._context = self.text, self._decode(self._previous)
         return None
+
+    def _start(self, token: str, *ids: int) -> None:
+        """Starts a text after a marker or unit with its id, or at the beginning without any."""
+        self.token, self.text = token, ""
+        self._first = list(ids)
+        self._ids: list[int] = []
+        self._previous = self._boundary = 0  # the last two boundaries, in `_ids`
+        self._before = ""  # the text up to the last boundary
+        self._context = token  # what the ids between the two boundaries are decoded to
+
+    def _decode(self, start: int) -> str:
+        # With the token before the text, so that it is decoded as in the whole sequence.
+        return self._tokenizer.decode([*self._first, *self._ids[start:]])
 
 
 def find_stop(text: str, stops: Sequence[str]) -> int:
