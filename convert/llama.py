@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import ml_dtypes
 import numpy as np
 import typer
 
@@ -22,7 +23,7 @@ from spirit_jax.models.attention import RopeScaling
 from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params, draw_rows
 
 from . import table, torch_files
-from .main import reading_config, show_progress
+from .main import DtypeOption, StoredDtype, reading_config, show_progress
 from .table import Rule, show
 from .trunk import refuse
 
@@ -42,6 +43,7 @@ HF_DEFAULTS: dict[str, Any] = {
     "mlp_bias": False,
 }
 DEFAULT_THETA = 10_000.0
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 LAYER = r"(?:model\.)?layers\.(\d+)\."
 EMBEDDINGS, HEAD = ("model.embed_tokens.weight", "embed_tokens.weight"), "lm_head.weight"
 
@@ -235,7 +237,11 @@ def export_rules(cfg: LlamaConfig) -> list[Rule]:
 
 
 def convert_llama(
-    folder: str | Path, output: str | Path, new_vocab_size: int | None = None, seed: int = 0
+    folder: str | Path,
+    output: str | Path,
+    new_vocab_size: int | None = None,
+    seed: int = 0,
+    dtype: StoredDtype | None = None,
 ) -> LlamaConfig:
     """Writes the network folder of a Hugging Face Llama, a tensor at a time.
 
@@ -245,6 +251,7 @@ def convert_llama(
       new_vocab_size: rows of the new embedding and head. New rows are drawn from a normal
         distribution with the mean and deviation of the old rows (see `llama.draw_rows`).
       seed: of the new rows.
+      dtype: in which the parameters are stored; by default each keeps that of its tensor.
 
     Returns:
       The config of the written network.
@@ -266,6 +273,8 @@ def convert_llama(
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         converted = table.run(tensors, steps, shapes, where)
         for path, array in show_progress(converted, len(steps), "converting the language model"):
+            if dtype is not None:
+                array = _cast(array, dtype, f"{where}: the parameter '{path}'")
             if path in ("embed/embedding", "head") and rows > source.vocab_size:
                 array = _add_rows(array, path, rows, seed)
             yield path, array
@@ -300,6 +309,15 @@ def _settle_head(
     return cfg, rules(cfg)
 
 
+def _cast(array: np.ndarray, dtype: StoredDtype, name: str) -> np.ndarray:
+    """An array in another dtype; raises `InputError` if a number is too large for it."""
+    with np.errstate(over="ignore"):
+        cast = array.astype(DTYPES[dtype])
+    if not np.isfinite(cast).all():
+        raise InputError(f"{name} has a number that is too large for {dtype}; leave --dtype out.")
+    return cast
+
+
 def _add_rows(array: np.ndarray, path: str, rows: int, seed: int) -> np.ndarray:
     axis = 0 if path == "embed/embedding" else 1
     old = np.moveaxis(array, axis, 0)
@@ -317,6 +335,7 @@ def main(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Random seed of new rows; 0 if not given")
     ] = None,
+    dtype: DtypeOption = None,
 ) -> None:
     """The command; see the module."""
     from . import tokenizer
@@ -334,7 +353,7 @@ def main(
         )
     with files.whole_folder(output) as folder:
         vocab = tokenizer.convert_tokenizer(checkpoint, kind or add_speech_tokens, folder, add)
-        cfg = convert_llama(checkpoint, folder / "llama", vocab.padded_size, seed or 0)
+        cfg = convert_llama(checkpoint, folder / "llama", vocab.padded_size, seed or 0, dtype)
     print(
         f"wrote {output}: {cfg.num_layers} layers, {cfg.vocab_size} rows; give it a speech "
         f"tokenizer with: spirit-jax new OUTPUT --start {output} --speech MODEL"

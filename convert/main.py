@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -14,6 +14,11 @@ from spirit_jax.errors import InputError
 
 T = TypeVar("T")
 Checkpoint = Annotated[Path, typer.Option(help="Folder to convert")]
+StoredDtype = Literal["float32", "bfloat16"]  # of the parameters of a language model
+DtypeOption = Annotated[
+    StoredDtype | None,
+    typer.Option(help="Of the language model's parameters; by default that of each tensor"),
+]
 
 
 @contextlib.contextmanager

@@ -16,11 +16,17 @@ from spirit_jax import files, model_folder
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 
+from .main import DtypeOption, StoredDtype
+
 VOCODERS = {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}
 
 
 def convert_release(
-    checkpoints: str | Path, model: str, output: str | Path, fcpe_weights: str | Path | None = None
+    checkpoints: str | Path,
+    model: str,
+    output: str | Path,
+    fcpe_weights: str | Path | None = None,
+    dtype: StoredDtype | None = None,
 ) -> None:
     """Writes a model folder.
 
@@ -30,6 +36,7 @@ def convert_release(
       output: the model folder to write.
       fcpe_weights: torchfcpe's `fcpe_c_v001.pt`, which an expressive model needs for pitch; see
         `convert.fcpe.find_weights` for the default. Without it FCPE is left out.
+      dtype: of the stored parameters of the language model; see `convert.llama.convert_llama`.
 
     Raises:
       InputError: a file is missing, damaged or of another network, or `output` exists.
@@ -59,7 +66,7 @@ def convert_release(
                 folder / model_folder.SPEECH_TOKENIZER,
                 fcpe_weights,
             )
-        cfg = llama.convert_llama(source, folder / "llama")
+        cfg = llama.convert_llama(source, folder / "llama", dtype=dtype)
         if cfg.vocab_size != vocab.padded_size:
             raise InputError(
                 f"{source}: vocab_size is {vocab.padded_size}, but the embedding has "
@@ -113,11 +120,12 @@ def main(
         Path | None,
         typer.Option(help="torchfcpe's fcpe_c_v001.pt, for an expressive model's pitch"),
     ] = None,
+    dtype: DtypeOption = None,
 ) -> None:
     """The command; see the module."""
     if checkpoints is None:
         raise InputError("Give --checkpoints DIR, or set SPIRITLM_CHECKPOINTS_DIR.")
-    convert_release(checkpoints, model, output, fcpe)
+    convert_release(checkpoints, model, output, fcpe, dtype)
     print(f"wrote {output}; try: spirit-jax encode {output} AUDIO")
 
 

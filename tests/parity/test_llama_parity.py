@@ -109,6 +109,28 @@ def test_bfloat16_stays_bfloat16(tmp_path):
     assert np.array_equal(np.asarray(kernel), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_are_stored_in_the_dtype_asked_for(tmp_path, dtype):
+    model = hf_model()
+    model.save_pretrained(tmp_path / "hf")
+    convert_llama(tmp_path / "hf", tmp_path / "ours", new_vocab_size=1024, dtype=dtype)
+    _, params = llama.load(tmp_path / "ours")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+    expected = model.model.layers[1].mlp.up_proj.weight.detach().to(getattr(torch, dtype))
+    kernel = np.asarray(params["layers"]["1"]["up"]["kernel"])
+    assert np.array_equal(kernel, torch_files.to_numpy(expected).T)
+
+
+def test_a_parameter_too_large_for_bfloat16_is_named(tmp_path):
+    model = hf_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = 3.4e38  # rounds to infinity in bfloat16
+    model.save_pretrained(tmp_path / "hf")
+    with pytest.raises(InputError, match="'final_norm/scale' has a number that is too large for"):
+        convert_llama(tmp_path / "hf", tmp_path / "ours", dtype="bfloat16")
+    assert not (tmp_path / "ours").exists()
+
+
 @pytest.mark.parametrize("form", ["safetensors_shards", "bin", "bin_shards"])
 def test_every_form_of_weights_is_read(tmp_path, form):
     model = hf_model()
