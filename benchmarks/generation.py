@@ -28,7 +28,9 @@ import typer
 from benchmarks.paired import cpu_name, paired_ratio
 from spirit_jax.cli.running import run
 from spirit_jax.generation.config import GenerationConfig
-from spirit_jax.generation.engine import Engine, Request, slots_of
+from spirit_jax.generation.engine import Engine, slots_of
+from spirit_jax.generation.masks import Masks
+from spirit_jax.generation.request import Request
 from spirit_jax.generation.runner import Runner
 from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params
 from spirit_jax.vocab import Vocab
@@ -60,7 +62,8 @@ def our_runner(rng: np.random.Generator) -> Runner:
     )
     allowed_mv = np.stack([VOCAB.allowed("text"), VOCAB.allowed("speech")])
     allowed_mv[:, list(VOCAB.eos)] = False
-    return Runner(model, params, jax.numpy.asarray(allowed_mv), np.array(VOCAB.eos, np.int32))
+    masks = Masks(jax.numpy.asarray(allowed_mv))
+    return Runner(model, params, masks, np.array(VOCAB.eos, np.int32))
 
 
 def peer_model() -> transformers.LlamaForCausalLM:

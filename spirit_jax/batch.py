@@ -21,8 +21,9 @@ from spirit_jax import checksums, files, lock, model_folder, units
 from spirit_jax.audio import SAMPLE_RATE, write_wav
 from spirit_jax.errors import InputError, LackError
 from spirit_jax.generation.config import GenerationConfig
-from spirit_jax.generation.engine import Engine, Generation
+from spirit_jax.generation.engine import Engine
 from spirit_jax.generation.outputs import limit_speech
+from spirit_jax.generation.request import Generation
 from spirit_jax.spiritlm import SpiritLM
 from spirit_jax.vocab import Modality
 

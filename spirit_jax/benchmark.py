@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from spirit_jax import config, devices, model_folder
 from spirit_jax.errors import InputError
 from spirit_jax.generation import bench
+from spirit_jax.generation.config import int8_parts
 from spirit_jax.models.configs import LlamaConfig
 from spirit_jax.spiritlm import SpiritLM
 
@@ -48,10 +49,8 @@ def measure(
             known = ", ".join(bench.SIZES)
             raise InputError(f"--random is '{random}'; expected one of {known}.")
         _check_tokens(tokens, bench.SIZES[random])
-        int8_weights = quantization in ("int8", "int8_weights")
-        int8_cache = quantization in ("int8", "int8_cache")
         network, params = bench.random_model(
-            random, jnp.dtype(dtype or devices.default_dtype()), int8_weights, int8_cache
+            random, jnp.dtype(dtype or devices.default_dtype()), *int8_parts(quantization)
         )
         runner = bench.make_runner(network, params)
     about = {"model": model or random, "device": jax.devices()[0].device_kind}

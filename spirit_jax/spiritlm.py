@@ -27,9 +27,11 @@ from spirit_jax import (
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.generation.bench import make_runner
-from spirit_jax.generation.config import QUANTIZATIONS, GenerationConfig
-from spirit_jax.generation.engine import ROWS, Engine, Generation, Request, slots_of
+from spirit_jax.generation.config import GenerationConfig, int8_parts
+from spirit_jax.generation.engine import ROWS, Engine, slots_of
+from spirit_jax.generation.masks import make_masks, steering_mask
 from spirit_jax.generation.outputs import Output, limit_speech
+from spirit_jax.generation.request import Generation, Request
 from spirit_jax.generation.runner import Runner
 from spirit_jax.generation.stopping import Stop, cut_at_stop
 from spirit_jax.generation.streaming import OutputReader, Stream
@@ -87,9 +89,7 @@ class SpiritLM:
         """
         folder = model_folder.find_language_model(folder)
         dtype = _check_dtype(dtype)
-        if quantization is not None and quantization not in QUANTIZATIONS:
-            known = ", ".join(QUANTIZATIONS)
-            raise InputError(f"quantization is {quantization!r}; expected one of {known}.")
+        int8_weights, int8_cache = int8_parts(quantization)
         devices.warn_of_idle()
         mesh = None if mesh is None else sharding.as_auto(mesh)
         vocab = config.read(Vocab, folder / "vocab.json")
@@ -99,11 +99,11 @@ class SpiritLM:
             dtype,
             compute_dtype=dtype or devices.default_dtype(),
         )
-        if quantization in ("int8", "int8_weights") and not model.config.int8_weights:
+        if int8_weights and not model.config.int8_weights:
             rounded, params = llama.quantize_weights(model.config, params)
             model = model.clone(config=rounded)
         params = llama.lay_out_for_decoding(model.config, params)
-        model = model.clone(int8_cache=quantization in ("int8", "int8_cache"))
+        model = model.clone(int8_cache=int8_cache)
         speech_tokenizer = None
         if (folder / SPEECH_TOKENIZER).is_dir():
             speech_tokenizer = SpeechTokenizer.from_pretrained(folder)
@@ -386,14 +386,22 @@ class SpiritLM:
     def _request(
         self, prompt: str, modality: Modality | str, settings: GenerationConfig, sample: int
     ) -> Request:
-        mask = list(Modality).index(Modality.of(modality))
+        modality, tokens = Modality.of(modality), self._encode(prompt)
+        mask = list(Modality).index(modality)
+        if settings.follow_markers:
+            if modality is not Modality.ARBITRARY:
+                raise InputError(
+                    "follow_markers is for arbitrary output: the model generates no markers if the "
+                    f"output is {modality}."
+                )
+            mask = steering_mask(self.vocab, tokens)
         stop = None
         if settings.stop or settings.max_speech_seconds is not None:
             tokenizer = self._speech_tokenizer
             has_vocoder = tokenizer is not None and tokenizer.has_vocoder
             vocoder = tokenizer.vocoder_stream if has_vocoder else None
             stop = Stop(self.text_tokenizer, self.vocab, settings, vocoder)
-        return Request(self._encode(prompt), mask, settings, sample, stop)
+        return Request(tokens, mask, settings, sample, stop)
 
     def generated_string(self, generation: Generation) -> str:
         """The prompt string that a request generated, up to a stop string."""
@@ -403,8 +411,8 @@ class SpiritLM:
     def engine(self, rows: int = ROWS, slots: int | None = None) -> Engine:
         """The engine that generates; all methods that generate use it.
 
-        `Request.mask` is the index of a modality in `Modality`: the mask of the tokens that may be
-        generated for this modality.
+        `Request.mask` is an index in `masks.make_masks`: that of a modality in `Modality`, or
+        `masks.steering_mask`.
 
         Args:
           rows: number of requests that decode together. The engine may have more rows.
@@ -421,9 +429,9 @@ class SpiritLM:
                 if self._engine is not None:
                     rows = max(rows, self._engine.rows)
                     slots = max(slots, self._engine.slots)
-                masks_mv = np.stack([self.vocab.allowed(modality) for modality in Modality])
+                masks = jax.tree.map(jnp.asarray, make_masks(self.vocab))
                 eos_e = np.array(self.vocab.eos, np.int32)
-                runner = Runner(self._model, self._params, jnp.asarray(masks_mv), eos_e, self._mesh)
+                runner = Runner(self._model, self._params, masks, eos_e, self._mesh)
                 self._engine = Engine(runner, rows, slots)
             return self._engine
 

@@ -57,6 +57,7 @@ CASES = [
     (f"generate {MODEL} text:a --temperature 0", "use --greedy"),
     (f"generate {MODEL} text:a --max-new-tokens 1.5", "--max-new-tokens"),
     (f"generate {MODEL} text:a --greedy --top-p 0.5", "--top-p would do nothing"),
+    (f"generate {MODEL} text:a --to text --follow-markers", "--follow-markers would do nothing"),
     (f"generate {MODEL} text:a --to text --speaker 1", "--speaker would do nothing"),
     (f"generate {MODEL} text:a --output {RUN}", "is a file; expected a folder"),
     ("generate nowhere text:a", "Packaged models are spirit-tiny-base"),

@@ -14,7 +14,9 @@ from marks import slow
 from spirit_jax.errors import InputError
 from spirit_jax.generation import engine as engine_module
 from spirit_jax.generation.config import GenerationConfig
-from spirit_jax.generation.engine import Engine, Request
+from spirit_jax.generation.engine import Engine
+from spirit_jax.generation.masks import Masks
+from spirit_jax.generation.request import Request
 from spirit_jax.generation.runner import Runner
 from spirit_jax.models.llama import Llama, LlamaConfig
 
@@ -38,7 +40,7 @@ SLOTS = 280
 def runner():
     model, ones = Llama(CONFIG), jnp.ones((1, 4), jnp.int32)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(1), ones, ones, ones)["params"])
-    return Runner(model, params, jnp.asarray(MASKS), np.array([EOS], np.int32))
+    return Runner(model, params, Masks(jnp.asarray(MASKS)), np.array([EOS], np.int32))
 
 
 @pytest.fixture(scope="module")

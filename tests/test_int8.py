@@ -9,7 +9,9 @@ from corpora import grammar
 from spirit_jax import checkpoint
 from spirit_jax.errors import InputError
 from spirit_jax.generation.config import GenerationConfig
-from spirit_jax.generation.engine import Engine, Request
+from spirit_jax.generation.engine import Engine
+from spirit_jax.generation.masks import Masks
+from spirit_jax.generation.request import Request
 from spirit_jax.generation.runner import Runner
 from spirit_jax.models import attention, linear, llama
 from spirit_jax.models.llama import Llama, LlamaConfig
@@ -147,7 +149,7 @@ def test_batches_and_shared_prefixes_change_nothing_with_an_int8_cache(params, i
     if int8_weights:
         cfg, used = llama.quantize_weights(CONFIG, copied(params))
     model = Llama(cfg, int8_cache=True)
-    runner = Runner(model, used, jnp.ones((1, 96), bool), np.array([], np.int32))
+    runner = Runner(model, used, Masks(jnp.ones((1, 96), bool)), np.array([], np.int32))
 
     def generate(engine, prompts):
         return engine.generate([Request(prompt, 0, TOKENS) for prompt in prompts])

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from spirit_jax import devices, sharding
 from spirit_jax.errors import InputError
+from spirit_jax.generation.config import int8_parts
+from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.runner import Runner
 from spirit_jax.models import llama
 from spirit_jax.models.configs import LlamaConfig
@@ -18,7 +20,6 @@ from .estimate import GIB, MOST_CHIPS, Chip, estimate
 from .traffic import bytes_read
 
 MOST_ROWS, MOST_SLOTS = 4096, 1 << 20  # as of spirit-jax generate and bench
-QUANTIZATIONS = ("none", "int8", "int8_weights", "int8_cache")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +29,18 @@ class Decoding:
     Attributes:
       rows: sequences that decode together.
       slots: tokens of each row in the cache, all filled.
-      quantization: one of `QUANTIZATIONS`; "int8" is weights and cache.
+      quantization: a name in `generation.config.QUANTIZATIONS`; None for neither int8 weights nor
+        an int8 cache.
       data: copies of the model; heads are split over the other devices.
     """
 
     rows: int = 8
     slots: int = 2048
-    quantization: str = "none"
+    quantization: str | None = None
     data: int = 1
 
     def __post_init__(self):
-        if self.quantization not in QUANTIZATIONS:
-            known = ", ".join(QUANTIZATIONS)
-            raise InputError(f"--quantization is '{self.quantization}'; expected one of {known}.")
+        int8_parts(self.quantization, "--quantization")
         for name, most in (("rows", MOST_ROWS), ("slots", MOST_SLOTS), ("data", MOST_CHIPS)):
             if not 1 <= getattr(self, name) <= most:
                 raise InputError(f"--{name} is {getattr(self, name)}; expected 1 to {most}.")
@@ -53,9 +53,9 @@ def make_runner(
     if len(chips) % decoding.data:
         raise InputError(f"--data {decoding.data} does not divide {len(chips)} devices.")
     mesh = sharding.make_mesh(decoding.data, tensor=len(chips) // decoding.data, devices=chips)
-    if decoding.quantization in ("int8", "int8_weights"):
+    int8_weights, int8_cache = int8_parts(decoding.quantization)
+    if int8_weights:
         cfg = dataclasses.replace(cfg, int8_weights=True)
-    int8_cache = decoding.quantization in ("int8", "int8_cache")
     model = llama.Llama(cfg, dtype, dtype, int8_cache=int8_cache)
     params = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -63,8 +63,9 @@ def make_runner(
         sharding.param_shardings(llama.abstract_params(model, boxed=True), mesh),
     )
     params = llama.lay_out_for_decoding(cfg, params, "tpu")
-    masks_mv = jax.ShapeDtypeStruct((1, cfg.vocab_size), jnp.bool_)
-    return Runner(model, params, masks_mv, jax.ShapeDtypeStruct((1,), jnp.int32), mesh)
+    shape = (6, cfg.vocab_size)  # as of `make_masks`
+    masks = Masks(jax.ShapeDtypeStruct(shape, jnp.bool_), jax.ShapeDtypeStruct(shape, jnp.int32))
+    return Runner(model, params, masks, jax.ShapeDtypeStruct((1,), jnp.int32), mesh)
 
 
 def floor_bytes(runner: Runner, rows: int, slots: int) -> dict[str, int]:

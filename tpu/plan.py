@@ -31,6 +31,7 @@ from spirit_jax import config as config_lib
 from spirit_jax import files, sharding
 from spirit_jax.cli.running import run
 from spirit_jax.errors import InputError
+from spirit_jax.generation.config import QUANTIZATIONS
 from spirit_jax.models import llama
 from spirit_jax.training.lm.config import LmRunConfig
 from spirit_jax.training.lm.recipe import LmRecipe, make_model, token_flops
@@ -217,8 +218,8 @@ def main(
     rows: Annotated[int, typer.Option(help="With --decode: rows of the batch")] = 8,
     slots: Annotated[int, typer.Option(help="With --decode: tokens of a row, all filled")] = 2048,
     quantization: Annotated[
-        str, typer.Option(help=f"With --decode: {', '.join(decode.QUANTIZATIONS)}")
-    ] = "none",
+        str | None, typer.Option(help=f"With --decode: {', '.join(QUANTIZATIONS)}")
+    ] = None,
     data: Annotated[
         int, typer.Option(help="With --decode: copies of the model, each on a part of the slice")
     ] = 1,

@@ -7,7 +7,7 @@ import typer
 
 from spirit_jax import model_folder
 from spirit_jax.errors import InputError
-from spirit_jax.generation.config import QUANTIZATIONS
+from spirit_jax.generation.config import int8_parts
 
 DTYPES = "float32", "bfloat16", "float16"
 
@@ -41,9 +41,7 @@ def bench(
         raise InputError("Give either MODEL or --random.")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype is '{dtype}'; expected one of {', '.join(DTYPES)}.")
-    if quantization is not None and quantization not in QUANTIZATIONS:
-        known = ", ".join(QUANTIZATIONS)
-        raise InputError(f"--quantization is '{quantization}'; expected one of {known}.")
+    int8_parts(quantization, "--quantization")
     counts = _parse_rows(rows)
     if model is not None:
         model_folder.find_language_model(model)

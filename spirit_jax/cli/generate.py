@@ -45,6 +45,10 @@ def generate(
     max_speech_seconds: Annotated[
         float | None, typer.Option(help="Most seconds of generated speech")
     ] = None,
+    follow_markers: Annotated[
+        bool,
+        typer.Option("--follow-markers", help="Only text after [Text], only units after [Speech]"),
+    ] = False,
     speaker: Speaker = None,
     output: Annotated[Path, typer.Option(help="Folder for the WAV files")] = Path("."),
     transcribe: Annotated[
@@ -93,6 +97,9 @@ def generate(
     if Modality.of(to) is Modality.TEXT:
         idle = "speaker", "output", "max_speech_seconds"
         checks.refuse_idle(context, idle, "--to text generates no speech")
+    if Modality.of(to) is not Modality.ARBITRARY:
+        idle = ("follow_markers",)
+        checks.refuse_idle(context, idle, f"--to {to} generates no markers")
     sampling = {} if greedy else {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     with checks.naming_options(context):
         options = GenerationConfig(
@@ -102,6 +109,7 @@ def generate(
             seed=seed,
             stop=tuple(stop or ()),
             max_speech_seconds=max_speech_seconds,
+            follow_markers=follow_markers,
             **sampling,
         )
     folder = model_folder.find_language_model(model)

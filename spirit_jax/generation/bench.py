@@ -10,7 +10,9 @@ import numpy as np
 
 from spirit_jax import devices
 from spirit_jax.generation.config import GenerationConfig
-from spirit_jax.generation.engine import Engine, Request
+from spirit_jax.generation.engine import Engine
+from spirit_jax.generation.masks import Masks
+from spirit_jax.generation.request import Request
 from spirit_jax.generation.runner import MOST_STEPS, Rows, Runner
 from spirit_jax.generation.sampling import Sampling
 from spirit_jax.models import llama
@@ -54,8 +56,8 @@ def random_model(
 
 def make_runner(model: llama.Llama, params: Any, mesh: jax.sharding.Mesh | None = None) -> Runner:
     """A runner for requests that may generate any token and end only at their limit."""
-    masks_mv = jnp.ones((1, model.config.vocab_size), bool)
-    return Runner(model, params, masks_mv, np.array([], np.int32), mesh)
+    masks = Masks(jnp.ones((1, model.config.vocab_size), bool))
+    return Runner(model, params, masks, np.array([], np.int32), mesh)
 
 
 def measure_decoding(runner: Runner, rows: int, tokens: int) -> dict[str, Any]:

@@ -7,9 +7,27 @@ from spirit_jax import limits
 from spirit_jax.errors import InputError
 
 MOST_STOPS = 64  # stop strings
-# Of a language model: weights and cache, or one of them.
-QUANTIZATIONS = "int8", "int8_weights", "int8_cache"
+# What of a language model is rounded to int8: (weights, cache).
+QUANTIZATIONS = {"int8": (True, True), "int8_weights": (True, False), "int8_cache": (False, True)}
 FOR_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+
+
+def int8_parts(quantization: str | None, option: str = "quantization") -> tuple[bool, bool]:
+    """Whether weights and whether the cache are rounded to int8.
+
+    Args:
+      quantization: a name in `QUANTIZATIONS`; None for neither.
+      option: the name of the option, for the message.
+
+    Raises:
+      InputError: the name is unknown.
+    """
+    if quantization is None:
+        return False, False
+    if quantization not in QUANTIZATIONS:
+        known = ", ".join(QUANTIZATIONS)
+        raise InputError(f"{option} is {quantization!r}; expected one of {known}.")
+    return QUANTIZATIONS[quantization]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +50,8 @@ class GenerationConfig:
         completes it.
       max_speech_seconds: the output ends after this much generated speech; None for no limit. The
         length of speech is that of the vocoder's durations.
+      follow_markers: with arbitrary output, only text follows `[Text]` and text, and only units
+        follow `[Speech]` and units; otherwise, as in the release, any token may follow any other.
 
     Raises:
       InputError: a value has the wrong type or is out of range, or a sampling setting is not
@@ -48,6 +68,7 @@ class GenerationConfig:
     seed: int = 0
     stop: tuple[str, ...] = ()
     max_speech_seconds: float | None = None
+    follow_markers: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

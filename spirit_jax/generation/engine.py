@@ -18,7 +18,7 @@ first, that a call attends to.
 import dataclasses
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,8 @@ import numpy as np
 from spirit_jax import bucketing, sharding
 from spirit_jax.errors import InputError
 from spirit_jax.generation.config import GenerationConfig
+from spirit_jax.generation.masks import Masks
+from spirit_jax.generation.request import Generation, Request, check
 from spirit_jax.generation.runner import MOST_STEPS, Rows, Runner
 from spirit_jax.generation.sampling import Sampling
 from spirit_jax.models.llama import Llama
@@ -38,57 +40,6 @@ SMALLEST_WINDOW = 256  # slots
 STEPS_BETWEEN_CHUNKS = 8  # decoding steps between two chunks of prefill
 STREAMED_STEPS = 8  # decoding steps for each result of `Engine.stream`
 LEAST_PREFIX = 16  # tokens; a shorter common beginning of two prompts is not reused
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt to continue.
-
-    Attributes:
-      prompt: token ids, at least one.
-      mask: index of the mask (`Runner.masks_mv`) of tokens that may be generated.
-      config: number of tokens and sampling settings.
-      sample: number of the sample, to draw different samples of one prompt with one seed.
-      stop: called with all ids generated so far; returns None to continue, or the number of ids to
-        keep, which ends the request.
-      on_tokens: called with the new ids whenever there are some. If it or `stop` raises an error,
-        the request ends.
-    """
-
-    prompt: Sequence[int]
-    mask: int
-    config: GenerationConfig
-    sample: int = 0
-    stop: Callable[[list[int]], int | None] | None = None
-    on_tokens: Callable[[list[int]], None] | None = None
-
-
-class Generation:
-    """A request in the engine, and its result.
-
-    Attributes:
-      request: the request.
-      ids: generated token ids so far, including EOS.
-      log_probs: natural log probability of each id among the allowed ids, at temperature 1 and
-        without repetition penalty, top-k, top-p or min-p.
-      done: whether it has ended.
-      error: the error that `Request.on_tokens` or `Request.stop` raised, or None.
-      reused: number of prompt tokens that were not computed again.
-    """
-
-    def __init__(self, request: Request, limit: int):
-        self.request = request
-        self.limit = limit
-        self.ids: list[int] = []
-        self.log_probs: list[float] = []
-        self.done = False
-        self.cancelled = False
-        self.error: Exception | None = None
-        self.reused = 0
-
-    def cancel(self) -> None:
-        """Ends the request at the beginning of the next step, which frees its row."""
-        self.cancelled = True
 
 
 @dataclasses.dataclass
@@ -150,7 +101,7 @@ class Engine:
           InputError: its prompt is empty, has an id outside the vocabulary, or fills all slots; or
             its mask does not exist.
         """
-        _check(request, self._runner, self.slots)
+        check(request, self._runner, self.slots)
         room = self.slots - len(request.prompt)
         generation = Generation(request, min(request.config.max_new_tokens, room))
         with self._lock:
@@ -164,7 +115,7 @@ class Engine:
           InputError: a request cannot be used; then none of them is run.
         """
         for number, request in enumerate(requests):
-            _check(request, self._runner, self.slots, f"Prompt {number}")
+            check(request, self._runner, self.slots, f"Prompt {number}")
         generations = [self.submit(request) for request in requests]
         try:
             self.run(generations)
@@ -337,12 +288,12 @@ class Engine:
         self._state, decoded = self._runner.decode(
             self._state, rows, window, steps, until_end=bool(self._queue)
         )
-        counts_b, tokens_bn, logs_bn = (
-            np.asarray(x) for x in (decoded.counts_b, decoded.tokens_bn, decoded.log_probs_bn)
-        )
+        decoded = jax.tree.map(np.asarray, decoded)
         for i in indices:
-            new = slice(counts_b[i])
-            self._add_tokens(self._rows[i], tokens_bn[i, new].tolist(), logs_bn[i, new].tolist())
+            new = slice(decoded.counts_b[i])
+            self._rows[i].generation.mask = int(decoded.masks_b[i])
+            tokens, logs = decoded.tokens_bn[i, new], decoded.log_probs_bn[i, new]
+            self._add_tokens(self._rows[i], tokens.tolist(), logs.tolist())
 
     def _describe(self, count: int) -> Rows:
         """The argument `rows` of `Runner.decode`, for the first `count` rows."""
@@ -359,7 +310,7 @@ class Engine:
             config = request.config
             tokens_b[i] = generation.ids[-1] if generation.ids else request.prompt[-1]
             counts_b[i], limits_b[i] = len(generation.ids), generation.limit
-            masks_b[i] = request.mask
+            masks_b[i] = generation.mask
             seeds_b2[i] = config.seed, request.sample
             temperature_b[i] = config.temperature if config.do_sample else 0
             top_p_b[i], top_k_b[i], min_p_b[i] = config.top_p, config.top_k, config.min_p
@@ -424,22 +375,6 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def _check(request: Request, runner: Runner, slots: int, name: str = "The prompt") -> None:
-    prompt, size = request.prompt, runner.model.config.vocab_size
-    if len(prompt) == 0:
-        raise InputError(f"{name} has no tokens; it needs at least the BOS token.")
-    outside = [token for token in prompt if not 0 <= token < size]
-    if outside:
-        raise InputError(f"{name} has the token {outside[0]}, but the vocabulary has {size}.")
-    if len(prompt) >= slots:
-        raise InputError(
-            f"{name} has {len(prompt)} tokens, but there are {slots} positions: there is no room "
-            "for another token."
-        )
-    if not 0 <= request.mask < len(runner.masks_mv):
-        raise InputError(f"There is no mask {request.mask}; there are {len(runner.masks_mv)}.")
-
-
 def continue_prompts(
     model: Llama,
     params: Any,
@@ -469,7 +404,8 @@ def continue_prompts(
     Raises:
       InputError: a prompt is empty, has an id outside the vocabulary, or fills all positions.
     """
-    runner = Runner(model, params, jnp.asarray(allowed_v)[None], np.array(eos, np.int32), mesh)
+    masks = Masks(jnp.asarray(allowed_v)[None])
+    runner = Runner(model, params, masks, np.array(eos, np.int32), mesh)
     requests = [Request(prompt, 0, config, sample=i) for i, prompt in enumerate(prompts)]
     slots = slots_of(requests, model.config.max_positions)
     engine = Engine(runner, min(rows, len(prompts)) or 1, slots)

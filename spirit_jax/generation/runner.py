@@ -1,7 +1,7 @@
 """The compiled functions of generation: prefill of a chunk, copying a row, and decoding.
 
 Axes: b rows of the cache, t tokens of a chunk, s cache slots, n decoding steps of a call,
-v vocabulary, m masks, e EOS ids, g key-value heads, k head width.
+v vocabulary, e EOS ids, g key-value heads, k head width.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import numpy as np
 from flax import struct
 
 from spirit_jax import sharding
+from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.sampling import NEVER, Sampling, next_tokens
 from spirit_jax.models.attention import KVCache, LayerCache
 from spirit_jax.models.attention_backends import has_length_kernel
@@ -33,7 +34,7 @@ class Rows:
       counts_b: int32, number of generated tokens so far.
       limits_b: int32, largest number of generated tokens. Idle rows, which are not decoded in this
         call, have a limit of at most `counts_b`.
-      masks_b: int32, index in `Runner.masks_mv` of the mask of tokens that may be generated.
+      masks_b: int32, index in `Runner.masks` of the mask of tokens that may be generated.
       seeds_b2: uint32, the random seed, and the number of the sample with this seed.
       sampling: settings of each row.
     """
@@ -70,12 +71,14 @@ class Decoded:
       log_probs_bn: float32, natural log probability of each token, in the model's distribution over
         the allowed tokens.
       counts_b: int32, number of new tokens.
+      masks_b: int32, index of the mask of each row's next token.
     """
 
     steps: jax.Array
     tokens_bn: jax.Array
     log_probs_bn: jax.Array
     counts_b: jax.Array
+    masks_b: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +88,14 @@ class Runner:
     Attributes:
       model: the language model, with unrolled layers.
       params: its parameters; may be sharded over `mesh`.
-      masks_mv: bool; each mask is the set of tokens that a request may generate.
+      masks: the sets of tokens that requests may generate.
       eos_e: int32, ids that end generation.
       mesh: rows are sharded over its axes `data` and `fsdp`, and heads over `tensor`.
     """
 
     model: Llama
     params: Any
-    masks_mv: jax.Array
+    masks: Masks
     eos_e: np.ndarray
     mesh: jax.sharding.Mesh | None = None
 
@@ -151,7 +154,7 @@ class Runner:
                 self.params,
                 state,
                 rows,
-                self.masks_mv,
+                self.masks,
                 self.eos_e,
                 np.int32(steps),
                 np.bool_(until_end),
@@ -165,7 +168,7 @@ class Runner:
           rows, slots: of the cache.
 
         Returns:
-          The traced function. `params`, `masks_mv` and the devices of `mesh` may be abstract.
+          The traced function. `params`, `masks` and the devices of `mesh` may be abstract.
         """
 
         def shape(size: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -187,7 +190,7 @@ class Runner:
                 self.params,
                 state,
                 described,
-                self.masks_mv,
+                self.masks,
                 self.eos_e,
                 shape((), jnp.int32),
                 shape((), jnp.bool_),
@@ -251,96 +254,122 @@ def _mark_seen(state: State, row: jax.Array, seen_v: jax.Array) -> State:
     return state.replace(seen_bv=state.seen_bv.at[row].set(seen_v))
 
 
+@struct.dataclass
+class _Loop:
+    """What a decoding step passes to the next one; see `Rows`, `State` and `Decoded`."""
+
+    step: jax.Array
+    done_b: jax.Array
+    tokens_b: jax.Array
+    lengths_b: jax.Array
+    counts_b: jax.Array
+    masks_b: jax.Array
+    layers: tuple[LayerCache, ...]
+    seen_bv: jax.Array
+    tokens_bn: jax.Array
+    log_probs_bn: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames=("model", "window"), donate_argnames="state")
 def _decode(
-    model, params, state, rows, masks_mv, eos_e, most, until_end, window
+    model, params, state, rows, masks, eos_e, most, until_end, window
 ) -> tuple[State, Decoded]:
     b = len(rows.tokens_b)
     # A kernel that reads only filled slots works on the cache itself. Otherwise the loop works on a
-    # copy of the first rows and slots, and `put` writes them back.
+    # copy of the first rows and slots, and `_put` writes them back.
     in_place = has_length_kernel(state.layers[0])
     layers = state.layers
     if not in_place:
         layers = jax.tree.map(lambda stored: stored[:b, :, :window], layers)
-    is_part = window < state.layers[0].k.shape[2]
-    allowed_bv = masks_mv[rows.masks_b]
-    rows_b = jnp.arange(b)
-
-    def row_key(seed_2):
-        return jax.random.fold_in(jax.random.key(seed_2[0]), seed_2[1])
-
-    row_keys_b = jax.vmap(row_key)(rows.seeds_b2)
     idle_b = rows.counts_b >= rows.limits_b
 
-    def unfinished(carry):
-        step, done_b, *_ = carry
-        ended = jnp.any(done_b & ~idle_b)
-        return (step < most) & ~jnp.all(done_b) & ~(until_end & ended)
+    def unfinished(loop):
+        ended = jnp.any(loop.done_b & ~idle_b)
+        return (loop.step < most) & ~jnp.all(loop.done_b) & ~(until_end & ended)
 
-    def body(carry):
-        step, done_b, tokens_b, lengths_b, counts_b, layers, seen_bv, tokens_bn, logs_bn = carry
-        logits_btv, cache = model.apply(
-            {"params": params},
-            tokens_b[:, None],
-            jnp.ones((b, 1), jnp.int32),
-            lengths_b[:, None],
-            KVCache(layers, lengths_b),
-        )
-        logits_bv = logits_btv[:, 0]
-        keys_b = jax.vmap(jax.random.fold_in)(row_keys_b, counts_b)
-        next_b = next_tokens(logits_bv, allowed_bv, seen_bv, keys_b, rows.sampling)
-        logs_bv = jax.nn.log_softmax(jnp.where(allowed_bv, logits_bv, NEVER), axis=-1)
-        logs_b1 = jnp.take_along_axis(logs_bv, next_b[:, None], axis=-1)
-        seen_bv = jax.lax.cond(
-            jnp.any(rows.sampling.penalty_b != 1),
-            lambda seen_bv: seen_bv.at[rows_b, next_b].max(~done_b),
-            lambda seen_bv: seen_bv,
-            seen_bv,
-        )
-        live_b = ~done_b
-        counts_b += live_b
-        done_b |= jnp.isin(next_b, eos_e) | (counts_b >= rows.limits_b)
-        return (
-            step + 1,
-            done_b,
-            jnp.where(live_b, next_b, tokens_b),
-            lengths_b + live_b,
-            counts_b,
-            cache.layers,
-            seen_bv,
-            jax.lax.dynamic_update_slice(tokens_bn, next_b[:, None], (0, step)),
-            jax.lax.dynamic_update_slice(logs_bn, logs_b1, (0, step)),
-        )
-
-    carry = (
+    first = _Loop(
         jnp.int32(0),
         idle_b,
         rows.tokens_b,
         rows.lengths_b,
         rows.counts_b,
+        rows.masks_b,
         layers,
         state.seen_bv[:b],
         jnp.zeros((b, MOST_STEPS), jnp.int32),
         jnp.zeros((b, MOST_STEPS), jnp.float32),
     )
-    step, _, _, _, counts_b, layers, seen_bv, tokens_bn, logs_bn = jax.lax.while_loop(
-        unfinished, body, carry
+    step = functools.partial(_step, model, params, rows, _row_keys(rows.seeds_b2), masks, eos_e)
+    last = jax.lax.while_loop(unfinished, step, first)
+    layers = last.layers
+    if not in_place:
+        is_part = window < state.layers[0].k.shape[2]
+        put = functools.partial(_put, idle_b=idle_b if is_part else None)
+        layers = jax.tree.map(put, state.layers, layers)
+    state = State(_constrain(layers), _put(state.seen_bv, last.seen_bv))
+    counts_b = last.counts_b - rows.counts_b
+    new = Decoded(last.step, last.tokens_bn, last.log_probs_bn, counts_b, last.masks_b)
+    # Replicated, since on several hosts every process reads them.
+    return state, jax.tree.map(lambda x: sharding.constrain(x, *(None,) * x.ndim), new)
+
+
+def _row_keys(seeds_b2: jax.Array) -> jax.Array:
+    return jax.vmap(lambda seed_2: jax.random.fold_in(jax.random.key(seed_2[0]), seed_2[1]))(
+        seeds_b2
     )
 
-    def put(stored, part):
-        # The loop writes to idle rows too. If a row has more tokens than the window has slots, it
-        # overwrites one of them, so idle rows keep their stored keys and values.
-        if is_part and part.ndim > 2:
-            idle = idle_b.reshape(-1, *(1,) * (part.ndim - 1))
-            part = jnp.where(idle, stored[:b, :, :window], part)
-        return jax.lax.dynamic_update_slice(stored, part, (0,) * stored.ndim)
 
-    if not in_place:
-        layers = jax.tree.map(put, state.layers, layers)
-    state = State(_constrain(layers), put(state.seen_bv, seen_bv))
-    new = step, tokens_bn, logs_bn, counts_b - rows.counts_b
-    # Replicated, since on several hosts every process reads them.
-    return state, Decoded(*(sharding.constrain(x, *(None,) * x.ndim) for x in new))
+def _step(model, params, rows, row_keys_b, masks, eos_e, loop: _Loop) -> _Loop:
+    """Generates a token for each row that is not done."""
+    b = len(loop.tokens_b)
+    logits_btv, cache = model.apply(
+        {"params": params},
+        loop.tokens_b[:, None],
+        jnp.ones((b, 1), jnp.int32),
+        loop.lengths_b[:, None],
+        KVCache(loop.layers, loop.lengths_b),
+    )
+    logits_bv = logits_btv[:, 0]
+    allowed_bv = masks.allowed_mv[loop.masks_b]
+    keys_b = jax.vmap(jax.random.fold_in)(row_keys_b, loop.counts_b)
+    next_b = next_tokens(logits_bv, allowed_bv, loop.seen_bv, keys_b, rows.sampling)
+    logs_bv = jax.nn.log_softmax(jnp.where(allowed_bv, logits_bv, NEVER), axis=-1)
+    logs_b1 = jnp.take_along_axis(logs_bv, next_b[:, None], axis=-1)
+    live_b = ~loop.done_b
+    seen_bv = jax.lax.cond(
+        jnp.any(rows.sampling.penalty_b != 1),
+        lambda seen_bv: seen_bv.at[jnp.arange(b), next_b].max(live_b),
+        lambda seen_bv: seen_bv,
+        loop.seen_bv,
+    )
+    masks_b = loop.masks_b
+    if masks.next_mv is not None:
+        masks_b = jnp.where(live_b, masks.next_mv[masks_b, next_b], masks_b)
+    counts_b = loop.counts_b + live_b
+    return _Loop(
+        loop.step + 1,
+        loop.done_b | jnp.isin(next_b, eos_e) | (counts_b >= rows.limits_b),
+        jnp.where(live_b, next_b, loop.tokens_b),
+        loop.lengths_b + live_b,
+        counts_b,
+        masks_b,
+        cache.layers,
+        seen_bv,
+        jax.lax.dynamic_update_slice(loop.tokens_bn, next_b[:, None], (0, loop.step)),
+        jax.lax.dynamic_update_slice(loop.log_probs_bn, logs_b1, (0, loop.step)),
+    )
+
+
+def _put(stored: jax.Array, part: jax.Array, idle_b: jax.Array | None = None) -> jax.Array:
+    """Writes the first rows and slots of an array back.
+
+    The loop writes to idle rows too. If a row has more tokens than the window has slots, it
+    overwrites one of them, so the rows in `idle_b` keep their stored keys and values.
+    """
+    if idle_b is not None:
+        idle = idle_b.reshape(-1, *(1,) * (part.ndim - 1))
+        part = jnp.where(idle, stored[: part.shape[0], :, : part.shape[2]], part)
+    return jax.lax.dynamic_update_slice(stored, part, (0,) * stored.ndim)
 
 
 def _constrain(layers: Any) -> Any:

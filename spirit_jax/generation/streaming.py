@@ -9,8 +9,9 @@ from spirit_jax import markup, units
 from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.errors import InputWarning
 from spirit_jax.generation.config import GenerationConfig
-from spirit_jax.generation.engine import Engine, Request
+from spirit_jax.generation.engine import Engine
 from spirit_jax.generation.outputs import OutputPart, SpeechLimit
+from spirit_jax.generation.request import Request
 from spirit_jax.generation.stopping import TextReader, find_stop
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.text import TextTokenizer
