@@ -10,8 +10,12 @@ from marks import slow
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
-from spirit_jax.models import attention
-from spirit_jax.models.attention_backends import attend_segments, choose_backend
+from spirit_jax.models import attention, cache_kernel
+from spirit_jax.models.attention_backends import (
+    attend_segments,
+    choose_backend,
+    fits_length_kernel,
+)
 
 LENGTH, HEADS, KV_HEADS, WIDTH = 128, 4, 2, 8
 BACKENDS = ["reference", "splash_interpret"]
@@ -128,3 +132,35 @@ def test_rows_of_zeros_for_a_tpu_change_nothing(int8):
     padded = attention._attend_few_rows(q_bgnk, cache, last_bn)
     plain = attention._attend_rows(q_bgnk, cache, last_bn)
     np.testing.assert_allclose(padded, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "parts", "fits"),
+    [
+        ((4, 8, 64, 128), jnp.bfloat16, 1, True),
+        ((4, 8, 64, 128), jnp.bfloat16, 8, True),
+        ((4, 8, 64, 128), jnp.bfloat16, 3, False),  # the mesh splits no key-value heads
+        ((4, 2, 64, 128), jnp.bfloat16, 8, False),
+        ((4, 8, 64, 128), jnp.float32, 1, False),
+        ((4, 8, 64, 128), jnp.int8, 1, False),
+        ((4, 8, 64, 256), jnp.bfloat16, 1, False),
+    ],
+)
+def test_which_caches_the_kernel_with_lengths_takes(shape, dtype, parts, fits):
+    keys = jax.ShapeDtypeStruct(shape, dtype)
+    cache = attention.LayerCache(keys, keys)
+    assert fits_length_kernel(cache, parts) == fits
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
+@pytest.mark.parametrize("slots", [16, 80])  # the last block of 80 is not full
+def test_the_kernel_of_a_tpu_writes_the_token_of_each_row(dtype, slots):
+    draws, starts_b = np.random.default_rng(0), np.array([0, slots - 1, slots // 2 + 3])
+    shapes = ((3, 2, slots, 128), (3, 2, slots))  # of keys or values, and of their scales
+    for shape, kind in zip(shapes, (dtype, jnp.float32), strict=True):
+        stored = jnp.asarray(draws.integers(-99, 99, shape), kind)
+        new = jnp.asarray(draws.integers(-99, 99, (*shape[:2], 1, *shape[3:])), kind)
+        expected = attention._write_rows(stored, new, jnp.asarray(starts_b))
+        assert cache_kernel.fits(stored, new)
+        written = cache_kernel.write_newest(stored, new, jnp.asarray(starts_b), interpret=True)
+        np.testing.assert_array_equal(written, expected)

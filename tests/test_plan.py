@@ -133,16 +133,28 @@ ENTRY %main (embedding: bf16[1000,64], first: s8[64,64], second: s8[64,64]) -> b
   %start = (s8[64,64]{1,0}, s8[64,64]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%first)
   %x = bf16[8,64]{1,0:S(1)} fusion(%embedding, %ids), calls=%gather
   %near = s8[64,64]{1,0:S(1)} copy-done(%start)
+  %kernel = bf16[8,100,64]{2,1,0} custom-call(%ids, %cache), KERNEL
   %y = bf16[8,64]{1,0:S(1)} fusion(%x, %near), calls=%product
   %z = bf16[8,1,64]{2,1,0} fusion(%y, %second), calls=%product
-  ROOT %written = bf16[8,100,64]{2,1,0} dynamic-update-slice(%cache, %z, %ids)
+  ROOT %written = bf16[8,100,64]{2,1,0} dynamic-update-slice(%kernel, %z, %ids)
 }
 """
 
 
+# In one line, as the compiler prints it.
+KERNEL = (
+    'custom_call_target="tpu_custom_call", output_to_operand_aliasing={{}: (1, {})}, '
+    'backend_config={"cost_estimate":{"flops":"0","transcendentals":"0","bytes_accessed":"640"}}'
+)
+STEP = STEP.replace("KERNEL", KERNEL)
+
+
 def test_bytes_read_are_those_that_leave_the_memory():
     rows, matrix = 2 * 8 * 64, 64 * 64
-    assert bytes_read(STEP) == rows + 2 * matrix + rows
+    read_by_kernel = 640 // 2  # of the bytes that it declares
+    assert bytes_read(STEP) == rows + 2 * matrix + rows + read_by_kernel
+    result = estimate(STEP, CHIPS["v5e"], 0.0, layers=3)
+    assert result.copied_bytes == 640 and result.kernel_calls == 1
 
 
 def plan(tmp_path, *arguments):
@@ -208,7 +220,7 @@ def test_a_small_decoding_step_reads_weights_and_cache_once(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--decode", "--quantization", "fp4"], "--quantization is 'fp4'; expected one of none, "),
+        (["--decode", "--quantization", "fp4"], "--quantization is 'fp4'; expected one of int8, "),
         (["--decode", "--rows", "0"], "--rows is 0; expected 1 or more."),
         (["--rows", "4"], "--rows, --slots, --quantization and --data need --decode."),
         (["--decode", "--search"], "--search plans training steps; leave out --decode."),

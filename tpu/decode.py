@@ -114,6 +114,9 @@ def plan(
     estimated = estimate(text, chip, 0.0, cfg.num_layers)
     necessary = sum(floor.values())
     read = bytes_read(text)
+    bandwidth = devices.bandwidth(chips[0])
+    copy_seconds = estimated.copied_bytes / bandwidth
+    seconds = estimated.seconds + copy_seconds
     return dataclasses.asdict(decoding) | {
         "fits": memory.peak_memory_in_bytes <= chip.hbm_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,
@@ -122,11 +125,12 @@ def plan(
         **floor,
         "bytes_read": read,
         "bytes_read_to_floor": read / necessary,
-        "floor_seconds": necessary / devices.bandwidth(chips[0]),
-        "step_seconds": estimated.seconds,
+        "floor_seconds": necessary / bandwidth,
+        "step_seconds": seconds,
         "cycle_seconds": estimated.cycle_seconds,
+        "copy_seconds": copy_seconds,
         "collective_seconds": estimated.collective_seconds,
-        "tokens_per_second": decoding.rows / estimated.seconds,
+        "tokens_per_second": decoding.rows / seconds,
         "compile_seconds": time.monotonic() - started,
     }
 
@@ -145,6 +149,7 @@ def print_plan(result: dict[str, Any]) -> None:
         f"{result['tokens_per_second']:,.0f} tokens/s; "
         f"floor by bandwidth: {1e3 * result['floor_seconds']:.1f} ms\n"
         f"  operations {1e3 * result['cycle_seconds']:.1f} ms, "
+        f"writing to the cache {1e3 * result['copy_seconds']:.1f} ms, "
         f"collectives {1e3 * result['collective_seconds']:.1f} ms"
     )
 

@@ -63,7 +63,8 @@ class Estimate:
       cycle_seconds: time of operations with estimated cycles.
       kernel_seconds: time of attention kernels.
       collective_seconds: time of synchronous collectives.
-      kernel_calls: number of calls of attention kernels.
+      kernel_calls: number of calls of kernels.
+      copied_bytes: what kernels without arithmetic declare to read and write.
       stacked_gathers: number of gathers of parameters of all layers at once; there should be none.
       collectives: by kind; the kinds of asynchronous collectives, which overlap with matmuls, end
         with "-start".
@@ -73,6 +74,7 @@ class Estimate:
     kernel_seconds: float
     collective_seconds: float
     kernel_calls: int
+    copied_bytes: int
     collectives: dict[str, Collective]
     stacked_gathers: int
 
@@ -110,7 +112,7 @@ def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int) -> Estimate
       The estimate.
     """
     bodies, entry = computations(hlo)
-    cycles, kernels, moved, stacked = 0.0, 0, {}, 0
+    cycles, kernels, copied, moved, stacked = 0.0, 0, 0, {}, 0
     of_all_layers = re.compile(rf"= \(?\w+\[{layers},\d+,\d+.* all-gather(-start)?\(")
     for name, times in visits(bodies, entry):
         for line in bodies[name]:
@@ -118,6 +120,7 @@ def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int) -> Estimate
                 cycles += times * int(match[1])
             if 'custom_call_target="tpu_custom_call"' in line:
                 kernels += times
+                copied += times * declared_bytes(line)
             stacked += bool(of_all_layers.search(line))
             if collective := _collective(line, bodies):
                 kind, size = collective
@@ -135,9 +138,20 @@ def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int) -> Estimate
         kernel_flops / (KERNEL_SHARE * chip.peak_flops),
         waits / chip.ici_bytes,
         kernels,
+        copied,
         moved,
         stacked,
     )
+
+
+def declared_bytes(line: str) -> int:
+    """Bytes that a kernel without arithmetic declares to read and write; 0 for another operation.
+
+    Args:
+      line: of the operation.
+    """
+    match = re.search(r'"cost_estimate":\{"flops":"0",[^}]*"bytes_accessed":"(\d+)"', line)
+    return int(match[1]) if match else 0
 
 
 def visits(bodies: dict[str, list[str]], entry: str):

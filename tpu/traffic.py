@@ -3,7 +3,7 @@
 import math
 import re
 
-from .estimate import WIDTHS, computations, visits
+from .estimate import WIDTHS, computations, declared_bytes, visits
 
 # Operations that read nothing themselves: names of values, control flow, and the ends of
 # asynchronous operations, which are counted at their start.
@@ -29,7 +29,7 @@ def bytes_read(hlo: str) -> int:
 
     Returns:
       The bytes. Of slices and gathers, only what they take out counts; of updates in place, only
-      what they write.
+      what they write, or half of the bytes that a kernel declares.
     """
     bodies, entry = computations(hlo)
     parsed = {name: [OPERATION.match(line) for line in lines] for name, lines in bodies.items()}
@@ -58,6 +58,8 @@ def _read(program: dict, operation: tuple, index: int, size: int) -> int:
         return min(size, parts[1] if kind == "slice-start" else sum(parts))
     if kind == "dynamic-update-slice" and index == 0:
         return 0
+    if kind == "custom-call" and (declared := declared_bytes(line)):
+        return min(size, declared // 2)  # it writes as much as it reads
     called = re.search(r"calls=%?([\w.\-]+)", line)
     if kind != "fusion" or not called:
         return size

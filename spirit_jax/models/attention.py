@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from spirit_jax.models import cache_kernel
 from spirit_jax.models.configs import RopeScaling
 
 TPU_ROWS = 8  # least rows of a product on a TPU's matrix unit
@@ -126,7 +127,17 @@ def _write(stored: jax.Array, new: jax.Array, starts_b: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(stored, new, (0, 0, starts_b[0], *zeros))
     if len(new) < len(stored):
         return stored.at[jnp.arange(len(new)), :, starts_b].set(new[:, :, 0])
-    put = lambda row, part, start: jax.lax.dynamic_update_slice(row, part, (0, start, *zeros))  # noqa: E731
+    if not cache_kernel.fits(stored, new):
+        return _write_rows(stored, new, starts_b)
+    return jax.lax.platform_dependent(
+        stored, new, starts_b, tpu=cache_kernel.write_newest, default=_write_rows
+    )
+
+
+def _write_rows(stored: jax.Array, new: jax.Array, starts_b: jax.Array) -> jax.Array:
+    def put(row, part, start):
+        return jax.lax.dynamic_update_slice(row, part, (0, start) + (0,) * (row.ndim - 2))
+
     return jax.vmap(put)(stored, new, starts_b)
 
 

@@ -101,13 +101,27 @@ def has_length_kernel(cache: LayerCache) -> bool:
     On an H200 cuDNN attends to 64 rows of 512 tokens in 2,048 slots in 0.28 of the time of
     `attend_cache`, and to full rows in 0.96.
     """
-    if not devices.is_modern_gpu() or cache.k.dtype not in (jnp.bfloat16, jnp.float16):
+    if not devices.is_modern_gpu():
         return False
-    kv_heads, width = cache.k.shape[1], cache.k.shape[-1]
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and kv_heads % mesh.shape.get("tensor", 1):
-        return False  # a device would not have the keys of its query heads
-    return width % 8 == 0 and width <= 128
+    parts = 1 if mesh.empty else mesh.shape.get("tensor", 1)
+    return fits_length_kernel(cache, parts)
+
+
+def fits_length_kernel(cache: LayerCache, parts: int) -> bool:
+    """Whether `attend_newest` works with a cache on a modern GPU.
+
+    Args:
+      cache: of one layer, or its shapes.
+      parts: number of devices over which heads are split.
+    """
+    kv_heads, width = cache.k.shape[1], cache.k.shape[-1]
+    return (
+        cache.k.dtype in (jnp.bfloat16, jnp.float16)
+        and kv_heads % parts == 0  # else a device would not have the keys of its query heads
+        and width % 8 == 0
+        and width <= 128
+    )
 
 
 def attend_newest(q_b1hk: jax.Array, cache: LayerCache, positions_b1: jax.Array) -> jax.Array:
