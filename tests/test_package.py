@@ -20,11 +20,12 @@ from pathlib import Path
 sys.modules["torch"] = None
 
 def run(*arguments):
-    sys.argv = ["spirit-jax", *arguments]
+    sys.argv, status = ["spirit-jax", *arguments], 0
     try:
         runpy.run_module("spirit_jax.cli", run_name="__main__")
     except SystemExit as stop:
-        print("status", stop.code or 0, flush=True)
+        status = stop.code or 0
+    print("status", status, flush=True)
 
 import spirit_jax
 assert Path(spirit_jax.__file__).is_relative_to(sys.argv[1]), spirit_jax.__file__
