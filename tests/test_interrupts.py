@@ -88,6 +88,25 @@ def test_a_signal_ends_a_command_with_one_sentence(place, number, tmp_path):
     assert outcome == (status, "output\n", sentence)
 
 
+@pytest.mark.parametrize("package", ["convert", "corpora", "evaluators", "benchmarks", "tpu"])
+def test_an_interrupt_during_imports_gives_no_traceback(package, tmp_path):
+    """The packages of `python -m` commands import JAX, torch and others before the command runs."""
+    module = tmp_path / "interrupted.py"
+    module.write_text(
+        f"import os, signal, sys\nsys.argv[0] = '-m'\nimport {package}\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(module)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=15,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 def test_ignored_signals_stay_ignored(tmp_path):
     """As those of nohup, and Ctrl-C for a background job of a script."""
     body = """

@@ -141,7 +141,7 @@ def _drop_output() -> bool:
     return False
 
 
-def require(extra: str) -> None:
+def require(extra: str | None = None) -> None:
     """Ends a `python -m` command of a package that imports what is not installed.
 
     For the package's `__init__`: while Python looks for the module to run, `sys.argv[0]` is "-m".
@@ -149,13 +149,14 @@ def require(extra: str) -> None:
     without a TPU.
 
     Args:
-      extra: one of `EXTRAS`.
+      extra: one of `EXTRAS`; None for a package that imports only this package's dependencies.
     """
     if sys.argv[0] != "-m":
         return
     interrupts.end_at_once()
     options.avoid_libtpu()
-    missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    needed = EXTRAS[extra] if extra else ()
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         _fail(describe_missing(missing, extra), 1)
 
