@@ -32,7 +32,7 @@ from spirit_jax.generation.engine import Engine, slots_of
 from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.request import Request
 from spirit_jax.generation.runner import Runner
-from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params
+from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params, lay_out_for_decoding
 from spirit_jax.vocab import Vocab
 
 THREADS, ROWS = 2, 16
@@ -60,6 +60,7 @@ def our_runner(rng: np.random.Generator) -> Runner:
         lambda leaf: jax.numpy.asarray(0.02 * rng.standard_normal(leaf.shape, dtype=np.float32)),
         abstract_params(model),
     )
+    model, params = lay_out_for_decoding(model, params)
     allowed_mv = np.stack([VOCAB.allowed("text"), VOCAB.allowed("speech")])
     allowed_mv[:, list(VOCAB.eos)] = False
     masks = Masks(jax.numpy.asarray(allowed_mv))

@@ -102,7 +102,7 @@ class SpiritLM:
         if int8_weights and not model.config.int8_weights:
             rounded, params = llama.quantize_weights(model.config, params)
             model = model.clone(config=rounded)
-        params = llama.lay_out_for_decoding(model.config, params)
+        model, params = llama.lay_out_for_decoding(model, params)
         model = model.clone(int8_cache=int8_cache)
         speech_tokenizer = None
         if (folder / SPEECH_TOKENIZER).is_dir():

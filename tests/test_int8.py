@@ -1,5 +1,7 @@
 """Int8 weights and an int8 cache."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,27 +97,29 @@ def test_the_kernel_for_gpus_multiplies_a_row(channels):
     assert np.abs(ours_o - wanted_o).max() < 1e-5 * np.abs(wanted_o).max()
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float32])
 @pytest.mark.parametrize("shape", [(1, 30, 7), (5, 4096, 40), (3, 97, 5000)])
-def test_the_product_for_cpus_is_that_of_all_channels_at_once(shape):
+def test_the_product_for_cpus_is_that_of_all_channels_at_once(shape, dtype):
     rows, channels, outputs = shape
     x_rc = jnp.asarray(RNG.standard_normal((rows, channels)), jnp.float32)
-    kernel_co = jnp.asarray(RNG.integers(-127, 128, (channels, outputs)), jnp.int8)
-    wanted_ro = np.asarray(x_rc, np.float64) @ np.asarray(kernel_co, np.float64)
-    ours_ro = jax.jit(linear.block_product)(x_rc, kernel_co)
+    kernel_oc = jnp.asarray(RNG.integers(-127, 128, (outputs, channels)), dtype)
+    wanted_ro = np.asarray(x_rc, np.float64) @ np.asarray(kernel_oc, np.float64).T
+    ours_ro = jax.jit(linear.product_of_outputs)(x_rc, kernel_oc)
     assert np.abs(ours_ro - wanted_ro).max() < 1e-5 * np.abs(wanted_ro).max()
 
 
 @pytest.mark.parametrize(
     ("platform", "orders"),
     [
-        ("cpu", {"q": (0, 1, 2), "o": (0, 1, 2), "gate": (0, 1)}),
         ("gpu", {"q": (1, 2, 0), "o": (2, 0, 1), "gate": (1, 0)}),
         ("tpu", {"q": (1, 0, 2), "o": (0, 1, 2), "gate": (0, 1)}),
     ],
 )
 def test_a_layout_for_decoding_changes_no_value(params, platform, orders):
     cfg, rounded = llama.quantize_weights(CONFIG, copied(params))
-    laid_out = llama.lay_out_for_decoding(cfg, copied(rounded), platform)
+    model = Llama(cfg)
+    same_model, laid_out = llama.lay_out_for_decoding(model, copied(rounded), platform)
+    assert same_model == model
     layer = laid_out["layers"]["1"]
     kept = {name: layer[name]["kernel"].format.layout.major_to_minor for name in orders}
     assert kept == orders
@@ -207,7 +211,10 @@ def test_perplexity_stays_within_one_percent():
     positions_bt = np.broadcast_to(np.arange(t), tokens_bt.shape)
     weights_bt = segments_bt[:, 1:]
 
-    def perplexity(model, params):
+    def perplexity(quantization):
+        lm = SpiritLM.from_pretrained("spirit-tiny-base", quantization=quantization)
+        model, params = lm._model, lm._params
+
         @jax.jit
         def cross_entropy(params):
             cache = llama.init_cache(model, len(rows), t)
@@ -220,9 +227,27 @@ def test_perplexity_stays_within_one_percent():
 
         return float(jnp.exp(cross_entropy(params)))
 
-    model, params = lm._model, lm._params
-    wanted = perplexity(model, params)
-    cfg, rounded = llama.quantize_weights(model.config, copied(params))
+    wanted = perplexity(None)
     assert wanted < 50
-    assert perplexity(model.clone(int8_cache=True), params) == pytest.approx(wanted, rel=0.01)
-    assert perplexity(model.clone(config=cfg), rounded) == pytest.approx(wanted, rel=0.01)
+    assert perplexity("int8_cache") == pytest.approx(wanted, rel=0.01)
+    assert perplexity("int8_weights") == pytest.approx(wanted, rel=0.01)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_output_channels_first_change_logits_by_rounding_only(params, tied, int8):
+    """The form of the matrices on a CPU, for a batch and for a single token."""
+    cfg, used = dataclasses.replace(CONFIG, tie_embeddings=tied), copied(params)
+    if tied:
+        del used["head"]
+    if int8:
+        cfg, used = llama.quantize_weights(cfg, used)
+    model, laid_out = llama.lay_out_for_decoding(Llama(cfg), copied(used), "cpu")
+    assert model.outputs_first
+    shapes = jax.tree.map(jnp.shape, laid_out)
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, llama.abstract_params(model))
+    for tokens in (np.array([PROMPTS[1][:23], PROMPTS[2]]), np.array([[5]])):
+        inputs = tokens, np.ones_like(tokens), np.indices(tokens.shape)[1]
+        ours = jax.jit(model.apply)({"params": laid_out}, *inputs)[0]
+        wanted = jax.jit(Llama(cfg).apply)({"params": used}, *inputs)[0]
+        assert float(jnp.abs(ours - wanted).max()) < 1e-5 * float(jnp.abs(wanted).max())

@@ -62,7 +62,7 @@ def make_runner(
         llama.abstract_params(model),
         sharding.param_shardings(llama.abstract_params(model, boxed=True), mesh),
     )
-    params = llama.lay_out_for_decoding(cfg, params, "tpu")
+    model, params = llama.lay_out_for_decoding(model, params, "tpu")
     shape = (6, cfg.vocab_size)  # as of `make_masks`
     masks = Masks(jax.ShapeDtypeStruct(shape, jnp.bool_), jax.ShapeDtypeStruct(shape, jnp.int32))
     return Runner(model, params, masks, jax.ShapeDtypeStruct((1,), jnp.int32), mesh)

@@ -50,8 +50,8 @@ def random_model(
     params = tree.unflatten([draw(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)])
     if int8_weights:
         cfg, params = llama.quantize_weights(cfg, params)
-    params = llama.lay_out_for_decoding(cfg, params)
-    return llama.Llama(cfg, dtype, dtype, int8_cache=int8_cache), params
+    model = llama.Llama(cfg, dtype, dtype, int8_cache=int8_cache)
+    return llama.lay_out_for_decoding(model, params)
 
 
 def make_runner(model: llama.Llama, params: Any, mesh: jax.sharding.Mesh | None = None) -> Runner:

@@ -1,4 +1,4 @@
-"""Linear layers with int8 weights.
+"""Linear layers for generation: int8 weights, and orders of axes that are fast.
 
 Axes: c input channels, o output channels; either may be several axes of a kernel.
 """
@@ -16,20 +16,26 @@ from spirit_jax import devices
 # Output and input channels that a program of `row_product` reads at once. On an H200 the kernel
 # reads 2.9 TB/s with these; of (1, 4096), (4, 2048), (8, 1024) and (16, 512) none was faster.
 BLOCK_O, BLOCK_C = 2, 4096
-CPU_BLOCK = 1 << 16  # weights that `block_product` converts at once: 256 KiB in float32
+CPU_BLOCK = 1 << 16  # weights that `product_of_outputs` converts at once: 256 KiB in float32
 
 
-def multiply(x: jax.Array, kernel_co: jax.Array, inputs: int) -> jax.Array:
-    """The product of rows and an int8 kernel, summed in float32.
+def multiply(x: jax.Array, kernel: jax.Array, inputs: int, outputs_first: bool) -> jax.Array:
+    """The product of rows and a kernel, summed in float32.
 
     Args:
       x: (..., *c), rows.
-      kernel_co: int8.
+      kernel: (*c, *o), or (*o, *c) if `outputs_first`; int8, or a float dtype.
       inputs: number of axes of c.
+      outputs_first: the order of the kernel's axes; see `product_of_outputs`.
 
     Returns:
       float32 (..., *o).
     """
+    if outputs_first:
+        out_shape = kernel.shape[: kernel.ndim - inputs]
+        c = math.prod(kernel.shape[kernel.ndim - inputs :])
+        y_ro = product_of_outputs(x.reshape(-1, c), kernel.reshape(-1, c))
+        return y_ro.reshape(*x.shape[: x.ndim - inputs], *out_shape)
 
     def dot(x, kernel_co):
         contracted = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
@@ -45,38 +51,47 @@ def multiply(x: jax.Array, kernel_co: jax.Array, inputs: int) -> jax.Array:
         y_o = row_product(x.reshape(c), kernel_co.reshape(c, -1).T)
         return y_o.reshape(*x.shape[:-inputs], *kernel_co.shape[inputs:])
 
-    def multiply_blocks(x, kernel_co):
-        c, out_shape = math.prod(kernel_co.shape[:inputs]), kernel_co.shape[inputs:]
-        x_rc = x.reshape(-1, c)
-        y_ro = block_product(x_rc, kernel_co.reshape(c, -1))
-        return y_ro.reshape(*x.shape[:-inputs], *out_shape)
-
-    is_row = x.size == math.prod(kernel_co.shape[:inputs])
-    on_gpu = multiply_row if is_row and has_row_kernel(kernel_co, inputs) else dot
-    return jax.lax.platform_dependent(x, kernel_co, cpu=multiply_blocks, cuda=on_gpu, default=dot)
+    if kernel.dtype != jnp.int8:
+        return dot(x, kernel)
+    is_row = x.size == math.prod(kernel.shape[:inputs])
+    on_gpu = multiply_row if is_row and has_row_kernel(kernel, inputs) else dot
+    return jax.lax.platform_dependent(x, kernel, cuda=on_gpu, default=dot)
 
 
-def block_product(x_rc: jax.Array, kernel_co: jax.Array) -> jax.Array:
-    """The product of rows and an int8 kernel on a CPU; float32 (r, o).
+def product_of_outputs(x_rc: jax.Array, kernel_oc: jax.Array) -> jax.Array:
+    """The product of rows and a kernel in the order that is fastest on a CPU; float32 (r, o).
 
-    A block of input channels is converted at a time, which stays in the cache. XLA's own product
-    converts the whole kernel in memory, which takes ten times as long.
+    XLA multiplies a few rows several times as fast when the kernel is the left operand, with the
+    input channels side by side. Of an int8 kernel a block of outputs is converted at a time, which
+    stays in the CPU's cache; XLA's own product converts the whole kernel in memory.
 
     Args:
       x_rc: float rows.
-      kernel_co: int8.
+      kernel_oc: int8, or a float dtype.
     """
-    inputs, outputs = kernel_co.shape
-    largest = max(CPU_BLOCK // outputs, 16)
-    size = max(n for n in range(1, min(largest, inputs) + 1) if inputs % n == 0)
 
-    def add_block(i, sums_ro):
-        x_rn = jax.lax.dynamic_slice_in_dim(x_rc, i * size, size, axis=1)
-        kernel_no = jax.lax.dynamic_slice_in_dim(kernel_co, i * size, size).astype(x_rc.dtype)
-        return sums_ro + jnp.dot(x_rn, kernel_no, preferred_element_type=jnp.float32)
+    def multiply_block(kernel_nc):
+        product_nr = jax.lax.dot_general(
+            kernel_nc.astype(x_rc.dtype),
+            x_rc,
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        # Without the barrier XLA swaps the operands to save the transposition.
+        return jax.lax.optimization_barrier(product_nr)
 
-    zeros_ro = jnp.zeros((len(x_rc), outputs), jnp.float32)
-    return jax.lax.fori_loop(0, inputs // size, add_block, zeros_ro)
+    outputs, inputs = kernel_oc.shape
+    if kernel_oc.dtype != jnp.int8:
+        return multiply_block(kernel_oc).T
+    largest = max(CPU_BLOCK // inputs, 16)
+    size = max(n for n in range(1, min(largest, outputs) + 1) if outputs % n == 0)
+
+    def write_block(i, y_or):
+        kernel_nc = jax.lax.dynamic_slice_in_dim(kernel_oc, i * size, size)
+        return jax.lax.dynamic_update_slice_in_dim(y_or, multiply_block(kernel_nc), i * size, 0)
+
+    zeros_or = jnp.zeros((outputs, len(x_rc)), jnp.float32)
+    return jax.lax.fori_loop(0, outputs // size, write_block, zeros_or).T
 
 
 def has_row_kernel(kernel_co: jax.Array, inputs: int) -> bool:
@@ -128,15 +143,17 @@ def row_product(x_c: jax.Array, kernel_oc: jax.Array, interpret: bool = False) -
     )(x_c, kernel_oc)
 
 
-class Int8Dense(nn.Module):
-    """A linear layer with an int8 kernel and a float32 scale for each output channel.
+class DecodingDense(nn.Module):
+    """A linear layer in the forms for generation: int8 weights, or output channels first.
 
     Attributes:
       out_shape: shape of the output channels.
       axis: the axes of the input that are its channels, the last ones.
       dtype: of the input and the result; products are summed in float32.
-      names: logical axes of the kernel.
+      names: logical axes of a kernel of (*c, *o).
       use_bias: adds a bias, of `param_dtype`.
+      int8: the kernel is int8, with a float32 scale for each output channel.
+      outputs_first: the kernel is (*o, *c); see `product_of_outputs`.
     """
 
     out_shape: tuple[int, ...]
@@ -145,20 +162,28 @@ class Int8Dense(nn.Module):
     param_dtype: Any
     names: tuple[str, ...]
     use_bias: bool = False
+    int8: bool = False
+    outputs_first: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        axes = tuple(range(len(self.axis)))
-        shape = x.shape[-len(axes) :] + self.out_shape
-        out_names = self.names[len(axes) :]
+        inputs = len(self.axis)
+        in_shape, in_names = x.shape[-inputs:], self.names[:inputs]
+        out_names = self.names[inputs:]
 
         def param(name, init, names, shape, dtype):
             return self.param(name, nn.with_logical_partitioning(init, names), shape, dtype)
 
-        kernel_co = param("kernel", nn.initializers.zeros, self.names, shape, jnp.int8)
-        scale_o = param("scale", nn.initializers.ones, out_names, self.out_shape, jnp.float32)
-        y = multiply(x.astype(self.dtype), kernel_co, len(axes))
-        y = (y * scale_o).astype(self.dtype)
+        shape, names = in_shape + self.out_shape, self.names
+        if self.outputs_first:
+            shape, names = self.out_shape + in_shape, out_names + in_names
+        dtype = jnp.int8 if self.int8 else self.param_dtype
+        kernel = param("kernel", nn.initializers.zeros, names, shape, dtype)
+        y = multiply(x.astype(self.dtype), kernel, inputs, self.outputs_first)
+        if self.int8:
+            ones = nn.initializers.ones
+            y *= param("scale", ones, out_names, self.out_shape, jnp.float32)
+        y = y.astype(self.dtype)
         if self.use_bias:
             zeros = nn.initializers.zeros
             y += param("bias", zeros, out_names, self.out_shape, self.param_dtype).astype(y.dtype)

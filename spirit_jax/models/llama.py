@@ -9,6 +9,7 @@ with rotary positions (rotate-half layout) and a gated SiLU MLP.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from spirit_jax.models.attention_backends import (
     has_length_kernel,
 )
 from spirit_jax.models.configs import LlamaConfig
-from spirit_jax.models.linear import Int8Dense, lay_out, multiply, quantize
+from spirit_jax.models.linear import DecodingDense, lay_out, multiply, quantize
 
 # Activations that are saved for a layer's backward pass, as names of `checkpoint_name`; the rest is
 # recomputed.
@@ -77,6 +78,7 @@ class Block(nn.Module):
     dtype: Any
     param_dtype: Any
     attention: str = "reference"
+    outputs_first: bool = False
 
     @nn.compact
     def __call__(self, carry, rope, seen):
@@ -130,10 +132,18 @@ class Block(nn.Module):
 
     def _linear(self, name, in_axes, out_shape, out_axes, use_bias):
         axis = tuple(range(-len(in_axes), 0))
-        if self.config.int8_weights:
-            names = in_axes + out_axes
-            return Int8Dense(
-                out_shape, axis, self.dtype, self.param_dtype, names, use_bias, name=name
+        int8 = self.config.int8_weights
+        if int8 or self.outputs_first:
+            return DecodingDense(
+                out_shape,
+                axis,
+                self.dtype,
+                self.param_dtype,
+                in_axes + out_axes,
+                use_bias,
+                int8,
+                self.outputs_first,
+                name=name,
             )
         kernel_init = nn.initializers.normal(self.config.init_std)
         return nn.DenseGeneral(
@@ -169,6 +179,7 @@ class Unrolled(nn.Module):
     dtype: Any
     param_dtype: Any
     attention: str = "reference"
+    outputs_first: bool = False
 
     @nn.compact
     def __call__(self, carry, rope, seen):
@@ -176,7 +187,12 @@ class Unrolled(nn.Module):
         new_caches = []
         for i in range(self.config.num_layers):
             block = self.block(
-                self.config, self.dtype, self.param_dtype, self.attention, name=str(i)
+                self.config,
+                self.dtype,
+                self.param_dtype,
+                self.attention,
+                self.outputs_first,
+                name=str(i),
             )
             cache = None if caches is None else caches[i]
             (x_btd, cache), _ = block((x_btd, cache), rope, seen)
@@ -201,6 +217,8 @@ class Llama(nn.Module):
       attention: the backend for whole rows, one of `attention_backends.BACKENDS`; see
         `attention_backends.has_length_kernel` for attention over a cache.
       int8_cache: keys and values are rounded to int8 in the cache.
+      outputs_first: the matrices of the layers and the head have their output channels first; see
+        `lay_out_for_decoding`.
     """
 
     config: LlamaConfig
@@ -210,6 +228,7 @@ class Llama(nn.Module):
     remat: str = "none"
     attention: str = "auto"
     int8_cache: bool = False
+    outputs_first: bool = False
 
     def setup(self):
         cfg = self.config
@@ -232,14 +251,15 @@ class Llama(nn.Module):
                 length=cfg.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-        self.layers = stack(cfg, self.dtype, self.param_dtype, self.attention)
+        self.layers = stack(cfg, self.dtype, self.param_dtype, self.attention, self.outputs_first)
         self.final_norm = RMSNorm(cfg.rms_norm_eps, self.param_dtype)
         if not cfg.tie_embeddings:
             zeros = nn.initializers.zeros
+            order = slice(None, None, -1 if self.outputs_first else 1)
             self.head = self.param(
                 "head",
-                nn.with_logical_partitioning(zeros if cfg.int8_weights else init, HEAD_AXES),
-                (cfg.hidden_size, cfg.vocab_size),
+                nn.with_logical_partitioning(zeros if cfg.int8_weights else init, HEAD_AXES[order]),
+                (cfg.hidden_size, cfg.vocab_size)[order],
                 jnp.int8 if cfg.int8_weights else self.param_dtype,
             )
             if cfg.int8_weights:
@@ -316,16 +336,16 @@ class Llama(nn.Module):
 
     def project(self, x_btd: jax.Array) -> jax.Array:
         """Features to float32 logits, (b, t, v)."""
-        if self.config.int8_weights and not self.config.tie_embeddings:
-            logits_btv = multiply(x_btd, self.head, 1) * self.head_scale
+        if self.config.tie_embeddings:
+            head, outputs_first = self.embed.embedding, self.outputs_first
+            head = head if outputs_first else head.T
         else:
-            head_dv = self.embed.embedding.T if self.config.tie_embeddings else self.head
-            logits_btv = jnp.einsum(
-                "btd,dv->btv",
-                x_btd,
-                head_dv.astype(self.dtype),
-                preferred_element_type=jnp.float32,
-            )
+            head, outputs_first = self.head, self.outputs_first
+        if head.dtype != jnp.int8:
+            head = head.astype(self.dtype)
+        logits_btv = multiply(x_btd, head, 1, outputs_first)
+        if head.dtype == jnp.int8:
+            logits_btv *= self.head_scale
         return sharding.constrain(logits_btv, "batch", None, "vocab")
 
 
@@ -387,34 +407,42 @@ def quantize_weights(cfg: LlamaConfig, params: Any) -> tuple[LlamaConfig, Any]:
     return dataclasses.replace(cfg, int8_weights=True), params
 
 
-def lay_out_for_decoding(cfg: LlamaConfig, params: Any, platform: str | None = None) -> Any:
-    """Puts matrices into memory in the order in which a decoding step reads them.
+def lay_out_for_decoding(
+    model: Llama, params: Any, platform: str | None = None
+) -> tuple[Llama, Any]:
+    """Puts matrices into the order in which a decoding step reads them.
 
-    On a GPU the int8 weights of each output channel are side by side, for `linear.row_product`. On
-    a TPU the weights of each head of q, k and v are; otherwise every call copies these matrices.
+    On a CPU the output channels come first, for `linear.product_of_outputs`. On a GPU the int8
+    weights of each output channel are side by side in memory, for `linear.row_product`. On a TPU
+    the weights of each head of q, k and v are; otherwise every call copies these matrices.
 
     Args:
-      cfg: of the model.
-      params: of unrolled layers, or their shapes with shardings. Matrices are taken out of this
-        tree one by one, so that a model and its copy are never in memory together.
+      model: with unrolled layers.
+      params: its parameters, or their shapes with shardings. Matrices are taken out of this tree
+        one by one, so that a model and its copy are never in memory together.
       platform: "tpu", "gpu" or "cpu"; that of the default device if not given.
 
     Returns:
-      The parameters.
+      The model for the returned parameters, and the parameters.
     """
     platform = platform or jax.default_backend()
+    outputs_first = dict.fromkeys(("q", "k", "v"), (1, 2, 0)) | {"o": (2, 0, 1)}
+    outputs_first |= dict.fromkeys(("gate", "up", "down", "head"), (1, 0))
     orders: dict[str, tuple[int, ...]] = {}
-    if platform == "tpu":
+    move: Callable[[Any, tuple[int, ...]], Any] = lay_out
+    if platform == "cpu":
+        orders, model = outputs_first, model.clone(outputs_first=True)
+        move = jax.jit(jnp.transpose, static_argnums=1)
+    elif platform == "tpu":
         orders = dict.fromkeys(("q", "k", "v"), (1, 0, 2))
-    elif platform == "gpu" and cfg.int8_weights:
-        orders = dict.fromkeys(("q", "k", "v"), (1, 2, 0))
-        orders |= {"o": (2, 0, 1)} | dict.fromkeys(("gate", "up", "down", "head"), (1, 0))
+    elif platform == "gpu" and model.config.int8_weights:
+        orders = outputs_first
     for layer in params["layers"].values():
         for name in orders.keys() & layer.keys():
-            layer[name]["kernel"] = lay_out(layer[name].pop("kernel"), orders[name])
+            layer[name]["kernel"] = move(layer[name].pop("kernel"), orders[name])
     if "head" in orders and "head" in params:
-        params["head"] = lay_out(params.pop("head"), orders["head"])
-    return params
+        params["head"] = move(params.pop("head"), orders["head"])
+    return model, params
 
 
 def draw_rows(table_vd: np.ndarray, rows: int, seed: int | tuple[int, ...]) -> np.ndarray:
