@@ -19,7 +19,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.models.ctc import CtcConfig, CtcModel
 from spirit_jax.models.wav2vec2 import abstract_params
 
-from . import table, torch_files
+from . import table, weights
 from .table import Rule, show
 from .trunk import (
     FEATURE_DEFAULTS,
@@ -121,7 +121,7 @@ def _read_adapter(folder: Path, language: str) -> dict[str, np.ndarray]:
     path = _find_adapter(folder, language)
     if path is None:
         raise InputError(f"{folder}: has no adapter.{language}.safetensors.")
-    tensors = torch_files.Tensors(dict.fromkeys(torch_files.tensor_names(path), path))
+    tensors = weights.Tensors(dict.fromkeys(weights.tensor_names(path), path))
     return {name: np.asarray(tensors[name], np.float32) for name in tensors}
 
 

@@ -1,6 +1,9 @@
-"""Exports the language model of a model folder as a Hugging Face Llama folder.
+"""Exports the language model of a model folder as a Hugging Face folder, or its speech networks.
 
 spirit-jax convert export --model MODEL_DIR --output HF_DIR
+spirit-jax convert export --model MODEL_DIR --speech --output DIR
+
+For the speech networks see `export_speech`.
 """
 
 from pathlib import Path
@@ -8,7 +11,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 from spirit_jax import checkpoint, config, files, model_folder, text_files
 from spirit_jax.cli.running import Output, run
@@ -16,19 +19,23 @@ from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.text import load_text_tokenizer
 from spirit_jax.vocab import Vocab
 
-from . import table, torch_files
-from .llama import export_rules, write_config
+from . import table
+from .export_speech import export_speech
+from .llama import export_rules
+from .llama_config import write_config
 
 SHARD_BYTES = 2 << 30
 
 
-def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | list[int]) -> None:
+def export_llama(
+    network: str | Path, output: str | Path, bos: int | None, eos: int | list[int]
+) -> None:
     """Writes a network folder as `config.json` and (sharded) safetensors, a shard at a time.
 
     Args:
       network: the network folder of the language model.
       output: the Hugging Face folder to write.
-      bos: id of BOS.
+      bos: id of BOS; None if the model has none.
       eos: id or ids of EOS.
 
     Raises:
@@ -47,7 +54,7 @@ def export_llama(network: str | Path, output: str | Path, bos: int, eos: int | l
             name = "model.safetensors" if len(shards) == 1 else name
             tree = checkpoint.unflatten({s.source: stored[s.source] for s in shard})
             host = checkpoint.flatten(checkpoint.load_params(network, tree))
-            tensors = {s.target: torch_files.to_torch(s.turn(host[s.source])) for s in shard}
+            tensors = {s.target: np.ascontiguousarray(s.turn(host[s.source])) for s in shard}
             save_file(tensors, folder / name, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, name)
         if len(shards) > 1:
@@ -100,10 +107,17 @@ def export_model(model: str | Path, output: str | Path) -> None:
 def main(
     model: Annotated[Path, typer.Option(help="Model folder, or a packaged model's name")],
     output: Output,
+    speech: Annotated[
+        bool, typer.Option("--speech", help="The speech networks, not the language model")
+    ] = False,
 ) -> None:
     """The command; see the module."""
-    export_model(model, output)
+    left_out = export_speech(model, output) if speech else {}
+    if not speech:
+        export_model(model, output)
     print(f"wrote {output}")
+    for name, reason in left_out.items():
+        print(f"left out the network {name}: {reason}")
 
 
 if __name__ == "__main__":

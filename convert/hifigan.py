@@ -1,52 +1,91 @@
-"""Converts a unit HiFi-GAN of the release (config.json, generator.pt, speakers.txt, styles.txt).
+"""Converts a unit HiFi-GAN of the release, or of textlesslib, whose vocoders have the same form.
 
 spirit-jax convert hifigan --checkpoint FOLDER --output DIR
+spirit-jax convert hifigan --checkpoint hifigan.pt --output DIR
+
+A folder has `config.json` and `generator.pt`, and may have `speakers.txt` and `styles.txt`. The
+config of a file `NAME.pt` is `NAME_config.json` or `config.json` beside it.
 """
 
+import math
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from spirit_jax import checkpoint, config, files
+from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, abstract_params
 
 from . import table, torch_files
-from .main import Checkpoint, reading_config
+from .main import reading_config
 from .table import Rule, show
 from .trunk import linear_rules, norm_rules, refuse
 
-DEFAULT_SPEAKER, DEFAULT_STYLE = 2, 8  # of the release
+RELEASE_DEFAULTS = 2, 8  # speaker and style
+# Names of the release to this package's: tables of embeddings, and convs of residual blocks.
+EMBEDDINGS = {
+    "dict": "code",
+    "f0_dict": "pitch",
+    "style_dict": "style",
+    "spkr": "speaker",
+    "style": "style_id",
+}
+BLOCK_PARTS = {"dilated": "convs1", "plain": "convs2"}
 NUM_SPEAKERS, NUM_STYLES = 200, 100  # of the release, if its config has no number
 
 
-def convert_hifigan(folder: str | Path, output: str | Path) -> HifiGanConfig:
+def convert_hifigan(source: str | Path, output: str | Path) -> HifiGanConfig:
     """Writes the network folder of a vocoder, and returns its config.
 
+    Args:
+      source: a folder or a file; see the module.
+      output: the network folder to write.
+
     Raises:
-      InputError: the folder is incomplete or has another network, or `output` exists.
+      InputError: a file is missing or has another network, or `output` exists.
     """
-    folder = Path(folder)
-    cfg = read_config(folder)
-    path = folder / "generator.pt"
+    path, config_path, defaults = _find_files(Path(source))
+    cfg = read_config(config_path, defaults)
     state = torch_files.load_parts(path, "generator")["generator"]
     stages, blocks = len(cfg.upsample_rates), len(cfg.resblock_kernels)
     table.check_count(state, r"ups\.(\d+)\.", stages, str(path), "upsampling layers")
     table.check_count(state, r"resblocks\.(\d+)\.", stages * blocks, str(path), "blocks")
     folded = table.fold_weight_norm(torch_files.as_float32(state, path), 0, str(path))
-    params = table.convert(folded, rules(cfg), abstract_params(HifiGan(cfg)), str(folder))
+    params = table.convert(folded, rules(cfg), abstract_params(HifiGan(cfg)), str(source))
     with files.whole_folder(output) as unfinished:
         checkpoint.save_network(unfinished, cfg, params)
     return cfg
 
 
-def read_config(folder: Path) -> HifiGanConfig:
-    """Converts the config of a release folder."""
-    path = folder / "config.json"
-    h = config.read_mapping(path)
+def _find_files(source: Path) -> tuple[Path, Path, tuple[int, int]]:
+    """The weights and the config of a vocoder, and its default speaker and style."""
+    if source.is_dir() or source.suffix != ".pt":
+        files.require_folder(source)
+        return source / "generator.pt", source / "config.json", RELEASE_DEFAULTS
+    names = (f"{source.stem}_config.json", "config.json")
+    configs = [path for name in names if (path := source.parent / name).is_file()]
+    if not configs:
+        raise InputError(f"{source}: its config is missing; expected {' or '.join(names)} beside.")
+    return source, configs[0], (0, 0)
+
+
+def read_config(path: Path, defaults: tuple[int, int] = RELEASE_DEFAULTS) -> HifiGanConfig:
+    """Converts the config of a vocoder.
+
+    Args:
+      path: its file; `speakers.txt` and `styles.txt` beside it are read if the vocoder has several.
+      defaults: default speaker and style, of vocoders that have as many.
+    """
+    folder, h = path.parent, config.read_mapping(path)
     # Older vocoders take F0 or bins of it as input; they are not supported.
-    refuse(path, h, f0=None, f0_quant_num_bin=0, embedder_params=None, resblock="1")
+    for name in ("f0", "f0_quant_num_bin", "embedder_params"):
+        if h.get(name):
+            raise InputError(f"{path}: {name} is {show(h[name])}, which is not supported.")
+    refuse(path, h, resblock="1", sampling_rate=SAMPLE_RATE)
     with reading_config(path):
         duration = h.get("dur_predictor_params") or {}
         num_speakers = (h.get("num_speakers") or NUM_SPEAKERS) if h.get("multispkr") else 0
@@ -59,8 +98,9 @@ def read_config(folder: Path) -> HifiGanConfig:
             num_style_ids=num_style_ids,
             speakers=_read_names(folder / "speakers.txt", num_speakers),
             styles=_read_names(folder / "styles.txt", num_style_ids),
-            default_speaker=min(DEFAULT_SPEAKER, max(num_speakers - 1, 0)),
-            default_style=min(DEFAULT_STYLE, max(num_style_ids - 1, 0)),
+            default_speaker=h.get("default_speaker", min(defaults[0], max(num_speakers - 1, 0))),
+            default_style=h.get("default_style", min(defaults[1], max(num_style_ids - 1, 0))),
+            common_style=h.get("common_style", HifiGanConfig.common_style),
             embedding_dim=h["embedding_dim"],
             upsample_rates=tuple(h["upsample_rates"]),
             upsample_kernels=tuple(h["upsample_kernel_sizes"]),
@@ -69,7 +109,7 @@ def read_config(folder: Path) -> HifiGanConfig:
             resblock_dilations=tuple(tuple(row) for row in h["resblock_dilation_sizes"]),
             duration_hidden=duration.get("var_pred_hidden_dim", 0),
             duration_kernel=duration.get("var_pred_kernel_size", 3),
-            code_hop=h["code_hop_size"],
+            code_hop=h.get("code_hop_size") or math.prod(h["upsample_rates"]),
             pitch_hop=h.get("f0_hop_size") or HifiGanConfig.pitch_hop,
             style_hop=h.get("style_hop_size") or HifiGanConfig.style_hop,
         )
@@ -84,10 +124,9 @@ def read_config(folder: Path) -> HifiGanConfig:
 
 def rules(cfg: HifiGanConfig) -> list[Rule]:
     """Rules from the release's names to this package's."""
-    names = {"dict": "code", "f0_dict": "pitch", "style_dict": "style"}
-    names |= {"spkr": "speaker", "style": "style_id"}
     table_rules = [
-        Rule(rf"{source}\.weight", f"embed_{target}/embedding") for source, target in names.items()
+        Rule(rf"{source}\.weight", f"embed_{target}/embedding")
+        for source, target in EMBEDDINGS.items()
     ]
     for i in range(2):
         table_rules += linear_rules(rf"dur_predictor\.conv{i + 1}\.0", f"duration/conv{i}")
@@ -99,8 +138,9 @@ def rules(cfg: HifiGanConfig) -> list[Rule]:
     blocks = len(cfg.resblock_kernels)
     for j in range(blocks * len(cfg.upsample_rates)):
         target = f"generator/res{j // blocks}_{j % blocks}"
-        table_rules += linear_rules(rf"resblocks\.{j}\.convs1\.(\d+)", target + r"/dilated\1")
-        table_rules += linear_rules(rf"resblocks\.{j}\.convs2\.(\d+)", target + r"/plain\1")
+        for ours, theirs in BLOCK_PARTS.items():
+            source = rf"resblocks\.{j}\.{theirs}\.(\d+)"
+            table_rules += linear_rules(source, rf"{target}/{ours}\1")
     return table_rules
 
 
@@ -120,7 +160,10 @@ def _read_names(path: Path, count: int) -> tuple[str, ...]:
     return names
 
 
-def main(checkpoint: Checkpoint, output: Output) -> None:
+def main(
+    checkpoint: Annotated[Path, typer.Option(help="Folder or .pt file to convert")],
+    output: Output,
+) -> None:
     """The command; see the module."""
     convert_hifigan(checkpoint, output)
     print(f"wrote {output}")

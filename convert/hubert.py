@@ -17,16 +17,15 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 import typer
 
 from spirit_jax import checkpoint, config, files
-from spirit_jax.cli.running import Output, run
+from spirit_jax.cli.running import Output, UsageError, run
 from spirit_jax.errors import InputError
 from spirit_jax.models.hubert import HubertConfig, QuantizerConfig, make_quantizer
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, abstract_params
 
-from . import table, torch_files
+from . import kmeans_files, table, torch_files, weights
 from .main import give_one, reading_config
 from .table import Rule, show
 from .trunk import (
@@ -176,8 +175,16 @@ def release_rules(cfg: TrunkConfig, total_layers: int) -> list[Rule]:
     ]
 
 
-def read_hf_encoder(folder: str | Path, layer: int = 11) -> tuple[HubertConfig, dict[str, Any]]:
-    """Config and parameters of a Hugging Face HubertModel folder, up to layer `layer` (from 1).
+def read_hf_encoder(
+    folder: str | Path, layer: int | None = 11, padding: int = 0
+) -> tuple[HubertConfig, dict[str, Any]]:
+    """Config and parameters of a Hugging Face HubertModel folder.
+
+    Args:
+      folder: the folder.
+      layer: the layer whose output is quantized, from 1, before any norm that follows the last
+        layer; None for the output of the network.
+      padding: samples of silence to add at both ends of a recording.
 
     Raises:
       InputError: the folder is incomplete, or has another network.
@@ -186,7 +193,7 @@ def read_hf_encoder(folder: str | Path, layer: int = 11) -> tuple[HubertConfig, 
     hf = config.read_mapping(path)
     trunk = read_hf_trunk(folder, hf, ("hubert", "wav2vec2"), layer)
     sample_rate = (read_preprocessor(folder) or FEATURE_DEFAULTS)["sampling_rate"]
-    values = {"trunk": trunk, "sample_rate": sample_rate}
+    values = {"trunk": trunk, "sample_rate": sample_rate, "padding": padding}
     ours = config.from_dict(HubertConfig, values, source=str(path))
     total = hf.get("num_hidden_layers", HF_DEFAULTS["num_hidden_layers"])
     rules = [
@@ -195,7 +202,7 @@ def read_hf_encoder(folder: str | Path, layer: int = 11) -> tuple[HubertConfig, 
         Rule(r"label_embs_concat|(?:final_proj|lm_head|projector|classifier)\..*", None),
         Rule(r"(?:quantizer|project_hid|project_q)\..*", None),
     ]
-    tensors = read_hf_tensors(folder, rules, layer)
+    tensors = read_hf_tensors(folder, rules, ours.trunk.num_layers)
     return ours, table.convert(tensors, rules, abstract_params(Trunk(ours.trunk)), str(folder))
 
 
@@ -219,14 +226,15 @@ def read_release_quantizer(path: str | Path) -> tuple[QuantizerConfig, dict[str,
     # Every second numbered layer is a leaky ReLU without parameters.
     rules = [rule for i in range(3) for rule in linear_rules(str(2 * i), f"linear{i}")]
     tensors = torch_files.as_float32(saved["model_weight"], path)
-    return ours, table.convert(tensors, rules, _quantizer_shapes(ours), str(path))
+    return ours, table.convert(tensors, rules, quantizer_shapes(ours), str(path))
 
 
 def read_kmeans(path: str | Path) -> tuple[QuantizerConfig, dict[str, Any]]:
     """Config and parameters of a file of centroids, (units, channels).
 
     Args:
-      path: a `.npy` file, or a `.npz`, `.safetensors`, `.pt` or `.bin` file with one matrix.
+      path: a `.npy` file; a `.npz`, `.safetensors`, `.pt` or `.bin` file with one matrix; or a
+        scikit-learn k-means that joblib or pickle wrote (see `kmeans_files`).
 
     Raises:
       InputError: another kind of file, or not exactly one matrix in it.
@@ -262,17 +270,10 @@ def _read_arrays(path: Path) -> list[np.ndarray]:
             reason = "is not a whole numpy file of numbers."
             raise files.unreadable(path, error, reason) from error
     if path.suffix == ".safetensors":
-        tensors = torch_files.Tensors({name: path for name in torch_files.tensor_names(path)})
-        return list(tensors.values())
-    if path.suffix in (".pt", ".bin"):
-        saved = torch_files.load_pickle(path)
-        values = saved if isinstance(saved, dict) else {"the tensor": saved}
-        return [
-            torch_files.to_numpy(value, f"{path}: {show(name)}")
-            for name, value in values.items()
-            if torch.is_tensor(value)
-        ]
-    raise InputError(f"{path}: centroids are read from .npy, .npz, .safetensors, .pt and .bin.")
+        return list(weights.SafetensorsFile(path).values())
+    if path.suffix == ".pt" or zipfile.is_zipfile(path):
+        return torch_files.read_arrays(path)
+    return [kmeans_files.read_centroids(path)]
 
 
 def convert_hubert(
@@ -310,7 +311,8 @@ def convert_hubert(
             checkpoint.save_network(folder / name, cfg, params)
 
 
-def _quantizer_shapes(cfg: QuantizerConfig) -> dict[str, Any]:
+def quantizer_shapes(cfg: QuantizerConfig) -> dict[str, Any]:
+    """The parameters of a quantizer as `jax.ShapeDtypeStruct`."""
     features = jax.ShapeDtypeStruct((1, 1, cfg.dim), jnp.float32)
     return jax.eval_shape(make_quantizer(cfg).init, jax.random.key(0), features)["params"]
 
@@ -326,22 +328,37 @@ def main(
     ] = None,
     kmeans: Annotated[
         Path | None,
-        typer.Option(help="Instead: centroids in .npy, .npz, .safetensors, .pt or .bin"),
+        typer.Option(
+            help="Instead: centroids (.npy, .npz, .safetensors, .pt), or a pickled k-means"
+        ),
     ] = None,
-    layer: Annotated[int, typer.Option(min=0, help="Layer whose output is quantized, from 1")] = 11,
+    layer: Annotated[
+        int,
+        typer.Option(min=0, help="Layer whose output is quantized, from 1; 0: of all, normalised"),
+    ] = 11,
+    padding: Annotated[
+        int, typer.Option(min=0, help="Silent samples to add at both ends; 40 for the open stack")
+    ] = 0,
 ) -> None:
     """The command; see the module."""
     give_one("--checkpoint", "--hf", given=(checkpoint, hf))
     give_one("--quantizer", "--kmeans", given=(quantizer, kmeans), least=0)
+    if padding and not hf:
+        raise UsageError("--padding is for --hf; the release adds no silence.")
     files.refuse_existing(output)
-    encoder = read_hf_encoder(hf, layer) if hf else read_release_encoder(checkpoint, layer)
+    encoder = (
+        read_hf_encoder(hf, layer or None, padding)
+        if hf
+        else read_release_encoder(checkpoint, layer)
+    )
     units = None
     if quantizer:
         units = read_release_quantizer(quantizer)
     elif kmeans:
         units = read_kmeans(kmeans)
     convert_hubert(output, encoder, units)
-    summary = {"output": str(output), "layers": layer, "width": encoder[0].trunk.hidden_size}
+    layers = encoder[0].trunk.num_layers
+    summary = {"output": str(output), "layers": layers, "width": encoder[0].trunk.hidden_size}
     print(json.dumps(summary | {"units": units[0].vocab_size if units else None}))
 
 

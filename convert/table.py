@@ -242,13 +242,17 @@ def fold_weight_norm(
                     f"{where}: '{key}' has shape {value.shape}, which does not match {v.shape} "
                     f"of '{direction_key}'."
                 )
-            axes = tuple(axis for axis in range(v.ndim) if axis != dim % v.ndim)
-            norm = np.sqrt(np.sum(np.square(v, dtype=np.float32), axis=axes, keepdims=True))
             with np.errstate(divide="ignore", invalid="ignore"):  # `run` names what is not finite
-                folded[name + ".weight"] = v * (value / norm)
+                folded[name + ".weight"] = v * (value / norm_over(v, dim))
         elif name + spelling[0] not in tensors:
             raise InputError(f"{where}: '{key}' is there without '{name + spelling[0]}'.")
     return folded
+
+
+def norm_over(weight: np.ndarray, dim: int) -> np.ndarray:
+    """The float32 norms of the parts of a weight along the axis `dim`; other axes have size 1."""
+    axes = tuple(axis for axis in range(weight.ndim) if axis != dim % weight.ndim)
+    return np.sqrt(np.sum(np.square(weight, dtype=np.float32), axis=axes, keepdims=True))
 
 
 _SPELLINGS = (

@@ -47,12 +47,12 @@ def convert_tokenizer(folder: str | Path, kind: str, output: str | Path, add: bo
         raise InputError(
             f"{folder / 'config.json'}: vocab_size is {show(rows)}; expected a number."
         )
-    source = _read_source(folder)
+    source = read_source(folder)
     if add:
         if "[Text]" in source.ids:
             raise InputError(f"{folder}: has speech tokens already; convert it as it is.")
         with reading_config(folder / "config.json"):
-            vocab = Vocab.make(kind, source.size, *_bos_eos(folder, hf))
+            vocab = Vocab.make(kind, source.size, *_bos_eos(folder, source, hf))
             vocab = dataclasses.replace(vocab, padded_size=max(vocab.padded_size, rows))
         taken = next((name for name in vocab.token_strings() if name in source.ids), None)
         if taken:
@@ -72,14 +72,14 @@ def find_kind(folder: str | Path) -> str | None:
 
     None for a model without speech tokens.
     """
-    ids = _read_source(Path(folder)).ids
+    ids = read_source(Path(folder)).ids
     if "[Text]" not in ids:
         return None
     return "expressive" if "[Pi0]" in ids else "base"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
+class Source:
     """The tokens of a folder.
 
     Attributes:
@@ -93,7 +93,12 @@ class _Source:
     settings: dict[str, Any]
 
 
-def _read_source(folder: Path) -> _Source:
+def read_source(folder: Path) -> Source:
+    """The tokens of a folder with `tokenizer.model` or `tokenizer.json`.
+
+    Raises:
+      InputError: there is no tokenizer, it is damaged, or its ids have gaps.
+    """
     files.require_folder(folder)
     settings = text_files.read_settings(folder)
     path = folder / text_files.SETTINGS
@@ -133,7 +138,7 @@ def _read_source(folder: Path) -> _Source:
     listed = {str(token): entry for token, entry in sorted(entries.items())}
     if listed or "added_tokens_decoder" in settings:
         settings["added_tokens_decoder"] = listed
-    return _Source(ids, len(ids), settings)
+    return Source(ids, len(ids), settings)
 
 
 def _check_listed_ids(path: Path, tokenizer: tokenizers.Tokenizer) -> None:
@@ -193,7 +198,9 @@ def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> list[str]:
             f"{folder / text_files.SETTINGS}: its special tokens are {show(extra)}, not a list."
         )
     values += extra.values() if isinstance(extra, Mapping) else extra
-    values += [v for k, v in settings.items() if k.endswith("_token") and k not in NAMED]
+    # add_bos_token and add_eos_token are switches.
+    others = [k for k in settings if k.endswith("_token") and not k.startswith("add_")]
+    values += [settings[k] for k in others if k not in NAMED]
     names = []
     for value in values:
         value = value.get("content") if isinstance(value, Mapping) else value
@@ -208,7 +215,7 @@ def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> list[str]:
 
 
 def _read_layout(
-    folder: Path, source: _Source, kind: str, hf: Mapping[str, Any], rows: int
+    folder: Path, source: Source, kind: str, hf: Mapping[str, Any], rows: int
 ) -> Vocab:
     """The id layout of a folder that has speech tokens."""
     ids = source.ids
@@ -217,7 +224,7 @@ def _read_layout(
     if kind == "base" and "[Pi0]" in ids:
         raise InputError(f"{folder}: has pitch tokens, but a model of kind {kind} has none.")
     units = tuple(_count_units(ids, name) or 1 for name in ("Hu", "Pi", "St"))
-    vocab = Vocab.make(kind, ids["[Text]"], *_bos_eos(folder, hf), rows, units)
+    vocab = Vocab.make(kind, ids["[Text]"], *_bos_eos(folder, source, hf), rows, units)
     for token, string in enumerate(vocab.token_strings(), start=vocab.text_size):
         if ids.get(string) != token:
             raise InputError(
@@ -237,15 +244,22 @@ def _count_units(ids: Mapping[str, int], name: str) -> int:
     return count
 
 
-def _bos_eos(folder: Path, hf: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
-    """BOS and EOS ids; `generation_config.json` lists several EOS if the model has them."""
+def _bos_eos(
+    folder: Path, source: Source, hf: Mapping[str, Any]
+) -> tuple[int | None, tuple[int, ...]]:
+    """BOS and EOS ids; `generation_config.json` lists several EOS if the model has them.
+
+    Without a BOS in the config, it is the one that the tokenizer puts before a text, if any.
+    """
     generation = {}
     if (folder / "generation_config.json").is_file():
         generation = config.read_mapping(folder / "generation_config.json")
     values = {**hf, **{k: v for k, v in generation.items() if v is not None}}
     bos, eos = values.get("bos_token_id"), values.get("eos_token_id")
     ends = tuple(eos) if isinstance(eos, list) else (eos,)
-    if not ends or not all(type(token) is int for token in (bos, *ends)):
+    if bos is None:
+        bos = find_bos(folder, source)
+    if not ends or not all(type(token) is int for token in (0 if bos is None else bos, *ends)):
         raise InputError(
             f"{folder / 'config.json'}: has no number for bos_token_id ({show(bos)}) or "
             f"eos_token_id ({show(eos)})."
@@ -259,3 +273,22 @@ def _check_json(folder: Path, path: Path, vocab: Vocab) -> None:
     wrong = [s for i, s in enumerate(strings, vocab.text_size) if tokenizer.token_to_id(s) != i]
     if wrong:
         raise InputError(f"{folder}: the ids of its tokenizer.json have gaps before {wrong[0]}.")
+
+
+def find_bos(folder: Path, source: Source) -> int | None:
+    """The id that a tokenizer puts before a text, as transformers 5 reads it; None for none.
+
+    Raises:
+      InputError: it puts several ids there.
+    """
+    if not (folder / "tokenizer.json").is_file():  # otherwise add_bos_token has no effect
+        adds = source.settings.get("add_bos_token", True)
+        return source.ids.get(source.settings.get("bos_token", "<s>")) if adds else None
+    tokenizer = load_tokenizers(folder / "tokenizer.json")
+    text, whole = (tokenizer.encode("x", add_special_tokens=add).ids for add in (False, True))
+    start = next(i for i in range(len(whole) + 1) if whole[i : i + len(text)] == text)
+    if start > 1:
+        raise InputError(
+            f"{folder}: its tokenizer puts {start} tokens before a text; expected one."
+        )
+    return whole[0] if start else None

@@ -10,7 +10,7 @@ from spirit_jax import config, limits
 from spirit_jax.errors import InputError
 from spirit_jax.models.wav2vec2 import TrunkConfig
 
-from . import table, torch_files
+from . import table, weights
 from .main import reading_config
 from .table import Rule, show
 
@@ -159,7 +159,7 @@ def read_hf_tensors(
     Raises:
       InputError: the weights cannot be read, or have fewer layers.
     """
-    tensors = torch_files.open_folder(folder)
+    tensors = weights.open_folder(folder)
     table.check_count(tensors, r".*\blayers\.(\d+)\.", layers, str(folder), "layers")
     with np.errstate(over="ignore"):  # `table.run` names what is not finite
         arrays = {

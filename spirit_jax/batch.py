@@ -24,6 +24,7 @@ from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.engine import Engine
 from spirit_jax.generation.outputs import limit_speech
 from spirit_jax.generation.request import Generation
+from spirit_jax.markup import Markup
 from spirit_jax.spiritlm import SpiritLM
 from spirit_jax.vocab import Modality
 
@@ -116,7 +117,7 @@ def run(
     requests = _add_model(requests, lm)
     with lock.hold(output, "generate.lock", output, "output") as held:
         path = output / RESULTS
-        done = _read_results(path, requests)
+        done = _read_results(path, requests, lm.vocab.markup)
         progress = Progress()
         for result in done.values():
             progress = _add(progress, result)
@@ -142,25 +143,27 @@ def _add_model(requests: list[BatchRequest], lm: SpiritLM) -> list[BatchRequest]
     ]
 
 
-def _add_recordings(request: BatchRequest) -> BatchRequest:
+def _add_recordings(request: BatchRequest, notation: Markup) -> BatchRequest:
     """The request with a digest that also depends on the content of its recordings.
 
     Raises:
       InputError: a recording cannot be read.
     """
-    contents = [checksums.of_file(path) for path in _recordings(request.fields.get("inputs"))]
+    contents = [
+        checksums.of_file(path) for path in _recordings(request.fields.get("inputs"), notation)
+    ]
     if not contents:
         return request
     digest = checksums.of_value([request.digest, *contents])[:16]
     return dataclasses.replace(request, digest=digest)
 
 
-def _recordings(inputs: Any) -> Iterator[str]:
+def _recordings(inputs: Any, notation: Markup) -> Iterator[str]:
     """The paths among the inputs of a request; inputs that are no pairs are ignored."""
     for item in inputs if isinstance(inputs, list) else ():
         if isinstance(item, list) and len(item) == 2 and isinstance(item[1], str):
             is_speech = Modality.of(item[0]) is Modality.SPEECH
-            if is_speech and not units.is_unit_string(item[1]):
+            if is_speech and not units.is_unit_string(item[1], notation):
                 yield item[1]
 
 
@@ -178,7 +181,7 @@ def _generate(
                 break
             try:
                 # Before they are read: if a recording changes meanwhile, resuming is refused.
-                request = _add_recordings(request)
+                request = _add_recordings(request, lm.vocab.markup)
                 prompt = _prompt_of(lm, request)
                 running.append((request, prompt, lm.submit(engine, prompt, **_settings(request))))
             except LackError:  # not the fault of the request
@@ -243,7 +246,9 @@ def _settings(request: BatchRequest) -> dict[str, Any]:
     return {"output_modality": fields.get("to", Modality.ARBITRARY), **options}
 
 
-def _read_results(path: Path, requests: list[BatchRequest]) -> dict[str, dict[str, Any]]:
+def _read_results(
+    path: Path, requests: list[BatchRequest], notation: Markup
+) -> dict[str, dict[str, Any]]:
     """Results by id; errors and an incomplete last line are removed, also from the file."""
     if not path.is_file():
         return {}
@@ -254,19 +259,21 @@ def _read_results(path: Path, requests: list[BatchRequest]) -> dict[str, dict[st
     for row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise InputError(f"{path}: is damaged; use another output folder.")
-        _check_same_request(path, row, requests_by_id.get(row["id"]))
+        _check_same_request(path, row, requests_by_id.get(row["id"]), notation)
     rows = [row for row in rows if "error" not in row]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     files.write_text(path, "".join(lines))
     return {row["id"]: row for row in rows}
 
 
-def _check_same_request(path: Path, row: dict[str, Any], request: BatchRequest | None) -> None:
+def _check_same_request(
+    path: Path, row: dict[str, Any], request: BatchRequest | None, notation: Markup
+) -> None:
     """Raises an `InputError` if a result is not that of a request with the same id."""
     if request is not None and "error" in row:
         return  # it is tried again, with whatever was corrected
     try:
-        digest = None if request is None else _add_recordings(request).digest
+        digest = None if request is None else _add_recordings(request, notation).digest
     except LackError:
         raise
     except InputError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from spirit_jax import checkpoint, config, files, limits, model_folder, text_files
+from spirit_jax import checkpoint, config, files, limits, markup, model_folder, text_files
 from spirit_jax.data.manifest import read_source
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.model_folder import SpeechTokenizerConfig, find_network
@@ -134,7 +134,10 @@ def _extend_vocab(old: Vocab, speech: Path, kind: str) -> Vocab:
     # The release's vocabulary has one more phonetic unit than its quantizer: the blank.
     if same and old.hubert_units - units[0] in (0, 1):
         return old
-    return Vocab.make(kind, old.text_size, old.bos, old.eos, units=units)
+    if kind == "expressive" and len(old.tokens) < len(markup.NAMES):
+        raise InputError(f"{speech}: has pitch and style, for which the vocabulary has no names.")
+    vocab = Vocab.make(kind, old.text_size, old.bos, old.eos, units=units)
+    return dataclasses.replace(vocab, tokens=old.tokens, always_mark_output=old.always_mark_output)
 
 
 def _move_rows(array: np.ndarray, axis: int, old: Vocab, new: Vocab, seed: int) -> np.ndarray:

@@ -125,7 +125,7 @@ class SpiritLM:
         self.vocab, self.text_tokenizer = vocab, text_tokenizer
         self.folder, self._speech_tokenizer = folder, speech_tokenizer
         self._model, self._params, self._mesh = model, params, mesh
-        self._tokens = set(vocab.token_strings())
+        self._tokens = set(vocab.prompt_tokens())
         self._warned_of_length = False
         self._engine: Engine | None = None
         self._engine_lock = threading.Lock()
@@ -185,7 +185,12 @@ class SpiritLM:
             else:
                 check_unicode(content)
             strings.append((modality, content))
-        return units.build_prompt(strings, Modality.of(output_modality))
+        return units.build_prompt(
+            strings,
+            Modality.of(output_modality),
+            self.vocab.markup,
+            self.vocab.always_mark_output,
+        )
 
     def generate(
         self,
@@ -387,6 +392,8 @@ class SpiritLM:
         self, prompt: str, modality: Modality | str, settings: GenerationConfig, sample: int
     ) -> Request:
         modality, tokens = Modality.of(modality), self._encode(prompt)
+        if not tokens:
+            raise InputError("The prompt has no tokens, and this model has no BOS; give an input.")
         mask = list(Modality).index(modality)
         if settings.follow_markers:
             if modality is not Modality.ARBITRARY:
@@ -406,7 +413,7 @@ class SpiritLM:
     def generated_string(self, generation: Generation) -> str:
         """The prompt string that a request generated, up to a stop string."""
         string = self.text_tokenizer.decode_prompt(generation.ids)
-        return cut_at_stop(string, generation.request.config.stop)
+        return cut_at_stop(string, generation.request.config.stop, self.vocab.markup)
 
     def engine(self, rows: int = ROWS, slots: int | None = None) -> Engine:
         """The engine that generates; all methods that generate use it.
@@ -479,21 +486,29 @@ class SpiritLM:
             logits_btv = _forward(self._model, self._params, place(tokens_bt), place(segments_bt))
         return np.asarray(logits_btv[0, : len(tokens)])
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+    def score(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        counted: Modality | str = Modality.ARBITRARY,
+    ) -> list[tuple[float, int]]:
         """The log probabilities of continuations, each given its context.
 
         Args:
           pairs: (context, continuation) prompt strings. A context may be "".
+          counted: text or speech counts only the tokens of this modality (see `Vocab.counted`);
+            arbitrary counts all.
 
         Returns:
           For each pair the sum of the natural log probabilities of the continuation's tokens, over
-          the whole vocabulary, and the number of these tokens. EOS is not counted.
+          the whole vocabulary, and the number of these tokens. EOS is not counted, and neither is
+          the first token of a pair for a model without BOS.
 
         Raises:
-          InputError: a continuation has no tokens, a string has a unit that the model does not
-            have, or a pair has more tokens than the model has positions.
+          InputError: a continuation has no tokens that count, a string has a unit that the model
+            does not have, or a pair has more tokens than the model has positions.
         """
         pairs = bucketing.as_list(pairs, "pairs")
+        counts_v = self.vocab.counted(counted)
         encoded = [self._encode_pair(pair) for pair in pairs]
         multiple = sharding.batch_multiple(self._mesh)
         rows = -(-SCORED_ROWS // multiple) * multiple
@@ -508,14 +523,16 @@ class SpiritLM:
                 tokens, start = encoded[i]
                 tokens_bt[row, : len(tokens)] = tokens
                 segments_bt[row, : len(tokens)] = 1
-                counted_bt[row, start : len(tokens)] = 1
+                counted_bt[row, start : len(tokens)] = counts_v[tokens[start:]]
             place = functools.partial(sharding.place_batch, mesh=self._mesh)
             with self._in_mesh():
                 batch = map(place, (tokens_bt, segments_bt, counted_bt))
                 sums_b = np.asarray(_score(self._model, self._params, *batch, self.vocab.size))
             for row, i in enumerate(indices):
-                tokens, start = encoded[i]
-                scores[i] = float(sums_b[row]), len(tokens) - start
+                count = int(counted_bt[row].sum())
+                if not count:
+                    raise InputError(f"The continuation {pairs[i][1][:40]!r} has no {counted}.")
+                scores[i] = float(sums_b[row]), count
         return [scores[i] for i in range(len(encoded))]
 
     def _encode_pair(self, pair: tuple[str, str]) -> tuple[list[int], int]:
@@ -524,19 +541,20 @@ class SpiritLM:
             raise InputError(f"A pair is a context and a continuation, not {str(pair)[:40]!r}.")
         context, continuation = pair
         context_tokens = self.text_tokenizer.encode(context)
-        tokens = self._encode(markup.join(pair))
+        tokens = self._encode(self.vocab.markup.join(pair))
         self._check_length(tokens)
         # A token may have the last characters of the context and the first of the continuation.
         is_same = [a == b for a, b in zip(context_tokens, tokens, strict=False)]
         start = is_same.index(False) if False in is_same else len(is_same)
-        if start == len(tokens):
+        start = max(start, 1)  # the first token, which is BOS in most models, has no probability
+        if start >= len(tokens):
             raise InputError(f"The continuation {continuation[:40]!r} has no tokens.")
         return tokens, start
 
     def _encode(self, prompt: str) -> list[int]:
         """Ids of a prompt string; raises `InputError` for a unit that the model does not have."""
         tokens = self.text_tokenizer.encode(prompt)
-        for part in markup.parse(prompt):
+        for part in self.vocab.markup.parse(prompt):
             if part.is_token and part.string not in self._tokens:
                 raise InputError(
                     f"{part.string} is not a unit of this model ({self.folder}). If it is text, "
@@ -622,7 +640,10 @@ class SpiritLM:
             raise InputError(f"least is {least!r}; expected a whole number from 0.")
         for string in (*prompts, *generated):
             check_unicode(string)
-        plans = [units.plan_outputs(*pair, least) for pair in zip(prompts, generated, strict=True)]
+        plans = [
+            units.plan_outputs(*pair, least, self.vocab.markup)
+            for pair in zip(prompts, generated, strict=True)
+        ]
         speech = [piece for plan in plans for piece in plan if self._can_synthesise(piece)]
         if speech:
             waves = iter(
@@ -651,10 +672,13 @@ class SpiritLM:
 
     def _speech_string(self, content: str | Audio | Units) -> str:
         """The unit string of a speech input."""
-        if isinstance(content, str) and units.is_unit_string(content):
-            units.from_string(content)  # raises for anything but units, markers and white space
+        notation = self.vocab.markup
+        if isinstance(content, str) and units.is_unit_string(content, notation):
+            parts = notation.parse(content)
+            # Raises for anything but units, markers and white space.
+            units.from_string(markup.render(parts))
             # Only the units are kept: white space and markers would change the prompt.
-            return "".join(p.string for p in markup.parse(content) if markup.UNIT.match(p.string))
+            return "".join(part.string for part in parts if markup.UNIT.match(part.string))
         encoded = content if isinstance(content, Units) else self.speech_tokenizer.encode(content)
         if not len(encoded):
             raise InputError("A speech input has no units: it is shorter than 80 ms.")

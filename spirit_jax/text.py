@@ -33,12 +33,14 @@ class TextTokenizer(Protocol):
     Attributes:
       word_prefix: what to put between a marker and a word so that the word is encoded as it is
         after a space: " ", or "" if the tokenizer adds a space itself.
+      markup: reads and writes prompt strings.
     """
 
     word_prefix: str
+    markup: markup.Markup
 
     def encode(self, string: str) -> list[int]:
-        """Ids of a prompt string, BOS first, no EOS.
+        """Ids of a prompt string, BOS first if the model has one, no EOS.
 
         Names of special tokens, such as `<s>`, are treated as text, and so are units that the
         vocabulary does not have.
@@ -66,21 +68,25 @@ class PieceTokenizer:
     word_prefix = " "  # there is only one dummy prefix, at the start of the string
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor, vocab: Vocab):
-        self._processor, self._vocab = processor, vocab
+        self._processor, self._vocab, self.markup = processor, vocab, vocab.markup
         self._ids = _token_ids(vocab)
         self._strings = {token: string for string, token in self._ids.items()}
 
     def encode(self, string: str) -> list[int]:
         """See `TextTokenizer`."""
-        parts = _split(string, self._ids)
+        parts = _split(string, self._ids, self.markup)
         texts = [part.string for part in parts if not part.is_token]
-        if not any(part.is_token for text in texts for part in _split(text, self._ids)):
+        ids = _first_ids(self._vocab)
+        if not any(
+            part.is_token for text in texts for part in _split(text, self._ids, self.markup)
+        ):
             # No text looks like a token: encode the whole string at once, as the release does.
-            ids = self._processor.encode("".join(part.string for part in parts))
-            return [self._vocab.bos, *ids]
-        ids = [self._vocab.bos]
+            names = [
+                self.markup.name_of(part.string) if part.is_token else part.string for part in parts
+            ]
+            return [*ids, *self._processor.encode("".join(names))]
         if parts[0].is_token:
-            ids += self._processor.encode("[Text]")[:-1]  # only the dummy prefix
+            ids += self._processor.encode(self._vocab.token_strings()[0])[:-1]  # the dummy prefix
         for number, part in enumerate(parts):
             if part.is_token:
                 ids.append(self._ids[part.string])
@@ -90,11 +96,11 @@ class PieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `TextTokenizer`."""
-        return "".join(part.string for part in self._parts(ids))
+        return _show(self._parts(ids), self.markup)
 
     def decode_prompt(self, ids: Sequence[int]) -> str:
         """See `TextTokenizer`."""
-        return markup.render(self._parts(ids))
+        return self.markup.render(self._parts(ids))
 
     def _parts(self, ids: Sequence[int]) -> Iterator[markup.Part]:
         is_first = True  # SentencePiece strips the dummy prefix at the start of the string only
@@ -130,6 +136,7 @@ class SplitTokenizer:
         vocab: Vocab,
     ):
         self._encode_text, self._decode_text, self._vocab = encode_text, decode_text, vocab
+        self.markup = vocab.markup
         self._ids = _token_ids(vocab)
         self._strings = {token: string for string, token in self._ids.items()}
         word, two_words = encode_text("x", False), encode_text("x x", True)
@@ -137,21 +144,21 @@ class SplitTokenizer:
 
     def encode(self, string: str) -> list[int]:
         """See `TextTokenizer`."""
-        ids = [self._vocab.bos]
-        for part in _split(string, self._ids):
+        ids = _first_ids(self._vocab)
+        for number, part in enumerate(_split(string, self._ids, self.markup)):
             if part.is_token:
                 ids.append(self._ids[part.string])
             else:
-                ids += self._encode_text(part.string, len(ids) == 1)
+                ids += self._encode_text(part.string, number == 0)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `TextTokenizer`."""
-        return "".join(part.string for part in self._parts(ids))
+        return _show(self._parts(ids), self.markup)
 
     def decode_prompt(self, ids: Sequence[int]) -> str:
         """See `TextTokenizer`."""
-        return markup.render(self._parts(ids))
+        return self.markup.render(self._parts(ids))
 
     def _parts(self, ids: Sequence[int]) -> Iterator[markup.Part]:
         for number, (token, text_ids) in enumerate(_runs(ids, self._vocab)):
@@ -171,7 +178,8 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
     files.require_folder(folder)
     if (folder / "tokenizer.model").is_file():
         processor = load_sentencepiece(folder / "tokenizer.model")
-        if processor.piece_to_id("[Text]") == vocab.text_marker:
+        names = vocab.token_strings()
+        if processor.piece_to_id(names[0]) == vocab.text_size:
             if processor.get_piece_size() < vocab.size:
                 raise InputError(
                     f"{folder}: tokenizer.model has {processor.get_piece_size()} pieces, but the "
@@ -293,16 +301,24 @@ def load_tokenizers(path: str | Path) -> tokenizers.Tokenizer:
 
 
 def _token_ids(vocab: Vocab) -> dict[str, int]:
-    return {string: vocab.text_size + i for i, string in enumerate(vocab.token_strings())}
+    return {string: vocab.text_size + i for i, string in enumerate(vocab.prompt_tokens())}
 
 
-def _split(string: str, ids: Mapping[str, int]) -> list[markup.Part]:
+def _first_ids(vocab: Vocab) -> list[int]:
+    return [] if vocab.bos is None else [vocab.bos]
+
+
+def _show(parts: Iterable[markup.Part], notation: markup.Markup) -> str:
+    return "".join(notation.name_of(p.string) if p.is_token else p.string for p in parts)
+
+
+def _split(string: str, ids: Mapping[str, int], notation: markup.Markup) -> list[markup.Part]:
     """The texts and tokens of a prompt string; tokens that are not in `ids` become text."""
     check_unicode(string)
     parts: list[markup.Part] = []
-    for part in markup.parse(string):
+    for part in notation.parse(string):
         if part.is_token and part.string not in ids:
-            part = markup.Part(part.string)
+            part = markup.Part(notation.name_of(part.string))
         if parts and not part.is_token and not parts[-1].is_token:
             part = markup.Part(parts.pop().string + part.string)
         parts.append(part)

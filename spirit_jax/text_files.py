@@ -243,7 +243,7 @@ def _replace_added(path: Path, added: Mapping[int, Entry], text_size: int) -> di
 def _are_pieces(path: Path, vocab: Vocab) -> bool:
     """Whether the markers and units are pieces of a `tokenizer.model`."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    if processor.piece_to_id("[Text]") != vocab.text_marker:
+    if processor.piece_to_id(vocab.token_strings()[0]) != vocab.text_size:
         return False
     for i, string in enumerate(vocab.token_strings(), vocab.text_size):
         if i >= processor.get_piece_size() or processor.id_to_piece(i) != string:

@@ -312,14 +312,15 @@ def fill(template: str, content_of: Callable[[str], str], tokenizer: TextTokeniz
       The prompt string.
     """
     spaced = re.sub(r"\[Text\](?=.)", lambda match: match[0] + tokenizer.word_prefix, template)
+    notation = tokenizer.markup
     parts: list[markup.Part] = []
     for number, piece in enumerate(re.split(r"\{(speech|text|label)\}", spaced)):
         is_placeholder = number % 2 == 1
         if is_placeholder and piece != "speech":
             parts.append(markup.Part(content_of(piece)))
         else:
-            parts += markup.parse(content_of(piece) if is_placeholder else piece)
-    return markup.render(parts)
+            parts += notation.parse(content_of(piece) if is_placeholder else piece)
+    return notation.render(parts)
 
 
 def find_problem(settings: TranscriptionConfig, samples_t: np.ndarray) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from spirit_jax import markup
 from spirit_jax.errors import InputError
+from spirit_jax.markup import Markup
 from spirit_jax.vocab import Modality
 
 HUBERT_RATE, PITCH_RATE, STYLE_RATE = 24.99, 12.5, 1.0  # units a second, for merging
@@ -208,19 +209,23 @@ class Piece:
     content: str
 
 
-def is_unit_string(speech: str) -> bool:
+def is_unit_string(speech: str, notation: Markup = markup.BRACKETS) -> bool:
     """Whether a string of a speech input is a unit string; otherwise it is a path."""
-    return speech.lstrip().startswith(("[Hu", "[Pi", "[St"))
+    return speech.lstrip().startswith(notation.unit_starts)
 
 
-def split(string: str) -> list[Piece]:
+def split(string: str, notation: Markup = markup.BRACKETS) -> list[Piece]:
     """Splits a prompt string into alternating pieces of text and speech, and unescapes the text.
 
     Markers are dropped; adjacent parts of one modality are joined.
+
+    Args:
+      string: the prompt string.
+      notation: of the prompt string; speech becomes a unit string.
     """
     parts = [
         (Modality.SPEECH if part.is_token else Modality.TEXT, part.string)
-        for part in markup.parse(string)
+        for part in notation.parse(string)
         if not markup.MARKER.fullmatch(part.string) or not part.is_token
     ]
     return [
@@ -229,13 +234,20 @@ def split(string: str) -> list[Piece]:
     ]
 
 
-def build_prompt(inputs: Sequence[tuple[Modality, str]], output_modality: Modality) -> str:
+def build_prompt(
+    inputs: Sequence[tuple[Modality, str]],
+    output_modality: Modality,
+    notation: Markup = markup.BRACKETS,
+    always_mark_output: bool = False,
+) -> str:
     """The prompt string, with a marker wherever the modality changes and before the output.
 
     Args:
       inputs: (modality, content) pairs in order; the content is text or a unit string. Markers and
         units that are spelled out in text are escaped (see `markup`).
       output_modality: a marker of text or speech is added unless the last input has that modality.
+      notation: of the prompt string.
+      always_mark_output: adds the marker even then.
 
     Returns:
       The prompt, for a text tokenizer.
@@ -246,14 +258,15 @@ def build_prompt(inputs: Sequence[tuple[Modality, str]], output_modality: Modali
         parts += [] if modality == last else [_marker(modality)]
         parts += [markup.Part(content)] if modality == Modality.TEXT else markup.parse(content)
         last = modality
-    if output_modality not in (Modality.ARBITRARY, last):
+    if output_modality is not Modality.ARBITRARY and (
+        always_mark_output or output_modality != last
+    ):
         parts.append(_marker(output_modality))
-    return markup.render(parts)
+    return notation.render(parts)
 
 
 def _marker(modality: Modality) -> markup.Part:
-    string = {Modality.TEXT: "[Text]", Modality.SPEECH: "[Speech]"}[modality]
-    return markup.Part(string, is_token=True)
+    return markup.Part(markup.NAMES[modality.value], is_token=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +282,12 @@ class Spoken:
     skip: float = 0.0
 
 
-def plan_outputs(prompt: str, generated: str, least: int = MIN_SPEECH_UNITS) -> list[str | Spoken]:
+def plan_outputs(
+    prompt: str,
+    generated: str,
+    least: int = MIN_SPEECH_UNITS,
+    notation: Markup = markup.BRACKETS,
+) -> list[str | Spoken]:
     """The outputs of a generation: text, and speech to vocode (the release's rules).
 
     Generated speech with fewer than `least` Hu is dropped, except at the start of the output after
@@ -280,13 +298,14 @@ def plan_outputs(prompt: str, generated: str, least: int = MIN_SPEECH_UNITS) -> 
       prompt: the prompt string.
       generated: what the model generated after it; leading and trailing white space is stripped.
       least: smallest number of Hu, see above.
+      notation: of both strings.
 
     Returns:
       Texts and unit strings, in order.
     """
     outputs: list[str | Spoken] = []
-    before = speech_at_end(prompt)
-    for index, piece in enumerate(split(generated.strip())):
+    before = speech_at_end(prompt, notation)
+    for index, piece in enumerate(split(generated.strip(), notation)):
         if piece.modality is Modality.TEXT:
             outputs.append(piece.content)
             continue
@@ -302,11 +321,12 @@ def plan_outputs(prompt: str, generated: str, least: int = MIN_SPEECH_UNITS) -> 
     return outputs
 
 
-def speech_at_end(prompt: str) -> str:
+def speech_at_end(prompt: str, notation: Markup = markup.BRACKETS) -> str:
     """The unit string at the end of a prompt string; "" if it ends in text or `[Text]`."""
-    pieces = split(prompt)
+    pieces = split(prompt, notation)
     is_speech = bool(pieces) and pieces[-1].modality is Modality.SPEECH
-    return pieces[-1].content if is_speech and not prompt.endswith("[Text]") else ""
+    end = markup.Part(markup.NAMES["text"], is_token=True)
+    return pieces[-1].content if is_speech and notation.parse(prompt)[-1] != end else ""
 
 
 def count_hubert(string: str) -> int:

@@ -17,6 +17,10 @@ COMMANDS = {
     "hifigan": ["--checkpoint", "IN", "--output", "OUT"],
     "hubert": ["--checkpoint", "IN/hubert.pt", "--output", "OUT"],
     "llama": ["--checkpoint", "IN", "--add-speech-tokens", "base", "--output", "OUT"],
+    "open": [
+        *("--encoder", "IN/hubert", "--kmeans", "IN/km.bin", "--vocoder", "IN/vocoder.pt"),
+        *("--language-model", "IN/lm", "--text-tokenizer", "IN/text", "--output", "OUT"),
+    ],
     "pitch": ["--checkpoint", "IN", "--output", "OUT"],
     "release": ["--checkpoints", "IN", "--model", "base", "--output", "OUT"],
     "style": ["--checkpoint", "IN", "--output", "OUT"],

@@ -142,7 +142,7 @@ def test_a_document_keeps_its_words_and_their_units(tokenizer, count, config, se
 
 def test_text_spans_are_encoded_as_in_prompts(tokenizer):
     class Recorder:
-        word_prefix = tokenizer.word_prefix
+        word_prefix, markup = tokenizer.word_prefix, tokenizer.markup
         encode = staticmethod(tokenizer.encode)
 
     utterance = make_utterance(["hello", "there"])

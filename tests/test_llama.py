@@ -127,6 +127,7 @@ def test_sharded_equals_single(folder, logits, shape, scan_layers):
 CHANGED_SHAPE = {
     "vocab_size": 65,
     "int8_weights": True,
+    "family": "qwen3",
     "hidden_size": 20,
     "intermediate_size": 25,
     "num_layers": 3,
@@ -151,6 +152,9 @@ CHANGED_SCALING = {
 }
 
 
+CHANGED_YARN = {"beta_fast": 8.0, "beta_slow": 0.1, "truncate": False, "attention_factor": 2.0}
+
+
 def test_every_config_field_acts(params):
     shapes = llama.abstract_params(Llama(CONFIG))
     for field, value in CHANGED_SHAPE.items():
@@ -166,6 +170,12 @@ def test_every_config_field_acts(params):
         scaling = dataclasses.replace(CONFIG.rope_scaling, **{field: value})
         changed = dataclasses.replace(shallow, rope_scaling=scaling)
         assert relative(logits_of(changed, params), logits) > 1e-4, f"rope_scaling.{field}"
+    yarn = RopeScaling("yarn", 8.0, original_max_positions=1024)
+    logits = logits_of(dataclasses.replace(shallow, rope_scaling=yarn), params)
+    for field, value in CHANGED_YARN.items():
+        changed = dataclasses.replace(yarn, **{field: value})
+        changed = dataclasses.replace(shallow, rope_scaling=changed)
+        assert relative(logits_of(changed, params), logits) > 1e-4, f"rope_scaling.{field}"
     wide = dataclasses.replace(shallow, init_std=3.0)
     initial = jax.jit(Llama(wide).init)(jax.random.key(0), TOKENS, ONES, POSITIONS)["params"]
     assert np.std(nn.unbox(initial)["head"]) == pytest.approx(3.0, rel=0.1)
@@ -173,11 +183,18 @@ def test_every_config_field_acts(params):
     elsewhere = {"max_positions", "trained_positions"}
     tested = {*CHANGED_SHAPE, *CHANGED_OUTPUT, "init_std", *elsewhere}
     assert tested == {field.name for field in dataclasses.fields(LlamaConfig)}
-    assert set(CHANGED_SCALING) == {field.name for field in dataclasses.fields(RopeScaling)}
+    assert {*CHANGED_SCALING, *CHANGED_YARN} == {
+        field.name for field in dataclasses.fields(RopeScaling)
+    }
 
 
 @pytest.mark.parametrize(
-    "fields", [{"num_heads": 4, "num_kv_heads": 3}, {"rope_scaling": {"kind": "yarn"}}]
+    "fields",
+    [
+        {"num_heads": 4, "num_kv_heads": 3},
+        {"rope_scaling": {"kind": "dynamic"}},
+        {"family": "gemma"},
+    ],
 )
 def test_impossible_configs_are_refused(fields, tmp_path):
     from spirit_jax import config

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spirit_jax import markup
 from spirit_jax.markup import Part, escape, join, parse, render, show
 
 FRAGMENTS = [
@@ -64,3 +65,22 @@ def test_parsing_and_rendering_a_string_gives_it_back(prompt):
     assert render(parts) == prompt
     assert all(part.string for part in parts)
     assert all(a.is_token or b.is_token for a, b in zip(parts, parts[1:], strict=False))
+
+
+def test_other_names_are_read_beside_those_in_brackets():
+    notation = markup.Markup({"hubert": "<Un{}>", "speech": "<speech>", "text": "<text>"})
+    string = "<text> it <speech><Un7>[Hu3]<Un07> <\\Un7> [\\Text]"
+    parts = notation.parse(string)
+    assert [part.string for part in parts if part.is_token] == [
+        "[Text]",
+        "[Speech]",
+        "[Hu7]",
+        "[Hu3]",
+    ]
+    assert parts[-1].string == "<Un07> <Un7> [Text]"
+    written = "<text> it <speech><Un7><Un3><Un07> <\\Un7> [\\Text]"
+    assert notation.render(parts) == written
+    assert notation.show(string) == "<text> it <speech><Un7><Un3><Un07> <Un7> [Text]"
+    for text in ("<Un7>", "<\\Un7>", "[Hu5]<text>", "<Un7", "<text"):
+        assert notation.parse(notation.escape(text)) == [markup.Part(text)]
+    assert markup.parse("<text><Un7>") == [markup.Part("<text><Un7>")]

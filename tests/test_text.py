@@ -474,7 +474,7 @@ def edit(path, **changes):
         ("pieces", "expressive", False, {"vocab_size": 1_792}, [r"\[Pi0\]", "expressive"]),
         ("text", "large", True, {}, ["'large'"]),
         ("pieces", "base", False, {"vocab_size": 1_500}, ["1500", "1503"]),
-        ("text", "base", True, {"bos_token_id": None}, ["bos_token_id", "config.json"]),
+        ("text", "base", True, {"bos_token_id": "<s>"}, ["bos_token_id", "config.json"]),
         ("text", "base", True, {"eos_token_id": "two"}, ["eos_token_id", "config.json"]),
         ("text", "base", True, {"vocab_size": None}, ["vocab_size", "config.json"]),
         ("text", "base", True, {"eos_token_id": 5_000}, ["5000"]),

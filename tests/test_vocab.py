@@ -104,3 +104,53 @@ def test_a_layout_reads_back_from_json(tmp_path):
     vocab = Vocab.make("expressive", 128_256, bos=128_000, eos=(128_001, 128_009))
     config.write(vocab, tmp_path / "vocab.json")
     assert config.read(Vocab, tmp_path / "vocab.json") == vocab
+
+
+SLAMKIT = {
+    "text_size": 347,
+    "bos": None,
+    "eos": [346],
+    "padded_size": 849,
+    "hubert_units": 500,
+    "tokens": [["hubert", "<Un{}>"], ["speech", "<speech>"], ["text", "<text>"]],
+}
+
+
+def test_names_and_order_of_tokens_are_data():
+    vocab = config.from_dict(Vocab, SLAMKIT)
+    ids = ids_of(vocab)
+    assert [ids[name] for name in ("<Un0>", "<Un499>", "<speech>", "<text>")] == [
+        347,
+        846,
+        847,
+        848,
+    ]
+    assert (vocab.first_unit, vocab.speech_marker, vocab.text_marker) == (347, 847, 848)
+    assert vocab.prompt_tokens()[-3:] == ["[Hu499]", "[Speech]", "[Text]"]
+    allowed = vocab.allowed("speech")
+    assert np.flatnonzero(allowed).tolist() == list(range(346, 847))
+    counted = [np.flatnonzero(vocab.counted(modality)).tolist() for modality in Modality]
+    assert counted == [[*range(347), 847, 848], list(range(346, 847)), list(range(849))]
+    assert vocab.is_unit(np.array([346, 347, 846, 847])).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [
+        ([["hubert", "<Un{}>"], ["text", "<text>"]], "each of hubert, speech, text once"),
+        ([["hubert", "<Un{}>"], ["hubert", "<U{}>"], ["text", "<t>"]], "each of"),
+        ([["hubert", "<Un>"], ["speech", "<speech>"], ["text", "<text>"]], "'<Un>' cannot be"),
+        ([["hubert", "<Un{}"], ["speech", "<speech>"], ["text", "<text>"]], "'<Un{}' cannot be"),
+        ([["hubert", "<Un{}>"], ["speech", "speech"], ["text", "<text>"]], "'speech' cannot be"),
+        ([["hubert", "<Un{}>"], ["speech", "<s>"], ["text", "<s>"]], "the same name"),
+        ([["hubert", "<Un{}>"], ["speech", "<\\s>"], ["text", "<s>"]], "backslash"),
+        (
+            [["hubert", "<Un{}>"], ["speech", "<s>"], ["pitch", "<P{}>"], ["text", "<t>"]],
+            "side by side",
+        ),
+        ([["hubert"]], "pairs"),
+    ],
+)
+def test_impossible_names_are_refused(tokens, says):
+    with pytest.raises(InputError, match=says):
+        config.from_dict(Vocab, SLAMKIT | {"tokens": tokens})

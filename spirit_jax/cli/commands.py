@@ -31,7 +31,7 @@ def _print_version(is_given: bool) -> None:
 
 
 CONVERSIONS = (
-    *("release", "llama", "hubert", "hifigan", "pitch", "style", "fcpe", "ctc"),
+    *("release", "open", "llama", "hubert", "hifigan", "pitch", "style", "fcpe", "ctc"),
     *("export", "format", "verify"),
 )
 

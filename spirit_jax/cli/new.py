@@ -56,4 +56,4 @@ def new(
         vocab = new_model.write_new_model(output, speech, texts, pieces or 1000)
     else:
         vocab = new_model.extend_model(output, start, speech)
-    print(f"{output}: {vocab.text_size} text pieces and {vocab.size - vocab.first_unit} units")
+    print(f"{output}: {vocab.text_size} text pieces and {vocab.size - vocab.text_size - 2} units")

@@ -17,7 +17,7 @@ from spirit_jax.files import describe, find_lack
 
 UsageError = typer.BadParameter.__base__  # click's, or that of the copy inside Typer
 EXTRAS = {  # packages that commands import at once, by the extra of this package that has them
-    "convert": ("torch",),
+    "convert": ("safetensors",),
     "corpora": ("pocketsphinx", "sklearn", "pyworld"),
 }
 

@@ -93,12 +93,10 @@ class TokenLine:
     def of(cls, utterance: Utterance, vocab: Vocab) -> "TokenLine":
         """The tokens of an utterance with units; raises `InputError` for a unit without a token."""
         vocab.check_units(utterance.units.streams(), f"The utterance '{utterance.id}'")
-        pitch = vocab.first_unit + vocab.hubert_units
-        first_ids = {"style": pitch + vocab.pitch_units, "pitch": pitch, "hubert": vocab.first_unit}
         known = {"style": vocab.style_units, "pitch": vocab.pitch_units, "hubert": True}
         merged = units_lib.merge(utterance.units, [name for name in known if known[name]])
-        first_ids_s = np.array([first_ids[name] for name in units_lib.MERGED_STREAMS], np.int32)
-        ids = merged.units_n + first_ids_s[merged.streams_n]
+        first_ids = [vocab.first_ids.get(name, 0) for name in units_lib.MERGED_STREAMS]
+        ids = merged.units_n + np.array(first_ids, np.int32)[merged.streams_n]
         # A pitch or style unit within a frame is cut together with the next frame. 1e-6 compensates
         # rounding.
         rate = units_lib.HUBERT_RATE
@@ -154,7 +152,7 @@ def interleave(
 
 
 def encode_text_span(words: Sequence[str], tokenizer: TextTokenizer, vocab: Vocab) -> np.ndarray:
-    """The ids of `[Text]` and the words after it, encoded as in a prompt.
+    """The ids of the text marker and the words after it, encoded as in a prompt.
 
     Args:
       words: they are joined by spaces; text that looks like markup is escaped.
@@ -162,8 +160,9 @@ def encode_text_span(words: Sequence[str], tokenizer: TextTokenizer, vocab: Voca
       vocab: the token ids.
 
     Returns:
-      int32 (n,), beginning with the id of `[Text]`, without BOS.
+      int32 (n,), beginning with the id of the text marker, without BOS.
     """
-    text = markup.escape(tokenizer.word_prefix + " ".join(words))
-    ids = tokenizer.encode("[Text]" + text)
+    text = markup.Part(tokenizer.word_prefix + " ".join(words))
+    marker = markup.Part(markup.NAMES["text"], is_token=True)
+    ids = tokenizer.encode(tokenizer.markup.render([marker, text]))
     return np.array(ids[ids.index(vocab.text_marker) :], np.int32)

@@ -68,7 +68,7 @@ def make_sample(
       rng: random generator for spans, crops and shuffles.
 
     Returns:
-      int32 (n,), with BOS first and EOS last.
+      int32 (n,), with BOS first, if the model has one, and EOS last.
 
     Raises:
       InputError: an utterance lacks what the format needs.
@@ -96,8 +96,8 @@ def make_sample(
                     ids, words = _shuffle(utterance, line, rng)
                 text = encode_text_span([*filter(None, [source.flag]), *words], tokenizer, vocab)
                 parts += [marker, ids, text] if source.format == "asr" else [text, marker, ids]
-    bos, eos = np.array([vocab.bos], np.int32), np.array([vocab.eos[0]], np.int32)
-    return np.concatenate([bos, *parts, eos])
+    bos = np.array([] if vocab.bos is None else [vocab.bos], np.int32)
+    return np.concatenate([bos, *parts, np.array([vocab.eos[0]], np.int32)])
 
 
 def _crop(

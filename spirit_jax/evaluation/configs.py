@@ -100,6 +100,8 @@ class PairsConfig:
       ending: modality of the endings, "text" or "speech".
       context: modality of the context, "text" or "speech"; "" for that of the ending. If set, every
         pair must have a context.
+      counted: the tokens of an ending that count, "text" or "speech"; "" for all. See
+        `Vocab.counted`.
       limit: number of pairs, from the start of the manifest; 0 for all.
     """
 
@@ -107,11 +109,14 @@ class PairsConfig:
     manifest: str
     ending: str = "text"
     context: str = ""
+    counted: str = ""
     limit: int = 0
 
     def __post_init__(self):
         if self.ending not in MODALITIES or self.context not in ("", *MODALITIES):
             raise InputError(f"{self.name}: ending and context are text or speech.")
+        if self.counted not in ("", *MODALITIES):
+            raise InputError(f"{self.name}: counted is {self.counted}; expected text or speech.")
         _check_count(self, "limit")
 
 

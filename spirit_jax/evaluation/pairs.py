@@ -12,10 +12,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from spirit_jax import files, markup
+from spirit_jax import files
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import PairsConfig
 from spirit_jax.spiritlm import SpiritLM
+from spirit_jax.vocab import Modality
 
 
 def run_pairs(
@@ -42,7 +43,7 @@ def run_pairs(
     for row in track(rows, f"{pairs.name}: prompts", console=console):
         strings += _prompt_strings(lm, pairs, row, encode)
     with console.status(f"{pairs.name}: scoring"):
-        scores = lm.score(strings)
+        scores = lm.score(strings, pairs.counted or Modality.ARBITRARY)
     sums_n2 = np.array([total for total, _ in scores]).reshape(-1, 2)
     means_n2 = np.array([total / count for total, count in scores]).reshape(-1, 2)
     results = [
@@ -99,7 +100,7 @@ def _prompt_strings(lm: SpiritLM, pairs: PairsConfig, row: dict, encode: Callabl
         value = row[part].get("audio" if modality == "speech" else "text")
         if not value:
             raise InputError(f"{row['id']}: its {part} has no {modality}.")
-        return encode(value) if modality == "speech" else markup.escape(value)
+        return encode(value) if modality == "speech" else lm.vocab.markup.escape(value)
 
     context_modality = pairs.context or pairs.ending
     marker = {"text": f"[Text]{prefix}", "speech": "[Speech]"}

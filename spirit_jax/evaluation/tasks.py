@@ -173,7 +173,7 @@ def _prompts(
             raise InputError(f"{task.examples}: has {len(candidates)} items, not {task.shots}.")
         shots = [candidates[i] for i in rng.choice(len(candidates), task.shots, replace=False)]
         examples = [fill(task.shot, shot, encode, lm) for shot in shots]
-        yield markup.join([*examples, fill(task.ask, item, encode, lm)])
+        yield lm.vocab.markup.join([*examples, fill(task.ask, item, encode, lm)])
 
 
 def _read(source: str, task: TaskConfig) -> list[Item]:
@@ -209,7 +209,7 @@ def _answer(
         ids = lm.generate_ids(batch_prompts, modality, generation)
         strings = [lm.text_tokenizer.decode_prompt(row) for row in ids]
         if task.output == "text":
-            texts = [markup.show(s.split(task.end)[0] if task.end else s) for s in strings]
+            texts = [_cut(s, task.end, lm.vocab.markup) for s in strings]
             answers |= zip(batch, texts, strict=True)
             continue
         outputs = lm.decode_outputs(batch_prompts, strings, task.voice or None, least=1)
@@ -217,3 +217,10 @@ def _answer(
             waves = [piece.content for piece in pieces if piece.content_type == "speech"]
             answers[i] = np.concatenate(waves) if waves else SILENCE
     return [answers[i] for i in range(len(prompts))]
+
+
+def _cut(string: str, end: str, notation: markup.Markup) -> str:
+    """A generated prompt string up to a string or a marker, for display."""
+    if end == markup.NAMES["speech"]:
+        end = notation.name_of(end)
+    return notation.show(string.split(end)[0] if end else string)

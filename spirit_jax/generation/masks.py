@@ -44,7 +44,7 @@ def make_masks(vocab: Vocab) -> Masks:
     text, speech, any_token = (vocab.allowed(modality) for modality in Modality)
     allowed_mv = np.stack([text, speech, any_token, any_token, text | markers, speech | markers])
     next_mv = np.repeat(np.arange(len(allowed_mv), dtype=np.int32)[:, None], len(ids), axis=1)
-    next_mv[AT_START:] = np.where(ids < vocab.speech_marker, IN_TEXT, IN_SPEECH)
+    next_mv[AT_START:] = np.where(vocab.is_speech(ids), IN_SPEECH, IN_TEXT)
     return Masks(allowed_mv, next_mv)
 
 
@@ -57,4 +57,4 @@ def steering_mask(vocab: Vocab, prompt: Sequence[int]) -> int:
     """
     if prompt[-1] == vocab.bos:
         return AT_START
-    return IN_TEXT if prompt[-1] < vocab.speech_marker else IN_SPEECH
+    return IN_SPEECH if vocab.is_speech(prompt[-1]) else IN_TEXT

@@ -29,21 +29,22 @@ class TextReader:
 
     def __init__(self, tokenizer: TextTokenizer, vocab: Vocab):
         self._tokenizer, self._vocab = tokenizer, vocab
-        self._strings = vocab.token_strings()
-        self._start("")
+        self._tokens, self._names = vocab.prompt_tokens(), vocab.token_strings()
+        self._start("", "")
 
     def add(self, new: int) -> str | None:
         """Adds an id. Returns the marker or unit that it is, which ends the text; or None."""
         vocab = self._vocab
         if vocab.text_size <= new < vocab.size:
-            self._start(self._strings[new - vocab.text_size], new)
+            number = new - vocab.text_size
+            self._start(self._tokens[number], self._names[number], new)
             return self.token
         self._ids.append(new)
         decoded = self._decode(self._previous)
         if not decoded.startswith(self._context):
             # Some tokenizers replace all bytes of a run if one of them is invalid.
             self._previous = self._boundary = 0
-            self._before, self._context = "", self.token
+            self._before, self._context = "", self._name
             decoded = self._decode(0)
         new_text = decoded[len(self._context) :]
         self.text = self._before + new_text
@@ -52,14 +53,15 @@ class TextReader:
             self._before, self._context = self.text, self._decode(self._previous)
         return None
 
-    def _start(self, token: str, *ids: int) -> None:
+    def _start(self, token: str, name: str, *ids: int) -> None:
         """Starts a text after a marker or unit with its id, or at the beginning without any."""
         self.token, self.text = token, ""
+        self._name = name  # of the token in decoded strings
         self._first = list(ids)
         self._ids: list[int] = []
         self._previous = self._boundary = 0  # the last two boundaries, in `_ids`
         self._before = ""  # the text up to the last boundary
-        self._context = token  # what the ids between the two boundaries are decoded to
+        self._context = name  # what the ids between the two boundaries are decoded to
 
     def _decode(self, start: int) -> str:
         # With the token before the text, so that it is decoded as in the whole sequence.
@@ -71,13 +73,13 @@ def find_stop(text: str, stops: Sequence[str]) -> int:
     return min((at for stop in stops if (at := text.find(stop)) >= 0), default=-1)
 
 
-def cut_at_stop(prompt: str, stops: Sequence[str]) -> str:
+def cut_at_stop(prompt: str, stops: Sequence[str], notation: markup.Markup) -> str:
     """A generated prompt string up to the first stop string in a text of it."""
     parts = []
-    for part in markup.parse(prompt) if stops else ():
+    for part in notation.parse(prompt) if stops else ():
         at = -1 if part.is_token else find_stop(part.string, stops)
         if at >= 0:
-            return markup.render([*parts, markup.Part(part.string[:at])])
+            return notation.render([*parts, markup.Part(part.string[:at])])
         parts.append(part)
     return prompt
 

@@ -103,7 +103,7 @@ class OutputReader:
         self._new_speech = lambda context, least: SpeechReader(
             speech_tokenizer(), voice, bool(vocab.pitch_units), context, least
         )
-        self._context = units.speech_at_end(prompt)
+        self._context = units.speech_at_end(prompt, vocab.markup)
         self._kind: Modality | None = None  # of the last piece
         self._pieces = self._outputs = 0  # pieces of generated text or speech; those not dropped
         self._sent = 0  # characters of the reader's text

@@ -30,6 +30,9 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
+    if scaling.kind == "yarn":
+        keep = 1 - _yarn_ramp(head_dim, theta, scaling)
+        return keep * frequencies + (1 - keep) * frequencies / scaling.factor
     wavelengths = 2 * math.pi / frequencies
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     # 1 keeps a frequency (short wavelengths), 0 divides it by the factor (long wavelengths).
@@ -38,10 +41,40 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     return keep * frequencies + (1 - keep) * frequencies / scaling.factor
 
 
-def rope_tables(positions_bt: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of position x frequency for both halves of a head: float32 (b, t, 1, k)."""
+def _yarn_ramp(head_dim: int, theta: float, scaling: RopeScaling) -> jax.Array:
+    """0 for frequencies that yarn keeps, 1 for those that it divides: float32 (head_dim / 2,).
+
+    The bounds are computed as transformers does, which rounds them outwards to whole indices.
+    """
+
+    def index_of(turns: float) -> float:
+        """Index of the frequency with so many turns in the context length of pretraining."""
+        wavelength = scaling.original_max_positions / (turns * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(theta))
+
+    low, high = index_of(scaling.beta_fast), index_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    return jnp.clip((jnp.arange(head_dim // 2, dtype=jnp.float32) - low) / (high - low), 0, 1)
+
+
+def rope_tables(
+    positions_bt: jax.Array, frequencies: jax.Array, factor: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of position x frequency for both halves of a head: float32 (b, t, 1, k).
+
+    Args:
+      positions_bt: int32 positions.
+      frequencies: from `rope_frequencies`.
+      factor: that multiplies both.
+    """
     angles_bthk = positions_bt[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles_bthk), jnp.sin(angles_bthk)
+    if factor != 1:
+        cos, sin = cos * factor, sin * factor
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 

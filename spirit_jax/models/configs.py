@@ -8,6 +8,8 @@ from spirit_jax.errors import InputError
 
 MAX_CONV_LAYERS = 64  # of a feature extractor
 ACTIVATION_NAMES = ("gelu", "gelu_tanh", "relu", "silu")
+ROPE_SCALINGS = ("llama3", "linear", "yarn")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # of networks in the form of a Llama
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +18,16 @@ class RopeScaling:
 
     Attributes:
       kind: "llama3" (Llama 3.1: low frequencies are divided by `factor`, high ones are unchanged,
-        with a smooth ramp between) or "linear" (all are divided by `factor`).
+        with a smooth ramp between), "linear" (all are divided by `factor`), or "yarn" (arXiv
+        2309.00071: as llama3, with a ramp over the index of a frequency).
       factor: see `kind`.
-      low_freq_factor, high_freq_factor: the ramp is between the wavelengths
+      low_freq_factor, high_freq_factor: of llama3: the ramp is between the wavelengths
         original_max_positions / high_freq_factor and original_max_positions / low_freq_factor.
       original_max_positions: context length of pretraining.
+      beta_fast, beta_slow: of yarn: the ramp is between the frequencies that turn so many times in
+        original_max_positions.
+      truncate: of yarn: the ramp begins and ends at whole indices.
+      attention_factor: of yarn: rotated queries and keys are multiplied by it.
     """
 
     kind: str = "llama3"
@@ -28,11 +35,16 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
 
     def __post_init__(self):
-        if self.kind not in ("llama3", "linear"):
+        if self.kind not in ROPE_SCALINGS:
             raise InputError(
-                f"RoPE scaling of kind '{self.kind}' is not supported; known are llama3 and linear."
+                f"RoPE scaling of kind '{self.kind}' is not supported; known are "
+                f"{', '.join(ROPE_SCALINGS)}."
             )
         limits.check_numbers(
             self,
@@ -40,6 +52,9 @@ class RopeScaling:
             low_freq_factor=(1e-6, 1e6),
             high_freq_factor=(1e-6, 1e6),
             original_max_positions=(1, 1 << 30),
+            beta_fast=(1e-6, 1e6),
+            beta_slow=(1e-6, 1e6),
+            attention_factor=(1e-3, 1e3),
         )
         if self.kind == "llama3" and self.low_freq_factor == self.high_freq_factor:
             raise InputError(
@@ -50,13 +65,16 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes of a Llama.
+    """Sizes of a Llama, or of another network of its form.
 
     Attributes:
+      family: one of `FAMILIES`. Only two differ from a Llama: "qwen2" has a bias in q, k and v, and
+        "qwen3" a norm of each query and key head.
       vocab_size: rows of the embedding, including padding rows.
       hidden_size, intermediate_size: widths of the model and of the MLP.
       num_heads, num_kv_heads, head_dim: of grouped-query attention.
       tie_embeddings: the output projection is the transposed embedding.
+      attention_bias, mlp_bias: a bias in all linear layers of attention, and of the MLP.
       init_std: standard deviation of initial parameters.
       trained_positions: longest sequence in a training run of this package; 0 if unknown.
       int8_weights: the matrices of layers and the head are int8, with a scale for each output
@@ -74,6 +92,7 @@ class LlamaConfig:
     rope_theta: float = 100_000.0
     rope_scaling: RopeScaling | None = None
     max_positions: int = 4096
+    family: str = "llama"
     tie_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -97,6 +116,12 @@ class LlamaConfig:
             trained_positions=(0, 1 << 30),
             init_std=(0.0, 100.0),
         )
+        if self.family not in FAMILIES:
+            raise InputError(
+                f"family is '{self.family[:80]}'; expected one of {', '.join(FAMILIES)}."
+            )
+        if self.rope_scaling and self.rope_scaling.kind == "yarn" and self.rope_theta == 1:
+            raise InputError("rope_theta is 1; the RoPE scaling yarn needs more than 1.")
         if self.head_dim % 2:
             raise InputError(f"head_dim is {self.head_dim}; rotary positions need an even one.")
         if self.num_heads % self.num_kv_heads:
@@ -104,6 +129,16 @@ class LlamaConfig:
                 f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value "
                 "heads."
             )
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether q, k and v have a bias."""
+        return self.attention_bias or self.family == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether each query and key head is normalised before its rotation."""
+        return self.family == "qwen3"
 
     def check_float(self, folder: object) -> None:
         """Raises `InputError` if the model in this folder has int8 weights."""

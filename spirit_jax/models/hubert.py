@@ -30,13 +30,15 @@ class HubertConfig:
     Attributes:
       trunk: up to the layer whose output is quantized.
       sample_rate: of the audio, in Hz; there are `sample_rate / trunk.stride` units a second.
+      padding: samples of silence that are added at both ends of a recording; 0 in the release.
     """
 
     trunk: TrunkConfig = TrunkConfig()
     sample_rate: int = 16000
+    padding: int = 0
 
     def __post_init__(self):
-        limits.check_numbers(self, sample_rate=limits.SAMPLE_RATE)
+        limits.check_numbers(self, sample_rate=limits.SAMPLE_RATE, padding=(0, 1 << 16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,11 @@ class HubertUnits(nn.Module):
           units_bt: int32; `NO_UNIT` after each row's true number of frames.
           frame_lengths_b: int32, the true numbers of frames.
         """
+        padding = self.config.padding
+        if padding:
+            wave_bt = wave_bt * length_mask(lengths_b, wave_bt.shape[1])
+            wave_bt = jnp.pad(wave_bt, ((0, 0), (padding, padding)))
+            lengths_b = lengths_b + 2 * padding
         hidden_btd, frames_b = Trunk(self.config.trunk, name="hubert")(wave_bt, lengths_b)
         scores_btv = make_quantizer(self.quantizer, "quantizer")(hidden_btd)
         units_bt = jnp.argmax(scores_btv, axis=-1).astype(jnp.int32)

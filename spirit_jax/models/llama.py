@@ -4,7 +4,8 @@ Letters: b batch, t positions, d model width, f MLP width, h query heads, g key-
 width, v vocabulary, l layers.
 
 Follows Llama 2 and 3 (arXiv 2307.09288, 2407.21783): pre-norm blocks of grouped-query attention
-with rotary positions (rotate-half layout) and a gated SiLU MLP.
+with rotary positions (rotate-half layout) and a gated SiLU MLP. Qwen2 (arXiv 2407.10671) adds
+biases of q, k and v; Qwen3 (arXiv 2505.09388) norms of query and key heads.
 """
 
 import dataclasses
@@ -57,7 +58,10 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer
 
 
 class RMSNorm(nn.Module):
-    """RMS norm (arXiv 1910.07467): x / rms(x) * scale, with the mean square in float32."""
+    """RMS norm (arXiv 1910.07467): x / rms(x) * scale, with the mean square in float32.
+
+    The scale is not sharded: it has no logical axes.
+    """
 
     eps: float
     param_dtype: Any
@@ -99,10 +103,13 @@ class Block(nn.Module):
 
         y_btd = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="attention_norm")(x_btd)
         head, kv_head = (cfg.num_heads, cfg.head_dim), (cfg.num_kv_heads, cfg.head_dim)
-        bias = cfg.attention_bias
+        bias = cfg.qkv_bias
         q_bthk = self._linear("q", ("embed",), head, ("heads", "head_dim"), bias)(y_btd)
         k_btgk = self._linear("k", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
         v_btgk = self._linear("v", ("embed",), kv_head, ("kv_heads", "head_dim"), bias)(y_btd)
+        if cfg.qk_norm:
+            q_bthk = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="q_norm")(q_bthk)
+            k_btgk = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="k_norm")(k_btgk)
         q_bthk = checkpoint_name(apply_rope(q_bthk, rope), "q")
         k_btgk = checkpoint_name(apply_rope(k_btgk, rope), "k")
         v_btgk = checkpoint_name(v_btgk, "v")
@@ -115,7 +122,8 @@ class Block(nn.Module):
             cache = write_cache(cache, k_btgk, v_btgk, seen[:, 0])
             by_length = x_btd.shape[1] == 1 and has_length_kernel(cache)
             y_bthk = (attend_newest if by_length else attend_cache)(q_bthk, cache, seen)
-        out = self._linear("o", ("heads", "head_dim"), (cfg.hidden_size,), ("embed",), bias)
+        width, bias = (cfg.hidden_size,), cfg.attention_bias
+        out = self._linear("o", ("heads", "head_dim"), width, ("embed",), bias)
         x_btd = sharding.constrain(x_btd + out(y_bthk), "batch", None, None)
         x_btd = _saved(x_btd, "attended", "batch", None, None)
 
@@ -327,7 +335,8 @@ class Llama(nn.Module):
         x_btd = sharding.constrain(self.embed(tokens_bt), "batch", None, None)
         cfg = self.config
         frequencies = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
-        rope = rope_tables(positions_bt, frequencies)
+        factor = cfg.rope_scaling.attention_factor if cfg.rope_scaling else 1.0
+        rope = rope_tables(positions_bt, frequencies, factor)
         (x_btd, layer_caches), _ = self.layers((x_btd, layer_caches), rope, seen)
         if cache is not None:
             counts_b = jnp.sum(segments_bt > 0, axis=1)

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 import toy_tokenizers as toy  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from convert import ctc, fcpe, hifigan, hubert, llama, pitch, table, torch_files, trunk  # noqa: E402
+from convert import ctc, fcpe, hifigan, hubert, llama, pitch, table, torch_files, trunk, weights  # noqa: E402
 from convert.tokenizer import convert_tokenizer  # noqa: E402
 from fuzz.mutate import attempt, mutate_bytes, mutate_json, seeds, time_limit  # noqa: E402
 from spirit_jax import config  # noqa: E402
@@ -111,7 +111,7 @@ def read_hubert(folder, values):
 
 def read_hifigan(folder, values):
     toy.write_json(folder / "config.json", values)
-    return hifigan.read_config(folder)
+    return hifigan.read_config(folder / "config.json")
 
 
 def read_pitch(folder, values):
@@ -125,8 +125,19 @@ def read_fcpe(folder, values):
     return fcpe.read_config(folder / "fcpe.pt", saved["config_dict"])
 
 
+WINDOW = {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5}
+QWEN3 = LLAMA | WINDOW | {"model_type": "qwen3", "rope_scaling": YARN, "layer_types": None}
+SMOLLM3 = LLAMA | {"model_type": "smollm3", "no_rope_layers": [1], "no_rope_layer_interval": 4}
 READERS = {
     "llama": (read_llama, LLAMA, LlamaConfig),
+    "qwen3": (read_llama, QWEN3, LlamaConfig),
+    "smollm3": (read_llama, SMOLLM3, LlamaConfig),
+    "slamkit": (
+        read_llama,
+        {"model_type": "speech_language_model", "base_config": LLAMA, "vocab_size": 1_000},
+        LlamaConfig,
+    ),
     "hubert": (read_hubert, HUBERT, TrunkConfig),
     "hifigan": (read_hifigan, HIFIGAN, HifiGanConfig),
     "pitch": (read_pitch, PITCH, PitchConfig),
@@ -163,7 +174,7 @@ def test_damaged_weights(seeds, name, tmp_path):
     original = path.read_bytes()
 
     def read():
-        tensors = torch_files.open_folder(tmp_path)
+        tensors = weights.open_folder(tmp_path)
         return {key: tensors[key] for key in tensors}
 
     assert len(read()) == 3
@@ -180,7 +191,7 @@ def test_damaged_weight_indices(seeds, tmp_path):
     for seed in seeds:
         values = mutate_json(index, seed)
         toy.write_json(tmp_path / "pytorch_model.bin.index.json", values)
-        result = attempt(lambda: dict(torch_files.open_folder(tmp_path)), seed)
+        result = attempt(lambda: dict(weights.open_folder(tmp_path)), seed)
         assert result is None or set(result) == set(STATE)
 
 
@@ -277,15 +288,15 @@ def test_tensors_that_are_not_weights_are_rejected(name, tmp_path):
     if torch.is_tensor(value):
         torch.save({"a": value}, tmp_path / "pytorch_model.bin")
         with pytest.raises(InputError), time_limit(20):
-            torch_files.open_folder(tmp_path)["a"]
+            weights.open_folder(tmp_path)["a"]
 
 
 @pytest.mark.parametrize("dtype", torch_files.FLOATS)
 def test_tensor_views_are_read_correctly(dtype, tmp_path):
-    base = torch.arange(24).to(dtype).reshape(4, 6)
+    base = torch.arange(24).to(getattr(torch, dtype)).reshape(4, 6)
     state = {"turned": base.T, "part": base[1:, ::2], "none": base[:0]}
     torch.save(state, tmp_path / "pytorch_model.bin")
-    tensors = torch_files.open_folder(tmp_path)
+    tensors = weights.open_folder(tmp_path)
     for name, tensor in state.items():
         assert np.array_equal(tensors[name].astype(np.float64), tensor.double().numpy())
 
@@ -367,8 +378,8 @@ WEIGHTS = {
     "NaN": (NORM, lambda x: x * float("nan"), "NaN"),
     "infinite": (NORM, lambda x: (x / 0).bfloat16(), "infinity"),
     "beyond float32": (NORM, lambda x: x.double() * 1e300, "beyond float32"),
-    "of whole numbers": (NORM, lambda x: x.int(), "of type int32"),
-    "of float8": (NORM, lambda x: x.to(torch.float8_e4m3fn), "of type float8_e4m3fn"),
+    "of whole numbers": (NORM, lambda x: x.int(), "of type I32"),
+    "of float8": (NORM, lambda x: x.to(torch.float8_e4m3fn), "of type F8_E4M3"),
     "with an axis more": (Q, lambda x: x[None].clone(), "has shape"),
 }
 
@@ -437,3 +448,18 @@ def test_a_ctc_head_with_a_scalar_bias_is_rejected(tmp_path):
     save_file(state, folder / "model.safetensors")
     with pytest.raises(InputError, match=r"no vector lm_head\.bias"):
         ctc.convert_ctc(folder, tmp_path / "ours")
+
+
+@seeds
+def test_a_damaged_k_means_is_rejected(seeds, tmp_path):
+    joblib, cluster = pytest.importorskip("joblib"), pytest.importorskip("sklearn.cluster")
+    points = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+    kmeans = cluster.KMeans(4, n_init=1, random_state=np.random.RandomState(0)).fit(points)
+    for protocol in (2, 5):
+        joblib.dump(kmeans, tmp_path / "km.bin", protocol=protocol)
+        data = (tmp_path / "km.bin").read_bytes()
+        (_, params) = hubert.read_kmeans(tmp_path / "km.bin")
+        assert np.array_equal(params["centroids"], kmeans.cluster_centers_)
+        for seed in seeds:
+            (tmp_path / "km.bin").write_bytes(mutate_bytes(data, seed))
+            attempt(lambda: hubert.read_kmeans(tmp_path / "km.bin"), seed)

@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 import toy_tokenizers as toy  # noqa: E402
 
-from convert import export, torch_files  # noqa: E402
+from convert import export, weights  # noqa: E402
 from convert import llama as convert_llama  # noqa: E402
 from convert.tokenizer import convert_tokenizer  # noqa: E402
 from spirit_jax import SpiritLM, checkpoint, config  # noqa: E402
@@ -218,7 +218,7 @@ def test_rows_stay_and_a_folder_comes_back(pieces, tmp_path, monkeypatch, capsys
     run(convert_llama.main, *arguments, "--add-speech-tokens", "base", monkeypatch=monkeypatch)
     vocab = config.read(Vocab, made / "vocab.json")
     assert (vocab.text_size, vocab.eos) == (1_005, (1_001,))
-    before = torch_files.open_folder(hf)["model.embed_tokens.weight"]
+    before = weights.open_folder(hf)["model.embed_tokens.weight"]
     params = checkpoint.flatten(checkpoint.load_params(made / "llama"))
     assert np.array_equal(params["embed/embedding"][:1_005], before[:1_005])
 

@@ -11,7 +11,7 @@ from marks import slow
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from convert import torch_files  # noqa: E402
+from convert import torch_files, weights  # noqa: E402
 from convert.export import export_llama  # noqa: E402
 from convert.llama import convert_llama  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
@@ -88,7 +88,7 @@ def test_logits_of_long_prompts(pair, scan_layers):
 def test_there_and_back_is_bitwise(pair, tmp_path):
     model, hf, ours = pair
     export_llama(ours, tmp_path / "back", bos=1, eos=2)
-    before, after = torch_files.open_folder(hf), torch_files.open_folder(tmp_path / "back")
+    before, after = weights.open_folder(hf), weights.open_folder(tmp_path / "back")
     assert set(before) == set(after)
     for name in before:
         assert np.array_equal(before[name], after[name]), name

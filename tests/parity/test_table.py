@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from convert import table, torch_files  # noqa: E402
+from convert import table, torch_files, weights  # noqa: E402
 from convert.table import Rule  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 
@@ -96,12 +96,12 @@ def test_truncated_and_missing_files_are_rejected(tmp_path, size):
 
 def test_a_folder_with_a_missing_shard_is_rejected(tmp_path):
     with pytest.raises(InputError, match="no weights"):
-        torch_files.open_folder(tmp_path)
+        weights.open_folder(tmp_path)
     index = tmp_path / "pytorch_model.bin.index.json"
     index.write_text('{"weight_map": {"a": "one.bin", "b": "two.bin"}}')
     torch.save({"a": torch.zeros(2)}, tmp_path / "one.bin")
     with pytest.raises(InputError, match="two.bin"):
-        torch_files.open_folder(tmp_path)
+        weights.open_folder(tmp_path)
     torch.save({"c": torch.zeros(2)}, tmp_path / "two.bin")
     with pytest.raises(InputError, match="'b'"):
-        torch_files.open_folder(tmp_path)
+        weights.open_folder(tmp_path)

@@ -102,7 +102,7 @@ def token_losses(
     def sums(selected_n):
         return jnp.where(selected_n, weights_n, 0) @ metrics_n3
 
-    is_unit_n = targets_n >= vocab.first_unit
+    is_unit_n = vocab.is_unit(targets_n)
     of_source_sn = targets.sources == jnp.arange(sources)[:, None]
     parts = [[sums(mask_n & ~is_unit_n), sums(mask_n & is_unit_n)] for mask_n in of_source_sn]
     return LossSums(weights_n @ loss_n, weights_n.sum(), jnp.array(parts))
