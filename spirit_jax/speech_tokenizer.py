@@ -132,8 +132,8 @@ class SpeechTokenizer:
         needs_f0_network = self.config.kind == "expressive" and self.config.f0_method == "fcpe"
         if needs_f0_network and self._fcpe is None:
             raise InputError(
-                f"{self._folder}: has no F0 network. Convert torchfcpe's weights (python -m "
-                f"convert.fcpe --weights fcpe_c_v001.pt --model {self._folder.parent}), or use "
+                f"{self._folder}: has no F0 network. Convert torchfcpe's weights (spirit-jax "
+                f"convert fcpe --weights fcpe_c_v001.pt --model {self._folder.parent}), or use "
                 "f0_method='pyin'."
             )
 
