@@ -94,13 +94,24 @@ def test_lora_begins_as_the_model_was_and_learns_its_products_and_new_rows(make_
 
 
 @needs_qwix
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_products_do_not_change_the_dtype_that_is_computed_in(dtype):
-    cfg = llama.LlamaConfig(64, 16, 32, 2, 2, 2, 8)
+@pytest.mark.parametrize(
+    ("dtype", "family"),
+    [
+        (jnp.bfloat16, "llama"),
+        (jnp.float32, "llama"),
+        (jnp.bfloat16, "qwen2"),
+        (jnp.bfloat16, "qwen3"),
+    ],
+)
+def test_products_do_not_change_the_dtype_that_is_computed_in(dtype, family):
+    """The biases and norms that a family has more than a Llama get no adapter."""
+    cfg = llama.LlamaConfig(64, 16, 32, 2, 2, 2, 8, family=family)
     model = lora.add_to(llama.Llama(cfg, dtype, scan_layers=True), LORA)
-    assert any(
-        "lora" in str(path) for path, _ in jax.tree.leaves_with_path(llama.abstract_params(model))
-    )
+    paths = [str(path) for path, _ in jax.tree.leaves_with_path(llama.abstract_params(model))]
+    adapted = [path for path in paths if "lora" in path]
+    assert adapted and all("kernel" in path for path in adapted)
+    assert any("bias" in path for path in paths) == (family == "qwen2")
+    assert any("q_norm" in path for path in paths) == (family == "qwen3")
 
 
 @needs_qwix
