@@ -78,7 +78,8 @@ def test_config_files_with_absurd_numbers_are_rejected(cls, tmp_path):
     for field in dataclasses.fields(cls):
         for new in (10**30, float("nan"), None):
             value = with_number(field.default, new)
-            if value is not None or (new is None and isinstance(field.default, int | float)):
+            is_needed = isinstance(field.default, int | float) and "None" not in str(field.type)
+            if value is not None or (new is None and is_needed):
                 path.write_text(json.dumps({field.name: value}))
                 with pytest.raises(InputError, match="config.json"):
                     config.read(cls, path)

@@ -270,7 +270,8 @@ def test_texts_of_pairs_are_text_whatever_they_spell(lm, tmp_path):
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
     scored = []
     lm = SimpleNamespace(
-        text_tokenizer=lm.text_tokenizer, score=lambda p: scored.extend(p) or [(-1.0, 1)] * len(p)
+        text_tokenizer=lm.text_tokenizer,
+        score=lambda p, counted: scored.extend(p) or [(-1.0, 1)] * len(p),
     )
     pairs.run_pairs(lm, pairs.PairsConfig("p", str(tmp_path / "pairs.jsonl")), None, QUIET)
     for context, ending in scored:

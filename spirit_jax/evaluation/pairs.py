@@ -100,7 +100,7 @@ def _prompt_strings(lm: SpiritLM, pairs: PairsConfig, row: dict, encode: Callabl
         value = row[part].get("audio" if modality == "speech" else "text")
         if not value:
             raise InputError(f"{row['id']}: its {part} has no {modality}.")
-        return encode(value) if modality == "speech" else lm.vocab.markup.escape(value)
+        return encode(value) if modality == "speech" else lm.text_tokenizer.markup.escape(value)
 
     context_modality = pairs.context or pairs.ending
     marker = {"text": f"[Text]{prefix}", "speech": "[Speech]"}
