@@ -6,26 +6,14 @@ import shutil
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from rich.console import Console
 
-matplotlib.use("Agg")  # draws to files, without a display
-from matplotlib import pyplot  # noqa: E402
-
-from spirit_jax import (  # noqa: E402
-    f0,
-    files,
-    lock,
-    markup,
-    model_folder,
-    small_world,
-    transcription,
-    units,
-)
-from spirit_jax.audio import SAMPLE_RATE, load_audio, write_wav  # noqa: E402
-from spirit_jax.errors import InputError  # noqa: E402
-from spirit_jax.spiritlm import SpiritLM  # noqa: E402
+from spirit_jax import files, lock, markup, model_folder, small_world, transcription, units
+from spirit_jax.audio import SAMPLE_RATE, load_audio, write_wav
+from spirit_jax.errors import InputError
+from spirit_jax.pictures import Panel, draw
+from spirit_jax.spiritlm import SpiritLM
 
 TEXT = "please turn on the lights in the kitchen"  # to synthesise
 START = "the young queen lost a book"  # of a story, to continue
@@ -38,20 +26,6 @@ TRANSCRIPT, INTENT = "T:", "A:"
 MOST_PIECES, MOST_UNITS = 60, 300  # of a generated text, and of generated speech
 SILENCE = 0.1  # seconds of padding: players cut off the start and end of a file
 LONGEST_NAME = 40  # characters shown of a part of the text that cannot be synthesised
-PICTURE_SECONDS = 12  # longer spectrograms would be too dense
-
-
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """A spectrogram of the figure.
-
-    Attributes:
-      title: above the spectrogram.
-      wave: float32 (t,) samples at 16 kHz.
-    """
-
-    title: str
-    wave: np.ndarray
 
 
 @dataclasses.dataclass
@@ -305,38 +279,6 @@ def first_text(lm: SpiritLM, ids: list[int]) -> str:
     """The text at the start of generated ids, up to the first marker or unit."""
     text_ids = itertools.takewhile(lambda token: token < lm.vocab.text_size, ids[:MOST_PIECES])
     return lm.text_tokenizer.decode(list(text_ids)).strip()
-
-
-def draw(path: str | Path, panels: list[Panel]) -> None:
-    """Draws spectrograms with F0, one below the other with the same axes.
-
-    Args:
-      path: PNG file to write.
-      panels: what to draw; cut after `PICTURE_SECONDS`.
-    """
-    figure, axes = pyplot.subplots(
-        len(panels),
-        1,
-        figsize=(11, 1.9 * len(panels)),
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, panel in zip(axes[:, 0], panels, strict=True):
-        wave = panel.wave[: PICTURE_SECONDS * SAMPLE_RATE]
-        # Noise, since the log of silence is infinite.
-        noise = 1e-6 * np.random.default_rng(0).standard_normal(len(wave))
-        axis.specgram(wave + noise, NFFT=512, noverlap=384, Fs=SAMPLE_RATE, vmin=-130, vmax=-30)
-        axis.set(ylabel="Hz", ylim=(0, 6000))
-        axis.set_title(panel.title, fontsize=9, loc="left")
-        f0_t, voiced_t = f0.pyin_f0(wave)
-        times = np.arange(len(f0_t)) / f0.FRAME_RATE
-        pitch = axis.twinx()
-        pitch.plot(times, np.where(voiced_t > 0, f0_t, np.nan), "w.", markersize=2)
-        pitch.set(ylabel="F0, Hz", ylim=(0, 500))
-    axes[-1, 0].set_xlabel("seconds")
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
 
 
 def _asset(name: str) -> Path:

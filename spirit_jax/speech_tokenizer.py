@@ -189,7 +189,7 @@ class SpeechTokenizer:
           InputError: an unknown speaker, style or unit, units that lack a stream of the vocoder, or
             no vocoder.
         """
-        cfg, voice = self._vocoder_config(), self.find_voice(speaker_id, style_id)
+        cfg, voice = self.vocoder_config, self.find_voice(speaker_id, style_id)
         ids, predicted = [], []  # input of each item; indices of items with predicted durations
         for index, item in enumerate(bucketing.as_list(speech, "units")):
             if isinstance(item, str):
@@ -230,7 +230,7 @@ class SpeechTokenizer:
         Raises:
           InputError: there is no vocoder.
         """
-        self._vocoder_config()
+        _ = self.vocoder_config
         return VocoderStream(self._vocoder, self._vocoder_params)
 
     def vocoder_ids(
@@ -249,13 +249,13 @@ class SpeechTokenizer:
           InputError: see `decode_batch`.
         """
         voice = self.find_voice(speaker_id, style_id)
-        return _stack_ids(speech, voice, self._vocoder_config())
+        return _stack_ids(speech, voice, self.vocoder_config)
 
     def find_voice(
         self, speaker_id: int | str | None, style_id: int | str | None
     ) -> dict[str, int]:
         """Ids by channel, "speaker" and "style_id"; raises `InputError` for an unknown name."""
-        return self._vocoder_config().find_voice(speaker_id, style_id)
+        return self.vocoder_config.find_voice(speaker_id, style_id)
 
     def _encode_hubert(self, flat: list[bucketing.Item]) -> list[np.ndarray]:
         encoded = self._run(self._hubert, flat, SAMPLE_RATE)
@@ -319,7 +319,9 @@ class SpeechTokenizer:
 
         return bucketing.run(function, items, buckets, rows_of)
 
-    def _vocoder_config(self) -> hifigan.HifiGanConfig:
+    @property
+    def vocoder_config(self) -> hifigan.HifiGanConfig:
+        """The config of the vocoder; raises `InputError` if there is none."""
         if self._vocoder is None:
             raise InputError(f"{self._folder}: has no vocoder, so it cannot decode units.")
         return self._vocoder.config

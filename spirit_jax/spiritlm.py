@@ -31,14 +31,16 @@ from spirit_jax.generation.config import GenerationConfig, int8_parts
 from spirit_jax.generation.engine import ROWS, Engine, slots_of
 from spirit_jax.generation.masks import make_masks, steering_mask
 from spirit_jax.generation.outputs import Output, limit_speech
+from spirit_jax.generation.remote import RemoteEngine
 from spirit_jax.generation.request import Generation, Request
 from spirit_jax.generation.runner import Runner
 from spirit_jax.generation.stopping import Stop, cut_at_stop
 from spirit_jax.generation.streaming import OutputReader, Stream
 from spirit_jax.model_folder import SPEECH_TOKENIZER
 from spirit_jax.models import llama
+from spirit_jax.models.configs import LlamaConfig
 from spirit_jax.speech_tokenizer import SpeechTokenizer
-from spirit_jax.text import check_unicode, load_text_tokenizer
+from spirit_jax.text import TextTokenizer, check_unicode, load_text_tokenizer
 from spirit_jax.units import Spoken, Units
 from spirit_jax.vocab import Modality, Vocab
 
@@ -66,6 +68,7 @@ class SpiritLM:
         mesh: jax.sharding.Mesh | None = None,
         dtype: Any = None,
         quantization: str | None = None,
+        lm: str | None = None,
     ) -> "SpiritLM":
         """Loads a model folder.
 
@@ -79,15 +82,22 @@ class SpiritLM:
           quantization: "int8_weights" rounds the matrices of the language model to int8,
             "int8_cache" the keys and values of its cache, and "int8" both. A folder that
             `quantize.quantize_model` wrote has int8 weights already.
+          lm: URL of vLLM with the exported language model of this folder, such as
+            "http://127.0.0.1:8000/v1", which generates and scores instead of this process; see
+            `remote.RemoteEngine`. The folder then needs no `llama/params`.
 
         Returns:
           The loaded model.
 
         Raises:
-          InputError: the model folder is incomplete or damaged, its parts do not match, or the
-            dtype or quantization is unknown.
+          InputError: the model folder is incomplete or damaged, its parts do not match, the dtype
+            or quantization is unknown, or there is no vLLM at `lm`.
         """
         folder = model_folder.find_language_model(folder)
+        if lm is not None:
+            if any(option is not None for option in (mesh, dtype, quantization)):
+                raise InputError("With lm, vLLM decides on mesh, dtype and quantization.")
+            return cls._with_remote(folder, lm)
         dtype = _check_dtype(dtype)
         int8_weights, int8_cache = int8_parts(quantization)
         devices.warn_of_idle()
@@ -104,11 +114,16 @@ class SpiritLM:
             model = model.clone(config=rounded)
         model, params = llama.lay_out_for_decoding(model, params)
         model = model.clone(int8_cache=int8_cache)
-        speech_tokenizer = None
-        if (folder / SPEECH_TOKENIZER).is_dir():
-            speech_tokenizer = SpeechTokenizer.from_pretrained(folder)
-        text_tokenizer = load_text_tokenizer(folder / "text_tokenizer", vocab)
-        return cls(folder, vocab, text_tokenizer, speech_tokenizer, model, params, mesh)
+        return cls(folder, vocab, *_load_tokenizers(folder, vocab), model, params, mesh)
+
+    @classmethod
+    def _with_remote(cls, folder: Path, url: str) -> "SpiritLM":
+        """A model whose language model is served by vLLM."""
+        vocab = config.read(Vocab, folder / "vocab.json")
+        model = llama.Llama(config.read(LlamaConfig, folder / "llama" / "config.json"))
+        loaded = cls(folder, vocab, *_load_tokenizers(folder, vocab), model, None, None)
+        loaded._engine = RemoteEngine(url, make_masks(vocab), vocab.eos, loaded.max_tokens)
+        return loaded
 
     def __init__(self, folder, vocab, text_tokenizer, speech_tokenizer, model, params, mesh):
         kind = "expressive" if vocab.pitch_units else "base"
@@ -127,7 +142,7 @@ class SpiritLM:
         self._model, self._params, self._mesh = model, params, mesh
         self._tokens = set(vocab.prompt_tokens())
         self._warned_of_length = False
-        self._engine: Engine | None = None
+        self._engine: Engine | RemoteEngine | None = None
         self._engine_lock = threading.Lock()
 
     @property
@@ -148,6 +163,7 @@ class SpiritLM:
     @property
     def bench_runner(self) -> Runner:
         """A runner of this model for `generation.bench`."""
+        self._require_weights("Measuring")
         return make_runner(self._model, self._params, self._mesh)
 
     def build_prompt(
@@ -250,7 +266,7 @@ class SpiritLM:
         prompt = self._one_prompt(inputs, prompt, output_modality)
         if speaker_id is not None or style_id is not None:
             self.speech_tokenizer.find_voice(speaker_id, style_id)
-        request = self._request(
+        request = self.make_request(
             prompt, output_modality, _merge_options(generation_config, options), 0
         )
         reader = OutputReader(
@@ -344,7 +360,7 @@ class SpiritLM:
         """
         settings = _merge_options(generation_config, options)
         requests = [
-            self._request(prompt, output_modality, settings, number)
+            self.make_request(prompt, output_modality, settings, number)
             for number, prompt in enumerate(bucketing.as_list(prompts, "prompts"))
         ]
         rows, slots = self._usual_size(requests)
@@ -386,12 +402,28 @@ class SpiritLM:
           InputError: the prompt or an option cannot be used.
         """
         settings = _merge_options(generation_config, options)
-        return engine.submit(self._request(prompt, output_modality, settings, sample))
+        return engine.submit(self.make_request(prompt, output_modality, settings, sample))
 
-    def _request(
-        self, prompt: str, modality: Modality | str, settings: GenerationConfig, sample: int
+    def make_request(
+        self,
+        prompt: str | Sequence[int],
+        modality: Modality | str,
+        settings: GenerationConfig,
+        sample: int = 0,
     ) -> Request:
-        modality, tokens = Modality.of(modality), self._encode(prompt)
+        """A request for an engine of this model.
+
+        Args:
+          prompt: a prompt string, or token ids, which begin with BOS.
+          modality: see `generate_batch`.
+          settings: of generation.
+          sample: see `submit`.
+
+        Raises:
+          InputError: the prompt cannot be used.
+        """
+        modality = Modality.of(modality)
+        tokens = self._encode(prompt) if isinstance(prompt, str) else prompt
         if not tokens:
             raise InputError("The prompt has no tokens, and this model has no BOS; give an input.")
         mask = list(Modality).index(modality)
@@ -415,7 +447,7 @@ class SpiritLM:
         string = self.text_tokenizer.decode_prompt(generation.ids)
         return cut_at_stop(string, generation.request.config.stop, self.vocab.markup)
 
-    def engine(self, rows: int = ROWS, slots: int | None = None) -> Engine:
+    def engine(self, rows: int = ROWS, slots: int | None = None) -> Engine | RemoteEngine:
         """The engine that generates; all methods that generate use it.
 
         `Request.mask` is an index in `masks.make_masks`: that of a modality in `Modality`, or
@@ -427,11 +459,13 @@ class SpiritLM:
             positions of the model. The engine may have more slots.
 
         Returns:
-          The engine of earlier calls, if it has enough rows and slots; otherwise a new engine that
-          replaces it.
+          The engine of earlier calls, if it has enough rows and slots or is vLLM's; otherwise a new
+          engine that replaces it.
         """
         slots = self.max_tokens if slots is None else slots
         with self._engine_lock:
+            if isinstance(self._engine, RemoteEngine):
+                return self._engine
             if self._engine is None or self._engine.rows < rows or self._engine.slots < slots:
                 if self._engine is not None:
                     rows = max(rows, self._engine.rows)
@@ -474,6 +508,7 @@ class SpiritLM:
           InputError: the prompt has a unit that the model does not have, or more tokens than the
             model has positions.
         """
+        self._require_weights("Logits")
         tokens = self._encode(prompt)
         self._check_length(tokens)
         rows = sharding.batch_multiple(self._mesh)
@@ -510,6 +545,16 @@ class SpiritLM:
         pairs = bucketing.as_list(pairs, "pairs")
         counts_v = self.vocab.counted(counted)
         encoded = [self._encode_pair(pair) for pair in pairs]
+        wanted = [counts_v[tokens[start:]] for tokens, start in encoded]
+        for (_, continuation), wanted_t in zip(pairs, wanted, strict=True):
+            if not wanted_t.any():
+                raise InputError(f"The continuation {continuation[:40]!r} has no {counted}.")
+        if isinstance(self._engine, RemoteEngine):
+            logs = self._engine.score([tokens for tokens, _ in encoded])
+            return [
+                (float(np.dot(log_probs[-len(wanted_t) :], wanted_t)), int(wanted_t.sum()))
+                for log_probs, wanted_t in zip(logs, wanted, strict=True)
+            ]
         multiple = sharding.batch_multiple(self._mesh)
         rows = -(-SCORED_ROWS // multiple) * multiple
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
@@ -523,16 +568,13 @@ class SpiritLM:
                 tokens, start = encoded[i]
                 tokens_bt[row, : len(tokens)] = tokens
                 segments_bt[row, : len(tokens)] = 1
-                counted_bt[row, start : len(tokens)] = counts_v[tokens[start:]]
+                counted_bt[row, start : len(tokens)] = wanted[i]
             place = functools.partial(sharding.place_batch, mesh=self._mesh)
             with self._in_mesh():
                 batch = map(place, (tokens_bt, segments_bt, counted_bt))
                 sums_b = np.asarray(_score(self._model, self._params, *batch, self.vocab.size))
             for row, i in enumerate(indices):
-                count = int(counted_bt[row].sum())
-                if not count:
-                    raise InputError(f"The continuation {pairs[i][1][:40]!r} has no {counted}.")
-                scores[i] = float(sums_b[row]), count
+                scores[i] = float(sums_b[row]), int(wanted[i].sum())
         return [scores[i] for i in range(len(encoded))]
 
     def _encode_pair(self, pair: tuple[str, str]) -> tuple[list[int], int]:
@@ -577,6 +619,10 @@ class SpiritLM:
             raise InputError(
                 f"A prompt has {len(tokens)} tokens, but the model has {positions} positions."
             )
+
+    def _require_weights(self, what: str) -> None:
+        if self._params is None:
+            raise InputError(f"{what} needs the weights here; load the model without lm.")
 
     def _in_mesh(self):
         return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
@@ -687,6 +733,14 @@ class SpiritLM:
             if any(part.string not in self._tokens for part in markup.parse(string)):
                 raise InputError("A speech input has no units: no speech was noticed in it.")
         return string
+
+
+def _load_tokenizers(folder: Path, vocab: Vocab) -> tuple[TextTokenizer, SpeechTokenizer | None]:
+    """The text tokenizer of a model folder, and its speech tokenizer if it has one."""
+    speech_tokenizer = None
+    if (folder / SPEECH_TOKENIZER).is_dir():
+        speech_tokenizer = SpeechTokenizer.from_pretrained(folder)
+    return load_text_tokenizer(folder / "text_tokenizer", vocab), speech_tokenizer
 
 
 def _check_dtype(dtype: Any) -> Any:

@@ -203,7 +203,7 @@ def transcribe(
       InputError: a recording cannot be read, or is too long.
     """
     waves = {i: load_audio(r) for i, r in enumerate(recordings) if not isinstance(r, Units)}
-    strings = _encode_recordings(lm, recordings, waves)
+    strings = encode_recordings(lm, recordings, waves)
     prompts = {
         i: fill(settings.prompt, {"speech": string}.__getitem__, lm.text_tokenizer)
         for i, string in strings.items()
@@ -229,7 +229,7 @@ def transcribe(
             texts[i], log_probs[i] = text.strip(), float(np.mean(continuation.log_probs))
 
     texts = {i: text for i, text in texts.items() if text}
-    read_aloud = _score_read_aloud(lm, settings, texts, strings)
+    read_aloud = score_read_aloud(lm, settings, texts, strings)
     transcripts = [Transcript("", None, None, None, said=False)] * len(recordings)
     for i, text in texts.items():
         problem = find_problem(settings, waves[i]) if i in waves else ""
@@ -238,7 +238,7 @@ def transcribe(
     return transcripts
 
 
-def _encode_recordings(
+def encode_recordings(
     lm: Any, recordings: Sequence[Audio | Units], waves: dict[int, np.ndarray]
 ) -> dict[int, str]:
     """The unit strings of recordings that may contain speech; they and `waves` are by index."""
@@ -254,7 +254,7 @@ def _encode_recordings(
     }
 
 
-def _score_read_aloud(
+def score_read_aloud(
     lm: Any, settings: TranscriptionConfig, texts: dict[int, str], strings: dict[int, str]
 ) -> dict[int, float]:
     """The mean log probability of each recording's unit tokens, given its transcript."""

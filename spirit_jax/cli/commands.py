@@ -20,6 +20,7 @@ from spirit_jax.cli import (
     quantize,
     resynth,
     running,
+    serve,
     train,
 )
 
@@ -54,6 +55,7 @@ _COMMANDS = {
     "bench": bench.bench,
     "eval": evaluate.evaluate,
     "push": push.push,
+    "serve": serve.serve,
     "demo": demo.demo,
 }
 for _name, _function in _COMMANDS.items():

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from spirit_jax import model_folder
 from spirit_jax.cli import checks
-from spirit_jax.cli.options import ModelDir, Overwrite
+from spirit_jax.cli.options import ModelDir, Overwrite, RemoteModel
 
 
 def evaluate(
@@ -19,6 +19,7 @@ def evaluate(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as seed=1")
     ] = None,
     overwrite: Overwrite = False,
+    remote: RemoteModel = None,
 ) -> None:
     """Evaluate a language model by generated answers and by likelihoods of pairs.
 
@@ -48,6 +49,6 @@ def evaluate(
     from spirit_jax.evaluation.run import table
     from spirit_jax.spiritlm import SpiritLM
 
-    lm = SpiritLM.from_pretrained(model)
+    lm = SpiritLM.from_pretrained(model, lm=remote)
     figures = run_all(lm, settings, output, Console(stderr=True))
     Console().print(table(figures))

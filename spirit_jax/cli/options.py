@@ -28,6 +28,10 @@ PeerTimeout = Annotated[
     int, typer.Option(help="Seconds without heartbeat after which another process is lost")
 ]
 Speaker = Annotated[str | None, typer.Option(help="Speaker, by name or number")]
+RemoteModel = Annotated[
+    str | None,
+    typer.Option("--lm", help="URL of vLLM with the exported model, such as http://HOST:8000/v1"),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files")]
 
 

@@ -19,6 +19,7 @@ UsageError = typer.BadParameter.__base__  # click's, or that of the copy inside 
 EXTRAS = {  # packages that commands import at once, by the extra of this package that has them
     "convert": ("safetensors",),
     "corpora": ("pocketsphinx", "sklearn", "pyworld"),
+    "serve": ("gradio", "fastapi", "uvicorn", "prometheus_client", "multipart"),
 }
 
 Output = typing.Annotated[Path, typer.Option(help="Folder to write to")]

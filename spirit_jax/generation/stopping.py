@@ -88,6 +88,9 @@ class Stop:
     """`Request.stop` of a request with stop strings or a limit of seconds.
 
     The ids end with the one that completes a stop string, or with the unit that reaches the limit.
+
+    Attributes:
+      has_stopped: whether a stop string was generated.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Stop:
         self._reader, self._stops = TextReader(tokenizer, vocab), config.stop
         self._seconds, self._spoken = config.max_speech_seconds, SpeechCounter(vocoder)
         self._read = 0
+        self.has_stopped = False
 
     def __call__(self, ids: list[int]) -> int | None:
         """See `Request.stop`."""
@@ -114,6 +118,7 @@ class Stop:
             token = self._reader.add(ids[self._read])
             self._read += 1
             if token is None and find_stop(self._reader.text, self._stops) >= 0:
+                self.has_stopped = True
                 return self._read
             if self._seconds is None:
                 continue

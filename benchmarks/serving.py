@@ -1,0 +1,88 @@
+"""Throughput of the server: many clients at once against one after another.
+
+python -m benchmarks.serving --requests 200 --clients 32
+
+Starts `spirit-jax serve` for a packaged model, sends different requests from several clients at
+once and then the same ones one after another, and checks that each has the same answer.
+"""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
+
+import typer
+
+from spirit_jax.cli.running import run
+
+MODALITIES = "text", "speech", "arbitrary"
+WORDS = "the young queen lost a book what is two plus two please turn on the lights".split()
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Model folder, or a packaged model's name")] = (
+        "spirit-tiny-base"
+    ),
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests")] = 200,
+    clients: Annotated[int, typer.Option(min=1, help="Clients at once")] = 32,
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer")] = 64,
+    rows: Annotated[int, typer.Option(min=1, help="Of the server")] = 32,
+) -> None:
+    """The command; see the module."""
+    command = "import spirit_jax.cli; spirit_jax.cli.main()"
+    options = ["--port", "0", "--no-page", "--rows", str(rows), "--slots", "512", "--name", "m"]
+    server = subprocess.Popen(
+        [sys.executable, "-c", command, "serve", model, *options],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = server.stdout.readline().split()[-1]
+        bodies = [make_body(number, tokens) for number in range(requests)]
+        for body in bodies[:3]:
+            ask(address, body)  # compiles nothing, but opens files
+        started = time.monotonic()
+        with ThreadPoolExecutor(clients) as pool:
+            together = list(pool.map(lambda body: ask(address, body), bodies))
+        middle = time.monotonic()
+        alone = [ask(address, body) for body in bodies]
+        ended = time.monotonic()
+    finally:
+        server.terminate()
+        server.wait()
+    differing = sum(a != b for a, b in zip(together, alone, strict=True))
+    generated = sum(map(len, alone))
+    print(f"{requests} requests, {generated} tokens; answers that differ: {differing}")
+    print(f"{clients} clients at once: {middle - started:.1f} s")
+    print(f"one after another: {ended - middle:.1f} s")
+    print(f"ratio of the throughputs: {(ended - middle) / (middle - started):.1f}")
+
+
+def make_body(number: int, tokens: int) -> dict:
+    """A request, different for each number: its modality, prompt, settings and seed."""
+    words = [WORDS[(number * 7 + i * 3) % len(WORDS)] for i in range(1 + number % 9)]
+    return {
+        "model": "m",
+        "prompt": "[Text]" + " ".join(words),
+        "modality": MODALITIES[number % 3],
+        "max_tokens": tokens - number % 5,
+        "temperature": 0 if number % 2 else 0.8,
+        "seed": number,
+        "return_token_ids": True,
+    }
+
+
+def ask(address: str, body: dict) -> list[int]:
+    """The token ids of an answer."""
+    request = urllib.request.Request(
+        f"{address}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)["choices"][0]["token_ids"]
+
+
+if __name__ == "__main__":
+    run(main)

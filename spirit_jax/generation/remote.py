@@ -1,0 +1,214 @@
+"""An engine whose language model runs elsewhere: vLLM generates, by token ids.
+
+It has the methods of `engine.Engine` that requests need. vLLM batches the requests, so each runs at
+once, in a thread that reads its answer.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from spirit_jax.errors import InputError
+from spirit_jax.generation.masks import Masks
+from spirit_jax.generation.request import Generation, Request
+from spirit_jax.generation.runner import MOST_STEPS
+from spirit_jax.generation.vllm import Away, Client, Waiting
+
+WAIT_SECONDS = 600.0  # for a server that is away
+STEP_SECONDS = 0.05  # of `step`, at most
+SCORED = 16  # prompts at once
+MOST_CHANGING = 8  # ids after which the mask changes; with more, tokens are requested one by one
+ROWS = 256  # vLLM's usual number of requests that decode together
+
+
+class RemoteEngine:
+    """Requests to vLLM.
+
+    Attributes:
+      rows: the most requests at once; others wait.
+      slots: the most tokens of a prompt and its continuation together.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        masks: Masks,
+        eos: Sequence[int],
+        slots: int,
+        wait_seconds: float = WAIT_SECONDS,
+    ):
+        """Connects to a server; waits for it if it does not answer.
+
+        Args:
+          url: see `vllm.Client`.
+          masks: from `make_masks`, as numpy arrays.
+          eos: ids that end generation.
+          slots: of the model.
+          wait_seconds: the longest time to wait for a server that is away.
+
+        Raises:
+          InputError: see `vllm.Client`.
+        """
+        self._client = Client(url, wait_seconds)
+        self._allowed = [np.flatnonzero(mask_v).tolist() for mask_v in masks.allowed_mv]
+        self._next_mv = masks.next_mv
+        self._vocab_size, self._eos = masks.allowed_mv.shape[1], list(eos)
+        self.rows, self.slots = ROWS, min(slots, self._client.max_tokens or slots)
+        self._news = threading.Condition()
+        self._has_news = False
+        self._pool = ThreadPoolExecutor(ROWS, "vllm")
+
+    @property
+    def notice(self) -> str | None:
+        """A sentence for users while the server is waited for, otherwise None."""
+        return self._client.notice
+
+    def warm_up(self) -> None:
+        """Does nothing: vLLM has compiled what it needs."""
+
+    def submit(self, request: Request) -> Generation:
+        """Sends a request.
+
+        Raises:
+          InputError: its prompt is empty, has an id outside the vocabulary, or fills all slots.
+        """
+        prompt = request.prompt
+        if not len(prompt) or len(prompt) >= self.slots:
+            raise InputError(
+                f"The prompt has {len(prompt)} tokens, but there are {self.slots} positions, of "
+                "which one is for another token."
+            )
+        outside = [token for token in prompt if not 0 <= token < self._vocab_size]
+        if outside:
+            raise InputError(
+                f"The prompt has the token {outside[0]}, but the vocabulary has {self._vocab_size}."
+            )
+        limit = min(request.config.max_new_tokens, self.slots - len(prompt))
+        generation = Generation(request, limit)
+        self._pool.submit(self._run, generation)
+        return generation
+
+    def step(self, most: int = MOST_STEPS) -> None:
+        """Waits for new tokens of any request, at most `STEP_SECONDS`."""
+        with self._news:
+            self._news.wait_for(lambda: self._has_news, STEP_SECONDS)
+            self._has_news = False
+
+    def run(self, generations: Sequence[Generation]) -> None:
+        """Waits until these requests have ended."""
+        while not all(generation.done for generation in generations):
+            self.step()
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Sends requests, and waits until they have ended.
+
+        Raises:
+          InputError: a request cannot be used.
+        """
+        generations: list[Generation] = []
+        try:
+            generations += (self.submit(request) for request in requests)
+            self.run(generations)
+        except BaseException:
+            for generation in generations:
+                generation.cancel()
+            raise
+        for generation in generations:
+            if generation.error is not None:
+                raise generation.error
+        return generations
+
+    def stream(self, generation: Generation) -> Iterator[list[int]]:
+        """Yields the new ids of a request until it has ended."""
+        sent = 0
+        while True:
+            with self._news:
+                new, done = generation.ids[sent:], generation.done
+            sent += len(new)
+            if new:
+                yield new
+            elif done:
+                return
+            else:
+                self.step()
+
+    def score(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `vllm.Client.score`, for many prompts."""
+        with ThreadPoolExecutor(SCORED) as pool:
+            return list(pool.map(lambda prompt: self._client.score(list(prompt)), prompts))
+
+    def _run(self, generation: Generation) -> None:
+        """Reads the answer of a request, in a thread; sends it again if the server was away."""
+        waiting = Waiting(self._client)
+        try:
+            while not generation.done and not generation.cancelled:
+                try:
+                    body = self._body(generation)
+                    for part in self._client.generate(body, lambda: generation.cancelled):
+                        waiting.end()
+                        self._add(generation, part)
+                        if generation.done or part.has_ended:
+                            break
+                    else:
+                        break  # cancelled
+                except Away as error:
+                    waiting.wait(error)
+        except Exception as error:
+            generation.error = error
+        self._end(generation)
+
+    def _body(self, generation: Generation) -> dict[str, Any]:
+        """The request for the tokens that are still to be generated."""
+        request, count = generation.request, len(generation.ids)
+        config = request.config
+        # Ids after which another mask applies end an answer, and the rest is another request.
+        allowed = self._allowed[generation.mask]
+        changing = [i for i in allowed if self._next_mv[generation.mask, i] != generation.mask]
+        sampling: dict[str, Any] = {"temperature": 0.0}
+        if config.do_sample:
+            sampling = {
+                "temperature": config.temperature,
+                "top_p": config.top_p,
+                "top_k": config.top_k,
+                "min_p": config.min_p,
+                # Another seed for each sample, and for the rest of an interrupted answer.
+                "seed": config.seed + (request.sample << 32) + (count << 48),
+            }
+        return sampling | {
+            "prompt": [*map(int, request.prompt), *generation.ids],
+            "max_tokens": 1 if len(changing) > MOST_CHANGING else generation.limit - count,
+            "repetition_penalty": config.repetition_penalty,
+            "allowed_token_ids": allowed,
+            "stop_token_ids": self._eos + changing[:MOST_CHANGING],
+            "logprobs": 0,
+            "return_tokens_as_token_ids": True,
+        }
+
+    def _add(self, generation: Generation, part: Any) -> None:
+        """Adds new tokens, and ends the request if it is finished."""
+        request = generation.request
+        with self._news:
+            generation.ids += part.ids
+            generation.log_probs += part.log_probs
+            kept = request.stop(generation.ids) if request.stop else None
+            if kept is not None:
+                del generation.ids[kept:], generation.log_probs[kept:]
+            if request.on_tokens and part.ids:
+                request.on_tokens(part.ids)
+            mask = generation.mask
+            if part.ids:
+                generation.mask = int(self._next_mv[mask, part.ids[-1]])
+            has_ended = part.has_ended and generation.mask == mask
+            has_ended |= len(generation.ids) >= generation.limit
+            has_ended |= bool(part.ids) and part.ids[-1] in self._eos
+            generation.done = has_ended or kept is not None
+            self._has_news = True
+            self._news.notify_all()
+
+    def _end(self, generation: Generation) -> None:
+        with self._news:
+            generation.done = self._has_news = True
+            self._news.notify_all()

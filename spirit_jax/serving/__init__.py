@@ -1,0 +1,1 @@
+"""A web server: OpenAI-shaped endpoints and a page, on one engine. Needs the extra `serve`."""

