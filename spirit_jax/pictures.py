@@ -11,6 +11,7 @@ from spirit_jax import f0
 from spirit_jax.audio import SAMPLE_RATE
 
 PICTURE_SECONDS = 12  # longer spectrograms would be too dense
+UNITS_HEIGHT = 0.25  # inches
 COLORS = "tab20"  # of units
 
 
@@ -29,7 +30,7 @@ class Panel:
     units: tuple[tuple[float, float, int], ...] = ()
 
 
-def draw(path: str | Path | io.BytesIO, panels: list[Panel]) -> None:
+def draw(path: str | Path | io.BytesIO, panels: list[Panel], height: float = 1.9) -> None:
     """Draws spectrograms with F0, one below the other with the same axes.
 
     May be called from several threads.
@@ -37,8 +38,11 @@ def draw(path: str | Path | io.BytesIO, panels: list[Panel]) -> None:
     Args:
       path: PNG file to write.
       panels: what to draw; cut after `PICTURE_SECONDS`.
+      height: of each panel, in inches; the width is 11.
     """
-    heights = [height for panel in panels for height in ([1.65, 0.25] if panel.units else [1.9])]
+    heights = []
+    for panel in panels:
+        heights += [height - UNITS_HEIGHT, UNITS_HEIGHT] if panel.units else [height]
     figure = Figure(figsize=(11, sum(heights)), layout="constrained")
     axes = figure.subplots(
         len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}

@@ -233,7 +233,7 @@ def browsers():
         options.binary_location = shutil.which("chromium")
         for option in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
             options.add_argument(f"--{option}")
-        options.add_argument("--window-size=1200,1000")
+        options.add_argument("--window-size=1200,1350")
         service = webdriver.ChromeService(driver)
         opened.append(webdriver.Chrome(options=options, service=service))
         return opened[-1]
@@ -279,4 +279,5 @@ def test_two_browsers_work_at_the_same_time(served, browsers):
         wait_until(lambda b=browser: size_of(b, "#picture img", "naturalWidth") > 500, 120)
     if SCREENSHOTS:
         for browser, name in ((first, "page-transcribe"), (second, "page-read")):
+            browser.execute_script("window.scrollTo(0, 0)")
             browser.save_screenshot(f"{SCREENSHOTS}/{name}.png")

@@ -33,6 +33,7 @@ DEFAULT_VOICE, ANY_STYLE = "default", "default"
 CLEAN_EVERY, CLEAN_AGE = 600, 3600  # seconds
 PAUSE = np.zeros(SAMPLE_RATE // 5, np.float32)  # between two pieces of speech
 NOTICE_SECONDS = 1.0
+PICTURE_HEIGHT = 3.2
 LAST = object()
 LONGEST_VIEW = 20_000  # characters of the token view
 State = tuple[str, Any, str, Any]  # text, speech, token view, picture
@@ -76,6 +77,7 @@ def make_page(service: Service) -> gradio.Blocks:
                     sources=["upload", "microphone"],
                     type="filepath",
                     elem_id="recording",
+                    buttons=["download"],
                 )
                 settings = _make_settings(service)
                 with gradio.Row():
@@ -83,11 +85,13 @@ def make_page(service: Service) -> gradio.Blocks:
                     stop = gradio.Button("Stop", elem_id="stop")
             with gradio.Column():
                 said = gradio.Textbox(label="Text", lines=2, elem_id="said")
-                speech = gradio.Audio(label="Speech", format="wav", elem_id="speech")
-                picture = gradio.Image(
-                    label="Spectrogram, F0 (white) and units", elem_id="picture", format="png"
+                speech = gradio.Audio(
+                    label="Speech", format="wav", elem_id="speech", buttons=["download"]
                 )
-                tokens = gradio.Textbox(label="Tokens", lines=4, max_lines=8, elem_id="tokens")
+                tokens = gradio.Textbox(label="Tokens", lines=8, max_lines=16, elem_id="tokens")
+        picture = gradio.Image(
+            elem_id="picture", format="png", show_label=False, buttons=["download", "fullscreen"]
+        )
 
         async def answer(task, text, recording, *values) -> AsyncIterator[State]:
             async for state in answer_on_page(service, task, text, recording, *values):
@@ -226,7 +230,10 @@ async def _generate(service, prompt, modality, config, voice) -> AsyncIterator[S
     if len(wave):
         speech = SAMPLE_RATE, to_int16(wave)
         timed = await service.in_thread(_time_units, service, string) if len(pieces) == 1 else ()
-        picture = await service.in_thread(_draw, pictures.Panel("generated speech", wave, timed))
+        picture = await service.in_thread(
+            _draw,
+            pictures.Panel("generated speech: spectrogram, F0 (white dots) and units", wave, timed),
+        )
     yield text, speech, _view(prompt, string), picture
 
 
@@ -300,7 +307,7 @@ def _time_units(service: Service, string: str) -> tuple[tuple[float, float, int]
 
 def _draw(panel: pictures.Panel) -> Image.Image:
     data = io.BytesIO()
-    pictures.draw(data, [panel])
+    pictures.draw(data, [panel], PICTURE_HEIGHT)
     data.seek(0)
     return Image.open(data).convert("RGB")
 
