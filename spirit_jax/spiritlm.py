@@ -406,7 +406,7 @@ class SpiritLM:
 
     def make_request(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | list[int],
         modality: Modality | str,
         settings: GenerationConfig,
         sample: int = 0,
@@ -423,7 +423,8 @@ class SpiritLM:
           InputError: the prompt cannot be used.
         """
         modality = Modality.of(modality)
-        tokens = self._encode(prompt) if isinstance(prompt, str) else prompt
+        is_ids = isinstance(prompt, list) and all(type(token) is int for token in prompt)
+        tokens = prompt if is_ids and prompt else self._encode(prompt)
         if not tokens:
             raise InputError("The prompt has no tokens, and this model has no BOS; give an input.")
         mask = list(Modality).index(modality)
