@@ -125,6 +125,7 @@ def test_prompts_at_the_sizes_of_chunks_are_the_same_cold_and_cached(runner, alo
 
 def test_a_long_prompt_does_not_stall_other_rows(runner, monkeypatch):
     monkeypatch.setattr(engine_module, "CHUNKS", (16,))
+    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 32)
     engine = Engine(runner, rows=2, slots=SLOTS)
     short = engine.submit(Request([5], 2, GenerationConfig(40)))  # the mask has no EOS
     engine.step(1)
@@ -134,7 +135,16 @@ def test_a_long_prompt_does_not_stall_other_rows(runner, monkeypatch):
         counts.append(len(short.ids))
         engine.step()
     assert short.done and len(short.ids) == 40
-    assert max(np.diff(counts)) <= engine_module.STEPS_BETWEEN_CHUNKS
+    assert max(np.diff(counts)) <= engine_module.STEPS_BETWEEN
+
+
+def test_short_prompts_start_to_decode_together(runner):
+    """The rows of a batch are filled before the first decoding step."""
+    engine = Engine(runner, rows=8, slots=SLOTS)
+    prompts = [[3 + i] * 20 for i in range(8)]
+    generations = [engine.submit(Request(prompt, 2, GenerationConfig(40))) for prompt in prompts]
+    engine.step(1)
+    assert [len(generation.ids) for generation in generations] == [1] * 8
 
 
 def test_a_request_that_does_not_fit_is_refused_alone(runner, alone):

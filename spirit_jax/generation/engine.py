@@ -37,7 +37,9 @@ from spirit_jax.models.llama import Llama
 ROWS = 16  # requests that decode together, by default
 CHUNKS = (256, 64, 16)  # tokens of a prefill call
 SMALLEST_WINDOW = 256  # slots
-STEPS_BETWEEN_CHUNKS = 8  # decoding steps between two chunks of prefill
+# While prompts are prefilled, calls of this many tokens and of this many decoding steps alternate.
+# With fewer tokens, short prompts would join one by one, and most rows of a call would be idle.
+PREFILL_TOKENS, STEPS_BETWEEN = 512, 8
 STREAMED_STEPS = 8  # decoding steps for each result of `Engine.stream`
 LEAST_PREFIX = 16  # tokens; a shorter common beginning of two prompts is not reused
 
@@ -169,7 +171,7 @@ class Engine:
             self._state = self._runner.mark_seen(self._state, 0, seen_v)
 
     def step(self, most: int = MOST_STEPS) -> None:
-        """Admits requests, then runs a chunk of prefill and up to `most` steps of decoding.
+        """Admits requests, then prefills a few chunks and runs up to `most` steps of decoding.
 
         If no row is ready to decode, chunks of prefill are run until one is.
         """
@@ -177,9 +179,13 @@ class Engine:
             try:
                 self._drop_cancelled()
                 self._admit()
-                prefilled = self._prefill()
-                while prefilled and not self._decoding():
-                    prefilled = self._prefill()
+                prefilled = 0
+                while prefilled < PREFILL_TOKENS or not self._decoding():
+                    size = self._prefill()
+                    if not size:
+                        break
+                    prefilled += size
+                    self._admit()  # requests that waited for these tokens
                 if self._decoding():
                     self._decode(most)
             except BaseException as error:
@@ -258,11 +264,11 @@ class Engine:
             if row.to_prefill
         )
 
-    def _prefill(self) -> bool:
-        """Prefills a chunk of the row that has the fewest tokens left; False if there is none."""
+    def _prefill(self) -> int:
+        """Prefills a chunk of the row that has the fewest tokens left; its size, 0 for none."""
         waiting = [i for i, row in enumerate(self._rows) if row.to_prefill]
         if not waiting:
-            return False
+            return 0
         index = min(waiting, key=lambda i: self._rows[i].to_prefill)
         row = self._rows[index]
         start, left = len(row.tokens), row.to_prefill
@@ -273,13 +279,13 @@ class Engine:
         window = self._window(start + size)
         self._state = self._runner.prefill(self._state, tokens_t, index, start, window)
         row.tokens.extend(tokens)
-        return True
+        return size
 
     def _decode(self, most: int) -> None:
         """Runs one decoding call, of up to `most` steps, for all rows that are ready."""
         indices = self._decoding()
         prefilling = any(row.to_prefill for row in self._rows)
-        steps = min(most, STEPS_BETWEEN_CHUNKS) if prefilling else most
+        steps = min(most, STEPS_BETWEEN) if prefilling else most
         count = bucketing.power_of_two(indices[-1] + 1, self._multiple)
         longest = max(len(self._rows[i].tokens) for i in indices)
         steps = min(steps, self._capacity - longest)
