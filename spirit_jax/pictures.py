@@ -81,5 +81,6 @@ def _draw_units(axis, panel: Panel) -> None:
         axis.broken_barh([(start, length)], (0, 1), color=colors(unit * 7 % colors.N))
         if length >= 0.015 * len(str(unit)) * min(len(panel.wave) / SAMPLE_RATE, PICTURE_SECONDS):
             axis.text(start + length / 2, 0.45, unit, ha="center", va="center", fontsize=7)
+    axis.margins(x=0)
     axis.set(ylim=(0, 1), yticks=[])
     axis.set_ylabel("units", fontsize=8)

@@ -233,7 +233,7 @@ def browsers():
         options.binary_location = shutil.which("chromium")
         for option in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
             options.add_argument(f"--{option}")
-        options.add_argument("--window-size=1200,1350")
+        options.add_argument("--window-size=1200,1650")
         service = webdriver.ChromeService(driver)
         opened.append(webdriver.Chrome(options=options, service=service))
         return opened[-1]

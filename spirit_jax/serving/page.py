@@ -84,11 +84,11 @@ def make_page(service: Service) -> gradio.Blocks:
                     run = gradio.Button("Run", variant="primary", elem_id="run")
                     stop = gradio.Button("Stop", elem_id="stop")
             with gradio.Column():
-                said = gradio.Textbox(label="Text", lines=2, elem_id="said")
+                said = gradio.Textbox(label="Generated text", lines=2, elem_id="said")
                 speech = gradio.Audio(
-                    label="Speech", format="wav", elem_id="speech", buttons=["download"]
+                    label="Generated speech", format="wav", elem_id="speech", buttons=["download"]
                 )
-                tokens = gradio.Textbox(label="Tokens", lines=8, max_lines=16, elem_id="tokens")
+                tokens = gradio.Textbox(label="Tokens", lines=6, max_lines=16, elem_id="tokens")
         picture = gradio.Image(
             elem_id="picture", format="png", show_label=False, buttons=["download", "fullscreen"]
         )
