@@ -3,7 +3,8 @@
 spirit-jax convert export --model MODEL_DIR --output HF_DIR
 spirit-jax convert export --model MODEL_DIR --speech --output DIR
 
-For the speech networks see `export_speech`.
+HuBERT becomes a Hugging Face folder, and the vocoder a folder of the PyTorch release; see
+docs/convert.md.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Exports the networks of a speech tokenizer in the formats of PyTorch.
 
 HuBERT becomes a Hugging Face folder, the quantizer a file of the release or of centroids, and the
-vocoder a folder of the release. Each is what `convert.hubert` and `convert.hifigan` read.
+vocoder a folder of the release. `spirit-jax convert hubert` and `spirit-jax convert hifigan` read
+them.
 """
 
 import re

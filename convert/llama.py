@@ -3,8 +3,8 @@
 spirit-jax convert llama --checkpoint HF_DIR --add-speech-tokens base --output MODEL_DIR
 spirit-jax convert llama --checkpoint EXPORTED_DIR --output MODEL_DIR
 
-The second form is for a folder with speech tokens, such as one that `convert.export` wrote. The
-families are listed in `llama_config`.
+The second form is for a folder with speech tokens, such as one that
+`spirit-jax convert export` wrote. docs/convert.md lists the families and their limits.
 """
 
 import dataclasses

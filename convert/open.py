@@ -3,7 +3,7 @@
 spirit-jax convert open --encoder mhubert --kmeans km500.bin --vocoder hifigan.pt
     --language-model speech_lm --text-tokenizer text_tokenizer --output MODEL_DIR
 
-The language model has the form of a Llama (see `llama_config`). Its text tokenizer is that of the
+The language model is of a family that docs/convert.md lists. Its text tokenizer is that of the
 text model from which it was trained; the tokens of units and markers come after its ids.
 """
 

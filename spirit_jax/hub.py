@@ -147,7 +147,7 @@ def _fall_back(name: str, repository: str, revision: str | None, error: Exceptio
     cached = _find_cached(repository, revision)
     if cached is None:
         raise InputError(
-            f"{name}: there is no such folder, and the hub's model of that name is not (whole) in "
+            f"{name}: there is no such folder, and the hub's model of that name is not complete in "
             f"the cache and cannot be fetched ({reason})."
         ) from error
     if missing := find_missing(cached):
