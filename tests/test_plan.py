@@ -271,7 +271,6 @@ def test_a_missing_compiler_is_reported_first():
     [
         ("corpora", "pyworld", "corpora"),
         ("evaluators", "sklearn", "corpora"),
-        ("convert", "torch", "convert"),
     ],
 )
 def test_packages_name_the_missing_extra(package, needed, extra):

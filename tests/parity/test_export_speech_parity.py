@@ -5,10 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from torch_hifigan import TorchHifiGan
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+from torch_hifigan import TorchHifiGan  # noqa: E402
 
 from convert import export_speech, hubert  # noqa: E402
 from convert.hifigan import convert_hifigan  # noqa: E402

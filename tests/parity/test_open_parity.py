@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import toy_tokenizers as toy
-from torch_hifigan import TorchHifiGan
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -16,6 +15,7 @@ import tokenizers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from sklearn.cluster import KMeans  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
+from torch_hifigan import TorchHifiGan  # noqa: E402
 
 from convert import export, llama_config  # noqa: E402
 from convert.open import convert_open, convert_text_tokenizer  # noqa: E402
