@@ -334,7 +334,9 @@ def main(
     ] = None,
     layer: Annotated[
         int,
-        typer.Option(min=0, help="Layer whose output is quantized, from 1; 0: of all, normalised"),
+        typer.Option(
+            min=0, help="Layer whose output is quantized, from 1; 0: output of the network"
+        ),
     ] = 11,
     padding: Annotated[
         int, typer.Option(min=0, help="Silent samples to add at both ends; 40 for the open stack")

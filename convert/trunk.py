@@ -186,7 +186,10 @@ def check_layer(path: str | Path, layer: int, total: Any) -> None:
             f"{path}: has {show(total)} layers; expected a whole number from 1 to {most}."
         )
     if not 1 <= layer <= total:
-        raise InputError(f"{path}: has {total} layers, so there is no layer {layer}.")
+        raise InputError(
+            f"{path}: has {total} layers, so there is no layer {layer}; choose another with "
+            "--layer."
+        )
 
 
 def refuse(path: str | Path, cfg: Mapping[str, Any], **expected: Any) -> None:

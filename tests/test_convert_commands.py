@@ -7,8 +7,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+from convert import trunk  # noqa: E402
 from spirit_jax import files  # noqa: E402
 from spirit_jax.cli import running  # noqa: E402
+from spirit_jax.errors import InputError  # noqa: E402
 
 COMMANDS = {
     "ctc": ["--hf", "IN", "--output", "OUT"],
@@ -74,6 +76,11 @@ def test_a_missing_folder_is_reported_as_such(name, run):
 )
 def test_invalid_arguments_are_usage_errors(name, arguments, run):
     assert run(name, *COMMANDS[name], *arguments)[0] == 2
+
+
+def test_a_layer_that_is_missing_is_refused_with_the_option_to_change():
+    with pytest.raises(InputError, match=r"has 5 layers, so there is no layer 11.*--layer"):
+        trunk.check_layer("config.json", 11, 5)
 
 
 def test_lack_of_memory_or_disk_is_reported_as_such(monkeypatch, capsys):
