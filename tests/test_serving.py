@@ -30,7 +30,12 @@ from spirit_jax.serving import encoding  # noqa: E402
 
 QUESTION = model_folder.ASSETS / "question.flac"
 TEXT = "turn on the lights"
-LONG = {"prompt": "[Text]the cat", "max_tokens": 400, "temperature": 1.5, "seed": 5}
+LONG = {
+    "prompt": "[Text]the cat",
+    "max_tokens": 400,
+    "temperature": 1e6,
+    "seed": 5,
+}  # near to uniform: few end early
 KEY = "secret"
 
 
