@@ -1,6 +1,5 @@
 """The public interface: loading a model, generation, scoring and transcription."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -26,9 +25,11 @@ from spirit_jax import (
 )
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError, InputWarning
+from spirit_jax.generation.base_engine import BaseEngine
 from spirit_jax.generation.bench import make_runner
 from spirit_jax.generation.config import GenerationConfig, int8_parts
 from spirit_jax.generation.engine import ROWS, Engine, slots_of
+from spirit_jax.generation.likelihood import compute_logits, sum_log_probs
 from spirit_jax.generation.masks import make_masks, steering_mask
 from spirit_jax.generation.outputs import Output, limit_speech
 from spirit_jax.generation.remote import RemoteEngine
@@ -46,7 +47,6 @@ from spirit_jax.vocab import Modality, Vocab
 
 USUAL_SLOTS = 2048  # tokens of a prompt and its continuation
 USUAL_CACHE_BYTES = 512 << 20  # of a cache that is allocated for any number of prompts
-SCORED_ROWS = 16  # batch size of `score`, rounded up to a multiple that the mesh can split
 
 
 Input = tuple[Modality | str, str | Audio | Units]
@@ -84,7 +84,7 @@ class SpiritLM:
             `quantize.quantize_model` wrote has int8 weights already.
           lm: URL of vLLM with the exported language model of this folder, such as
             "http://127.0.0.1:8000/v1", which generates and scores instead of this process; see
-            `remote.RemoteEngine`. The folder then needs no `llama/params`.
+            `remote.RemoteEngine`. The folder then needs no arrays in `llama/`.
 
         Returns:
           The loaded model.
@@ -142,7 +142,7 @@ class SpiritLM:
         self._model, self._params, self._mesh = model, params, mesh
         self._tokens = set(vocab.prompt_tokens())
         self._warned_of_length = False
-        self._engine: Engine | RemoteEngine | None = None
+        self._engine: BaseEngine | None = None
         self._engine_lock = threading.Lock()
 
     @property
@@ -448,7 +448,7 @@ class SpiritLM:
         string = self.text_tokenizer.decode_prompt(generation.ids)
         return cut_at_stop(string, generation.request.config.stop, self.vocab.markup)
 
-    def engine(self, rows: int = ROWS, slots: int | None = None) -> Engine | RemoteEngine:
+    def engine(self, rows: int = ROWS, slots: int | None = None) -> BaseEngine:
         """The engine that generates; all methods that generate use it.
 
         `Request.mask` is an index in `masks.make_masks`: that of a modality in `Modality`, or
@@ -512,15 +512,7 @@ class SpiritLM:
         self._require_weights("Logits")
         tokens = self._encode(prompt)
         self._check_length(tokens)
-        rows = sharding.batch_multiple(self._mesh)
-        tokens_bt = np.zeros((rows, bucketing.power_of_two(len(tokens), 16)), np.int32)
-        tokens_bt[:, : len(tokens)] = tokens
-        segments_bt = np.zeros_like(tokens_bt)
-        segments_bt[:, : len(tokens)] = 1
-        place = functools.partial(sharding.place_batch, mesh=self._mesh)
-        with self._in_mesh():
-            logits_btv = _forward(self._model, self._params, place(tokens_bt), place(segments_bt))
-        return np.asarray(logits_btv[0, : len(tokens)])
+        return compute_logits(self._model, self._params, self._mesh, tokens)
 
     def score(
         self,
@@ -550,33 +542,15 @@ class SpiritLM:
         for (_, continuation), wanted_t in zip(pairs, wanted, strict=True):
             if not wanted_t.any():
                 raise InputError(f"The continuation {continuation[:40]!r} has no {counted}.")
+        sequences = [tokens for tokens, _ in encoded]
         if isinstance(self._engine, RemoteEngine):
-            logs = self._engine.score([tokens for tokens, _ in encoded])
-            return [
-                (float(np.dot(log_probs[-len(wanted_t) :], wanted_t)), int(wanted_t.sum()))
-                for log_probs, wanted_t in zip(logs, wanted, strict=True)
-            ]
-        multiple = sharding.batch_multiple(self._mesh)
-        rows = -(-SCORED_ROWS // multiple) * multiple
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
-        scores: dict[int, tuple[float, int]] = {}
-        for first in range(0, len(order), rows):
-            indices = order[first : first + rows]
-            slots = bucketing.power_of_two(max(len(encoded[i][0]) for i in indices), 32)
-            tokens_bt, segments_bt = np.zeros((2, rows, slots), np.int32)
-            counted_bt = np.zeros((rows, slots), np.float32)
-            for row, i in enumerate(indices):
-                tokens, start = encoded[i]
-                tokens_bt[row, : len(tokens)] = tokens
-                segments_bt[row, : len(tokens)] = 1
-                counted_bt[row, start : len(tokens)] = wanted[i]
-            place = functools.partial(sharding.place_batch, mesh=self._mesh)
-            with self._in_mesh():
-                batch = map(place, (tokens_bt, segments_bt, counted_bt))
-                sums_b = np.asarray(_score(self._model, self._params, *batch, self.vocab.size))
-            for row, i in enumerate(indices):
-                scores[i] = float(sums_b[row]), int(wanted[i].sum())
-        return [scores[i] for i in range(len(encoded))]
+            logs = self._engine.score(sequences)
+            sums = [float(np.dot(x[-len(w) :], w)) for x, w in zip(logs, wanted, strict=True)]
+        else:
+            sums = sum_log_probs(
+                self._model, self._params, self._mesh, sequences, wanted, self.vocab.size
+            )
+        return [(total, int(w.sum())) for total, w in zip(sums, wanted, strict=True)]
 
     def _encode_pair(self, pair: tuple[str, str]) -> tuple[list[int], int]:
         """(ids of context and continuation, index of the continuation's first token)."""
@@ -624,9 +598,6 @@ class SpiritLM:
     def _require_weights(self, what: str) -> None:
         if self._params is None:
             raise InputError(f"{what} needs the weights here; load the model without lm.")
-
-    def _in_mesh(self):
-        return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
 
     def _one_prompt(self, inputs, prompt: str | None, output_modality) -> str:
         if prompt is None:
@@ -765,28 +736,3 @@ def _merge_options(base: GenerationConfig | None, options: dict[str, Any]) -> Ge
         if name not in known:
             raise InputError(f"'{name}' is not an option; known are {', '.join(sorted(known))}.")
     return dataclasses.replace(base or GenerationConfig(), **options)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(model: llama.Llama, params: Any, tokens_bt: jax.Array, segments_bt: jax.Array):
-    positions_bt = jnp.maximum(jnp.cumsum(segments_bt, axis=1) - 1, 0)
-    return model.apply({"params": params}, tokens_bt, segments_bt, positions_bt)[0]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _score(
-    model: llama.Llama,
-    params: Any,
-    tokens_bt: jax.Array,
-    segments_bt: jax.Array,
-    counted_bt: jax.Array,
-    vocab_size: int,
-) -> jax.Array:
-    """Sum of the log probabilities of each row's tokens with `counted_bt` 1: float32 (b,).
-
-    Only the first `vocab_size` ids have a probability; the others are padding of the embedding.
-    """
-    logits_btv = _forward(model, params, tokens_bt, segments_bt)[..., :vocab_size]
-    logs_btv = jax.nn.log_softmax(logits_btv.astype(jnp.float32))
-    log_probs_bt = jnp.take_along_axis(logs_btv[:, :-1], tokens_bt[:, 1:, None], axis=-1)[..., 0]
-    return (log_probs_bt * counted_bt[:, 1:]).sum(axis=1)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from marks import slow
 
 from spirit_jax.errors import InputError
+from spirit_jax.generation import base_engine
 from spirit_jax.generation import engine as engine_module
 from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.engine import Engine
@@ -219,7 +220,7 @@ def test_streamed_tokens_are_those_of_the_result(runner, alone):
     generation = engine.submit(request)
     streamed = list(engine.stream(generation))
     assert sum(streamed, []) == sum(parts, []) == generation.ids == alone(request).ids
-    assert len(streamed) >= 50 / engine_module.STREAMED_STEPS
+    assert len(streamed) >= 50 / base_engine.STREAMED_STEPS
 
 
 def test_threads_may_submit_and_wait_at_once(runner, alone):

@@ -12,6 +12,7 @@ from loopback_vllm import LoopbackVllm
 from spirit_jax import GenerationConfig, SpiritLM, model_folder
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.generation import vllm as client
+from spirit_jax.generation.request import Request
 
 TINY = "spirit-tiny-base"
 WORDS = "the young queen lost a book and what is two plus two please turn on lights".split()
@@ -86,6 +87,13 @@ def test_everything_else_is_done_here(lm, remote):
         assert mine[1] == theirs[1] and abs(mine[0] - theirs[0]) < 1e-3
     with pytest.raises(InputError, match="needs the weights here"):
         remote.logits("[Text]x")
+
+
+def test_no_request_is_sent_if_one_cannot_be_used(remote, loopback):
+    before = len(loopback.requests)
+    with pytest.raises(InputError, match="Prompt 1 has no tokens"):
+        remote.engine().generate([Request([5], 0, GenerationConfig(2)), Request([], 0, None)])
+    assert len(loopback.requests) == before
 
 
 def test_settings_of_sampling_are_passed_on(remote, loopback):

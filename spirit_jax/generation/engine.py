@@ -16,9 +16,8 @@ first, that a call attends to.
 """
 
 import dataclasses
-import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,9 +26,10 @@ import numpy as np
 
 from spirit_jax import bucketing, sharding
 from spirit_jax.errors import InputError
+from spirit_jax.generation.base_engine import BaseEngine
 from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.masks import Masks
-from spirit_jax.generation.request import Generation, Request, check
+from spirit_jax.generation.request import Generation, Request
 from spirit_jax.generation.runner import MOST_STEPS, Rows, Runner
 from spirit_jax.generation.sampling import Sampling
 from spirit_jax.models.llama import Llama
@@ -40,7 +40,6 @@ SMALLEST_WINDOW = 256  # slots
 # While prompts are prefilled, calls of this many tokens and of this many decoding steps alternate.
 # With fewer tokens, short prompts would join one by one, and most rows of a call would be idle.
 PREFILL_TOKENS, STEPS_BETWEEN = 512, 8
-STREAMED_STEPS = 8  # decoding steps for each result of `Engine.stream`
 LEAST_PREFIX = 16  # tokens; a shorter common beginning of two prompts is not reused
 
 
@@ -59,14 +58,11 @@ class _Row:
         return max(len(self.generation.request.prompt) - 1 - len(self.tokens), 0)
 
 
-class Engine:
+class Engine(BaseEngine):
     """The scheduler: which request has which row, and what runs next.
 
     All methods may be called from several threads. A thread that waits for its own request runs
     steps, which serve all requests.
-
-    Attributes:
-      slots: the most tokens of a prompt and its continuation together.
     """
 
     def __init__(self, runner: Runner, rows: int, slots: int):
@@ -78,13 +74,12 @@ class Engine:
             `sharding.batch_multiple`.
           slots: the most tokens of a prompt and its continuation together.
         """
+        super().__init__(slots, runner.model.config.vocab_size, len(runner.masks.allowed_mv))
         self._runner = runner
-        self.slots = slots
         self._multiple = sharding.batch_multiple(runner.mesh)
         self._rows = [_Row() for _ in range(bucketing.power_of_two(rows, self._multiple))]
         self._state = runner.init(len(self._rows), self._capacity)
         self._queue: deque[Generation] = deque()
-        self._lock = threading.RLock()
 
     @property
     def rows(self) -> int:
@@ -96,58 +91,9 @@ class Engine:
         """Slots of a row: a chunk of the smallest size fits after any token."""
         return -(-(self.slots + CHUNKS[-1]) // CHUNKS[-1]) * CHUNKS[-1]
 
-    def submit(self, request: Request) -> Generation:
-        """Queues a request.
-
-        Raises:
-          InputError: its prompt is empty, has an id outside the vocabulary, or fills all slots; or
-            its mask does not exist.
-        """
-        check(request, self._runner, self.slots)
-        room = self.slots - len(request.prompt)
-        generation = Generation(request, min(request.config.max_new_tokens, room))
+    def _start(self, generation: Generation) -> None:
         with self._lock:
             self._queue.append(generation)
-        return generation
-
-    def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Submits requests, and runs steps until they have ended.
-
-        Raises:
-          InputError: a request cannot be used; then none of them is run.
-        """
-        for number, request in enumerate(requests):
-            check(request, self._runner, self.slots, f"Prompt {number}")
-        generations = [self.submit(request) for request in requests]
-        try:
-            self.run(generations)
-        except BaseException:  # such as Ctrl-C in a notebook, whose engine is used again
-            for generation in generations:
-                generation.cancel()
-            raise
-        for generation in generations:
-            if generation.error is not None:
-                raise generation.error
-        return generations
-
-    def run(self, generations: Sequence[Generation]) -> None:
-        """Runs steps until these requests have ended."""
-        while not all(generation.done for generation in generations):
-            self.step()
-
-    def stream(self, generation: Generation) -> Iterator[list[int]]:
-        """Calls `step` until a request has ended, and yields its new ids after each call."""
-        sent = 0
-        while True:
-            with self._lock:  # within a step, ids may be there that `Request.stop` removes
-                new, done = generation.ids[sent:], generation.done
-            sent += len(new)
-            if new:
-                yield new
-            elif done:
-                return
-            else:
-                self.step(STREAMED_STEPS)
 
     def warm_up(self) -> None:
         """Compiles all steps that requests may need; call it before the first request."""
@@ -170,10 +116,13 @@ class Engine:
             seen_v = np.zeros(self._runner.model.config.vocab_size, bool)
             self._state = self._runner.mark_seen(self._state, 0, seen_v)
 
-    def step(self, most: int = MOST_STEPS) -> None:
+    def step(self, most: int | None = None) -> None:
         """Admits requests, then prefills a few chunks and runs up to `most` steps of decoding.
 
         If no row is ready to decode, chunks of prefill are run until one is.
+
+        Args:
+          most: `MOST_STEPS` if not given.
         """
         with self._lock:
             try:
@@ -187,7 +136,7 @@ class Engine:
                     prefilled += size
                     self._admit()  # requests that waited for these tokens
                 if self._decoding():
-                    self._decode(most)
+                    self._decode(MOST_STEPS if most is None else most)
             except BaseException as error:
                 self._reset(error)
                 raise

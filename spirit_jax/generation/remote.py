@@ -1,20 +1,19 @@
 """An engine whose language model runs elsewhere: vLLM generates, by token ids.
 
-It has the methods of `engine.Engine` that requests need. vLLM batches the requests, so each runs at
+vLLM batches the requests, so each runs at
 once, in a thread that reads its answer.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from spirit_jax.errors import InputError
+from spirit_jax.generation.base_engine import BaseEngine
 from spirit_jax.generation.masks import Masks
-from spirit_jax.generation.request import Generation, Request
-from spirit_jax.generation.runner import MOST_STEPS
+from spirit_jax.generation.request import Generation
 from spirit_jax.generation.vllm import Away, Client, Waiting
 
 WAIT_SECONDS = 600.0  # for a server that is away
@@ -24,13 +23,8 @@ MOST_CHANGING = 8  # ids after which the mask changes; with more, tokens are req
 ROWS = 256  # vLLM's usual number of requests that decode together
 
 
-class RemoteEngine:
-    """Requests to vLLM.
-
-    Attributes:
-      rows: the most requests at once; others wait.
-      slots: the most tokens of a prompt and its continuation together.
-    """
+class RemoteEngine(BaseEngine):
+    """Requests to vLLM."""
 
     def __init__(
         self,
@@ -55,11 +49,17 @@ class RemoteEngine:
         self._client = Client(url, wait_seconds)
         self._allowed = [np.flatnonzero(mask_v).tolist() for mask_v in masks.allowed_mv]
         self._next_mv = masks.next_mv
-        self._vocab_size, self._eos = masks.allowed_mv.shape[1], list(eos)
-        self.rows, self.slots = ROWS, min(slots, self._client.max_tokens or slots)
-        self._news = threading.Condition()
+        self._eos = list(eos)
+        count, vocab_size = masks.allowed_mv.shape
+        super().__init__(min(slots, self._client.max_tokens or slots), vocab_size, count)
+        self._news = threading.Condition(self._lock)
         self._has_news = False
         self._pool = ThreadPoolExecutor(ROWS, "vllm")
+
+    @property
+    def rows(self) -> int:
+        """The most requests at once; others wait."""
+        return ROWS
 
     @property
     def notice(self) -> str | None:
@@ -69,71 +69,14 @@ class RemoteEngine:
     def warm_up(self) -> None:
         """Does nothing: vLLM has compiled what it needs."""
 
-    def submit(self, request: Request) -> Generation:
-        """Sends a request.
-
-        Raises:
-          InputError: its prompt is empty, has an id outside the vocabulary, or fills all slots.
-        """
-        prompt = request.prompt
-        if not len(prompt) or len(prompt) >= self.slots:
-            raise InputError(
-                f"The prompt has {len(prompt)} tokens, but there are {self.slots} positions, of "
-                "which one is for another token."
-            )
-        outside = [token for token in prompt if not 0 <= token < self._vocab_size]
-        if outside:
-            raise InputError(
-                f"The prompt has the token {outside[0]}, but the vocabulary has {self._vocab_size}."
-            )
-        limit = min(request.config.max_new_tokens, self.slots - len(prompt))
-        generation = Generation(request, limit)
+    def _start(self, generation: Generation) -> None:
         self._pool.submit(self._run, generation)
-        return generation
 
-    def step(self, most: int = MOST_STEPS) -> None:
+    def step(self, most: int | None = None) -> None:
         """Waits for new tokens of any request, at most `STEP_SECONDS`."""
         with self._news:
             self._news.wait_for(lambda: self._has_news, STEP_SECONDS)
             self._has_news = False
-
-    def run(self, generations: Sequence[Generation]) -> None:
-        """Waits until these requests have ended."""
-        while not all(generation.done for generation in generations):
-            self.step()
-
-    def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Sends requests, and waits until they have ended.
-
-        Raises:
-          InputError: a request cannot be used.
-        """
-        generations: list[Generation] = []
-        try:
-            generations += (self.submit(request) for request in requests)
-            self.run(generations)
-        except BaseException:
-            for generation in generations:
-                generation.cancel()
-            raise
-        for generation in generations:
-            if generation.error is not None:
-                raise generation.error
-        return generations
-
-    def stream(self, generation: Generation) -> Iterator[list[int]]:
-        """Yields the new ids of a request until it has ended."""
-        sent = 0
-        while True:
-            with self._news:
-                new, done = generation.ids[sent:], generation.done
-            sent += len(new)
-            if new:
-                yield new
-            elif done:
-                return
-            else:
-                self.step()
 
     def score(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `vllm.Client.score`, for many prompts."""

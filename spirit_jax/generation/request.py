@@ -3,9 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from spirit_jax.errors import InputError
 from spirit_jax.generation.config import GenerationConfig
-from spirit_jax.generation.runner import Runner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,28 +57,3 @@ class Generation:
     def cancel(self) -> None:
         """Ends the request at the beginning of the next step, which frees its row."""
         self.cancelled = True
-
-
-def check(request: Request, runner: Runner, slots: int, name: str = "The prompt") -> None:
-    """Raises `InputError` if a request cannot be used.
-
-    Args:
-      request: the request.
-      runner: for its vocabulary and masks.
-      slots: the most tokens of a prompt and its continuation together.
-      name: of the prompt, for the message.
-    """
-    prompt, size = request.prompt, runner.model.config.vocab_size
-    if len(prompt) == 0:
-        raise InputError(f"{name} has no tokens; it needs at least the BOS token.")
-    outside = [token for token in prompt if not 0 <= token < size]
-    if outside:
-        raise InputError(f"{name} has the token {outside[0]}, but the vocabulary has {size}.")
-    if len(prompt) >= slots:
-        raise InputError(
-            f"{name} has {len(prompt)} tokens, but there are {slots} positions: there is no room "
-            "for another token."
-        )
-    masks = len(runner.masks.allowed_mv)
-    if not 0 <= request.mask < masks:
-        raise InputError(f"There is no mask {request.mask}; there are {masks}.")

@@ -346,15 +346,13 @@ class Llama(nn.Module):
     def project(self, x_btd: jax.Array) -> jax.Array:
         """Features to float32 logits, (b, t, v)."""
         if self.config.tie_embeddings:
-            head, outputs_first = self.embed.embedding, self.outputs_first
-            head = head if outputs_first else head.T
+            head = self.embed.embedding if self.outputs_first else self.embed.embedding.T
         else:
-            head, outputs_first = self.head, self.outputs_first
-        if head.dtype != jnp.int8:
-            head = head.astype(self.dtype)
-        logits_btv = multiply(x_btd, head, 1, outputs_first)
+            head = self.head
         if head.dtype == jnp.int8:
-            logits_btv *= self.head_scale
+            logits_btv = multiply(x_btd, head, 1, self.outputs_first) * self.head_scale
+        else:
+            logits_btv = multiply(x_btd, head.astype(self.dtype), 1, self.outputs_first)
         return sharding.constrain(logits_btv, "batch", None, "vocab")
 
 

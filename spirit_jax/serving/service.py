@@ -12,8 +12,8 @@ from typing import Any
 from spirit_jax import transcription
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
 from spirit_jax.errors import InputError
+from spirit_jax.generation.base_engine import BaseEngine
 from spirit_jax.generation.config import GenerationConfig
-from spirit_jax.generation.engine import Engine
 from spirit_jax.generation.outputs import OutputPart
 from spirit_jax.generation.request import Request
 from spirit_jax.generation.streaming import OutputReader, Voice
@@ -60,7 +60,7 @@ class Service:
       metrics: counts for Prometheus.
     """
 
-    def __init__(self, lm: SpiritLM, engine: Engine, settings: Settings):
+    def __init__(self, lm: SpiritLM, engine: BaseEngine, settings: Settings):
         self.lm, self.settings = lm, settings
         self._engine = engine
         self.worker = Worker(engine)
@@ -93,7 +93,7 @@ class Service:
     @property
     def notice(self) -> str | None:
         """A sentence for users while vLLM is waited for, otherwise None."""
-        return getattr(self._engine, "notice", None)
+        return self._engine.notice
 
     def check_model(self, name: str | None) -> None:
         """Raises `ApiError` unless a client's name of a model is that of this one."""

@@ -10,9 +10,8 @@ import queue
 import threading
 from collections.abc import AsyncIterator
 
-from spirit_jax.generation.engine import STREAMED_STEPS, Engine
+from spirit_jax.generation.base_engine import STREAMED_STEPS, BaseEngine
 from spirit_jax.generation.request import Generation, Request
-from spirit_jax.generation.runner import MOST_STEPS
 from spirit_jax.serving.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -91,7 +90,7 @@ class Worker:
       aborted: number of requests that were cancelled before their end.
     """
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: BaseEngine):
         self._engine = engine
         self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._tickets: list[Ticket] = []
@@ -126,7 +125,7 @@ class Worker:
             self._has_dropped = False
             is_streamed = any(ticket.is_streamed for ticket in self._tickets)
             try:
-                self._engine.step(STREAMED_STEPS if is_streamed else MOST_STEPS)
+                self._engine.step(STREAMED_STEPS if is_streamed else None)
             except Exception as error:
                 log.exception("a step of the engine failed")
                 self._end_all(error)
