@@ -171,7 +171,8 @@ def test_two_processes_pass_over_the_same_damaged_checkpoint(make_config, tmp_pa
     finish(start_pair(path, "steps=4", "mesh.fsdp=8"))
     folder = tmp_path / "pair" / "checkpoints"
     data = max((folder / "4").rglob("ocdbt.process_1/d/*"), key=lambda file: file.stat().st_size)
-    data.write_bytes(data.read_bytes()[:-1] + b"\x00")
+    content = data.read_bytes()
+    data.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     (folder / "2" / "checksums" / "0.json").unlink()
     finish(start_pair(path, "steps=6", "mesh.fsdp=8"))
     assert (folder / "damaged" / "4").is_dir()
