@@ -3,8 +3,8 @@
     python -m evaluators.table --config configs/tiny/eval.yaml --output runs/tiny/eval \\
         base=spirit-tiny-base:runs/tiny/lm-base:runs/tiny/lm-base2 thirds=runs/thirds
 
-Evaluates each model as `spirit-jax eval` does, into OUTPUT/NAME, unless its figures are there and
-neither the model nor the config has changed since, and prints a table in Markdown. A model is
+Evaluates each model as `spirit-jax eval` does, into OUTPUT/NAME, and prints a table in Markdown.
+Figures that are there are used if neither they, the model nor the config have changed. A model is
 NAME=FOLDER, or NAME=FOLDER:RUN_DIR[:RUN_DIR...] with the runs that trained it, for their cost.
 """
 
@@ -16,11 +16,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from spirit_jax import config, files, model_folder
+from spirit_jax import checksums, config, files, model_folder
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
 from spirit_jax.evaluation.configs import EvalConfig
 
+FIGURES = "figures.json"
 HIDDEN = "items", "commonest"  # figures without a row
 Figures = dict[str, dict[str, float]]
 
@@ -45,19 +46,21 @@ def main(
 def _evaluate(folder: str, tasks: EvalConfig, output: Path) -> Figures:
     place = model_folder.find_model(folder)
     paths = (path for path in sorted(place.rglob("*")) if path.is_file())
-    fingerprint = {
+    inputs = {
         "config": dataclasses.asdict(tasks),
         "files": {str(path.relative_to(place)): path.stat().st_mtime_ns for path in paths},
     }
-    fingerprint = json.loads(json.dumps(fingerprint))
-    note = output / "table.json"  # written last; evaluate has a note of its own
-    if not note.exists() or files.read_json(note) != fingerprint:
+    inputs = json.loads(json.dumps(inputs))
+    note, figures = output / "table.json", output / FIGURES
+    # Another evaluation into this folder, even one that was killed, changes the figures.
+    known = files.read_json(note) if note.exists() and figures.exists() else None
+    if known != inputs | {FIGURES: checksums.of_file(figures) if known else ""}:
         from spirit_jax.evaluation.run import evaluate
         from spirit_jax.spiritlm import SpiritLM
 
         evaluate(SpiritLM.from_pretrained(folder), tasks, output, Console(stderr=True))
-        config.write(fingerprint, note)
-    return files.read_json(output / "figures.json")
+        config.write(inputs | {FIGURES: checksums.of_file(figures)}, note)
+    return files.read_json(figures)
 
 
 def read_cost(run_dirs: list[Path]) -> Figures:

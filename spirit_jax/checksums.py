@@ -4,8 +4,9 @@ The algorithm is XXH3 with 128 bits. It is faster than reading from a disk, and 
 damage, not attacks.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ BLOCK = 4 << 20  # bytes read at a time
 THREADS = 4  # number of threads that read files in parallel
 
 LIST = "checksums.json"  # the checksums of the files of a folder
+REPLACING = "replacing"  # field of the list: new checksum of a file that is being replaced
 FIELD = "checksum"  # field of a JSON object with the checksum of all its other fields
 
 
@@ -96,6 +98,7 @@ def list_files(folder: str | Path, names: Iterable[str]) -> None:
     """
     path = Path(folder) / LIST
     value = read_json(path) if path.is_file() else {}
+    value.pop(REPLACING, None)
     listed = value.get("files", {}) | {name: of_file(Path(folder) / name) for name in names}
     write_json(path, value | {"files": dict(sorted(listed.items()))})
 
@@ -123,28 +126,49 @@ def check_file(path: str | Path) -> None:
     """
     entry = _find_entry(Path(path))
     if entry is not None:
-        folder, name, checksum = entry
-        if of_file(path) != checksum:
+        folder, _, known = entry
+        if of_file(path) not in known:
             raise InputError(
                 f"{path}: is damaged or was edited (its checksum differs); copy it again, or "
                 f"remove {folder / LIST} if you changed it yourself."
             )
 
 
-def update_file(path: str | Path) -> None:
-    """Updates the checksum of a file that was rewritten, if it is listed."""
+@contextlib.contextmanager
+def replacing(path: str | Path, data: bytes) -> Iterator[None]:
+    """Within this context a file is replaced, and if it is listed, so is its checksum.
+
+    Meanwhile the list has both checksums, so a process that is killed leaves a valid folder.
+
+    Args:
+      path: the file.
+      data: its new content.
+
+    Raises:
+      InputError: the list cannot be read or written.
+    """
     entry = _find_entry(Path(path))
-    if entry is not None:
-        list_files(entry[0], [entry[1]])
+    if entry is None:
+        yield
+        return
+    folder, name, known = entry
+    new = of_bytes(data)
+    write_json(folder / LIST, read_json(folder / LIST) | {REPLACING: {name: new}})
+    try:
+        yield
+    finally:
+        if of_file(path) in known | {new}:  # else it was damaged before
+            list_files(folder, [name])
 
 
-def _find_entry(path: Path) -> tuple[Path, str, str] | None:
-    """(folder whose list has a file, its name in the list, its checksum), or None."""
+def _find_entry(path: Path) -> tuple[Path, str, set[str]] | None:
+    """(folder whose list has a file, its name in the list, its valid checksums), or None."""
     path = path.absolute()
     for folder in list(path.parents)[:2]:
         if (folder / LIST).is_file():
             name = path.relative_to(folder).as_posix()
-            listed = read_json(folder / LIST).get("files", {})
+            value = read_json(folder / LIST)
+            listed, new = value.get("files", {}), value.get(REPLACING, {})
             if name in listed:
-                return folder, name, listed[name]
+                return folder, name, {listed[name]} | ({new[name]} if name in new else set())
     return None

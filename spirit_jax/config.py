@@ -153,10 +153,11 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def write(config: Any, path: str | Path) -> None:
-    """Writes a dataclass or a mapping with `files.write_json`, and updates its listed checksum."""
+    """Writes a dataclass or a mapping as JSON, whole or not at all, and its listed checksum."""
     values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
-    files.write_json(path, values)
-    checksums.update_file(path)
+    text = files.format_json(values)
+    with checksums.replacing(path, text.encode()):
+        files.write_text(path, text)
 
 
 def _parse_yaml(text: str) -> Any:

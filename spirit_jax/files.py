@@ -121,7 +121,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes indented JSON with `whole_file`; raises `InputError` if it cannot be written."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, format_json(value))
+
+
+def format_json(value: Any) -> str:
+    """The content of a JSON file, as `write_json` writes it."""
+    return json.dumps(value, indent=2) + "\n"
 
 
 def write_json_lines(path: str | Path, rows: Iterable[Any]) -> None:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
-from spirit_jax import config
+from spirit_jax import checksums, config, files
 from spirit_jax.errors import InputError
 
 
@@ -122,3 +124,44 @@ def test_interpolations_and_lone_surrogates_are_rejected(text):
 def test_numbers_that_are_not_finite_or_too_large_are_rejected(rate):
     with pytest.raises(InputError, match="rate is"):
         config.from_dict(Outer, {"name": "a", "rate": rate})
+
+
+def test_a_listed_config_is_valid_whenever_its_writer_is_killed(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config.write({"a": 1}, folder / "c.json")
+    checksums.list_files(folder, ["c.json"])
+    replace, states = Path.replace, []
+
+    def replace_and_copy(source, target):
+        replace(source, target)
+        states.append(tmp_path / f"state-{len(states)}")
+        shutil.copytree(folder, states[-1])
+
+    monkeypatch.setattr(Path, "replace", replace_and_copy)
+    config.write({"a": 2}, folder / "c.json")
+    monkeypatch.undo()
+    found = [config.read_mapping(state / "c.json") for state in states]  # raises if it is damaged
+    assert found == [{"a": 1}, {"a": 2}, {"a": 2}]
+    listed = checksums.read_json(folder / checksums.LIST)
+    assert listed == {"files": {"c.json": checksums.of_file(folder / "c.json")}}
+    config.write({"a": 2}, states[0] / "c.json")
+    assert checksums.read_json(states[0] / checksums.LIST) == listed
+
+
+def test_a_listed_config_that_cannot_be_written_stays_valid(tmp_path, monkeypatch):
+    config.write({"a": 1}, tmp_path / "c.json")
+    checksums.list_files(tmp_path, ["c.json"])
+    listed = (tmp_path / checksums.LIST).read_text()
+
+    def fail(path, text):
+        raise InputError("the disk is full")
+
+    write = files.write_text
+    monkeypatch.setattr(
+        files, "write_text", lambda path, text: (write if "sums" in path.name else fail)(path, text)
+    )
+    with pytest.raises(InputError, match="full"):
+        config.write({"a": 2}, tmp_path / "c.json")
+    assert config.read_mapping(tmp_path / "c.json") == {"a": 1}
+    assert (tmp_path / checksums.LIST).read_text() == listed

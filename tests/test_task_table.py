@@ -63,6 +63,15 @@ def test_figures_are_reused_while_model_and_config_are_unchanged(base_folder, ma
     assert make_table(f"a={model}") == again[0] and modified_time() > again[1]
 
 
+def test_figures_of_another_evaluation_are_not_reused(base_folder, make_table, tmp_path):
+    """Such as one that was killed after its first task."""
+    figures = tmp_path / "out" / "a" / "figures.json"
+    first, content = make_table(f"a={base_folder}"), figures.read_text()
+    figures.write_text('{"other": {"items": 1, "wer": 50.0}}')
+    assert make_table(f"a={base_folder}") == first
+    assert figures.read_text() == content
+
+
 @pytest.mark.parametrize("model", ["base", "=folder", "base=", "../base=folder"])
 def test_a_model_without_a_name_or_folder_is_rejected(model, make_table, capsys):
     with pytest.raises(SystemExit):

@@ -298,6 +298,29 @@ def test_results_of_different_evaluations_are_never_mixed(lm, manifest, tmp_path
     assert (tmp_path / "out" / "earlier-2" / "figures.json").is_file()
 
 
+def test_results_whose_move_was_interrupted_stay_together(lm, manifest, tmp_path):
+    form = {"manifest": manifest, "ask": "[Text]{text}[Text]A:"}
+    ask(lm, tmp_path, **form)
+    names = {path.name for path in tmp_path.iterdir()}
+    (tmp_path / "earlier-1").mkdir()
+    (tmp_path / "task.jsonl").rename(tmp_path / "earlier-1" / "task.jsonl")
+    ask(lm, tmp_path, limit=1, **form)
+    assert {path.name for path in (tmp_path / "earlier-1").iterdir()} == names
+    assert not (tmp_path / "earlier-2").exists()
+
+
+def test_inputs_by_their_former_name_are_read(lm, manifest, tmp_path, capsys):
+    form = {"manifest": manifest, "ask": "[Text]{text}[Text]A:", "limit": 1}
+    ask(lm, tmp_path, **form)
+    (tmp_path / run.INPUTS).rename(tmp_path / run.FORMER_INPUTS)
+    ask(lm, tmp_path, **form)
+    assert not capsys.readouterr().err and not (tmp_path / run.FORMER_INPUTS).exists()
+    (tmp_path / run.INPUTS).rename(tmp_path / run.FORMER_INPUTS)
+    ask(lm, tmp_path, **form | {"limit": 2})
+    assert "(tasks differ)" in capsys.readouterr().err
+    assert (tmp_path / "earlier-1" / run.FORMER_INPUTS).is_file()
+
+
 def test_two_processes_do_not_evaluate_into_one_folder(lm, manifest, tmp_path):
     form = {"manifest": manifest, "ask": "[Text]{text}", "limit": 1}
     with lock.hold(tmp_path, run.LOCK):

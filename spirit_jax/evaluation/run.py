@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from spirit_jax.spiritlm import SpiritLM
 
 FIGURES = "figures.json"
 LOCK = "eval.lock"
-INPUTS = "made_of.json"  # the model, config and manifests of the results in a folder
+INPUTS = "inputs.json"  # the model, config and manifests of the results in a folder
+FORMER_INPUTS = "made_of.json"  # as earlier versions of this package named it
 
 
 def evaluate(
@@ -93,27 +95,36 @@ def _list_inputs(lm: SpiritLM, config: EvalConfig) -> dict[str, Any]:
 
 def _write_inputs(output: Path, inputs: dict[str, Any]) -> None:
     """Writes the inputs of the results; results with other inputs are moved away first."""
-    path = output / INPUTS
+    path, former = output / INPUTS, output / FORMER_INPUTS
+    known = path if path.is_file() or not former.is_file() else former
     try:
-        earlier = checksums.read_json(path) if path.is_file() else {}
-        if earlier != inputs and (path.is_file() or (output / FIGURES).is_file()):
+        earlier = checksums.read_json(known) if known.is_file() else {}
+        if earlier != inputs and (known.is_file() or (output / FIGURES).is_file()):
             _move_earlier(output, earlier, inputs)
         checksums.write_json(path, inputs)
+        former.unlink(missing_ok=True)
     except OSError as error:
         raise files.unwritable(output, error) from error
 
 
 def _move_earlier(output: Path, before: dict[str, Any], inputs: dict[str, Any]) -> None:
-    """Moves the results of another evaluation to a subfolder, and prints a notice."""
+    """Moves the results of another evaluation to a subfolder, and prints a notice.
+
+    The list of inputs is moved last, so a process that is killed meanwhile resumes: files that are
+    moved already are in the subfolder, and the others still fit into it.
+    """
     names = {part["name"] for part in (*before.get("tasks", ()), *before.get("pairs", ()))}
     if (output / FIGURES).is_file():
         names |= {name for name in files.read_json(output / FIGURES) if Path(name).name == name}
-    number = next(n for n in itertools.count(1) if not (output / f"earlier-{n}").exists())
-    earlier = output / f"earlier-{number}"
-    earlier.mkdir()
-    for file in [*sorted(names), *(f"{name}.jsonl" for name in names), FIGURES, INPUTS]:
-        if (output / file).exists():
-            (output / file).rename(earlier / file)
+    results = [*sorted(names), *(f"{name}.jsonl" for name in sorted(names)), FIGURES]
+    present = [file for file in (*results, FORMER_INPUTS, INPUTS) if os.path.lexists(output / file)]
+    folders = (output / f"earlier-{number}" for number in itertools.count(1))
+    earlier = next(
+        folder for folder in folders if not any(os.path.lexists(folder / file) for file in present)
+    )
+    earlier.mkdir(exist_ok=True)
+    for file in present:
+        (output / file).rename(earlier / file)
     differ = sorted(
         name for name in before.keys() | inputs.keys() if before.get(name) != inputs.get(name)
     )
