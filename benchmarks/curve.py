@@ -1,4 +1,4 @@
-"""Plots metrics of a run by step.
+"""Plot metrics of a run by step.
 
 python -m benchmarks.curve RUN_DIR PICTURE.png METRIC [METRIC ...]
 """
@@ -19,7 +19,7 @@ def draw(
     picture: Annotated[Path, typer.Argument(help="Ends in .png, .svg or .pdf")],
     metrics: list[str],
 ) -> None:
-    """Plots metrics of a run to an image file.
+    """Plot metrics of a run to an image file.
 
     Raises:
       InputError: the run has no such metrics, or the picture cannot be written.

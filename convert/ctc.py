@@ -1,4 +1,4 @@
-"""Converts a Wav2Vec2ForCTC of Hugging Face, including MMS, to a CTC aligner.
+"""Convert a Wav2Vec2ForCTC of Hugging Face, including MMS, to a CTC aligner.
 
 spirit-jax convert ctc --hf HF_DIR --output DIR [--language eng]
 

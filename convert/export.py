@@ -1,4 +1,4 @@
-"""Exports the language model of a model folder as a Hugging Face folder, or its speech networks.
+"""Export the language model of a model folder as a Hugging Face folder, or its speech networks.
 
 spirit-jax convert export --model MODEL_DIR --output HF_DIR
 spirit-jax convert export --model MODEL_DIR --speech --output DIR

@@ -1,4 +1,4 @@
-"""Converts the F0 estimator FCPE, from the weights in the PyPI package torchfcpe (MIT).
+"""Convert the F0 estimator FCPE, from the weights in the PyPI package torchfcpe (MIT).
 
 spirit-jax convert fcpe --weights fcpe_c_v001.pt --output DIR
 spirit-jax convert fcpe --weights fcpe_c_v001.pt --model MODEL_DIR

@@ -1,4 +1,4 @@
-"""Copies a model folder, with its arrays in the other form.
+"""Copy a model folder, with its arrays in the other form.
 
 spirit-jax convert format MODEL --to safetensors --output DIR
 
@@ -8,7 +8,7 @@ arrays are in a folder of many files. The parameters stay the same, bit by bit.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ from spirit_jax.model_copy import copy_model
 
 def main(
     model: Annotated[Path, typer.Argument(help="Model, speech tokenizer or network")],
-    to: Annotated[str, typer.Option(help=" or ".join(network_folder.FORMS))],
+    to: Annotated[Literal[*network_folder.FORMS], typer.Option(help="Form of the arrays")],
     output: Output,
 ) -> None:
     """The command; see the module."""

@@ -1,4 +1,4 @@
-"""Converts a unit HiFi-GAN of the release, or of textlesslib, whose vocoders have the same form.
+"""Convert a unit HiFi-GAN of the release, or of textlesslib, whose vocoders have the same form.
 
 spirit-jax convert hifigan --checkpoint FOLDER --output DIR
 spirit-jax convert hifigan --checkpoint hifigan.pt --output DIR

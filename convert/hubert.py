@@ -1,4 +1,4 @@
-"""Converts HuBERT and its quantizer, from the release or from Hugging Face and centroids.
+"""Convert HuBERT and its quantizer, from the release or from Hugging Face and centroids.
 
 spirit-jax convert hubert --checkpoint mhubert_base_25hz.pt --quantizer L11_quantizer_500.pt --output DIR
 spirit-jax convert hubert --hf HF_DIR [--kmeans centroids.npy] --output DIR

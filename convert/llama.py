@@ -1,4 +1,4 @@
-"""Converts Hugging Face Llama, Mistral, Qwen and SmolLM checkpoints to model folders.
+"""Convert Hugging Face Llama, Mistral, Qwen and SmolLM checkpoints to model folders.
 
 spirit-jax convert llama --checkpoint HF_DIR --add-speech-tokens base --output MODEL_DIR
 spirit-jax convert llama --checkpoint EXPORTED_DIR --output MODEL_DIR

@@ -1,4 +1,4 @@
-"""Converts a stack of open weights: a HuBERT, a k-means, a vocoder and a language model of SlamKit.
+"""Convert a stack of open weights: a HuBERT, a k-means, a vocoder and a language model of SlamKit.
 
 spirit-jax convert open --encoder mhubert --kmeans km500.bin --vocoder hifigan.pt
     --language-model speech_lm --text-tokenizer text_tokenizer --output MODEL_DIR

@@ -1,4 +1,4 @@
-"""Converts the pitch VQ-VAE of the release (config.yaml, model.pt).
+"""Convert the pitch VQ-VAE of the release (config.yaml, model.pt).
 
 spirit-jax convert pitch --checkpoint FOLDER --output DIR
 """

@@ -1,4 +1,4 @@
-"""Converts the PyTorch release: language model, text tokenizer and speech tokenizer.
+"""Convert the PyTorch release: language model, text tokenizer and speech tokenizer.
 
 spirit-jax convert release --checkpoints DIR --model spirit-lm-base-7b --output MODEL_DIR
 

@@ -1,4 +1,4 @@
-"""Converts the style encoder, a Wav2Vec2ForSequenceClassification of Hugging Face.
+"""Convert the style encoder, a Wav2Vec2ForSequenceClassification of Hugging Face.
 
 spirit-jax convert style --checkpoint HF_DIR --output DIR
 """

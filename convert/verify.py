@@ -1,4 +1,4 @@
-"""Checks a converted release against published outputs of the released weights.
+"""Check a converted release against published outputs of the released weights.
 
 spirit-jax convert verify --model MODEL_DIR --audio 7143-88743-0029.flac
 

@@ -1,4 +1,4 @@
-"""Calibrates the scores from which a transcript of the small world's models counts as understood.
+"""Calibrate the scores from which a transcript of the small world's models counts as understood.
 
     python -m evaluators.calibrate spirit-tiny-base --output runs/calibration
 

@@ -1,4 +1,4 @@
-"""Measures speech networks that were trained on the small world, on its test parts.
+"""Measure speech networks that were trained on the small world, on its test parts.
 
     python -m evaluators.speech_tokenizer --corpus runs/world --base runs/tiny/base \\
         --expressive runs/tiny/expressive --voice runs/tiny/with-voice \\

@@ -111,7 +111,6 @@ def test_generate_prints_text_and_writes_speech(run, base_folder, recording, tmp
         (("encode", "nowhere", "x.wav"), "nowhere"),
         (("generate", "MODEL", "hello"), "'hello' is not an input"),
         (("generate", "MODEL", "speech:gone.wav"), "gone.wav: there is no such file"),
-        (("generate", "MODEL", "text:a", "--to", "sound"), "'sound' is not a modality"),
         (("generate", "MODEL", "text:a", "--temperature", "0"), "temperature is 0"),
         (("resynth", "MODEL", "gone.wav", "out.wav"), "gone.wav: there is no such file"),
     ],

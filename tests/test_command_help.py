@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from spirit_jax.cli import bench as sizes
+from spirit_jax.cli import commands
+from spirit_jax.generation import bench
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "convert", "corpora", "evaluators", "tpu", "spirit_jax/cli")
@@ -67,6 +72,22 @@ def test_help_suffices_and_unknown_options_are_refused(results, name):
         assert out.startswith(f"Usage: python -m {name}")
     status, out, err = results[f"{name} --no-such-option"]
     assert status == 2 and not out and err.strip(), (out, err)
+
+
+def test_summaries_of_commands_are_imperatives():
+    group = typer.main.get_command(commands.app)
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        parts = [command]
+        if name == "convert":
+            parts += [command.get_command(None, part) for part in command.list_commands(None)]
+        for part in parts:
+            verb = part.help.split()[0]
+            assert verb[0].isupper() and verb[-1] != "s", part.help
+
+
+def test_sizes_of_random_models_are_known():
+    assert tuple(bench.SIZES) == sizes.SIZES
 
 
 def test_a_curve_of_what_is_not_there_is_one_sentence(tmp_path):

@@ -45,6 +45,15 @@ def test_a_model_is_the_same_in_both_forms(expressive_folder, tmp_path, monkeypa
     assert same[0] == same[1]
 
 
+def test_an_unknown_form_is_refused_with_the_known_ones(tmp_path, monkeypatch, capsys):
+    arguments = ["spirit-tiny-base", "--to", "npz", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["convert.format", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        running.run(convert_format.main)
+    assert "'npz' is not one of 'safetensors', 'orbax'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_shared_networks_are_copied(tmp_path):
     copy_model("spirit-tiny-expressive", tmp_path / "model", "safetensors")
     speech = tmp_path / "model" / "speech_tokenizer"

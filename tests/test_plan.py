@@ -220,7 +220,6 @@ def test_a_small_decoding_step_reads_weights_and_cache_once(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--decode", "--quantization", "fp4"], "--quantization is 'fp4'; expected one of int8, "),
         (["--decode", "--rows", "0"], "--rows is 0; expected 1 to 4096."),
         (["--rows", "4"], "--rows, --slots, --quantization and --data need --decode."),
         (["--decode", "--search"], "--search plans training steps; leave out --decode."),

@@ -1,4 +1,4 @@
-"""Predicts whether a run fits on a TPU slice, and estimates its speed, without a TPU.
+"""Predict whether a run fits on a TPU slice, and estimate its speed, without a TPU.
 
 The training step of a config, or the engine's decoding step, is compiled by the TPU compiler, which
 does not need a TPU (pip install 'jax[tpu]'). Times are the compiler's estimates, not measurements.
@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -218,7 +218,8 @@ def main(
     rows: Annotated[int, typer.Option(help="With --decode: rows of the batch")] = 8,
     slots: Annotated[int, typer.Option(help="With --decode: tokens of a row, all filled")] = 2048,
     quantization: Annotated[
-        str | None, typer.Option(help=f"With --decode: {', '.join(QUANTIZATIONS)}")
+        Literal[*QUANTIZATIONS] | None,
+        typer.Option(help="With --decode: round to int8 weights, cache, or both with int8"),
     ] = None,
     data: Annotated[
         int, typer.Option(help="With --decode: copies of the model, each on a part of the slice")

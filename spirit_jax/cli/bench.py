@@ -1,14 +1,15 @@
 """`spirit-jax bench`: measures how fast a model generates."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from spirit_jax import model_folder
 from spirit_jax.errors import InputError
-from spirit_jax.generation.config import int8_parts
+from spirit_jax.generation.config import QUANTIZATIONS
 
+SIZES = "tiny", "125m", "1b", "7b"  # of `generation.bench`, which imports JAX
 DTYPES = "float32", "bfloat16", "float16"
 
 
@@ -17,18 +18,19 @@ def bench(
         str | None, typer.Argument(help="Model folder, or a packaged model's name")
     ] = None,
     random: Annotated[
-        str | None,
-        typer.Option(help="Random weights instead of MODEL: tiny, 125m, 1b or 7b"),
+        Literal[*SIZES] | None,
+        typer.Option(help="Instead of MODEL: random weights of this size"),
     ] = None,
     rows: Annotated[str, typer.Option(help="Requests that decode together, such as 1,16")] = "1,16",
     tokens: Annotated[
         int, typer.Option(min=1, max=1 << 20, help="Tokens of a prompt, and of a row's cache")
     ] = 200,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; that of generate by default")
+        Literal[*DTYPES] | None, typer.Option(help="Of the weights; that of generate by default")
     ] = None,
     quantization: Annotated[
-        str | None, typer.Option(help="int8 (weights and cache), int8_weights or int8_cache")
+        Literal[*QUANTIZATIONS] | None,
+        typer.Option(help="Round to int8: weights, cache, or both with int8"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line")] = False,
 ) -> None:
@@ -39,9 +41,6 @@ def bench(
     """
     if (model is None) == (random is None):
         raise InputError("Give either MODEL or --random.")
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"--dtype is '{dtype}'; expected one of {', '.join(DTYPES)}.")
-    int8_parts(quantization, "--quantization")
     counts = _parse_rows(rows)
     if model is not None:
         model_folder.find_language_model(model)

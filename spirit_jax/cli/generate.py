@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,7 +23,10 @@ def generate(
     inputs: Annotated[
         list[str] | None, typer.Argument(help='The prompt: "text:..." and speech:FILE')
     ] = None,
-    to: Annotated[str, typer.Option(help="text, speech or arbitrary")] = "arbitrary",
+    to: Annotated[
+        Literal["text", "speech", "arbitrary"],
+        typer.Option(help="What to generate", case_sensitive=False),
+    ] = "arbitrary",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate")] = 200,
     temperature: Annotated[
         float, typer.Option(help="Sampling temperature; below 1 is less random")

@@ -1,7 +1,7 @@
 """`spirit-jax pack`: packs trained networks into a speech tokenizer folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,7 +19,9 @@ def pack(
     pitch: Annotated[Path | None, typer.Option(help="Folder with pitch, for Expressive")] = None,
     style: Annotated[Path | None, typer.Option(help="Folder with style, for Expressive")] = None,
     vocoder: Annotated[Path | None, typer.Option(help="Folder with hifigan, to decode")] = None,
-    f0_method: Annotated[str, typer.Option(help="pyin or fcpe")] = "pyin",
+    f0_method: Annotated[
+        Literal["pyin", "fcpe"], typer.Option(help="Estimator of F0, for Expressive")
+    ] = "pyin",
     half: Annotated[bool, typer.Option("--half", help="Store parameters as float16")] = False,
     share: Annotated[
         Path | None, typer.Option(help="Folder whose identical networks are not stored again")
@@ -35,8 +37,6 @@ def pack(
         raise InputError("Give both --pitch and --style, or neither.")
     if pitch is None:
         checks.refuse_idle(context, ("f0_method",), "Without --pitch there is no F0")
-    if f0_method not in ("pyin", "fcpe"):
-        raise InputError(f"--f0-method is '{f0_method}'; expected pyin or fcpe.")
     for folder in (units, pitch, style, vocoder, share):
         if folder is not None:
             model_folder.find_model(folder)
