@@ -73,7 +73,7 @@ def describe(name: str, command: typer.core.TyperCommand) -> str:
         records = [record for p in parameters if (record := p.get_help_record(context))]
         if records:
             rows = "".join(f"| `{names}` | {escape(text)} |\n" for names, text in records)
-            page += f"## {title}\n\n| {kind} | |\n|---|---|\n{rows}\n"
+            page += f"## {title}\n\n| {kind} | meaning |\n|---|---|\n{rows}\n"
     return page
 
 
@@ -87,5 +87,8 @@ def describe_help(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """A text in which no character is Markdown."""
-    return re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", text)
+    """A text in which only code between backticks and names of pages are Markdown."""
+    parts = re.split(r"(`[^`]+`)", text)
+    parts[::2] = [re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", part) for part in parts[::2]]
+    # In angle brackets, so that it is no link of `OUTSIDE`.
+    return re.sub(r"\bdocs/([\w-]+\.md)", r"[\1](<../\1>)", "".join(parts))
