@@ -57,7 +57,7 @@ class Units:
                     f"{name} units must be a list of integers, not {array.dtype} {array.shape}."
                 )
             cast = array.astype(np.int32)
-            if (cast != array).any():
+            if not np.can_cast(array.dtype, np.int32) and (cast != array).any():
                 raise InputError(f"{name} units must fit 32 bits: {array[cast != array][0]}.")
             object.__setattr__(self, name, cast)
         if not isinstance(self.timed, bool):
@@ -104,7 +104,10 @@ def dedup(stream: np.ndarray) -> np.ndarray:
     stream = np.asarray(stream)
     if not len(stream):
         return np.zeros(0, np.int64)
-    return np.flatnonzero(np.concatenate([[True], stream[1:] != stream[:-1]]))
+    changes = np.empty(len(stream), bool)
+    changes[0] = True
+    np.not_equal(stream[1:], stream[:-1], out=changes[1:])
+    return np.flatnonzero(changes)
 
 
 MERGED_STREAMS = ("style", "pitch", "hubert")  # in the order of units that begin together
@@ -144,6 +147,8 @@ def merge(units: Units, names: Collection[str] = MERGED_STREAMS) -> Merged:
             kept = np.arange(len(stream)) if name == keep_all else dedup(stream)
             rate = rates[name] if units.timed else HUBERT_RATE
             parts.append((np.full(len(kept), number, np.int8), stream[kept], kept / rate))
+    if len(parts) == 1:
+        return Merged(*parts[0])
     numbers, values, seconds = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.argsort(seconds, kind="stable")
     return Merged(numbers[order], values[order], seconds[order])

@@ -1,8 +1,10 @@
 """The stream of packed rows: the same on any number of hosts, resumed anywhere, nothing lost."""
 
 import dataclasses
+import gc
 import itertools
 import json
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -11,6 +13,8 @@ from test_interleave import VOCAB, make_utterance
 from toy_tokenizers import train_sentencepiece
 
 from spirit_jax.data import pipeline
+from spirit_jax.data import shuffle as shuffle_lib
+from spirit_jax.data.index import Index
 from spirit_jax.data.interleave import InterleaveConfig, TokenLine
 from spirit_jax.data.pipeline import DataConfig, Stream
 from spirit_jax.data.records import Corpus, Shard, Utterance, find_shards, write_list, write_shard
@@ -339,3 +343,104 @@ def test_units_without_a_token_are_refused(units, message, tokenizer, tmp_path):
         Stream(data_config(tmp_path), tokenizer, VOCAB)
     with pytest.raises(InputError, match=message):
         TokenLine.of(utterance, VOCAB)
+
+
+def test_workers_give_the_same_rows_and_states(quick, corpus, tokenizer):
+    """Also when resumed by another number of workers."""
+    config = data_config(corpus)
+    alone = Stream(config, tokenizer, VOCAB)
+    before = [next(alone) for _ in range(3)]
+    state, after = alone.get_state(), [next(alone) for _ in range(3)]
+    stream = Stream(dataclasses.replace(config, workers=2), tokenizer, VOCAB)
+    for expected in before:
+        assert_same(next(stream), expected)
+    assert stream.get_state() == state
+    resumed = Stream(dataclasses.replace(config, workers=1), tokenizer, VOCAB)
+    resumed.set_state(json.loads(json.dumps(state)))
+    for expected in after:
+        assert_same(next(resumed), expected)
+    assert resumed.get_state() == alone.get_state()
+
+
+def test_a_worker_that_is_killed_or_fails_ends_the_stream(quick, corpus, tokenizer, tmp_path):
+    folder = shutil.copytree(corpus, tmp_path / "corpus")
+    config = dataclasses.replace(data_config(folder), workers=1)
+    stream = Stream(config, tokenizer, VOCAB)
+    next(stream)
+    (process,) = multiprocessing.active_children()
+    process.kill()
+    with pytest.raises(InputError, match=r"has ended \(exit code -9\)"):
+        for _ in range(100):
+            next(stream)
+    stream = Stream(config, tokenizer, VOCAB)
+    (folder / "a.arrayrecord").unlink()  # before the process opens it
+    (folder / "b.arrayrecord").unlink()
+    with pytest.raises(InputError, match="has no prepared corpus"):
+        next(stream)
+
+
+def test_processes_end_with_their_stream(quick, corpus, tokenizer):
+    stream = Stream(dataclasses.replace(data_config(corpus), workers=2), tokenizer, VOCAB)
+    next(stream)
+    assert len(multiprocessing.active_children()) == 2
+    del stream
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+
+def test_a_corpus_of_many_shards_is_shuffled_in_groups(monkeypatch, tmp_path):
+    """Every document once an epoch, few shards open at a time, and another order each epoch."""
+    monkeypatch.setattr(shuffle_lib, "GROUP_SHARDS", 4)
+    for shard in range(10):
+        names = [f"{shard}-{n}" for n in range(3 + shard)]
+        path = tmp_path / f"s-{shard}.arrayrecord"
+        write_shard(path, [Utterance(name, text="a") for name in names])
+    documents = Documents(Corpus(tmp_path))
+    count = len(documents)
+    order = shuffle_lib.shuffle(documents, seed=3)
+    epochs = [[order[n][0].id for n in range(count * e, count * (e + 1))] for e in range(2)]
+    names = {documents[n][0].id for n in range(count)}
+    assert all(len(epoch) == count and set(epoch) == names for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    shards = [name.split("-")[0] for name in epochs[0]]
+    first = set(shards[: count // 4])
+    assert len(first) <= 4 and sorted(first) != sorted(shards[:1])
+    assert all(len(set(shards[n : n + 6])) <= 8 for n in range(count))
+    again = shuffle_lib.shuffle(documents, seed=3)
+    assert [again[n][0].id for n in range(count)] == epochs[0]
+
+
+def test_the_index_is_that_of_the_records(corpus, tmp_path):
+    utterances = list(Corpus(corpus))
+    parts = [Index.of(utterances[:40]), Index.of(utterances[40:])]
+    joined, whole = Index.join(parts), Index.of(utterances)
+    joined.write(tmp_path / "a.index")
+    copies = [joined, Index.read(tmp_path / "a.index"), Index.from_dict(whole.to_dict())]
+    for index in copies:
+        assert index.starts_n.tolist() == whole.starts_n.tolist()
+        assert index.content_n.tolist() == whole.content_n.tolist()
+        assert index.units_n.tolist() == whole.units_n.tolist()
+        assert (index.ranges, index.documents) == (whole.ranges, whole.documents)
+    assert not joined.starts_n[40] and whole.starts_n.sum() == 40
+
+
+def test_an_indexed_corpus_opens_without_reading_its_records(
+    corpus, tokenizer, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(corpus, tmp_path / "corpus")
+    paths = find_shards(folder)
+    shards = [Shard.of(path, count) for path, count in zip(paths, (40, 20), strict=True)]
+    index = Index.of(Corpus(corpus))
+    write_list(folder, shards, {}, index=index)
+    expected = Documents(Corpus(corpus))
+    with monkeypatch.context() as patch:
+        patch.setattr(Corpus, "__getitem__", None)
+        documents = Documents(Corpus(folder), SourceConfig(str(folder)), VOCAB)
+    assert len(documents) == len(expected) and documents[3] == expected[3]
+    damaged = folder / "corpus-00001-of-00001.index"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match="checksum is not the listed one"):
+        Documents(Corpus(folder))
+    write_list(folder, shards, {}, index=Index.of(list(Corpus(corpus))[1:]))
+    with pytest.raises(InputError, match="its index is not that of its shards"):
+        Documents(Corpus(folder))

@@ -41,6 +41,7 @@ class InterleaveConfig:
             raise InputError("speech_share must lie between 0 and 1, and mean_words above 0.")
 
 
+MOST_WORKERS = 256
 FORMATS = ("interleaved", "text", "speech", "asr", "tts")
 
 
@@ -103,6 +104,8 @@ class DataConfig:
       seed: random seed.
       cross_documents: whether attention crosses the documents of a row, as in the paper.
       packing_bins: rows that are filled at a time, by first fit.
+      workers: processes of a host that compute rows in advance; 0 for none. The rows do not depend
+        on it.
     """
 
     sources: tuple[SourceConfig, ...] = ()
@@ -112,9 +115,12 @@ class DataConfig:
     seed: int = 0
     cross_documents: bool = False
     packing_bins: int = 8
+    workers: int = 0
 
     def __post_init__(self):
         limits.check_numbers(self, seed=limits.SEED)
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise InputError(f"workers is {self.workers}; expected 0 to {MOST_WORKERS}.")
         if min(self.seq_len - 1, self.batch_rows, self.shards, self.packing_bins) < 1:
             raise InputError("seq_len must be 2 or more; batch_rows, shards, packing_bins 1.")
         if self.batch_rows % self.shards and self.shards % self.batch_rows:

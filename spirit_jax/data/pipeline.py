@@ -3,19 +3,23 @@
 Every random choice is a function of the seed and an index, so the rows do not depend on the number
 of hosts. The stream consists of a fixed number of virtual shards, each of which mixes and packs
 separately, and a row of a step always comes from the same shard. A host computes the shards of its
-rows.
+rows, in its own process or in worker processes.
 """
 
+import functools
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from spirit_jax.data.configs import DataConfig
-from spirit_jax.data.records import Corpus
+from spirit_jax.data.records import Corpus, Utterance
 from spirit_jax.data.samples import Documents, make_sample
+from spirit_jax.data.shuffle import shuffle
+from spirit_jax.data.workers import StepRows, Worker
 from spirit_jax.errors import InputError
 from spirit_jax.text import TextTokenizer
 from spirit_jax.vocab import Vocab
@@ -56,37 +60,110 @@ class Stream(Iterator[dict[str, np.ndarray]]):
         if not config.sources:
             raise InputError("The data config names no sources.")
         self._config = config
-        self._rows = range(config.batch_rows) if rows is None else rows
-        self._step = 0
-        mixture = _mix(config, tokenizer, vocab, networks or {})
+        self._rows = list(range(config.batch_rows) if rows is None else rows)
+        self._step, self._states = 0, {}
+        sources = _open(config, tokenizer, vocab, networks or {})
+        weights = [
+            source.share / mean_length(*opened, config.seed)
+            for source, opened in zip(config.sources, sources, strict=True)
+        ]
         # The shards of a row repeat after this number of steps.
         period = max(config.shards // config.batch_rows, 1)
-        shards = {self._shard(step, row) for step in range(period) for row in self._rows}
-        self._iterators = {
-            shard: iter(_pack(mixture[shard :: config.shards], config)) for shard in sorted(shards)
-        }
+        steps = itertools.product(range(period), self._rows)
+        shards = sorted({_shard_of(config, step, row) for step, row in steps})
+        settings = config, self._rows, weights
+        self._readers: list[RowReader | Worker] = [RowReader(*settings, shards, sources)]
+        if config.workers:
+            workers = min(config.workers, len(shards))
+            make = functools.partial(_make_reader, tokenizer, vocab, *settings)
+            self._readers = [
+                Worker(functools.partial(make, shards[number::workers]))
+                for number in range(workers)
+            ]
 
     def __next__(self) -> dict[str, np.ndarray]:
-        rows = [next(self._iterators[self._shard(self._step, row)]) for row in self._rows]
+        rows: dict[int, dict[str, np.ndarray]] = {}
+        self.get_state()
+        for reader in self._readers:
+            part, states = reader.next()
+            rows |= part
+            self._states |= states
         self._step += 1
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-    def _shard(self, step: int, row: int) -> int:
-        rows, shards = self._config.batch_rows, self._config.shards
-        if rows > shards:
-            return row // (rows // shards)
-        return (step * rows + row) % shards
+        in_order = [rows[row] for row in self._rows]
+        return {name: np.stack([row[name] for row in in_order]) for name in in_order[0]}
 
     def get_state(self) -> dict[str, Any]:
         """The position in the stream, as values that JSON can hold, by virtual shard."""
-        shards = {str(shard): _to_text(it.get_state()) for shard, it in self._iterators.items()}
-        return {"step": self._step, "shards": shards}
+        if not self._states:
+            self._states = {k: v for reader in self._readers for k, v in reader.states().items()}
+        return {"step": self._step, "shards": dict(self._states)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from a state of `get_state`, also with another number of hosts."""
+        """Continues from a state of `get_state`, also with another number of hosts or workers."""
+        self._step, self._states = state["step"], {}
+        for reader in self._readers:
+            reader.set_state(state)
+
+
+class RowReader:
+    """Computes the rows of some virtual shards, step by step."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        rows: Sequence[int],
+        weights: Sequence[float],
+        shards: Sequence[int],
+        sources: "Sequence[Source]",
+    ):
+        """Creates the iterators of the shards; reads nothing yet.
+
+        Args:
+          config: of the stream.
+          rows: indices of this host's rows among those of a step.
+          weights: of the sources, in samples.
+          shards: the virtual shards to read.
+          sources: from `_open`.
+        """
+        self._config, self._rows, self._step = config, rows, 0
+        mixture = _mix(config, sources, weights)
+        self._iterators = {
+            shard: iter(_pack(mixture[shard :: config.shards], config)) for shard in shards
+        }
+
+    def next(self) -> StepRows:
+        """The rows of the next step."""
+        rows, used = {}, set()
+        for row in self._rows:
+            shard = _shard_of(self._config, self._step, row)
+            if shard in self._iterators:
+                rows[row] = next(self._iterators[shard])
+                used.add(shard)
+        self._step += 1
+        return StepRows(rows, self.states(used))
+
+    def states(self, shards: Collection[int] | None = None) -> dict[str, str]:
+        """The positions in some shards; in all by default."""
+        shards = self._iterators if shards is None else shards
+        return {str(shard): _to_text(self._iterators[shard].get_state()) for shard in shards}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """See `Stream.set_state`."""
         self._step = state["step"]
         for shard, iterator in self._iterators.items():
             iterator.set_state(_from_text(state["shards"][str(shard)]))
+
+
+def _make_reader(tokenizer: TextTokenizer, vocab: Vocab, config: DataConfig, *rest) -> RowReader:
+    """A reader in a worker process, which opens the corpora itself."""
+    return RowReader(config, *rest, _open(config, tokenizer, vocab, {}))
+
+
+def _shard_of(config: DataConfig, step: int, row: int) -> int:
+    """The virtual shard of a row of a step."""
+    if config.batch_rows > config.shards:
+        return row // (config.batch_rows // config.shards)
+    return (step * config.batch_rows + row) % config.shards
 
 
 def mean_length(documents: Documents, make: Callable, seed: int) -> float:
@@ -133,11 +210,18 @@ def check_tokenizer(corpus: Corpus, networks: Mapping[str, str], vocab: Vocab) -
             )
 
 
-def _mix(
+class Source(NamedTuple):
+    """A source of the mixture: its documents, and the function (document, rng) to token ids."""
+
+    documents: Documents
+    make: Callable[[Sequence[Utterance], np.random.Generator], np.ndarray]
+
+
+def _open(
     config: DataConfig, tokenizer: TextTokenizer, vocab: Vocab, networks: Mapping[str, str]
-) -> grain.MapDataset:
-    """An infinite dataset of {"tokens", "sources"}, with sources mixed by their share of tokens."""
-    opened = []
+) -> list[Source]:
+    """Opens and checks the corpora of all sources."""
+    sources = []
     for source in config.sources:
 
         def make(document, rng, source=source):
@@ -145,20 +229,25 @@ def _mix(
 
         corpus = Corpus(source.path)
         check_tokenizer(corpus, networks, vocab)
-        opened.append((Documents(corpus, source, vocab), make))
-    datasets, weights = [], []
-    for number, (documents, make) in enumerate(opened):
+        sources.append(Source(Documents(corpus, source, vocab), make))
+    return sources
+
+
+def _mix(
+    config: DataConfig, sources: Sequence[Source], weights: Sequence[float]
+) -> grain.MapDataset:
+    """An infinite dataset of {"tokens", "sources"}, with sources mixed by their weights."""
+    datasets = []
+    for number, (documents, make) in enumerate(sources):
 
         def sample(document, rng, make=make, number=number):
             tokens = make(document, rng)
             return {"tokens": tokens, "sources": np.full(len(tokens), number, np.int32)}
 
-        dataset = grain.MapDataset.source(documents).seed(config.seed * 1000 + number)
-        # Reshuffled every epoch. The samples depend on the index, which counts on over epochs.
-        datasets.append(dataset.shuffle().repeat().random_map(sample))
-        mean = mean_length(documents, make, config.seed)
-        weights.append(config.sources[number].share / mean)
-    return grain.MapDataset.mix(datasets, weights)
+        # The samples depend on the index, which counts on over epochs.
+        order = shuffle(documents, config.seed * 1000 + number)
+        datasets.append(order.random_map(sample))
+    return grain.MapDataset.mix(datasets, list(weights))
 
 
 class _Split(grain.experimental.FlatMapTransform):

@@ -23,8 +23,17 @@ from spirit_jax import checksums, files, lock
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import report
 from spirit_jax.data.configs import PrepareConfig
+from spirit_jax.data.index import Builder, Index
 from spirit_jax.data.manifest import Item, fingerprint, read_source, source_checksum
-from spirit_jax.data.records import PREPARED, SUFFIX, Shard, Utterance, write_list, write_shard
+from spirit_jax.data.records import (
+    PREPARED,
+    SUFFIX,
+    Shard,
+    Utterance,
+    read_shard,
+    write_list,
+    write_shard,
+)
 from spirit_jax.data.timing import Entry, fit_words
 from spirit_jax.errors import InputError, LackError
 from spirit_jax.model_folder import unit_hashes
@@ -175,15 +184,36 @@ def finish(output: Path, source: str, inputs: dict[str, Any], part: int) -> dict
             f"{source}: changed while it was prepared; remove {output}, and prepare it again."
         )
     parts = inputs["parts"]
-    notes = report.read_notes(output, part, parts)
-    shards = [Shard(**note["shard"]) for note in notes if note["shard"]]
-    write_list(output, shards, inputs["tokenizer"], part, parts)
+    shards: list[Shard] = []
+    indexes: list[Index] = []
+
+    def counts() -> Iterator[dict[str, Any]]:
+        for note in report.read_notes(output, part, parts):
+            if note["shard"]:
+                shards.append(Shard(**note["shard"]))
+                indexes.append(_read_index(note, output))
+            yield note["counts"]
+
+    def complete() -> None:
+        write_list(output, shards, inputs["tokenizer"], part, parts, Index.join(indexes))
+
     try:
-        return report.write(output, notes, part, parts)
+        summary = report.write(output, counts(), part, parts)
     except report.NothingUsed:
-        if parts == 1:  # other parts may be in use
+        if parts == 1:
             _remove_corpus(output)
+        else:  # the other parts may have items that can be used
+            complete()
         raise
+    complete()
+    return summary
+
+
+def _read_index(note: dict[str, Any], output: Path) -> Index:
+    """The index of a shard; an earlier version's notes have none, so the shard is read."""
+    if "index" in note:
+        return Index.from_dict(note["index"])
+    return Index.of(read_shard(output / note["shard"]["name"]))
 
 
 def _remove_corpus(output: Path) -> None:
@@ -245,14 +275,18 @@ def make_shard(
         if _is_intact(path, stored["shard"]):
             return
         print(f"notice: {path} is missing or damaged, so it is prepared again.", file=sys.stderr)
-    counts, records = report.Counts(), 0
-    utterances = _encode(portion.items, tokenizer, config, counts)
+    counts, index, records = report.Counts(), Builder(), 0
+    utterances = index.watch(_encode(portion.items, tokenizer, config, counts))
     first = next(utterances, None)
     if first is not None:  # a shard has at least one record
         records = write_shard(path, itertools.chain([first], utterances))
-    shard = vars(Shard.of(path, records)) if records else None
-    counted = counts.to_dict()
-    checksums.write_json(note, {"items": items_checksum, "shard": shard, "counts": counted})
+    values = {
+        "items": items_checksum,
+        "shard": vars(Shard.of(path, records)) if records else None,
+        "index": index.build().to_dict(),
+        "counts": counts.to_dict(),
+    }
+    checksums.write_json(note, values)
 
 
 def _is_intact(path: Path, listed: Mapping[str, Any] | None) -> bool:

@@ -1,13 +1,16 @@
 """Prepared corpora on disk: ArrayRecord shards of units, text and word times.
 
 A prepared corpus is a folder of `*.arrayrecord` files, and a list of the shards with their
-checksums for every part of the preparation. A record has the units with repeats, so each training
-run can draw its own spans.
+checksums and an index of the records for every part of the preparation. A record has the units with
+repeats, so each training run can draw its own spans.
 """
 
+import collections
 import dataclasses
-import functools
+import resource
 import sys
+import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,12 +19,14 @@ import numpy as np
 from array_record.python import array_record_module
 
 from spirit_jax import checksums, files
+from spirit_jax.data.index import Index
 from spirit_jax.errors import InputError
 from spirit_jax.units import Units
 
 SUFFIX = ".arrayrecord"
 PREPARED = "prepare.json"  # the inputs of a preparation; written before the first shard
-OPEN_SHARDS = 128  # largest number of open files, over all corpora
+OPEN_SHARDS = 512  # largest number of open files, over all corpora; 1,024 is the usual limit
+CHECKED_BYTES = 8 << 30  # of a corpus; the shards of larger ones are checked when they are opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +115,12 @@ class ShardList:
       shards: sorted by name.
       tokenizer: hashes of the networks that computed the units, by name (see
         `model_folder.unit_hashes`); empty if there are no units, or if unknown.
+      indexes: (path, checksum) of the index of each part; empty for a corpus of an earlier version.
     """
 
     shards: tuple[Shard, ...]
     tokenizer: Mapping[str, str]
+    indexes: tuple[tuple[Path, str], ...] = ()
 
 
 def write_shard(path: str | Path, utterances: Iterable[Utterance]) -> int:
@@ -142,31 +149,47 @@ def write_shard(path: str | Path, utterances: Iterable[Utterance]) -> int:
     return count
 
 
+def read_shard(path: str | Path) -> Iterator[Utterance]:
+    """The utterances of a shard; raises `InputError` if it is damaged."""
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        records = (reader.read([number])[0] for number in range(reader.num_records()))
+        yield from map(Utterance.from_bytes, records)
+    except RuntimeError as error:
+        raise files.unreadable(path, error, "is damaged.") from error
+
+
 def write_list(
     folder: str | Path,
     shards: Iterable[Shard],
     tokenizer: Mapping[str, str],
     part: int = 1,
     parts: int = 1,
+    index: Index | None = None,
 ) -> None:
-    """Writes the list of shards of a part, which completes the part.
+    """Writes the list of shards of a part, and their index, which completes the part.
 
     Args:
       folder: of the corpus.
-      shards: of the part.
+      shards: of the part, sorted by name.
       tokenizer: see `ShardList`.
       part: number of the part, from 1.
       parts: number of parts.
+      index: of the records of the shards; without it, a training reads all records at its start.
 
     Raises:
-      InputError: the list cannot be written.
+      InputError: a file cannot be written.
     """
     values = {
         "part": part,
         "parts": parts,
         "tokenizer": dict(tokenizer),
-        "shards": [vars(shard) for shard in sorted(shards, key=lambda shard: shard.name)],
+        "shards": [vars(shard) for shard in shards],
     }
+    if index is not None:
+        path = _list_path(folder, part, parts).with_suffix(".index")
+        index.write(path)
+        values["index"] = checksums.of_file(path)
     checksums.write_json(_list_path(folder, part, parts), values)
 
 
@@ -183,7 +206,7 @@ def read_list(folder: str | Path) -> ShardList | None:
         if prepared.is_file() and f'"{checksums.FIELD}"' in files.read_text(prepared):
             raise InputError(f"{folder}: prepare has not finished it; run prepare again.")
         return None
-    lists = []
+    lists, indexes = [], []
     for path in paths:
         values = checksums.read_json(path)
         try:
@@ -195,14 +218,18 @@ def read_list(folder: str | Path) -> ShardList | None:
             reason = f"is not a list of shards ({files.describe(error)})."
             raise InputError(f"{path}: {reason}") from error
         lists.append((shards, preparation))
+        if "index" in values:
+            indexes.append((path.with_suffix(".index"), values["index"]))
     parts, tokenizer = lists[0][1]
     if any(preparation != lists[0][1] for _, preparation in lists):
         raise InputError(f"{folder}: holds parts of different preparations; prepare it again.")
     for part in range(1, parts + 1):
         if not _list_path(folder, part, parts).is_file():
             raise InputError(f"{folder}: prepare has not finished part {part} of {parts}.")
-    shards = sorted((shard for part, _ in lists for shard in part), key=lambda shard: shard.name)
-    return ShardList(tuple(shards), tokenizer)
+    in_parts = [shard for part, _ in lists for shard in part]
+    shards = sorted(in_parts, key=lambda shard: shard.name)
+    is_complete = len(indexes) == len(lists) and shards == in_parts
+    return ShardList(tuple(shards), tokenizer, tuple(indexes) if is_complete else ())
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -236,12 +263,15 @@ class Corpus(Sequence[Utterance]):
     Attributes:
       folder: of the corpus.
       tokenizer: hashes of the networks that computed the units; see `ShardList`.
+      ends: int64, number of records up to the end of each shard.
     """
 
     def __init__(self, folder: str | Path):
         """Opens a corpus, and compares the size and checksum of every shard with the list.
 
-        A corpus of an earlier version, without a list, is opened with a notice on standard error.
+        In a corpus of more than `CHECKED_BYTES` the checksum of a shard is compared when it is
+        first opened. A corpus of an earlier version, without a list, is opened with a notice on
+        standard error.
 
         Raises:
           InputError: a shard is missing, damaged or of another corpus, or the preparation is not
@@ -250,6 +280,8 @@ class Corpus(Sequence[Utterance]):
         self.folder = Path(folder)
         shard_list = read_list(folder)
         self._paths = find_shards(folder)
+        self._unchecked: dict[int, str] = {}  # checksums of shards that are not compared yet
+        self._indexes: tuple[tuple[Path, str], ...] = ()
         if shard_list is None:
             print(
                 f"notice: {folder} has no list of its shards, so missing or replaced shards are "
@@ -259,23 +291,33 @@ class Corpus(Sequence[Utterance]):
             self.tokenizer: Mapping[str, str] = {}
             counts = [_count_records(path) for path in self._paths]
         else:
-            _compare(self._paths, shard_list.shards, self.folder)
-            self.tokenizer = shard_list.tokenizer
-            counts = [shard.records for shard in shard_list.shards]
-        self._ends = np.cumsum(counts)
-        self._token = object()  # key of this object's open files in the cache of `_open`
+            shards = shard_list.shards
+            _compare_sizes(self._paths, shards, self.folder)
+            if sum(shard.bytes for shard in shards) > CHECKED_BYTES:
+                self._unchecked = {n: shard.checksum for n, shard in enumerate(shards)}
+            else:
+                sums = checksums.of_files(self._paths)
+                for path, shard, checksum in zip(self._paths, shards, sums, strict=True):
+                    _compare_checksum(path, checksum, shard.checksum)
+            self.tokenizer, self._indexes = shard_list.tokenizer, shard_list.indexes
+            counts = [shard.records for shard in shards]
+        self.ends = np.cumsum(counts)
+        self._open = _OpenShards(self._paths)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> Utterance:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        first = self._ends[shard - 1] if shard else 0
+        shard = int(np.searchsorted(self.ends, index, side="right"))
+        first = self.ends[shard - 1] if shard else 0
         path = self._paths[shard]
+        if shard in self._unchecked:
+            _compare_checksum(path, checksums.of_file(path), self._unchecked[shard])
+            self._unchecked.pop(shard, None)
         try:
-            (record,) = _open(path, self._token).read([int(index - first)])
+            (record,) = self._open(shard).read([int(index - first)])
         except Exception as error:  # the library raises RuntimeError and its own kinds
             raise files.unreadable(path, error, "is damaged.") from error
         try:
@@ -286,9 +328,54 @@ class Corpus(Sequence[Utterance]):
     def __iter__(self) -> Iterator[Utterance]:
         return (self[index] for index in range(len(self)))
 
+    def index(self) -> Index:
+        """The index of all records. If the corpus has none, all its records are read.
 
-def _compare(paths: Sequence[Path], shards: Sequence[Shard], folder: Path) -> None:
-    """Raises an `InputError` unless the files are the listed shards, unchanged."""
+        Raises:
+          InputError: the index or a shard is damaged.
+        """
+        if not self._indexes:
+            return Index.of(self)
+        for path, checksum in self._indexes:
+            _compare_checksum(path, checksums.of_file(path), checksum)
+        index = Index.join([Index.read(path) for path, _ in self._indexes])
+        if len(index) != len(self):
+            raise InputError(f"{self.folder}: its index is not that of its shards; prepare again.")
+        return index
+
+
+class _OpenShards:
+    """The open shards of a corpus; if too many are open, the least recently used is closed."""
+
+    _readers: collections.OrderedDict = collections.OrderedDict()  # of all corpora
+    _lock = threading.Lock()
+
+    def __init__(self, paths: Sequence[Path]):
+        self._paths = paths
+        weakref.finalize(self, self._close, id(self))
+
+    def __call__(self, shard: int) -> array_record_module.ArrayRecordReader:
+        key = id(self), shard
+        with self._lock:
+            reader = self._readers.pop(key, None)
+            if reader is None:
+                # Other files need some of the allowed number.
+                most = min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256)
+                while len(self._readers) >= max(most, 16):
+                    self._readers.popitem(last=False)
+                reader = array_record_module.ArrayRecordReader(str(self._paths[shard]))
+            self._readers[key] = reader
+            return reader
+
+    @classmethod
+    def _close(cls, owner: int) -> None:
+        with cls._lock:
+            for key in [key for key in cls._readers if key[0] == owner]:
+                del cls._readers[key]
+
+
+def _compare_sizes(paths: Sequence[Path], shards: Sequence[Shard], folder: Path) -> None:
+    """Raises an `InputError` unless the files have the names and sizes of the listed shards."""
     present, listed = {path.name for path in paths}, {shard.name for shard in shards}
     for names, reason in (
         (listed - present, "is missing"),
@@ -305,17 +392,13 @@ def _compare(paths: Sequence[Path], shards: Sequence[Shard], folder: Path) -> No
             raise files.unreadable(path, error, reason) from error
         if size != shard.bytes:
             raise InputError(f"{path}: has {size} bytes, but prepare wrote {shard.bytes}.")
-    for path, shard, checksum in zip(paths, shards, checksums.of_files(paths), strict=True):
-        if checksum != shard.checksum:
-            raise InputError(
-                f"{path}: its checksum is not the listed one (it is damaged, or another shard)."
-            )
 
 
-@functools.lru_cache(maxsize=OPEN_SHARDS)
-def _open(path: Path, corpus: object) -> array_record_module.ArrayRecordReader:
-    """The open shard of a corpus; if too many are open, the least recently used is closed."""
-    return array_record_module.ArrayRecordReader(str(path))
+def _compare_checksum(path: Path, checksum: str, listed: str) -> None:
+    if checksum != listed:
+        raise InputError(
+            f"{path}: its checksum is not the listed one (it is damaged, or of another corpus)."
+        )
 
 
 def _count_records(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Counts:
       texts_lost: number of recordings that lost their text, since they were split without word
         times.
       histogram: counts of the phonetic units, with repeats.
-      lengths: of the utterances in seconds.
+      lengths: number of utterances by length, in seconds rounded down to a half.
       rejects: items that were not used, with reasons.
     """
 
@@ -50,7 +50,7 @@ class Counts:
     characters: int = 0
     texts_lost: int = 0
     histogram: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    lengths: list[float] = dataclasses.field(default_factory=list)
+    lengths: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     rejects: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
     def add(self, item: Item, utterances: Sequence[Utterance], repaired: int = 0) -> None:
@@ -70,7 +70,7 @@ class Counts:
             self.words += len(utterance.words)
             if utterance.units is not None:
                 self.seconds += utterance.seconds
-                self.lengths.append(round(utterance.seconds, 2))
+                self.lengths.update([_bin(utterance.seconds)])
                 self.units += len(units_lib.dedup(utterance.units.hubert))
                 self.frames += len(utterance.units.hubert)
                 self.histogram.update(str(unit) for unit in utterance.units.hubert)
@@ -87,15 +87,21 @@ class Counts:
 
     def to_dict(self) -> dict[str, Any]:
         """The statistics as JSON values."""
-        return vars(self) | {"histogram": dict(self.histogram)}
+        return vars(self) | {"histogram": dict(self.histogram), "lengths": dict(self.lengths)}
 
     def join(self, other: dict[str, Any]) -> None:
-        """Adds the result of `to_dict` of another portion."""
+        """Adds the result of `to_dict` of another portion, without its rejected items."""
         for name, value in other.items():
-            if name == "histogram":
-                self.histogram.update(value)
-            else:
+            if name == "lengths" and isinstance(value, list):  # of an earlier version
+                value = collections.Counter(map(_bin, value))
+            if name in ("histogram", "lengths"):
+                getattr(self, name).update(value)
+            elif name != "rejects":
                 setattr(self, name, getattr(self, name) + value)
+
+
+def _bin(seconds: float) -> str:
+    return str(int(seconds * 2) / 2)
 
 
 def read_note(path: str | Path) -> dict[str, Any]:
@@ -116,7 +122,7 @@ def read_note(path: str | Path) -> dict[str, Any]:
     return note
 
 
-def read_notes(output: Path, part: int, parts: int) -> list[dict[str, Any]]:
+def read_notes(output: Path, part: int, parts: int) -> Iterator[dict[str, Any]]:
     """The notes of a part's shards, in order.
 
     Args:
@@ -127,16 +133,17 @@ def read_notes(output: Path, part: int, parts: int) -> list[dict[str, Any]]:
     Raises:
       InputError: see `read_note`.
     """
-    paths = sorted(output.glob(f"part-{part:05d}-of-{parts:05d}-*.json"))
-    return [read_note(path) for path in paths]
+    return map(read_note, sorted(output.glob(f"part-{part:05d}-of-{parts:05d}-*.json")))
 
 
-def write(output: Path, notes: Sequence[dict[str, Any]], part: int, parts: int) -> dict[str, Any]:
+def write(output: Path, counts: Iterable[dict[str, Any]], part: int, parts: int) -> dict[str, Any]:
     """Writes the report and the rejected items of a part.
+
+    Only the totals are kept in memory.
 
     Args:
       output: the folder of the corpus.
-      notes: of the part's shards.
+      counts: results of `Counts.to_dict`, of the part's portions.
       part: number of the part, from 1.
       parts: number of parts.
 
@@ -146,27 +153,33 @@ def write(output: Path, notes: Sequence[dict[str, Any]], part: int, parts: int) 
     Raises:
       NothingUsed: no item of the part could be used.
     """
-    total = Counts()
-    for note in notes:
-        total.join(note["counts"])
+    total, reasons = Counts(), collections.Counter()
+    first: dict[str, str] = {}
+
+    def rejects() -> Iterator[dict[str, str]]:
+        for portion in counts:
+            total.join(portion)
+            for reject in portion["rejects"]:
+                reasons[_kind(reject["reason"])] += 1
+                first.update(first or reject)
+                yield reject
+
     name = f"{part:05d}-of-{parts:05d}"
-    files.write_json_lines(output / f"rejects-{name}.jsonl", total.rejects)
-    summary = summarise(total)
+    files.write_json_lines(output / f"rejects-{name}.jsonl", rejects())
+    summary = summarise(total, reasons)
     files.write_json(output / f"report-{name}.json", summary)
-    if not total.items and total.rejects:
-        first = total.rejects[0]
+    if not total.items and first:
         has_line = first["reason"].lower().startswith(f"{first['id']}: ")  # an id such as "line 3"
         reason = first["reason"] if has_line else f"{first['id']}: {first['reason']}"
         raise NothingUsed(
-            f"{output}: none of {len(total.rejects)} items can be used; the first: {reason}"
+            f"{output}: none of {reasons.total()} items can be used; the first: {reason}"
         )
     return summary
 
 
-def summarise(total: Counts) -> dict[str, Any]:
+def summarise(total: Counts, reasons: Mapping[str, int]) -> dict[str, Any]:
     """The report: totals, rates per second, and counts of reasons for rejection."""
     seconds = max(total.seconds, 1e-9)
-    reasons = collections.Counter(_kind(reject["reason"]) for reject in total.rejects)
     return {
         "items": total.items,
         "utterances": total.utterances,
@@ -178,10 +191,10 @@ def summarise(total: Counts) -> dict[str, Any]:
         "words_repaired": total.words_repaired,
         "characters": total.characters,
         "texts_lost": total.texts_lost,
-        "rejected": len(total.rejects),
-        "rejects": dict(reasons.most_common()),
+        "rejected": sum(reasons.values()),
+        "rejects": dict(collections.Counter(reasons).most_common()),
         "histogram": {k: total.histogram[k] for k in sorted(total.histogram, key=int)},
-        "lengths": total.lengths,
+        "lengths": {k: total.lengths[k] for k in sorted(total.lengths, key=float)},
     }
 
 
@@ -221,7 +234,8 @@ def plot(summary: dict[str, Any], path: str | Path) -> None:
     counts = np.sort(np.array(list(summary["histogram"].values()), float))[::-1]
     above.bar(np.arange(len(counts)), counts / max(counts.sum(), 1), width=1.0)
     above.set(title=f"{len(counts)} phonetic units by frequency", ylabel="share")
-    below.hist(summary["lengths"], bins=40)
+    starts = np.array(list(summary["lengths"]), float)
+    below.bar(starts, list(summary["lengths"].values()), width=0.5, align="edge")
     title = f"{summary['utterances']} utterances, {summary['hours']:.2f} hours, "
     title += f"{summary['units_per_second']:.1f} units a second"
     below.set(title=title, xlabel="seconds of an utterance", ylabel="utterances")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spirit_jax.data import index as index_lib
 from spirit_jax.data.configs import SourceConfig
 from spirit_jax.data.interleave import TokenLine, encode_text_span, interleave
 from spirit_jax.data.records import Corpus, Utterance
@@ -17,12 +18,16 @@ NEEDS_SPEECH, NEEDS_TEXT = ("interleaved", "speech", "asr", "tts"), ("text", "as
 
 
 class Documents(Sequence[list[Utterance]]):
-    """The documents of a corpus: consecutive utterances with the same `document`."""
+    """The documents of a corpus: consecutive utterances with the same `document`.
+
+    Attributes:
+      shard_ends: int64, number of documents up to the end of each shard.
+    """
 
     def __init__(
         self, corpus: Corpus, source: SourceConfig | None = None, vocab: Vocab | None = None
     ):
-        """Reads the whole corpus once.
+        """Reads the index of the corpus.
 
         Args:
           corpus: the utterances.
@@ -33,22 +38,23 @@ class Documents(Sequence[list[Utterance]]):
           InputError: an utterance fails one of these checks.
         """
         self._corpus = corpus
-        names = []
-        for utterance in corpus:
-            if source is not None:
-                _check(utterance, source)
-            if vocab is not None and utterance.units is not None:
-                name = f"{corpus.folder}: the utterance '{utterance.id}'"
-                vocab.check_units(utterance.units.streams(), name)
-            names.append(utterance.document)
-        starts = [i for i, name in enumerate(names) if i == 0 or not name or name != names[i - 1]]
-        self._bounds = [*starts, len(names)]
+        index = corpus.index()
+        if source is not None:
+            for number in np.flatnonzero(_lacks(index.content_n, source))[:1]:
+                _check(corpus[number], source)
+        if vocab is not None:
+            _check_units(corpus, index, vocab)
+        starts = np.flatnonzero(index.starts_n)
+        self._bounds_n = np.append(starts, len(corpus))
+        # Documents up to the end of each shard; one that spans two shards belongs to the first.
+        self.shard_ends = np.searchsorted(starts, corpus.ends)
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(self._bounds_n) - 1
 
     def __getitem__(self, index: int) -> list[Utterance]:
-        return [self._corpus[i] for i in range(self._bounds[index], self._bounds[index + 1])]
+        first, end = self._bounds_n[index : index + 2]
+        return [self._corpus[i] for i in range(first, end)]
 
 
 def make_sample(
@@ -131,6 +137,26 @@ def _run(utterance: Utterance, line: TokenLine, start: int, stop: int) -> tuple:
     begin = words[start][1] if start else 0.0
     end = words[stop - 1][2] if stop < len(words) else utterance.seconds
     return line.cut(begin, end), [word for word, _, _ in words[start:stop]]
+
+
+def _lacks(content_n: np.ndarray, source: SourceConfig) -> np.ndarray:
+    """Whether utterances lack what a format needs; as `_check`, from the bits of an index."""
+    needed = index_lib.UNITS * (source.format in NEEDS_SPEECH)
+    needed |= index_lib.TEXT * (source.format in NEEDS_TEXT)
+    needed |= index_lib.WORDS * (source.format == "interleaved" or source.changes)
+    return content_n & needed != needed
+
+
+def _check_units(corpus: Corpus, index: index_lib.Index, vocab: Vocab) -> None:
+    """Raises an `InputError` that names the first utterance with a unit that has no token."""
+    try:
+        vocab.check_units(index.ranges, "")
+    except InputError:
+        for utterance in corpus:
+            if utterance.units is not None:
+                name = f"{corpus.folder}: the utterance '{utterance.id}'"
+                vocab.check_units(utterance.units.streams(), name)
+        raise
 
 
 def _check(utterance: Utterance, source: SourceConfig) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from spirit_jax import files, limits
+from spirit_jax.data.index import Builder
 from spirit_jax.data.records import SUFFIX, Shard, Utterance, write_list, write_shard
 from spirit_jax.units import HUBERT_RATE, PITCH_RATE, STYLE_RATE, Units
 from spirit_jax.vocab import HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS
@@ -44,9 +45,9 @@ def write_toy_corpus(folder: str | Path, count: int = 200, seed: int = 0) -> Non
     """
     if not Path(folder).exists():
         with files.whole_folder(folder) as unfinished:
-            path = unfinished / f"toy{SUFFIX}"
-            records = write_shard(path, make_utterances(count, seed))
-            write_list(unfinished, [Shard.of(path, records)], {})
+            path, index = unfinished / f"toy{SUFFIX}", Builder()
+            records = write_shard(path, index.watch(make_utterances(count, seed)))
+            write_list(unfinished, [Shard.of(path, records)], {}, index=index.build())
 
 
 def _synthesise(name: str, text: str, rng: np.random.Generator) -> Utterance:

@@ -43,6 +43,7 @@ FREE = (
     "step.loss_chunk",
     "f0.folder",
     "f0.workers",
+    "data.workers",
 )
 ANNOUNCED = (
     "optimizer.*",

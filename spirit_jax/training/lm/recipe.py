@@ -190,7 +190,9 @@ class LmRecipe(Recipe[LmRunConfig]):
         batch_rows = self.config.data.batch_rows
         rows = sharding.local_rows(batch_rows, mesh)
         if self._held_out is None:  # opened only once, since opening checks the whole corpus
-            data = dataclasses.replace(self.config.data, sources=self.config.eval_sources)
+            data = dataclasses.replace(
+                self.config.data, sources=self.config.eval_sources, workers=0
+            )
             stream = self._stream(data, rows)
             self._held_out = stream, stream.get_state()
         stream, start = self._held_out
