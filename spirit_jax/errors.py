@@ -22,3 +22,8 @@ class LackError(InputError):
 
 class InputWarning(UserWarning):
     """An input can be used, but the result may not be what was meant."""
+
+
+def plural(count: int, noun: str) -> str:
+    """A number with a noun, for messages: "1 item", "2 items"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

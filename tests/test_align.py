@@ -404,7 +404,7 @@ def test_words_that_cannot_be_spelt_are_counted_with_their_letters(aligner, tmp_
     report = align_corpus(tmp_path / "a.jsonl", tmp_path / "out.jsonl", aligner)
     assert report.stars == 2 and report.letters == {"à": 1, "\u0301": 1}
     (note,) = report.notes()
-    assert "2 words are unknown to the aligner" in note and "à (1)" in note
+    assert "The times of 2 words are less exact" in note and "à (1)" in note
 
 
 def test_bad_words_of_other_tools_are_repaired_and_counted(corpus, tmp_path):
@@ -415,7 +415,7 @@ def test_bad_words_of_other_tools_are_repaired_and_counted(corpus, tmp_path):
     segments = [{"start": 0, "end": 1, "words": [*words, {"word": "<unk>", "start": 9, "end": 9}]}]
     (tmp_path / "times" / "one.json").write_text(json.dumps({"segments": segments}))
     (tmp_path / "times" / "other.JSON").write_text("{}")
-    with pytest.warns(InputWarning, match="1 files have the name of no item: other.JSON"):
+    with pytest.warns(InputWarning, match="1 file with the name of no item: other.JSON"):
         report = align_corpus(source, tmp_path / "out.jsonl", whisperx=tmp_path / "times")
     assert (report.aligned, report.repaired, report.unknown) == (1, 2, 1)
     assert [note.split()[0] for note in report.notes()] == ["2", "1"]

@@ -59,7 +59,7 @@ def test_encode_prints_a_line_a_file_and_skips_bad_ones(run, base_folder, record
     assert json.loads(line) == {"audio": str(recording)} | expected.to_dict()
     assert status == 0
     assert "skipped: " in err and "bad.wav: is not audio" in err and "absent.wav" in err
-    assert "2 of 3 files were skipped" in err
+    assert "skipped 2 of 3 files." in err
     assert run("encode", base_folder, "--strict", *files)[0] == 1
     assert run("encode", base_folder, tmp_path / "bad.wav")[0] == 1
 

@@ -216,8 +216,8 @@ def test_what_is_not_understood_is_named_once_with_counts(tmp_path):
     with pytest.warns(InputWarning) as caught:
         items = list(read_source(source))
     fields, labels = (str(one.message) for one in caught)
-    assert "the fields lang (3 items), pred_text (1 items) are ignored" in fields
-    assert "left out 2 words that are labels" in labels
+    assert "the fields lang (3 items), pred_text (1 item) are ignored" in fields
+    assert "left out 2 labels in place of words" in labels
     assert [word for word, _, _ in items[0].words] == ["t"]
 
 
@@ -274,7 +274,7 @@ def test_files_that_are_not_read_are_named_with_counts(folder):
     skipped, unused = (str(one.message) for one in caught)
     assert "skipped 7 files: 3 hidden, 2 .TextGrid, 1 " in skipped
     assert "1 .jpg" in skipped and "1 without a suffix" in skipped
-    assert "1 texts without a recording were not read: n.txt" in unused
+    assert "left out 1 text without a recording: n.txt" in unused
 
 
 def test_recordings_without_text_among_others_are_counted(folder):
@@ -288,7 +288,7 @@ def test_recordings_without_text_among_others_are_counted(folder):
 def test_recordings_in_formats_that_are_not_read_are_no_text_corpus(tmp_path):
     for name in ("a.mpc", "a.txt", "b.txt"):
         (tmp_path / name).write_text("hello")
-    with pytest.warns(InputWarning, match="skipped 1 files: 1 .mpc"):
+    with pytest.warns(InputWarning, match="skipped 1 file: 1 .mpc"):
         found = texts(tmp_path)
     assert found.pop("b") == "hello"
     assert "a.mpc: a .mpc file cannot be read as a recording" in found["a"]

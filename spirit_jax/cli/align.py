@@ -12,7 +12,7 @@ from spirit_jax.cli import checks
 from spirit_jax.cli.options import count_items
 from spirit_jax.data.configs import check_alignment
 from spirit_jax.data.manifest import check_source
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, plural
 
 FIRST_STEP = (
     "For English use --aligner pocketsphinx. For other languages, and for more exact times, use a "
@@ -89,7 +89,9 @@ def align(
             batch_size=batch_size,
             progress=_added(add),
         )
-    print(f"{output}: {summary.aligned} items with word times, {summary.rejected} rejected")
+    print(
+        f"{output}: {plural(summary.aligned, 'item')} with word times, {summary.rejected} rejected"
+    )
     if summary.rejected:
         print(f"the reasons are in {output}.rejects.jsonl", file=sys.stderr)
     for note in summary.notes():

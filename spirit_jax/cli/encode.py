@@ -10,7 +10,7 @@ import typer
 from spirit_jax import model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir
-from spirit_jax.errors import InputError, LackError
+from spirit_jax.errors import InputError, LackError, plural
 
 
 def encode(
@@ -31,7 +31,7 @@ def encode(
     if present:
         skipped += _encode(model, present, string)
     if skipped:
-        print(f"{len(skipped)} of {len(audio)} files were skipped.", file=sys.stderr)
+        print(f"skipped {len(skipped)} of {plural(len(audio), 'file')}.", file=sys.stderr)
         if strict or len(skipped) == len(audio):
             raise typer.Exit(1)
 

@@ -13,7 +13,7 @@ import typer
 from spirit_jax import model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir, Speaker
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, plural
 from spirit_jax.generation.config import GenerationConfig
 
 
@@ -165,9 +165,9 @@ def _generate_batch(
         last = batch.run(lm, requests, output, rows, report)
     seconds = max(time.monotonic() - started, 1e-9)
     print(
-        f"{last.done} results in {output / batch.RESULTS} ({last.failed} failed): {last.tokens} "
-        f"tokens and {last.seconds:.1f} s of speech, {last.tokens / seconds:.0f} tokens and "
-        f"{last.seconds / seconds:.1f} s of speech a second"
+        f"{plural(last.done, 'result')} in {output / batch.RESULTS} ({last.failed} failed): "
+        f"{plural(last.tokens, 'token')} and {last.seconds:.1f} s of speech, "
+        f"{last.tokens / seconds:.0f} tokens and {last.seconds / seconds:.1f} s of speech a second"
     )
 
 

@@ -13,7 +13,7 @@ from spirit_jax.cli import checks, processes
 from spirit_jax.cli.options import Distributed, PeerTimeout, count_items
 from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.data.manifest import check_source
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, plural
 
 
 def prepare(
@@ -89,7 +89,8 @@ def prepare(
         report.plot(summary, plot)
     print(json.dumps(summary) if as_json else report.describe(summary))
     if summary["rejected"]:
-        print(f"{summary['rejected']} items were rejected: see {output}/rejects-*", file=sys.stderr)
+        count = plural(summary["rejected"], "item")
+        print(f"rejected {count}: see {output}/rejects-*", file=sys.stderr)
         if strict:
             raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ import typer
 
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir, Overwrite, Speaker
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, plural
 
 
 def resynth(
@@ -31,4 +31,5 @@ def resynth(
     units = tokenizer.encode(source)
     wave = tokenizer.decode(units, speaker_id=speaker, style_id=style)
     audio_lib.write_wav(output, wave, overwrite)
-    print(f"{output}: {len(wave) / audio_lib.SAMPLE_RATE:.2f} s from {len(units.hubert)} units")
+    seconds, count = len(wave) / audio_lib.SAMPLE_RATE, plural(len(units.hubert), "unit")
+    print(f"{output}: {seconds:.2f} s from {count}")

@@ -27,7 +27,7 @@ from spirit_jax.data import word_times
 from spirit_jax.data.align import Aligned
 from spirit_jax.data.configs import check_alignment
 from spirit_jax.data.manifest import PATHS, Item, Row, read_rows, source_checksum
-from spirit_jax.errors import InputError, InputWarning, LackError
+from spirit_jax.errors import InputError, InputWarning, LackError, plural
 
 DECODERS = 4  # threads that read files in advance
 LETTERS = 10  # largest number of characters that a report lists
@@ -73,20 +73,20 @@ class AlignReport:
         notes = []
         if self.repaired:
             notes.append(
-                f"{self.repaired} words had no times, or impossible ones, and got the time between "
-                "their neighbours."
+                f"{plural(self.repaired, 'word')} with no times, or impossible ones, got the time "
+                "between the neighbours."
             )
         if self.unknown:
             notes.append(
-                f"{self.unknown} spoken words are unknown (labels such as <unk> and spn); they are "
-                "left out of the words."
+                f"{plural(self.unknown, 'spoken word')} left out: the files have only a "
+                "label there, such as <unk> or spn."
             )
         if self.stars:
             letters = ", ".join(f"{c} ({n})" for c, n in self.letters.most_common(LETTERS))
             letters += ", ..." if len(self.letters) > LETTERS else ""
             notes.append(
-                f"{self.stars} words are unknown to the aligner or have unknown characters, so "
-                f"their times are less exact: {letters}."
+                f"The times of {plural(self.stars, 'word')} are less exact, since the aligner "
+                f"does not know the word or its characters: {letters}."
             )
         return notes
 
@@ -214,7 +214,7 @@ def _watch_unused(rows: Iterable[Row], by_id: Mapping[str, Path], folder: str) -
     if unused:
         names = sorted(path.name for path in unused)
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        message = f"{folder}: {len(unused)} files have the name of no item: {some}."
+        message = f"{folder}: {plural(len(unused), 'file')} with the name of no item: {some}."
         warnings.warn(message, InputWarning, stacklevel=2)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from spirit_jax import files
 from spirit_jax.audio import SUFFIXES
 from spirit_jax.data.items import Item
-from spirit_jax.errors import InputError, InputWarning, LackError
+from spirit_jax.errors import InputError, InputWarning, LackError, plural
 
 NAMED = 3  # largest number of files that a warning names
 
@@ -115,12 +115,14 @@ def _warn(
     if skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common())
         warnings.warn(
-            f"{folder}: skipped {skipped.total()} files: {kinds}.", InputWarning, stacklevel=1
+            f"{folder}: skipped {plural(skipped.total(), 'file')}: {kinds}.",
+            InputWarning,
+            stacklevel=1,
         )
     if unused:
         some = ", ".join(str(path.relative_to(folder)) for path in unused[:NAMED])
         some += ", ..." if len(unused) > NAMED else ""
-        reason = f"{len(unused)} texts without a recording were not read: {some}."
+        reason = f"left out {plural(len(unused), 'text')} without a recording: {some}."
         warnings.warn(f"{folder}: {reason}", InputWarning, stacklevel=1)
     if 0 < with_text < recordings:
         reason = f"only {with_text} of {recordings} recordings have a text."

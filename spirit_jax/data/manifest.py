@@ -17,7 +17,7 @@ from spirit_jax.data.folder import list_files, read_folder, read_text_item
 from spirit_jax.data.items import Item, check_item, fingerprint
 from spirit_jax.data.labels import read_label
 from spirit_jax.data.timing import Words, as_seconds
-from spirit_jax.errors import InputError, InputWarning
+from spirit_jax.errors import InputError, InputWarning, plural
 
 __all__ = ["FIELDS", "Item", "Row", "fingerprint", "read_rows", "read_source", "source_checksum"]
 
@@ -152,13 +152,15 @@ def _read_manifest(path: Path) -> Iterator[Row]:
                 reason = str(value).removeprefix(f"{path}: line {number} ")
             yield Row(number, {}, Item(f"line {number}", problem=f"Line {number}: {reason}"))
     if unknown:
-        named = ", ".join(f"{name} ({count} items)" for name, count in unknown.most_common())
+        named = ", ".join(
+            f"{name} ({plural(count, 'item')})" for name, count in unknown.most_common()
+        )
         known = ", ".join(FIELDS)
         message = f"{path}: the fields {named} are ignored; known are {known}."
         warnings.warn(message, InputWarning, stacklevel=1)
     if labels:
-        message = f"{path}: left out {labels} words that are labels, such as {{LG}} or <unk>."
-        warnings.warn(message, InputWarning, stacklevel=1)
+        reason = f"left out {plural(labels, 'label')} in place of words, such as {{LG}} or <unk>."
+        warnings.warn(f"{path}: {reason}", InputWarning, stacklevel=1)
 
 
 def _parse(fields: Mapping[str, Any], number: int, folder: Path) -> tuple[Item, int]:

@@ -12,7 +12,7 @@ from spirit_jax import checksums, files
 from spirit_jax import units as units_lib
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.records import Utterance
-from spirit_jax.errors import InputError, LackError
+from spirit_jax.errors import InputError, LackError, plural
 
 
 class NothingUsed(InputError):
@@ -207,20 +207,22 @@ def _kind(reason: str) -> str:
 def describe(summary: dict[str, Any]) -> str:
     """A report as a few lines of text."""
     lines = [
-        f"{summary['items']} items, {summary['utterances']} utterances, "
+        f"{plural(summary['items'], 'item')}, {plural(summary['utterances'], 'utterance')}, "
         f"{summary['hours']:.2f} hours",
-        f"{summary['units']} units, {summary['units_per_second']:.1f} a second "
+        f"{plural(summary['units'], 'unit')}, {summary['units_per_second']:.1f} a second "
         f"({summary['frames_per_second']:.1f} with repeats), "
         f"{len(summary['histogram'])} different",
-        f"{summary['words']} words with times, {summary['characters']} characters of text",
+        f"{plural(summary['words'], 'word')} with times, "
+        f"{plural(summary['characters'], 'character')} of text",
     ]
     if summary["words_repaired"]:
         lines.append(
-            f"{summary['words_repaired']} words had no times, or impossible ones, and got the time "
-            "between their neighbours"
+            f"{plural(summary['words_repaired'], 'word')} with no times, or impossible ones, got "
+            "the time between the neighbours"
         )
     if summary["texts_lost"]:
-        lines.append(f"{summary['texts_lost']} long recordings lost their text: no word times")
+        count = plural(summary["texts_lost"], "long recording")
+        lines.append(f"{count} lost the text: no word times")
     lines += [f"rejected {count}: {reason}" for reason, count in summary["rejects"].items()]
     return "\n".join(lines)
 
@@ -236,7 +238,7 @@ def plot(summary: dict[str, Any], path: str | Path) -> None:
     above.set(title=f"{len(counts)} phonetic units by frequency", ylabel="share")
     starts = np.array(list(summary["lengths"]), float)
     below.bar(starts, list(summary["lengths"].values()), width=0.5, align="edge")
-    title = f"{summary['utterances']} utterances, {summary['hours']:.2f} hours, "
+    title = f"{plural(summary['utterances'], 'utterance')}, {summary['hours']:.2f} hours, "
     title += f"{summary['units_per_second']:.1f} units a second"
     below.set(title=title, xlabel="seconds of an utterance", ylabel="utterances")
     figure.savefig(path)

@@ -13,7 +13,7 @@ import numpy as np
 
 from spirit_jax.data.configs import SpeechDataConfig
 from spirit_jax.data.manifest import Item, read_source
-from spirit_jax.errors import InputError, InputWarning
+from spirit_jax.errors import InputError, InputWarning, plural
 
 Row = dict[str, np.ndarray]
 
@@ -34,7 +34,7 @@ def read_items(sources: Sequence[str]) -> list[Item]:
                 recordings.append(item)
             texts += item.audio is None
         if texts:
-            reason = f"{texts} items are text without a recording, and are left out."
+            reason = f"left out {plural(texts, 'item')} of text without a recording."
             warnings.warn(f"{source}: {reason}", InputWarning, stacklevel=2)
     if not recordings:
         raise InputError(f"There are no recordings in {', '.join(sources) or 'no sources'}.")
