@@ -429,6 +429,6 @@ def test_a_lost_or_damaged_shard_is_prepared_again(tmp_path, capsys, damage):
 
 def test_a_report_counts_one_item_as_one():
     total = report.Counts(items=1, utterances=1, seconds=2.0, units=1, words=1, characters=2)
-    text = report.describe(report.summarise(total))
+    text = report.describe(report.summarise(total, {}))
     assert text.startswith("1 item, 1 utterance, 0.00 hours\n1 unit, ")
     assert "1 word with times, 2 characters of text" in text
