@@ -36,16 +36,25 @@ CACHE_AXES = ("batch", "kv_heads", None, None)  # of keys and values: rows, head
 
 
 def make_mesh(
-    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    slices: int = 0,
 ) -> Mesh:
     """A mesh of `data` x `fsdp` x `tensor` devices.
+
+    On several slices, which are connected by the slower data centre network, only `data` crosses
+    the slices.
 
     Args:
       data, fsdp, tensor: number of devices along each axis.
       devices: to use; all devices by default.
+      slices: number of slices, of equal numbers of consecutive devices; 0 for what TPUs report.
 
     Raises:
-      InputError: a size is not a positive integer, or their product is not the number of devices.
+      InputError: a size is not a positive integer, their product is not the number of devices, or
+        `data` is not a multiple of the number of slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = (data, fsdp, tensor)
@@ -56,9 +65,37 @@ def make_mesh(
             f"A mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {math.prod(shape)} "
             f"devices, but there are {len(devices)}."
         )
+    parts = _split_slices(devices, slices)
+    if data % len(parts):
+        raise InputError(
+            f"A mesh with data={data} does not fit {len(parts)} slices; data must be a multiple of "
+            "the number of slices, since fsdp and tensor must stay within a slice."
+        )
+    of_slice = (data // len(parts), fsdp, tensor)
     # A mesh axis may be a part of a physical axis: 4 x 64 on a slice of 16 x 16.
-    laid_out = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+    laid_out = [
+        mesh_utils.create_device_mesh(of_slice, part, allow_split_physical_axes=True)
+        for part in parts
+    ]
+    return Mesh(np.concatenate(laid_out), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _split_slices(devices: list[jax.Device], slices: int) -> list[list[jax.Device]]:
+    """The devices of each slice."""
+    if slices:
+        if type(slices) is not int or slices < 1 or len(devices) % slices:
+            raise InputError(f"{len(devices)} devices cannot be {slices} slices of equal size.")
+        size = len(devices) // slices
+        return [devices[start : start + size] for start in range(0, len(devices), size)]
+    parts: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        # Only on TPUs is this the slice; some GPUs report their host.
+        number = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+        parts.setdefault(number or 0, []).append(device)
+    if len({len(part) for part in parts.values()}) > 1:
+        sizes = ", ".join(str(len(part)) for part in parts.values())
+        raise InputError(f"The slices have different numbers of devices: {sizes}.")
+    return [parts[number] for number in sorted(parts)]
 
 
 def as_auto(mesh: Mesh) -> Mesh:
@@ -209,7 +246,7 @@ def per_device(
     return jax.shard_map(function, in_specs=specs, out_specs=out_spec, check_vma=False)(*arrays)
 
 
-def sum_over_rows(function: Callable[..., Any], rows: Sequence[jax.Array], whole: jax.Array) -> Any:
+def sum_over_rows(function: Callable[..., Any], rows: Sequence[jax.Array], whole: Any) -> Any:
     """Calls a function on each device's rows, and sums the results over devices.
 
     The gradient with respect to `whole` is then summed over devices once, and not in every
@@ -218,7 +255,7 @@ def sum_over_rows(function: Callable[..., Any], rows: Sequence[jax.Array], whole
     Args:
       function: of (*rows, whole); returns sums.
       rows: arrays with the batch as first axis.
-      whole: a replicated array.
+      whole: replicated arrays.
 
     Returns:
       The sums.

@@ -322,6 +322,30 @@ def test_damaged_metrics_are_left_out_and_kept_aside(tmp_path, capsys):
     assert len(list(tmp_path.glob("metrics.damaged-*.jsonl"))) == 1
 
 
+def test_goodput_is_the_share_of_time_of_steps_that_counted(tmp_path, monkeypatch):
+    """Not of the first step after a start, nor of steps that are lost and repeated."""
+    now = 1000.0
+    monkeypatch.setattr("spirit_jax.training.metrics.time.time", lambda: now)
+
+    def write(log, steps):
+        nonlocal now
+        for step in steps:
+            now += 10
+            parts = {"seconds_step": 2.0, "seconds_waiting": 6.0, "seconds_input": 2.0}
+            log.write({"step": step, "seconds": 10.0} | parts)
+        log.close()
+
+    def rows():
+        return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+    write(MetricsLog(tmp_path, 0), range(1, 6))
+    assert [row["goodput"] for row in rows()] == pytest.approx([0, 8 / 20, 16 / 30, 24 / 40, 0.64])
+    now += 50  # stopped, after a checkpoint at step 3
+    write(MetricsLog(tmp_path, 3), range(4, 6))
+    assert rows()[-1]["goodput"] == pytest.approx((16 + 8) / (50 + 50 + 20))
+    assert rows()[-1]["elapsed_seconds"] == pytest.approx(120)
+
+
 SMOKE = {"run_dir": "x", "model": "made:base", "data": {"sources": [{"path": "made:30"}]}}
 
 

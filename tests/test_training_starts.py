@@ -7,6 +7,7 @@ from importlib import metadata
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 from marks import slow
 from tensorboardX.proto.event_pb2 import Event
@@ -15,6 +16,7 @@ from training_runs import STEPS, run
 from spirit_jax import InputError, SpiritLM, checkpoint, config
 from spirit_jax.data.pipeline import Stream
 from spirit_jax.models import llama
+from spirit_jax.random_model import write_random_model
 from spirit_jax.text import load_text_tokenizer
 from spirit_jax.training.configs import LoraConfig, MeshConfig, StepConfig
 from spirit_jax.training.export import export, newest_state
@@ -148,6 +150,21 @@ def test_lora_stopped_equals_unstopped(make_config):
     run(make_config("stopped", lora=LORA), stop_after=4)
     rest = run(make_config("stopped", lora=LORA))
     assert rest == whole[-len(rest) :]
+
+
+@needs_qwix
+def test_checkpoints_with_lora_have_no_frozen_parameters(make_config, tmp_path):
+    """So the base model must still be the same when the run is resumed."""
+    settings = make_config("lora", lora=LORA)
+    losses = run(settings, stop_after=4)
+    (folder,) = (tmp_path / "lora" / "checkpoints").glob("[0-9]*")
+    arrays = ocp.metadata(folder).custom_metadata["arrays"]
+    assert not [name for name in arrays if name.startswith("extra")]
+    assert run(settings) and len(losses) == 4
+    write_random_model(tmp_path / "other", "expressive", seed=1)
+    other = dataclasses.replace(settings, model=str(tmp_path / "other"), steps=STEPS + 1)
+    with pytest.raises(InputError, match="content of model/llama"):
+        run(other)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from spirit_jax.models import llama
 from spirit_jax.models.llama import Llama, LlamaConfig
 from spirit_jax.random_model import random_params
 from spirit_jax.training.configs import StepConfig
-from spirit_jax.training.lm.loss import Objective, next_tokens
+from spirit_jax.training.lm.loss import Objective, Targets, chunked_losses, next_tokens
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from spirit_jax.training.step import Gradients, TrainState, train_step
 from spirit_jax.vocab import Vocab
@@ -153,6 +153,41 @@ def test_a_mesh_changes_nothing(params, batch, plain, shape):
         sums, grads = loss_and_gradient(MODEL, placed, rows, StepConfig(loss_chunk=16))
     np.testing.assert_allclose(sums.loss, 2 * plain[0].loss, rtol=1e-6)
     assert_close(grads, plain[1])
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_gradient_of_the_head_is_exact_over_many_chunks_in_bfloat16(devices):
+    """The relative error against float32 is below 0.3 %; with sums in bfloat16 it was 4 %."""
+    rng = np.random.default_rng(0)
+    tokens = 8 * 256 * 4
+    x_nd = jnp.asarray(rng.normal(size=(tokens, 16)), jnp.bfloat16)
+    head_dv = jnp.asarray(rng.normal(size=(16, VOCAB.padded_size)) / 4, jnp.bfloat16)
+    targets = Targets(
+        jnp.asarray(rng.integers(0, VOCAB.size, tokens), jnp.int32),
+        jnp.ones(tokens),
+        jnp.zeros(tokens, jnp.int32),
+    )
+
+    def gradient(dtype):
+        def loss(master_dv):
+            def sums_of(x_nd, targets, heads):
+                return chunked_losses(x_nd, *heads, targets, VOCAB, 1, 0.0, tokens // 256)
+
+            heads = jax.lax.stop_gradient(master_dv.astype(dtype)), master_dv
+            rows = (x_nd.astype(dtype), targets)
+            return sharding.sum_over_rows(sums_of, rows, heads).loss
+
+        return jax.jit(jax.grad(loss))(head_dv.astype(jnp.float32))
+
+    exact = gradient(jnp.float32)
+    if devices == 1:
+        ours = gradient(jnp.bfloat16)
+    else:
+        with jax.set_mesh(sharding.make_mesh(fsdp=devices)):
+            ours = gradient(jnp.bfloat16)
+    assert ours.dtype == jnp.float32
+    error = jnp.linalg.norm(ours - exact) / jnp.linalg.norm(exact)
+    assert error < 0.003
 
 
 def test_a_tied_head_learns(params, batch):

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,8 @@ SEARCHED_REMAT = ("save_dots", "save_qkv", "save_attention", "block")
 SEARCHED_ROWS = (1, 2, 4, 8, 12)  # a device
 
 
-def get_devices(topology: str) -> list[jax.Device]:
-    """The devices of a slice such as "v5e:16x16", for compilation only."""
+def get_devices(topology: str, slices: int = 1) -> list[jax.Device]:
+    """The devices of a slice such as "v5e:16x16", or of several, for compilation only."""
     name, _, size = topology.partition(":")
     sizes = re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}", size)
     if name not in CHIPS or not sizes or math.prod(map(int, size.split("x"))) > MOST_CHIPS:
@@ -54,7 +54,11 @@ def get_devices(topology: str) -> list[jax.Device]:
             f"{', '.join(CHIPS)}, with at most {MOST_CHIPS} chips."
         )
     # A single chip is a part of a host's chips.
-    parts = {"chips_per_host_bounds": (1, 1, 1)} if set(size.split("x")) == {"1"} else {}
+    parts: dict[str, Any] = {}
+    if set(size.split("x")) == {"1"}:
+        parts["chips_per_host_bounds"] = (1, 1, 1)
+    if slices > 1:
+        parts["num_slices"] = slices
     from jax.experimental import topologies
 
     # The compiler must not look for a TPU's metadata server, nor lock the library.

@@ -14,24 +14,32 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Number of devices along each mesh axis; one may be -1, for all remaining devices."""
+    """Number of devices along each mesh axis; one may be -1, for all remaining devices.
+
+    Attributes:
+      data: replicas; on several slices a multiple of their number.
+      fsdp: parts of the parameters and of the batch.
+      tensor: parts of heads, MLP and vocabulary.
+      slices: number of slices; 0 for what the TPUs report. See `sharding.make_mesh`.
+    """
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    slices: int = 0
 
     def make(self, devices: list["jax.Device"]) -> "jax.sharding.Mesh":
         """The mesh; raises `InputError` if the sizes do not fit the number of devices."""
         from spirit_jax import sharding
 
-        sizes = dict(vars(self))
+        sizes = {name: getattr(self, name) for name in sharding.MESH_AXES}
         known = math.prod(size for size in sizes.values() if size > 0)
         free = [name for name, size in sizes.items() if size == -1]
         if len(free) == 1 and len(devices) % known == 0:
             sizes[free[0]] = len(devices) // known
         if min(sizes.values()) < 1:
             raise InputError(f"A mesh of {sizes} does not divide {len(devices)} devices.")
-        return sharding.make_mesh(**sizes, devices=devices)
+        return sharding.make_mesh(**sizes, devices=devices, slices=self.slices)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,8 @@ class LoopConfig:
       eval_every: steps between evaluations; 0 for only one, after the last step.
       profile_at: first step of a profile, which is written to RUN_DIR/profile; 0 for none.
       profile_steps: number of steps in the profile.
+      stall_minutes: a step that takes longer ends the process, so that a supervisor can start the
+        run again; 0 for never. See `watchdog`.
       mesh: the device mesh.
     """
 
@@ -60,6 +70,7 @@ class LoopConfig:
     eval_every: int = 0
     profile_at: int = 0
     profile_steps: int = 3
+    stall_minutes: float = 0.0
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
@@ -70,14 +81,10 @@ class LoopConfig:
             )
         if min(self.steps, self.keep, self.profile_steps) < 1:
             raise InputError("steps, keep and profile_steps must be at least 1.")
-        least = min(
-            self.checkpoint_every, self.checkpoint_minutes, self.eval_every, self.profile_at
-        )
-        if least < 0:
-            raise InputError(
-                "checkpoint_every, checkpoint_minutes, eval_every and profile_at must be at least "
-                "0."
-            )
+        names = ("checkpoint_every", "checkpoint_minutes", "eval_every", "profile_at")
+        for name in (*names, "stall_minutes"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0.")
 
 
 SCHEDULES = ("constant", "linear", "cosine")

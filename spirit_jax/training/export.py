@@ -57,4 +57,5 @@ def newest_state(
     if not with_optimizer:  # an array that is `...` is not read
         abstract = abstract.replace(opt_state=jax.tree.map(lambda _: ..., abstract.opt_state))
     now = recipe.describe(with_data=False)
-    return run_folder.read_newest(config, now, abstract, allow_changes).state
+    restored = run_folder.read_newest(config, now, recipe.saved_part(abstract), allow_changes)
+    return recipe.complete(restored.state, mesh)

@@ -27,6 +27,7 @@ from spirit_jax.training.metrics import Clock, MetricsLog
 from spirit_jax.training.recipe import Recipe
 from spirit_jax.training.run_folder import RunFolder, say
 from spirit_jax.training.step import Metrics, TrainState
+from spirit_jax.training.watchdog import Watchdog
 
 MAX_NOT_FINITE = 3  # consecutive steps with a loss of NaN or infinity that end a run
 EVALUATED = "seconds_evaluation"  # only steps that were evaluated have this metric
@@ -94,9 +95,11 @@ def _start(recipe: Recipe, mesh: jax.sharding.Mesh, folder: RunFolder) -> Traini
     checkpoints = folder.open_checkpoints()
     abstract = recipe.abstract_state(mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = folder.resume(checkpoints, abstract, stream)
+    state = folder.resume(checkpoints, recipe.saved_part(abstract), stream)
     if state is None:
         state = recipe.first_state(mesh, shardings)
+    else:
+        state = recipe.complete(state, mesh)
 
     @functools.cache
     def compiled(gradients):
@@ -206,7 +209,11 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
             values["mfu"] = recipe.flops / values["seconds"] / peak / devices
         return values
 
-    with _profiler(config) as profile, ThreadPoolExecutor(1) as prefetch:
+    with (
+        _profiler(config) as profile,
+        ThreadPoolExecutor(1) as prefetch,
+        Watchdog(config.stall_minutes) as watchdog,
+    ):
         next_batch = prefetch.submit(next, stream) if first < config.steps else None
         for number in range(first + 1, config.steps + 1):
             batch = {
@@ -219,6 +226,7 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
             clock.lap("step")
             if pending is not None:
                 yield finish(*pending)
+            watchdog.step_done()
             pending = number, dict(metrics)
             stopping = folder.stop(number)
             minutes = (time.monotonic() - saved_at) / 60
@@ -226,7 +234,8 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
                 number, minutes >= config.checkpoint_minutes
             )
             if _is_evaluation_due(recipe, number) and not stopping:
-                evaluated = _evaluate(recipe, state, mesh, folder.stop)
+                with watchdog.suspended():
+                    evaluated = _evaluate(recipe, state, mesh, folder.stop)
                 if evaluated is not None:
                     pending[1].update(evaluated)
                     clock.lap("evaluation")
@@ -239,8 +248,10 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
                 pending = None
                 # The next batch has not been requested yet, so the stream is where this step left
                 # it.
-                position = distributed.gather(stream.get_state())
-                training.checkpoints.save(state, {"stream": position, "record": folder.record})
+                with watchdog.suspended():
+                    position = distributed.gather(stream.get_state())
+                    metadata = {"stream": position, "record": folder.record}
+                    training.checkpoints.save(recipe.saved_part(state), metadata)
                 saved_at = time.monotonic()
                 clock.lap("checkpoint")
             if stopping and number < config.steps:

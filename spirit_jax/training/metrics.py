@@ -63,6 +63,7 @@ class MetricsLog:
                 self._earlier.append(line)
         if damaged and damaged != [last]:
             self._copy_damaged(len(damaged))
+        self._goodput = _Goodput(self.last, first)
         with _writing(self._path):
             self._write_earlier()
             self._lines = self._path.open("ab", buffering=0)
@@ -83,7 +84,8 @@ class MetricsLog:
             self._board.add(metrics, self._earlier[-1]["step"])
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """Writes the metrics of a step; values that are not finite become null."""
+        """Writes the metrics of a step, with `goodput`; values that are not finite become null."""
+        metrics = metrics | self._goodput.after(metrics)
         plain = {name: _finite(value) for name, value in metrics.items()}
         with _writing(self._path):
             self._lines.write((json.dumps(plain) + "\n").encode())
@@ -108,6 +110,31 @@ class MetricsLog:
             f"kept as {copy.name}.",
             file=sys.stderr,
         )
+
+
+class _Goodput:
+    """The share of the wall time since the start of a run that was spent on steps that counted.
+
+    The rest is what steps waited for data, evaluations, checkpoints, compilation (the first step
+    after each start), stops, and steps that were lost and repeated.
+    """
+
+    def __init__(self, last: dict[str, Any], first: int):
+        """Args: those of the step from which the run resumes."""
+        ended, elapsed = last.get("time"), last.get("elapsed_seconds")
+        self._first = first
+        self._useful = (last.get("goodput") or 0.0) * (elapsed or 0.0)
+        self._started = ended - elapsed if ended and elapsed else None
+
+    def after(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """The metrics "time" (Unix), "elapsed_seconds" (since the run began) and "goodput"."""
+        now = time.time()
+        if self._started is None:
+            self._started = now - metrics.get("seconds", 0.0)
+        if metrics["step"] > self._first + 1:
+            self._useful += metrics.get("seconds_step", 0.0) + metrics.get("seconds_waiting", 0.0)
+        elapsed = max(now - self._started, 1e-9)
+        return {"time": now, "elapsed_seconds": elapsed, "goodput": self._useful / elapsed}
 
 
 @contextlib.contextmanager

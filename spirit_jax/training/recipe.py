@@ -39,8 +39,10 @@ class Recipe(abc.ABC, Generic[Config]):
       compiler_options: XLA options for the training step.
       flops: floating-point operations of a step on all devices; 0 if unknown.
       has_evaluation: whether there is held-out data.
+      saves_extra: whether checkpoints have the state's `extra`; if not, `read_extra` gives it.
     """
 
+    saves_extra: bool = True
     skip_norm: float = 0.0
     compiler_options: dict[str, str] | None = None
     flops: float = 0.0
@@ -128,6 +130,18 @@ class Recipe(abc.ABC, Generic[Config]):
     def first_state(self, mesh: jax.sharding.Mesh, places: TrainState) -> TrainState:
         """The state before the first step; `places` are the shardings of its arrays."""
         return jax.jit(self._creation, out_shardings=places)()
+
+    def read_extra(self, mesh: jax.sharding.Mesh) -> Any:
+        """The state's `extra`, which no step changes; called if `saves_extra` is not set."""
+        raise NotImplementedError
+
+    def saved_part(self, state: TrainState) -> TrainState:
+        """The part of a state, or of its shapes, that checkpoints have."""
+        return state if self.saves_extra else state.replace(extra=None)
+
+    def complete(self, state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+        """The inverse of `saved_part`."""
+        return state if self.saves_extra else state.replace(extra=self.read_extra(mesh))
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> TrainState:
         """Shapes, dtypes and shardings of the state; replicated on every device by default."""

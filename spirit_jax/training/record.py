@@ -36,6 +36,7 @@ FREE = (
     "keep",
     "eval_every",
     "profile_*",
+    "stall_minutes",
     "mesh.*",
     "topology",
     "remat",

@@ -116,13 +116,18 @@ def first_params(model: llama.Llama, base: Any, seed: int, places: Any) -> tuple
         for name in ("embed", "head")
         if name in base
     }
-    return trained, _frozen_of(shapes, base)
+    return trained, frozen_params(model, base)
 
 
-def _frozen_of(shapes: Any, base: Any) -> Any:
-    """The frozen leaves of the base model; None for trained leaves."""
+def frozen_params(model: llama.Llama, base: Any) -> Any:
+    """The frozen parameters of a model with adapters; None for trained ones.
+
+    Args:
+      model: from `add_to`.
+      base: parameters of the model without LoRA.
+    """
     flat = dict(jax.tree_util.tree_leaves_with_path(base))
-    trained = is_trained(shapes)
+    trained = is_trained(llama.abstract_params(model))
     return jax.tree_util.tree_map_with_path(lambda path, yes: None if yes else flat[path], trained)
 
 

@@ -87,8 +87,18 @@ def token_losses(
     Returns:
       Sums over the tokens.
     """
+    return _losses_of(_logits(x_nd, head_dv), targets, vocab, sources, z_loss)
+
+
+def _logits(x_nd: jax.Array, head_dv: jax.Array) -> jax.Array:
+    return jnp.einsum("nd,dv->nv", x_nd, head_dv, preferred_element_type=jnp.float32)
+
+
+def _losses_of(
+    logits_nv: jax.Array, targets: Targets, vocab: Vocab, sources: int, z_loss: float
+) -> LossSums:
+    """See `token_losses`."""
     targets_n, weights_n = targets.tokens, targets.weights
-    logits_nv = jnp.einsum("nd,dv->nv", x_nd, head_dv, preferred_element_type=jnp.float32)
     exists_v = jnp.arange(logits_nv.shape[-1]) < vocab.size
     logits_nv = jnp.where(exists_v, logits_nv, -jnp.inf)
     normaliser_n = jax.nn.logsumexp(logits_nv, axis=-1)
@@ -111,6 +121,7 @@ def token_losses(
 def chunked_losses(
     x_nd: jax.Array,
     head_dv: jax.Array,
+    master_dv: jax.Array,
     targets: Targets,
     vocab: Vocab,
     sources: int,
@@ -120,10 +131,13 @@ def chunked_losses(
     """`token_losses` of `chunk` tokens at a time.
 
     The forward pass computes the gradient of each chunk together with its loss, so that logits are
-    computed once; the backward pass only scales it. Only the sum `loss` has a gradient.
+    computed once; the backward pass only scales it. Only the sum `loss` has a gradient. That of
+    the head is summed in float32: in bfloat16, the sum over many chunks would lose whole percents.
 
     Args:
       x_nd, head_dv, targets, vocab, sources, z_loss: see `token_losses`.
+      master_dv: float32, the parameter of which `head_dv` is a copy. It gets the gradient, and its
+        values are not used.
       chunk: tokens of a chunk.
 
     Returns:
@@ -135,34 +149,39 @@ def chunked_losses(
         padded = jnp.pad(array, ((0, padding),) + ((0, 0),) * (array.ndim - 1))
         return padded.reshape(-1, chunk, *array.shape[1:])
 
-    def sums_of(x_cd, head_dv, targets):
-        sums = token_losses(x_cd, head_dv, targets, vocab, sources, z_loss)
-        return sums.loss, sums
-
     @jax.custom_vjp
-    def losses(x_ncd, head_dv, targets):
+    def losses(x_ncd, head_dv, master_dv, targets):
         def add(sums, part):
-            return jax.tree.map(jnp.add, sums, sums_of(part[0], head_dv, part[1])[1]), None
+            of_chunk = token_losses(part[0], head_dv, part[1], vocab, sources, z_loss)
+            return jax.tree.map(jnp.add, sums, of_chunk), None
 
         return jax.lax.scan(add, LossSums.zeros(sources), (x_ncd, targets))[0]
 
-    def forward(x_ncd, head_dv, targets):
+    def forward(x_ncd, head_dv, master_dv, targets):
         def add(carry, part):
-            (dx_cd, dhead_dv), sums = jax.grad(sums_of, argnums=(0, 1), has_aux=True)(
-                part[0], head_dv, part[1]
-            )
+            x_cd, targets = part
+
+            def loss_of(logits_cv):
+                sums = _losses_of(logits_cv, targets, vocab, sources, z_loss)
+                return sums.loss, sums
+
+            dlogits_cv, sums = jax.grad(loss_of, has_aux=True)(_logits(x_cd, head_dv))
+            dlogits_cv = dlogits_cv.astype(x_cd.dtype)
+            dx_cd = jnp.einsum("cv,dv->cd", dlogits_cv, head_dv)
+            dhead_dv = jnp.einsum("cd,cv->dv", x_cd, dlogits_cv, preferred_element_type=jnp.float32)
             return jax.tree.map(jnp.add, carry, (sums, dhead_dv)), dx_cd
 
-        zeros = (LossSums.zeros(sources), jnp.zeros_like(head_dv))
+        zeros = (LossSums.zeros(sources), jnp.zeros(head_dv.shape))
         (sums, dhead_dv), dx_ncd = jax.lax.scan(add, zeros, (x_ncd, targets))
         return sums, (dx_ncd, dhead_dv)
 
     def backward(gradients, cotangents):
+        dx_ncd, dhead_dv = gradients
         scale = cotangents.loss
-        return *((scale * array).astype(array.dtype) for array in gradients), None
+        return (scale * dx_ncd).astype(dx_ncd.dtype), None, scale * dhead_dv, None
 
     losses.defvjp(forward, backward)
-    return losses(in_chunks(x_nd), head_dv, jax.tree.map(in_chunks, targets))
+    return losses(in_chunks(x_nd), head_dv, master_dv, jax.tree.map(in_chunks, targets))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,17 +215,20 @@ class Objective:
             method="features",
         )
         tied = self.model.config.tie_embeddings
-        head_dv = params["embed"]["embedding"].T if tied else params["head"]
+        master_dv = params["embed"]["embedding"].T if tied else params["head"]
+        head_dv = master_dv.astype(x_btd.dtype)  # before it is gathered from its shards
+        chunk = self.config.loss_chunk
 
-        def sums_of(x_btd, targets, head_dv):
+        def sums_of(x_btd, targets, heads):
             x_nd = x_btd.reshape(-1, x_btd.shape[-1])
-            targets = jax.tree.map(jnp.ravel, targets)
-            z_loss, chunk = self.config.z_loss, self.config.loss_chunk
-            inputs = (x_nd, head_dv, targets, self.vocab, len(self.sources), z_loss)
-            return chunked_losses(*inputs, chunk) if chunk else token_losses(*inputs)
+            inputs = jax.tree.map(jnp.ravel, targets), self.vocab, len(self.sources)
+            if chunk:
+                return chunked_losses(x_nd, *heads, *inputs, self.config.z_loss, chunk)
+            return token_losses(x_nd, *heads, *inputs, self.config.z_loss)
 
         rows = (x_btd, next_tokens(batch))
-        return sharding.sum_over_rows(sums_of, rows, head_dv.astype(x_btd.dtype))
+        heads = (jax.lax.stop_gradient(head_dv), master_dv) if chunk else (head_dv,)
+        return sharding.sum_over_rows(sums_of, rows, heads)
 
     def gradients(
         self, params: Any, batch: dict[str, jax.Array], frozen: Any = None

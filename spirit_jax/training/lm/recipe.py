@@ -82,6 +82,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         self.compiler_options = config.compiler_options
         self.flops = token_flops(self.model.config, config.data.seq_len) * self.batch_tokens
         self.has_evaluation = bool(config.eval_sources)
+        self.saves_extra = not config.lora.rank  # the frozen parameters are those of the model
         # The stream of held-out batches, and its state before the first batch.
         self._held_out: tuple[Stream, dict[str, Any]] | None = None
 
@@ -118,12 +119,8 @@ class LmRecipe(Recipe[LmRunConfig]):
         """The state before the first step; parameters of a folder are read shard by shard."""
         if self.config.random_init:
             return super().first_state(mesh, places)
-        rank = self.config.lora.rank
-        dtype = jnp.dtype(self.config.compute_dtype) if rank else jnp.float32
-        scan_layers = self.config.scan_layers
-        _, params = llama.load(self.folder / "llama", mesh, dtype, scan_layers=scan_layers)
-        frozen = None
-        if rank:
+        params, frozen = self._read_params(mesh), None
+        if self.config.lora.rank:
             params, frozen = lora.first_params(self.model, params, self.config.seed, places)
         create = jax.jit(
             lambda params: TrainState.create(params, self.optimizer),
@@ -131,6 +128,16 @@ class LmRecipe(Recipe[LmRunConfig]):
             donate_argnums=0,
         )
         return create(params).replace(extra=frozen)
+
+    def _read_params(self, mesh: jax.sharding.Mesh) -> Any:
+        """The parameters of the model folder; with LoRA in the dtype of computation."""
+        rank, scan_layers = self.config.lora.rank, self.config.scan_layers
+        dtype = jnp.dtype(self.config.compute_dtype) if rank else jnp.float32
+        return llama.load(self.folder / "llama", mesh, dtype, scan_layers=scan_layers)[1]
+
+    def read_extra(self, mesh: jax.sharding.Mesh) -> Any:
+        """See `Recipe.read_extra`: the frozen parameters of a run with LoRA."""
+        return lora.frozen_params(self.model, self._read_params(mesh))
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> TrainState:
         """Shapes, dtypes and shardings of the state; moments are sharded like their parameters."""
@@ -217,6 +224,8 @@ class LmRecipe(Recipe[LmRunConfig]):
         for name in ("text_tokenizer", "llama"):
             if (self.folder / name).is_dir():
                 contents[f"model/{name}"] = model_folder.fingerprint(self.folder / name)
+        if not self.saves_extra and "model/llama" in contents:  # the checkpoints need this model
+            contents["model/llama (frozen)"] = contents.pop("model/llama")
         if with_data:
             data, held_out = self.config.data.sources, self.config.eval_sources
             for name, sources in (("data.sources", data), ("eval_sources", held_out)):
