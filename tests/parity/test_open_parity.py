@@ -10,10 +10,8 @@ import toy_tokenizers as toy
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import joblib  # noqa: E402
 import tokenizers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from sklearn.cluster import KMeans  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 from torch_hifigan import TorchHifiGan  # noqa: E402
 
@@ -129,6 +127,9 @@ STACKS = {  # order of new tokens in the tokenizer (none: SlamKit's), BOS, tied 
 
 @pytest.fixture(scope="module", params=STACKS)
 def stack(request, tmp_path_factory):
+    import joblib  # here, since each worker imports this module, and one runs it
+    from sklearn.cluster import KMeans
+
     folder = tmp_path_factory.mktemp("stack")
     tokens, bos, ties, changes = STACKS[request.param]
     size = write_text_tokenizer(folder / "text", tokens, bos)
