@@ -5,6 +5,7 @@ vocoder a folder of the release. `spirit-jax convert hubert` and `spirit-jax con
 them.
 """
 
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -183,7 +184,7 @@ def export_quantizer(cfg: hubert.QuantizerConfig, params: Mapping[str, Any], out
     }
     upstream = middle + cfg.vocab_size + 1
     sizes = {"vocab_size": cfg.vocab_size, "dim": cfg.dim, "upstream_dim": upstream}
-    torch.save({"model_cfg": sizes, "model_weight": state}, output / "quantizer.pt")
+    _save({"model_cfg": sizes, "model_weight": state}, output / "quantizer.pt")
     return ""
 
 
@@ -212,12 +213,21 @@ def export_hifigan(cfg: HifiGanConfig, params: Mapping[str, Any], output: Path) 
             state[name] = array
     output.mkdir()
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}
-    torch.save({"generator": tensors}, output / "generator.pt")
+    _save({"generator": tensors}, output / "generator.pt")
     config.write(_hifigan_config(cfg), output / "config.json")
     for name, lines in (("speakers", cfg.speakers), ("styles", cfg.styles)):
         if lines:
             (output / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return ""
+
+
+def _save(values: Mapping[str, Any], path: Path) -> None:
+    """Writes a file of `torch.save`, whose own writer does not say that a disk is full."""
+    import torch
+
+    data = io.BytesIO()
+    torch.save(values, data)
+    path.write_bytes(data.getbuffer())
 
 
 def _hifigan_config(cfg: HifiGanConfig) -> dict[str, Any]:

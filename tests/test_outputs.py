@@ -117,6 +117,18 @@ def test_a_limit_on_file_sizes_leaves_nothing_behind(name, base_folder, tmp_path
     assert [path for path in outputs.rglob("*") if path != outputs / "out"] == []
 
 
+def test_a_file_of_torch_beyond_the_limit_is_named(base_folder, tmp_path):
+    pytest.importorskip("torch")
+    from convert.export_speech import export_hifigan
+    from spirit_jax.models import hifigan
+
+    vocoder, params = hifigan.load(base_folder / "speech_tokenizer" / "hifigan")
+    with file_size_limit(4096), pytest.raises(errors.InputError, match=r"out: .*ulimit -f"):
+        with files.whole_folder(tmp_path / "out") as folder:
+            export_hifigan(vocoder.config, params, folder / "hifigan")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_wav_file_beyond_the_limit_is_absent(tmp_path):
     with file_size_limit(4096), pytest.raises(errors.InputError, match=r"a\.wav: .*ulimit -f"):
         write_wav(tmp_path / "a.wav", np.zeros(16_000, np.float32))
