@@ -81,7 +81,6 @@ def test_resynth_writes_a_wave_of_the_same_length(run, base_folder, recording, t
     np.testing.assert_allclose(wave, expected, atol=1 / 32_000)
 
 
-@pytest.mark.compat
 def test_generate_prints_text_and_writes_speech(run, base_folder, recording, tmp_path):
     status, out, _ = run(
         "generate", base_folder, "text:Hello", "--to", "text", "--greedy", "--max-new-tokens", "8"

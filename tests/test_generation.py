@@ -79,7 +79,6 @@ def test_greedy_equals_a_full_forward_for_every_token(params, prompts):
     assert run(params, prompts) == expected
 
 
-@pytest.mark.compat
 def test_batch_mates_do_not_matter(params, prompts):
     together = run(params, prompts)
     assert together == [run(params, [prompt])[0] for prompt in prompts]

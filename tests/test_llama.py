@@ -68,7 +68,6 @@ def test_scanned_layers_give_the_same(folder, logits):
     assert relative(scanned, logits) < 1e-6
 
 
-@pytest.mark.compat
 def test_decoding_with_a_cache_equals_the_full_forward(folder, logits):
     model, params = llama.load(folder)
     step = jax.jit(model.apply)
@@ -99,7 +98,6 @@ def test_causality_by_gradient_is_exact(params):
         assert np.all(np.abs(gradient_td[: t + 1]).sum(axis=1) > 0)
 
 
-@pytest.mark.compat
 def test_segments_do_not_see_each_other(params, logits):
     """Two documents in one row give what each gives alone."""
     segments = jnp.where(jnp.arange(24) < 10, 1, 2)[None]
