@@ -2,4 +2,4 @@
 
 from spirit_jax.cli.running import require
 
-require("convert")
+require()

@@ -24,6 +24,7 @@ from spirit_jax.models.vocoder_configs import HifiGanConfig
 from . import table, trunk
 from .hifigan import BLOCK_PARTS, EMBEDDINGS
 from .table import Rule
+from .torch_files import import_torch
 
 HF_NORM_EPS = 1e-5  # of the norms after convs, which transformers does not configure
 
@@ -175,8 +176,7 @@ def export_quantizer(cfg: hubert.QuantizerConfig, params: Mapping[str, Any], out
     middle = next((m for m in (2 * second, 2 * second + 1) if m // 4 == first), None)
     if middle is None or len(cfg.hidden_sizes) != 2:
         return f"the release has no hidden layers of {cfg.hidden_sizes} channels"
-    import torch
-
+    torch = import_torch(f"{output}/quantizer.pt: is written")
     rules = [rule for i in range(3) for rule in _linear(f"linear{i}", str(2 * i))]
     state = {
         name: torch.from_numpy(array)
@@ -202,8 +202,7 @@ def export_hifigan(cfg: HifiGanConfig, params: Mapping[str, Any], output: Path) 
     for name in ("source_harmonics", "frame_blocks"):
         if getattr(cfg, name):
             return f"its {name} is {getattr(cfg, name)}, and the release's vocoders have none"
-    import torch
-
+    torch = import_torch(f"{output}/generator.pt: is written")
     state: dict[str, np.ndarray] = {}
     for name, array in _turn(checkpoint.flatten(params), _hifigan_rules(cfg), "hifigan"):
         if re.match(r"(?:conv_pre|conv_post|ups|resblocks)\b.*\.weight", name):

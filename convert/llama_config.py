@@ -179,6 +179,7 @@ def convert_config(hf: Mapping[str, Any], path: Path) -> LlamaConfig:
             "rms_norm_eps": hf["rms_norm_eps"],
             "rope_theta": rope["rope_theta"],
             "max_positions": hf["max_position_embeddings"],
+            "unrotated_layers": _find_unrotated(hf) if model_type == "smollm3" else (),
             "tie_embeddings": hf["tie_word_embeddings"],
             "attention_bias": hf["attention_bias"],
             "mlp_bias": hf["mlp_bias"],
@@ -190,24 +191,14 @@ def convert_config(hf: Mapping[str, Any], path: Path) -> LlamaConfig:
 
 
 def _check_layers(hf: Mapping[str, Any], cfg: LlamaConfig) -> None:
-    """Raises `InputError` for layers without rotary positions, or with a window that acts."""
-    has_rope = None
-    if cfg.family == "smollm3":
-        has_rope, every = hf["no_rope_layers"], hf["no_rope_layer_interval"]
-        if has_rope is None:
-            has_rope = [(layer + 1) % every != 0 for layer in range(cfg.num_layers)]
-        if not all(has_rope[: cfg.num_layers]):
-            raise InputError(
-                "some of its layers have no rotary positions (no_rope_layers, "
-                "no_rope_layer_interval), which is not supported."
-            )
+    """Raises `InputError` for layers with a sliding window that acts."""
     window = hf.get("sliding_window")
     if cfg.family == "mistral":
         slides = window is not None
     elif cfg.family == "llama":
         slides = False
     else:
-        slides = _has_sliding_layer(hf, cfg, window, has_rope)
+        slides = _has_sliding_layer(hf, cfg, window)
     if not slides:
         return
     if type(window) is not int or window < 1:
@@ -220,7 +211,18 @@ def _check_layers(hf: Mapping[str, Any], cfg: LlamaConfig) -> None:
         )
 
 
-def _has_sliding_layer(hf, cfg: LlamaConfig, window: Any, has_rope: Any) -> bool:
+def _find_unrotated(hf: Mapping[str, Any]) -> list[int]:
+    """Indices of the layers of a SmolLM3 without rotary positions."""
+    count, is_rotated = hf["num_hidden_layers"], hf["no_rope_layers"]
+    if is_rotated is None:
+        every = hf["no_rope_layer_interval"]
+        is_rotated = [(layer + 1) % every != 0 for layer in range(count)]
+    if len(is_rotated) < count:
+        raise InputError(f"no_rope_layers has {len(is_rotated)} values for {count} layers.")
+    return [layer for layer in range(count) if not is_rotated[layer]]
+
+
+def _has_sliding_layer(hf: Mapping[str, Any], cfg: LlamaConfig, window: Any) -> bool:
     """Whether a layer of a Qwen or a SmolLM3 has a sliding window, by the rule of transformers."""
     types = hf["layer_types"]
     if types is not None:
@@ -230,8 +232,9 @@ def _has_sliding_layer(hf, cfg: LlamaConfig, window: Any, has_rope: Any) -> bool
         return "sliding_attention" in types[: cfg.num_layers]
     if not hf["use_sliding_window"] or window is None:
         return False
-    # SmolLM3 has windows in its layers without rotary positions, which were refused before.
-    return has_rope is None and hf["max_window_layers"] < cfg.num_layers
+    if cfg.family == "smollm3":
+        return bool(cfg.unrotated_layers)
+    return hf["max_window_layers"] < cfg.num_layers
 
 
 def _read_rope(hf: Mapping[str, Any], default_theta: float) -> dict[str, Any]:
@@ -335,7 +338,7 @@ def write_config(
         "torch_dtype": dtype,
         "sliding_window": None,
         "use_sliding_window": False,
-        "no_rope_layers": [1] * cfg.num_layers,
+        "no_rope_layers": [int(i not in cfg.unrotated_layers) for i in range(cfg.num_layers)],
     }
     always = {"architectures", "model_type", "head_dim", "rope_theta", "rope_scaling"}
     always |= {"bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype"}

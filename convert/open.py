@@ -1,9 +1,11 @@
 """Convert a stack of open weights: a HuBERT, a k-means, a vocoder and a language model of SlamKit.
 
+spirit-jax convert open --model slprl/SIMS-7B --output MODEL_DIR
 spirit-jax convert open --encoder mhubert --kmeans km500.bin --vocoder hifigan.pt
     --language-model speech_lm --text-tokenizer text_tokenizer --output MODEL_DIR
 
-The language model is of a family that docs/convert.md lists. Its text tokenizer is that of the
+The first form fetches the published parts, but for those that options give. The language model is
+of a family that docs/convert.md lists. Its text tokenizer is that of the
 text model from which it was trained; the tokens of units and markers come after its ids.
 """
 
@@ -15,13 +17,13 @@ from typing import Annotated, Any
 import typer
 
 from spirit_jax import config, files, model_folder, text_files
-from spirit_jax.cli.running import Output, run
+from spirit_jax.cli.running import Output, UsageError, run
 from spirit_jax.errors import InputError
 from spirit_jax.text import load_text_tokenizer
 from spirit_jax.vocab import Vocab
 
-from . import hifigan, hubert, llama, llama_config, tokenizer
-from .main import DtypeOption, StoredDtype, reading_config
+from . import hifigan, hubert, llama, llama_config, sources, tokenizer
+from .main import DtypeOption, StoredDtype, give_one, reading_config
 
 # SlamKit's names of the tokens after the text, in the order of their ids.
 TOKENS = (("hubert", "<Un{}>"), ("speech", "<speech>"), ("text", "<text>"))
@@ -157,17 +159,72 @@ def _find_eos(model: Path, hf: Mapping[str, Any], tokens: tokenizer.Source) -> l
     return list(eos) if isinstance(eos, list) else [eos]
 
 
+def find_parts(
+    model: str | Path, encoder: str | Path | None, kmeans: Path | None, vocoder: Path | None
+) -> tuple[Path, Path, Path, Path]:
+    """Encoder, k-means, vocoder and language model, fetched where they are not given.
+
+    Args:
+      model: the language model: a folder, or a name of the hub.
+      encoder: a folder or a name of the hub; None for the published one.
+      kmeans, vocoder: local files; None for the published ones.
+
+    Raises:
+      InputError: a part does not exist or cannot be fetched.
+    """
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HOME) / "textlesslib"
+    language_model = sources.find_folder(model)
+    encoder = sources.find_folder(encoder or sources.ENCODER)
+    kmeans = kmeans or sources.find_published(sources.KMEANS, cache)
+    if vocoder is None:
+        for name in sources.HASHES:
+            sources.find_published(name, cache)
+        vocoder = cache / sources.VOCODER
+    return encoder, kmeans, vocoder, language_model
+
+
 def main(
-    encoder: Annotated[Path, typer.Option(help="Hugging Face folder of a HubertModel")],
-    kmeans: Annotated[Path, typer.Option(help="Centroids, such as a k-means of scikit-learn")],
-    vocoder: Annotated[Path, typer.Option(help="Vocoder of textlesslib: .pt file, or folder")],
-    language_model: Annotated[Path, typer.Option(help="Hugging Face folder of a SlamKit model")],
-    text_tokenizer: Annotated[Path, typer.Option(help="Folder of the text model's tokenizer")],
     output: Output,
+    model: Annotated[
+        Path | None, typer.Option(help="SlamKit model, a folder or a name of the hub")
+    ] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder of a HubertModel, or a name of the hub")
+    ] = None,
+    kmeans: Annotated[
+        Path | None, typer.Option(help="Centroids, such as a k-means of scikit-learn")
+    ] = None,
+    vocoder: Annotated[
+        Path | None, typer.Option(help="Vocoder of textlesslib: .pt file, or folder")
+    ] = None,
+    language_model: Annotated[
+        Path | None, typer.Option(help="As --model, but nothing is fetched")
+    ] = None,
+    text_tokenizer: Annotated[
+        Path | None, typer.Option(help="Text model's tokenizer, a folder or a name of the hub")
+    ] = None,
     layer: Annotated[int, typer.Option(min=1, help="Layer whose output is quantized")] = LAYER,
     dtype: DtypeOption = None,
 ) -> None:
     """The command; see the module."""
+    give_one("--model", "--language-model", given=(model, language_model))
+    files.refuse_existing(output)
+    if model is not None:
+        encoder, kmeans, vocoder, language_model = find_parts(model, encoder, kmeans, vocoder)
+        text_tokenizer = sources.find_folder(
+            text_tokenizer or sources.find_text_tokenizer(language_model), with_weights=False
+        )
+    parts = {
+        "--encoder": encoder,
+        "--kmeans": kmeans,
+        "--vocoder": vocoder,
+        "--text-tokenizer": text_tokenizer,
+    }
+    for option, path in parts.items():
+        if path is None:
+            raise UsageError(f"With --language-model, give {option} too.")
     vocab = convert_open(
         encoder, kmeans, vocoder, language_model, text_tokenizer, output, layer, dtype
     )

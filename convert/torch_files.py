@@ -38,7 +38,7 @@ def load_pickle(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")
-    torch = _import_torch(path)
+    torch = import_torch(f"{path}: is no safetensors file, so it is read")
     try:
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
@@ -56,13 +56,21 @@ def load_pickle(path: str | Path) -> Any:
         raise files.unreadable(path, error, HALF_COPIED) from error
 
 
-def _import_torch(path: Path):
+def import_torch(what: str) -> Any:
+    """The module torch.
+
+    Args:
+      what: what needs it, such as "FILE: is read".
+
+    Raises:
+      InputError: torch is not installed.
+    """
     try:
         import torch
     except ImportError as error:
         raise InputError(
-            f"{path}: is read by torch, which is not installed; install the extra 'convert', or "
-            "give safetensors."
+            f"{what} by torch, which is not installed; install the extra convert "
+            "(pip install 'spirit-jax[convert]')."
         ) from error
     return torch
 

@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,37 @@ def fetch(repository: str, revision: str | None = None) -> Path:
     # As the library does for a download by branch or tag; without a connection it is read.
     files.write_text(folder.parents[1] / "refs" / (revision or "main"), about.sha)
     return folder
+
+
+def fetch_files(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The folder of a repository that need not be a model of this package.
+
+    Args:
+      repository: such as "org/name".
+      revision: a branch, a tag or a full commit hash; None for the main branch.
+      patterns: of the names of the files that are wanted; those in subfolders are not.
+
+    Returns:
+      The folder in huggingface_hub's cache; without a connection, what the cache has.
+
+    Raises:
+      InputError: there is no such repository or revision, access is refused, or it is neither
+        reachable nor in the cache.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=["*/*"],
+            )
+        )
+    except Exception as error:  # connection errors differ between versions of the library
+        name = f"{repository}@{revision}" if revision else repository
+        raise InputError(_explain(name, repository, revision, error)) from error
 
 
 def find_missing(folder: str | Path) -> list[str]:

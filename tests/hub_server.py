@@ -1,13 +1,19 @@
 """A server on loopback that speaks the part of the hub's HTTP interface that models need.
 
 Repositories are folders: ROOT/org/name/COMMIT/ with the files of a commit, and refs.json with the
-commit of each branch. Names that begin with "gated" or "secret" are refused without TOKEN.
+commit of each branch. Names that begin with "gated" or "secret" are refused without TOKEN. Large
+files are at another server, as those of the hub are, which knows ranges.
 """
 
 import base64
 import hashlib
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,28 +21,85 @@ from urllib.parse import unquote, urlsplit
 TOKEN = "hf_a_token_that_nobody_may_see"
 
 
+def listen(answer: Callable[[BaseHTTPRequestHandler], None]) -> str:
+    """Starts a server in a thread; returns its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_any(self):
+            answer(self)
+
+        do_GET = do_HEAD = do_POST = handle_any
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def run_client(hub: "Hub", folder: Path, code: str, *arguments, check=True, **environment):
+    """Runs Python code as a user of the hub, whose cache is in `folder`.
+
+    It is a process, since huggingface_hub reads the environment when it is imported.
+    """
+    here = folder / "here"
+    here.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=here,
+        env={name: value for name, value in os.environ.items() if name[:3] != "HF_"}
+        | {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home")}
+        | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert TOKEN not in done.stdout + done.stderr
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
 class Hub:
-    """Serves the repositories in a folder; `requests` has the method and path of each request."""
+    """Serves the repositories in a folder.
+
+    Attributes:
+      requests: method and path of each request.
+      large: bytes from which a file is at the other server, to which requests are redirected.
+      large_requests: method and headers of each request there.
+      cut: number of answers there that end after half of the bytes.
+    """
 
     def __init__(self, root: Path):
-        self.root, self.requests = root, []
-        hub = self
+        self.root, self.requests, self.large_requests = root, [], []
+        self.large, self.cut = 1 << 30, 0
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        def answer(request):
+            self.requests.append((request.command, unquote(request.path)))
+            self.answer(request)
 
-            def handle_any(self):
-                hub.requests.append((self.command, unquote(self.path)))
-                hub.answer(self)
+        self.url, self.large_url = listen(answer), listen(self.send_large)
 
-            do_GET = do_HEAD = do_POST = handle_any
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def send_large(self, request: BaseHTTPRequestHandler) -> None:
+        """Sends a file, or a range of it, from the other server."""
+        self.large_requests.append((request.command, request.headers))
+        data = (self.root / unquote(request.path).strip("/")).read_bytes()
+        headers, status, start = {"ETag": '"large"', "Accept-Ranges": "bytes"}, 200, 0
+        if match := re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", "")):
+            status, start = 206, int(match[1])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            if start >= len(data):
+                headers["Content-Range"] = f"bytes */{len(data)}"
+                return send(request, 416, b"", headers)
+        rest = data[start:]
+        if request.command == "GET" and self.cut:
+            self.cut -= 1
+            request.close_connection = True
+            return send(request, status, rest, headers, most=len(rest) // 2)
+        return send(request, status, rest, headers)
 
     def add(self, name: str, files: dict[str, bytes], branch: str = "main") -> str:
         """Adds a commit with these files to a repository; returns its hash."""
@@ -119,7 +182,12 @@ class Hub:
         if not target.is_file():
             error = {"error": "Entry not found"}
             return send(request, 404, error, headers | {"X-Error-Code": "EntryNotFound"})
-        return send(request, 200, target.read_bytes(), headers | {"ETag": f'"{etag(target)}"'})
+        headers |= {"ETag": f'"{etag(target)}"'}
+        if (size := target.stat().st_size) >= self.large:
+            headers |= {"X-Linked-Size": str(size), "X-Linked-ETag": headers["ETag"]}
+            location = f"{self.large_url}/{target.relative_to(self.root).as_posix()}"
+            return send(request, 302, b"", headers | {"Location": location})
+        return send(request, 200, target.read_bytes(), headers)
 
     def change(self, request: BaseHTTPRequestHandler, name: str, rest: list[str], body) -> None:
         if rest[0] == "branch":
@@ -149,7 +217,8 @@ def etag(path: Path) -> str:
     return hashlib.sha1(path.read_bytes()).hexdigest()
 
 
-def send(request: BaseHTTPRequestHandler, status: int, value, headers=None) -> None:
+def send(request: BaseHTTPRequestHandler, status: int, value, headers=None, most=None) -> None:
+    """Sends an answer; `most` is the number of bytes after which it ends too early."""
     is_file = isinstance(value, bytes)
     data = value if is_file else json.dumps(value).encode()
     request.send_response(status)
@@ -159,4 +228,4 @@ def send(request: BaseHTTPRequestHandler, status: int, value, headers=None) -> N
     request.send_header("Content-Length", str(len(data)))
     request.end_headers()
     if request.command != "HEAD":
-        request.wfile.write(data)
+        request.wfile.write(data[:most])

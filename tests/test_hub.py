@@ -1,16 +1,12 @@
-"""Models of the hub: names, downloads, the cache, refusals and uploads, by a server on loopback.
+"""Models of the hub: names, downloads, the cache, refusals and uploads, by a server on loopback."""
 
-Each client is a process, since huggingface_hub reads the environment when it is imported.
-"""
-
+import functools
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
-from hub_server import TOKEN, Hub
+from hub_server import TOKEN, Hub, run_client
 
 from spirit_jax import hub, model_folder
 from spirit_jax.errors import InputError
@@ -53,26 +49,7 @@ def server(tmp_path):
 @pytest.fixture
 def run(server, tmp_path):
     """Runs Python code with arguments as a user of the server."""
-
-    def run(code, *arguments, check=True, **environment):
-        here = tmp_path / "here"
-        here.mkdir(exist_ok=True)
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            cwd=here,
-            env={name: value for name, value in os.environ.items() if name[:3] != "HF_"}
-            | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
-            | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            | environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert TOKEN not in done.stdout + done.stderr
-        assert not check or done.returncode == 0, done.stderr
-        return done
-
-    return run
+    return functools.partial(run_client, server, tmp_path)
 
 
 @pytest.fixture
@@ -157,6 +134,20 @@ def test_an_incomplete_copy_is_noticed(server, find, files, tmp_path):
         file.truncate(100)
     (message,), _ = find("org/model", blocked=True)
     assert "it lacks llama/model.safetensors" in message
+
+
+def test_a_download_from_another_server_is_resumed(server, run, files):
+    """Large files of the hub are elsewhere: the token does not go there."""
+    server.add("org/gated", files)
+    server.large, server.cut = 10_000, 1
+    chunks = "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 1000\n"
+    done = run(chunks + CLIENT, json.dumps(["org/gated"]), HF_TOKEN=TOKEN)
+    (folder,), _ = json.loads(done.stdout.splitlines()[-1])
+    for name, data in files.items():
+        assert open(os.path.join(folder, name), "rb").read() == data, name
+    headers = [headers for _, headers in server.large_requests]
+    assert any("Range" in names for names in headers)
+    assert not any("Authorization" in names for names in headers)
 
 
 def test_refusals_are_told_apart(server, find, files):

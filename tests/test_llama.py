@@ -140,6 +140,7 @@ CHANGED_OUTPUT = {
     "rms_norm_eps": 1.0,
     "rope_theta": 100.0,
     "rope_scaling": None,
+    "unrotated_layers": (0,),
 }
 CHANGED_SCALING = {
     "kind": "linear",
@@ -158,7 +159,7 @@ def test_every_config_field_acts(params):
     for field, value in CHANGED_SHAPE.items():
         changed = dataclasses.replace(CONFIG, **{field: value})
         assert llama.abstract_params(Llama(changed)) != shapes, field
-    shallow = dataclasses.replace(CONFIG, num_layers=1)  # compiles quickly
+    shallow = dataclasses.replace(CONFIG, num_layers=1, family="smollm3")  # compiles quickly
     params = dict(params, layers={"0": params["layers"]["0"]})
     logits = logits_of(shallow, params)
     for field, value in CHANGED_OUTPUT.items():
@@ -190,6 +191,9 @@ def test_every_config_field_acts(params):
     "fields",
     [
         {"num_heads": 4, "num_kv_heads": 3},
+        {"unrotated_layers": (0,)},  # of a Llama
+        {"family": "smollm3", "unrotated_layers": (1, 0)},
+        {"family": "smollm3", "unrotated_layers": (32,)},
         {"rope_scaling": {"kind": "dynamic"}},
         {"family": "gemma"},
     ],

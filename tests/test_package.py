@@ -1,5 +1,6 @@
 """The wheel: it works without a checkout, and requires no more than it needs."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,11 +14,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = ("spirit_jax", "convert", "tpu", "configs")
 FILES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE")
-# Without torch, as where only the wheel is installed.
+# Without torch and libtpu, as where only the wheel is installed.
 SCRIPT = """
 import importlib, pkgutil, runpy, sys
 from pathlib import Path
-sys.modules["torch"] = None
+sys.modules["torch"] = sys.modules["libtpu"] = None
 
 def run(*arguments):
     sys.argv, status = ["spirit-jax", *arguments], 0
@@ -34,6 +35,7 @@ assert "jax" not in sys.modules
 run("convert", "format", "spirit-tiny-base", "--to", "orbax", "--output", "copy")
 run("convert", "llama")
 run("plan", "--help")
+run("plan", "--config", "configs/7b-v5p-128.yaml")
 run("train", "--config", "configs/smoke.yaml", "steps=0")
 for package in ("convert", "tpu"):
     importlib.import_module(f"spirit_jax.{package}")
@@ -112,9 +114,32 @@ def test_the_wheel_works_in_an_empty_folder(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     statuses = [line for line in done.stdout.splitlines() if line.startswith("status")]
     statuses[2] = statuses[2].replace("1", "2")  # options or torch are missing
-    assert statuses == ["status 0", "status 0", "status 2", "status 0", "status 1"], done.stderr
+    assert statuses == [f"status {number}" for number in (0, 0, 2, 0, 1, 1)], done.stderr
+    assert "error: libtpu cannot be imported: this command needs the extra tpu (" in done.stderr
     assert "configs/smoke.yaml: steps" in done.stderr  # the packaged config was read
     assert {path.name for path in here.iterdir()} == {"copy"}
+
+
+@pytest.mark.slow
+def test_the_demo_and_a_conversion_run_from_the_wheel(wheel, tmp_path):
+    site, here = tmp_path / "site", tmp_path / "here"
+    here.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    golden = ROOT.parent / "shared" / "golden" / "release_tiny" / "checkpoints"
+    commands = [["demo"]]
+    if golden.is_dir() and importlib.util.find_spec("torch"):
+        release = ["--checkpoints", str(golden), "--model", "spirit-lm-base-7b"]
+        commands += [["convert", "release", *release, "--output", "model"]]
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "spirit_jax.cli", *command],
+            cwd=here,
+            env=os.environ | {"PYTHONPATH": str(site)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.compat

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from spirit_jax import config as config_lib
 from spirit_jax import files, sharding
-from spirit_jax.cli.running import run
+from spirit_jax.cli.running import describe_missing, run
 from spirit_jax.errors import InputError
 from spirit_jax.generation.config import QUANTIZATIONS
 from spirit_jax.models import llama
@@ -231,9 +231,7 @@ def main(
 ) -> None:
     """The command; see the module."""
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError(
-            "The TPU's compiler is not installed: pip install 'jax[tpu]'. It needs no TPU."
-        )
+        raise InputError(describe_missing(["libtpu"], "tpu"))  # it compiles without a TPU too
     decoding = decode.Decoding(rows, slots, quantization, data)
     if not is_decode and decoding != decode.Decoding():
         raise InputError("--rows, --slots, --quantization and --data need --decode.")

@@ -16,9 +16,10 @@ from spirit_jax.errors import InputError
 from spirit_jax.files import describe, find_lack
 
 UsageError = typer.BadParameter.__base__  # click's, or that of the copy inside Typer
-EXTRAS = {  # packages that commands import at once, by the extra of this package that has them
-    "convert": ("safetensors",),
+EXTRAS = {  # packages of commands, by the extra of this package that has them
+    "convert": ("torch",),  # for files of PyTorch only
     "corpora": ("pocketsphinx", "sklearn", "pyworld"),
+    "tpu": ("libtpu",),
     "serve": ("gradio", "fastapi", "uvicorn", "prometheus_client", "multipart"),
 }
 

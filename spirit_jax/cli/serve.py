@@ -9,7 +9,7 @@ import typer
 
 from spirit_jax import files, model_folder
 from spirit_jax.cli import options
-from spirit_jax.cli.running import EXTRAS
+from spirit_jax.cli.running import EXTRAS, describe_missing
 from spirit_jax.errors import InputError
 
 KEY_VARIABLE = "SPIRIT_API_KEY"
@@ -78,10 +78,7 @@ def require_packages() -> None:
     """Raises an `InputError` if a package of the extra `serve` is not installed."""
     missing = [package for package in EXTRAS["serve"] if importlib.util.find_spec(package) is None]
     if missing:
-        raise InputError(
-            f"{' and '.join(missing)} cannot be imported: this command needs the extra serve "
-            "(pip install 'spirit-jax[serve]')."
-        )
+        raise InputError(describe_missing(missing, "serve"))
 
 
 def read_key(path: Path | None) -> str | None:

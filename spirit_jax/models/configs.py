@@ -68,11 +68,13 @@ class LlamaConfig:
     """Sizes of a Llama, or of another network of its form.
 
     Attributes:
-      family: one of `FAMILIES`. Only two differ from a Llama: "qwen2" has a bias in q, k and v, and
-        "qwen3" a norm of each query and key head.
+      family: one of `FAMILIES`. Three differ from a Llama: "qwen2" has a bias in q, k and v,
+        "qwen3" a norm of each query and key head, and "smollm3" can have `unrotated_layers`.
       vocab_size: rows of the embedding, including padding rows.
       hidden_size, intermediate_size: widths of the model and of the MLP.
       num_heads, num_kv_heads, head_dim: of grouped-query attention.
+      unrotated_layers: indices of the layers without rotary positions (NoPE, arXiv 2305.19466), in
+        ascending order.
       tie_embeddings: the output projection is the transposed embedding.
       attention_bias, mlp_bias: a bias in all linear layers of attention, and of the MLP.
       init_std: standard deviation of initial parameters.
@@ -92,6 +94,7 @@ class LlamaConfig:
     rope_theta: float = 100_000.0
     rope_scaling: RopeScaling | None = None
     max_positions: int = 4096
+    unrotated_layers: tuple[int, ...] = ()
     family: str = "llama"
     tie_embeddings: bool = False
     attention_bias: bool = False
@@ -119,6 +122,18 @@ class LlamaConfig:
         if self.family not in FAMILIES:
             raise InputError(
                 f"family is '{self.family[:80]}'; expected one of {', '.join(FAMILIES)}."
+            )
+        if self.unrotated_layers and self.family != "smollm3":
+            raise InputError(
+                f"unrotated_layers is not empty, but only the family smollm3 has layers without "
+                f"rotary positions, and this is {self.family}."
+            )
+        if list(self.unrotated_layers) != sorted(
+            set(self.unrotated_layers) & set(range(self.num_layers))
+        ):
+            raise InputError(
+                f"unrotated_layers is {str(self.unrotated_layers)[:80]}; expected ascending "
+                f"indices of {self.num_layers} layers, from 0."
             )
         if self.rope_scaling and self.rope_scaling.kind == "yarn" and self.rope_theta == 1:
             raise InputError("rope_theta is 1; the RoPE scaling yarn needs more than 1.")

@@ -5,7 +5,8 @@ width, v vocabulary, l layers.
 
 Follows Llama 2 and 3 (arXiv 2307.09288, 2407.21783): pre-norm blocks of grouped-query attention
 with rotary positions (rotate-half layout) and a gated SiLU MLP. Qwen2 (arXiv 2407.10671) adds
-biases of q, k and v; Qwen3 (arXiv 2505.09388) norms of query and key heads.
+biases of q, k and v; Qwen3 (arXiv 2505.09388) norms of query and key heads; SmolLM3 has layers
+without rotary positions (arXiv 2305.19466).
 """
 
 import dataclasses
@@ -85,14 +86,16 @@ class Block(nn.Module):
     outputs_first: bool = False
 
     @nn.compact
-    def __call__(self, carry, rope, seen):
+    def __call__(self, carry, rope, seen, is_rotated=None):
         """Applies the layer.
 
         Args:
           carry: (x_btd, LayerCache or None).
-          rope: from `rope_tables`.
+          rope: from `rope_tables`; None for a layer without rotary positions.
           seen: with a cache positions_bt, the last slot that each token attends to; otherwise
             segments_bt.
+          is_rotated: bool scalar, whether the layer has rotary positions, for layers that are
+            scanned; None if all have.
 
         Returns:
           The new carry, and None (for `nn.scan`).
@@ -110,8 +113,11 @@ class Block(nn.Module):
         if cfg.qk_norm:
             q_bthk = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="q_norm")(q_bthk)
             k_btgk = RMSNorm(cfg.rms_norm_eps, self.param_dtype, name="k_norm")(k_btgk)
-        q_bthk = checkpoint_name(apply_rope(q_bthk, rope), "q")
-        k_btgk = checkpoint_name(apply_rope(k_btgk, rope), "k")
+        if rope is not None and is_rotated is not None:  # an angle of 0 changes nothing
+            rope = jnp.where(is_rotated, rope[0], 1.0), jnp.where(is_rotated, rope[1], 0.0)
+        if rope is not None:
+            q_bthk, k_btgk = apply_rope(q_bthk, rope), apply_rope(k_btgk, rope)
+        q_bthk, k_btgk = checkpoint_name(q_bthk, "q"), checkpoint_name(k_btgk, "k")
         v_btgk = checkpoint_name(v_btgk, "v")
         q_bthk = sharding.constrain(q_bthk, "batch", None, "heads", None)
         if cache is None:
@@ -190,7 +196,7 @@ class Unrolled(nn.Module):
     outputs_first: bool = False
 
     @nn.compact
-    def __call__(self, carry, rope, seen):
+    def __call__(self, carry, rope, seen, is_rotated=None):
         x_btd, caches = carry
         new_caches = []
         for i in range(self.config.num_layers):
@@ -203,7 +209,8 @@ class Unrolled(nn.Module):
                 name=str(i),
             )
             cache = None if caches is None else caches[i]
-            (x_btd, cache), _ = block((x_btd, cache), rope, seen)
+            tables = None if i in self.config.unrotated_layers else rope
+            (x_btd, cache), _ = block((x_btd, cache), tables, seen)
             new_caches.append(cache)
         return (x_btd, None if caches is None else tuple(new_caches)), None
 
@@ -255,7 +262,7 @@ class Llama(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast),
+                in_axes=(nn.broadcast, nn.broadcast, 0),
                 length=cfg.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
@@ -337,7 +344,10 @@ class Llama(nn.Module):
         frequencies = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
         factor = cfg.rope_scaling.attention_factor if cfg.rope_scaling else 1.0
         rope = rope_tables(positions_bt, frequencies, factor)
-        (x_btd, layer_caches), _ = self.layers((x_btd, layer_caches), rope, seen)
+        is_rotated_l = None
+        if cfg.unrotated_layers:
+            is_rotated_l = jnp.array([i not in cfg.unrotated_layers for i in range(cfg.num_layers)])
+        (x_btd, layer_caches), _ = self.layers((x_btd, layer_caches), rope, seen, is_rotated_l)
         if cache is not None:
             counts_b = jnp.sum(segments_bt > 0, axis=1)
             cache = KVCache(layer_caches, cache.lengths_b + counts_b)

@@ -1,6 +1,7 @@
 """Speech networks in PyTorch's formats: there and back, and the same results there."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -156,3 +157,15 @@ def test_a_model_is_exported_as_far_as_there_are_formats(base_folder, tmp_path, 
     printed = capsys.readouterr().out
     assert "left out the network hifigan: its source_harmonics is 8" in printed
     assert (tmp_path / "tiny/hubert/model.safetensors").is_file()
+
+
+def test_torch_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    quantizer = QuantizerConfig("mlp", 5, 16, (14, 11))
+    params = random_params(hubert.quantizer_shapes(quantizer), np.random.default_rng(0))
+    with pytest.raises(InputError, match="quantizer.pt: is written by torch, which is not inst"):
+        export_speech.export_quantizer(quantizer, params, tmp_path)
+    vocoder = hifigan.HifiGanConfig(**(VOCODER | VOICES["one voice"]))
+    with pytest.raises(InputError, match="generator.pt: is written by torch, which is not inst"):
+        export_speech.export_hifigan(vocoder, {}, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -44,7 +44,9 @@ VARIANTS = {
     "qwen2_tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 6, "tie_word_embeddings": True}),
     "qwen3_untied": ("qwen3", {"head_dim": 8, "attention_bias": True}),
-    "smollm3": ("smollm3", {"no_rope_layers": [1, 1]}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1]}),
+    "smollm3_rotated": ("smollm3", {"no_rope_layers": [1, 1]}),
+    "smollm3_interval": ("smollm3", {"num_hidden_layers": 5}),  # the fourth has none
     "yarn": ("llama", {"rope_scaling": YARN}),
     "yarn_scales": ("qwen2", {"rope_scaling": YARN | MSCALE}),
     "yarn_factor": ("qwen3", {"rope_scaling": YARN | {"attention_factor": 1.3}}),
@@ -142,6 +144,23 @@ def test_scan_cache_mesh_and_int8_have_the_same_parts(tmp_path):
     assert relative(np.asarray(logits), expected) < 0.1
 
 
+def test_scan_and_cache_know_layers_without_rotary_positions(tmp_path):
+    make("smollm3", no_rope_layers=[0, 1]).save_pretrained(tmp_path / "hf")
+    convert_llama(tmp_path / "hf", tmp_path / "ours")
+    tokens = np.random.default_rng(0).integers(0, 61, (2, 16))
+    expected = theirs(tmp_path / "hf", tokens)
+    assert relative(logits_of(tmp_path / "ours", tokens, scan_layers=True), expected) < 1e-4
+    model, params = llama.load(tmp_path / "ours")
+    cache, parts = llama.init_cache(model, 2, 16), []
+    for start in (0, 8):
+        positions = np.broadcast_to(np.arange(start, start + 8), (2, 8))
+        part = tokens[:, start : start + 8]
+        step = jax.jit(model.apply)
+        logits, cache = step({"params": params}, part, np.ones_like(part), positions, cache)
+        parts.append(logits)
+    assert relative(np.concatenate(parts, axis=1), expected) < 1e-4
+
+
 @pytest.mark.parametrize("family", llama_config.FAMILIES)
 def test_defaults_are_those_of_transformers(family):
     defaults = llama_config.FAMILIES[family].defaults
@@ -182,9 +201,14 @@ SLIDING = ["sliding_attention", "full_attention"]
             None,
         ),
         ("qwen3", {"layer_types": ["linear_attention"] * 2}, "linear_attention"),
-        ("smollm3", {}, "no_rope_layers"),
-        ("smollm3", {"no_rope_layer_interval": 2}, "no_rope_layers"),
-        ("smollm3", {"num_hidden_layers": 3, "no_rope_layer_interval": 4}, None),
+        ("smollm3", {"no_rope_layers": [0, 1, 0]}, None),
+        ("smollm3", {"no_rope_layers": [0]}, "no_rope_layers has 1 values for 2 layers"),
+        (
+            "smollm3",
+            {"use_sliding_window": True, "sliding_window": 64, "no_rope_layer_interval": 2},
+            "last 64 tokens",
+        ),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": 64}, None),  # all are rotated
         ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
         ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ("qwen2", {"is_causal": False}, "is_causal"),
@@ -195,8 +219,6 @@ SLIDING = ["sliding_attention", "full_attention"]
 )
 def test_what_would_change_the_network_is_refused(model_type, changes, says, tmp_path):
     values = {"model_type": model_type} | SIZES | changes
-    if says == "no_rope_layers" and not changes:
-        values["num_hidden_layers"] = 4  # the default: the fourth has none
     (tmp_path / "config.json").write_text(json.dumps(values))
     if says is None:
         assert llama_config.read_config(tmp_path).family == model_type
