@@ -84,7 +84,7 @@ def measure_decoding(runner: Runner, rows: int, tokens: int) -> dict[str, Any]:
 
     def run() -> None:
         nonlocal state
-        state, decoded = runner.decode(state, described, slots, MOST_STEPS, until_end=False)
+        state, decoded = runner.decode(state, described, slots, MOST_STEPS, rows)
         jax.block_until_ready(decoded)
 
     seconds = _median_seconds(run) / MOST_STEPS

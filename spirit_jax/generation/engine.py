@@ -36,10 +36,14 @@ from spirit_jax.models.llama import Llama
 
 ROWS = 16  # requests that decode together, by default
 CHUNKS = (256, 64, 16)  # tokens of a prefill call
-SMALLEST_WINDOW = 256  # slots
+GROUP = 4  # rows whose chunks of the smallest size are prefilled together
+SMALLEST_WINDOW, SMALLEST_DECODED = 256, 64  # slots that prefill and decoding attend to
 # While prompts are prefilled, calls of this many tokens and of this many decoding steps alternate.
 # With fewer tokens, short prompts would join one by one, and most rows of a call would be idle.
 PREFILL_TOKENS, STEPS_BETWEEN = 512, 8
+# A call of decoding ends when more than one of so many rows has ended: their requests have answers,
+# and others get the rows. On a CPU each call copies the cache, so one for each row would be slower.
+ENDED_PART = 4
 LEAST_PREFIX = 16  # tokens; a shorter common beginning of two prompts is not reused
 
 
@@ -99,17 +103,22 @@ class Engine(BaseEngine):
         """Compiles all steps that requests may need; call it before the first request."""
         with self._lock:
             windows = sorted({self._window(slots) for slots in range(1, self._capacity + 1)})
-            decoding = sorted({self._decoding_window(window) for window in windows})
+            decoding = sorted(
+                {self._decoding_window(slots) for slots in range(1, self._capacity + 1)}
+            )
             for window in windows:
                 for size in CHUNKS:
-                    if size <= window:
-                        tokens_t = np.zeros(size, np.int32)
-                        self._state = self._runner.prefill(self._state, tokens_t, 0, 0, window)
+                    groups = (1, GROUP) if size == CHUNKS[-1] and self.rows >= GROUP else (1,)
+                    for count in groups if size <= window else ():
+                        tokens_rt, starts = np.zeros((count, size), np.int32), [0] * count
+                        self._state = self._runner.prefill(
+                            self._state, tokens_rt, range(count), starts, window
+                        )
             for window in decoding:
                 count = self._multiple
                 while count <= self.rows:
                     self._state, _ = self._runner.decode(
-                        self._state, self._describe(count), window, 0, until_end=False
+                        self._state, self._describe(count), window, 0, count
                     )
                     count *= 2
             self._state = self._runner.copy(self._state, 0, 0)
@@ -214,21 +223,32 @@ class Engine(BaseEngine):
         )
 
     def _prefill(self) -> int:
-        """Prefills a chunk of the row that has the fewest tokens left; its size, 0 for none."""
+        """Prefills a chunk of the row with the fewest tokens left, or of several rows.
+
+        Returns:
+          The number of tokens, with padding; 0 if no row has tokens to prefill.
+        """
         waiting = [i for i, row in enumerate(self._rows) if row.to_prefill]
         if not waiting:
             return 0
-        index = min(waiting, key=lambda i: self._rows[i].to_prefill)
-        row = self._rows[index]
-        start, left = len(row.tokens), row.to_prefill
-        size = _chunk(left, self._capacity - start)
-        tokens = row.generation.request.prompt[start : start + min(size, left)]
-        tokens_t = np.zeros(size, np.int32)
-        tokens_t[: len(tokens)] = tokens
-        window = self._window(start + size)
-        self._state = self._runner.prefill(self._state, tokens_t, index, start, window)
-        row.tokens.extend(tokens)
-        return size
+        waiting.sort(key=lambda i: self._rows[i].to_prefill)
+        sizes = [self._chunk_of(self._rows[i]) for i in waiting]
+        count = GROUP if sizes[:GROUP] == [CHUNKS[-1]] * GROUP else 1
+        size, indices = sizes[0], waiting[:count]
+        starts = [len(self._rows[i].tokens) for i in indices]
+        tokens_rt = np.zeros((count, size), np.int32)
+        for tokens_t, i, start in zip(tokens_rt, indices, starts, strict=True):
+            row = self._rows[i]
+            tokens = row.generation.request.prompt[start : start + min(size, row.to_prefill)]
+            tokens_t[: len(tokens)] = tokens
+            row.tokens.extend(tokens)
+        window = self._window(max(starts) + size)
+        self._state = self._runner.prefill(self._state, tokens_rt, indices, starts, window)
+        return count * size
+
+    def _chunk_of(self, row: _Row) -> int:
+        """Size of the next chunk of a row."""
+        return _chunk(row.to_prefill, self._capacity - len(row.tokens))
 
     def _decode(self, most: int) -> None:
         """Runs one decoding call, of up to `most` steps, for all rows that are ready."""
@@ -240,9 +260,8 @@ class Engine(BaseEngine):
         steps = min(steps, self._capacity - longest)
         rows = self._describe(count)
         window = self._decoding_window(longest + steps)
-        self._state, decoded = self._runner.decode(
-            self._state, rows, window, steps, until_end=bool(self._queue)
-        )
+        most_ended = len(indices) // ENDED_PART
+        self._state, decoded = self._runner.decode(self._state, rows, window, steps, most_ended)
         decoded = jax.tree.map(np.asarray, decoded)
         for i in indices:
             new = slice(decoded.counts_b[i])
@@ -298,7 +317,7 @@ class Engine(BaseEngine):
     def _decoding_window(self, slots: int) -> int:
         """The window of a decoding call; all slots if the kernel reads only the filled ones."""
         if self._runner.reads_all_slots(self._state):
-            return self._window(slots)
+            return min(bucketing.power_of_two(slots, SMALLEST_DECODED), self._capacity)
         return self._capacity
 
     def _window(self, slots: int) -> int:

@@ -1,12 +1,13 @@
 """The compiled functions of generation: prefill of a chunk, copying a row, and decoding.
 
-Axes: b rows of the cache, t tokens of a chunk, s cache slots, n decoding steps of a call,
-v vocabulary, e EOS ids, g key-value heads, k head width.
+Axes: b rows of the cache, r rows that are prefilled together, t tokens of a chunk, s cache slots,
+n decoding steps of a call, v vocabulary, e EOS ids, g key-value heads, k head width.
 """
 
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -105,21 +106,25 @@ class Runner:
             return _init(self.model, rows, slots)
 
     def prefill(
-        self, state: State, tokens_t: np.ndarray, row: int, start: int, window: int
+        self,
+        state: State,
+        tokens_rt: np.ndarray,
+        rows: Sequence[int],
+        starts: Sequence[int],
+        window: int,
     ) -> State:
-        """Writes the keys and values of a chunk of a row's tokens.
+        """Writes the keys and values of a chunk of tokens of each of some rows.
 
         Args:
           state: donated.
-          tokens_t: int32. The cache entries of padding at the end are overwritten by later tokens.
-          row: the row of the cache.
-          start: number of tokens in the row before the chunk.
-          window: number of slots to attend to, from slot 0; at least start + t.
+          tokens_rt: int32. The cache entries of padding at the end are overwritten by later tokens.
+          rows: the rows of the cache.
+          starts: number of tokens in each row before the chunk.
+          window: number of slots to attend to, from slot 0; at least the largest start + t.
         """
+        rows_r, starts_r = np.array(rows, np.int32), np.array(starts, np.int32)
         with self._in_mesh():
-            return _prefill(
-                self.model, self.params, state, tokens_t, np.int32(row), np.int32(start), window
-            )
+            return _prefill(self.model, self.params, state, tokens_rt, rows_r, starts_r, window)
 
     def copy(self, state: State, source: int, target: int) -> State:
         """Copies the keys and values of a row to another row; `state` is donated."""
@@ -132,7 +137,7 @@ class Runner:
             return _mark_seen(state, np.int32(row), seen_v)
 
     def decode(
-        self, state: State, rows: Rows, window: int, steps: int, until_end: bool
+        self, state: State, rows: Rows, window: int, steps: int, most_ended: int
     ) -> tuple[State, Decoded]:
         """Generates tokens for the first rows of the cache.
 
@@ -142,8 +147,7 @@ class Runner:
           window: number of slots to attend to, from slot 0; at least the longest row's number of
             tokens + steps.
           steps: largest number of steps, at most `MOST_STEPS`.
-          until_end: whether to return as soon as a row has ended; otherwise it returns when all
-            rows have.
+          most_ended: number of rows that may have ended before the last step.
 
         Returns:
           The state, and the new tokens as arrays on the device.
@@ -157,7 +161,7 @@ class Runner:
                 self.masks,
                 self.eos_e,
                 np.int32(steps),
-                np.bool_(until_end),
+                np.int32(most_ended),
                 window,
             )
 
@@ -193,7 +197,7 @@ class Runner:
                 self.masks,
                 self.eos_e,
                 shape((), jnp.int32),
-                shape((), jnp.bool_),
+                shape((), jnp.int32),
                 slots,
             )
 
@@ -212,30 +216,32 @@ def _init(model: Llama, rows: int, slots: int) -> State:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "window"), donate_argnames="state")
-def _prefill(model, params, state, tokens_t, row, start, window) -> State:
+def _prefill(model, params, state, tokens_rt, rows_r, starts_r, window) -> State:
+    count, size = tokens_rt.shape
+
     # Of keys and values, (b, g, s, k), and of scales, (b, g, s).
-    def slots_of(stored):
+    def rows_of(stored):
         _, kv_heads, _, *width = stored.shape
         zeros = (0,) * len(width)
-        return jax.lax.dynamic_slice(stored, (row, 0, 0, *zeros), (1, kv_heads, window, *width))
-
-    size = len(tokens_t)
+        sizes = (1, kv_heads, window, *width)
+        parts = [jax.lax.dynamic_slice(stored, (row, 0, 0, *zeros), sizes) for row in rows_r]
+        return jnp.concatenate(parts)
 
     def store(stored, new):
         _, kv_heads, _, *width = stored.shape
         zeros = (0,) * len(width)
-        chunk = jax.lax.dynamic_slice(new, (0, 0, start, *zeros), (1, kv_heads, size, *width))
-        return jax.lax.dynamic_update_slice(stored, chunk, (row, 0, start, *zeros))
+        for i in range(count):
+            start = starts_r[i]
+            sizes = (1, kv_heads, size, *width)
+            chunk = jax.lax.dynamic_slice(new, (i, 0, start, *zeros), sizes)
+            stored = jax.lax.dynamic_update_slice(stored, chunk, (rows_r[i], 0, start, *zeros))
+        return stored
 
-    cache = KVCache(jax.tree.map(slots_of, state.layers), start[None])
-    positions_1t = start + jnp.arange(size)[None]
+    cache = KVCache(jax.tree.map(rows_of, state.layers), starts_r)
+    positions_rt = starts_r[:, None] + jnp.arange(size)
+    ones_rt = jnp.ones_like(tokens_rt)
     _, cache = model.apply(
-        {"params": params},
-        tokens_t[None],
-        jnp.ones((1, size), jnp.int32),
-        positions_1t,
-        cache,
-        method="features",
+        {"params": params}, tokens_rt, ones_rt, positions_rt, cache, method="features"
     )
     return state.replace(layers=_constrain(jax.tree.map(store, state.layers, cache.layers)))
 
@@ -272,11 +278,11 @@ class _Loop:
 
 @functools.partial(jax.jit, static_argnames=("model", "window"), donate_argnames="state")
 def _decode(
-    model, params, state, rows, masks, eos_e, most, until_end, window
+    model, params, state, rows, masks, eos_e, most, most_ended, window
 ) -> tuple[State, Decoded]:
     b = len(rows.tokens_b)
     # A kernel that reads only filled slots works on the cache itself. Otherwise the loop works on a
-    # copy of the first rows and slots, and `_put` writes them back.
+    # copy of the first rows and slots, and `_put_new` writes the new slots back.
     in_place = has_length_kernel(state.layers[0])
     layers = state.layers
     if not in_place:
@@ -284,8 +290,8 @@ def _decode(
     idle_b = rows.counts_b >= rows.limits_b
 
     def unfinished(loop):
-        ended = jnp.any(loop.done_b & ~idle_b)
-        return (loop.step < most) & ~jnp.all(loop.done_b) & ~(until_end & ended)
+        ended = jnp.sum(loop.done_b & ~idle_b)
+        return (loop.step < most) & ~jnp.all(loop.done_b) & (ended <= most_ended)
 
     first = _Loop(
         jnp.int32(0),
@@ -303,10 +309,10 @@ def _decode(
     last = jax.lax.while_loop(unfinished, step, first)
     layers = last.layers
     if not in_place:
-        is_part = window < state.layers[0].k.shape[2]
-        put = functools.partial(_put, idle_b=idle_b if is_part else None)
+        put = functools.partial(_put_new, lengths_b=rows.lengths_b, idle_b=idle_b)
         layers = jax.tree.map(put, state.layers, layers)
-    state = State(_constrain(layers), _put(state.seen_bv, last.seen_bv))
+    seen_bv = jax.lax.dynamic_update_slice(state.seen_bv, last.seen_bv, (0, 0))
+    state = State(_constrain(layers), seen_bv)
     counts_b = last.counts_b - rows.counts_b
     new = Decoded(last.step, last.tokens_bn, last.log_probs_bn, counts_b, last.masks_b)
     # Replicated, since on several hosts every process reads them.
@@ -360,16 +366,28 @@ def _step(model, params, rows, row_keys_b, masks, eos_e, loop: _Loop) -> _Loop:
     )
 
 
-def _put(stored: jax.Array, part: jax.Array, idle_b: jax.Array | None = None) -> jax.Array:
-    """Writes the first rows and slots of an array back.
+def _put_new(
+    stored: jax.Array, part: jax.Array, lengths_b: jax.Array, idle_b: jax.Array
+) -> jax.Array:
+    """Writes the slots of a call's new tokens back, and as many as a call can have.
 
     The loop writes to idle rows too. If a row has more tokens than the window has slots, it
     overwrites one of them, so the rows in `idle_b` keep their stored keys and values.
     """
-    if idle_b is not None:
-        idle = idle_b.reshape(-1, *(1,) * (part.ndim - 1))
-        part = jnp.where(idle, stored[: part.shape[0], :, : part.shape[2]], part)
-    return jax.lax.dynamic_update_slice(stored, part, (0,) * stored.ndim)
+    b, _, window = part.shape[:3]
+    size = min(MOST_STEPS, window)
+
+    def put(stored_gs, part_gs, length, idle):
+        start = jnp.minimum(length, window - size)
+        new = jax.lax.dynamic_slice_in_dim(part_gs, start, size, axis=1)
+        old = jax.lax.dynamic_slice_in_dim(stored_gs, start, size, axis=1)
+        new = jnp.where(idle, old, new)
+        return jax.lax.dynamic_update_slice_in_dim(stored_gs, new, start, axis=1)
+
+    if b == len(stored):
+        return jax.vmap(put)(stored, part, lengths_b, idle_b)
+    rows = jax.vmap(put)(stored[:b], part, lengths_b, idle_b)
+    return jax.lax.dynamic_update_slice(stored, rows, (0,) * stored.ndim)
 
 
 def _constrain(layers: Any) -> Any:
