@@ -1,4 +1,4 @@
-"""A small server that answers as vLLM does, with a model of this package; for tests."""
+"""Prompts, and a small server that answers as vLLM does with a model of this package, for tests."""
 
 import contextlib
 import json
@@ -12,6 +12,21 @@ import numpy as np
 from spirit_jax import GenerationConfig
 from spirit_jax.generation.masks import make_masks
 from spirit_jax.generation.request import Request
+
+WORDS = "the young queen lost a book and what is two plus two please turn on lights".split()
+
+
+def make_prompts(count: int = 40) -> list[tuple[str, str]]:
+    """Prompt strings of text, of speech and of both, with the modality to generate."""
+    draws = np.random.default_rng(0)
+    prompts = []
+    for number in range(count):
+        text = "[Text]" + " ".join(draws.choice(WORDS, draws.integers(1, 12)))
+        units = "".join(f"[Hu{unit}]" for unit in draws.integers(0, 99, draws.integers(1, 40)))
+        beginning = (text, f"[Speech]{units}", f"{text}[Speech]{units}", f"[Speech]{units}{text}")
+        modality = ("text", "speech", "arbitrary")[number % 3]
+        prompts.append((beginning[number % 4], modality))
+    return prompts
 
 
 class LoopbackVllm:

