@@ -110,6 +110,13 @@ def dedup(stream: np.ndarray) -> np.ndarray:
     return np.flatnonzero(changes)
 
 
+def runs(stream: np.ndarray) -> list[tuple[int, int, int]]:
+    """(index of the first, number, unit) of each run of equal units."""
+    firsts = dedup(stream)
+    counts = np.diff(firsts, append=len(stream))
+    return [(int(f), int(n), int(stream[f])) for f, n in zip(firsts, counts, strict=True)]
+
+
 MERGED_STREAMS = ("style", "pitch", "hubert")  # in the order of units that begin together
 
 

@@ -30,10 +30,10 @@ pytest.register_assert_rewrite("speech_runs")  # tests import it, and use it as 
 
 # A file runs whole in one worker. The longest come first, so that both workers end together.
 LONGEST = (
-    "golden training_run plan training_starts generation training_processes stream release "
-    "train_hubert train_vocoder spiritlm engine cli run_folder prepare train_style train_pitch "
-    "training_step int8 train_quantizer llama trunk_parity discriminators_parity align "
-    "transcription command_help"
+    "golden training_run plan notebooks training_starts generation training_processes stream "
+    "release train_hubert train_vocoder spiritlm engine cli run_folder prepare train_style "
+    "train_pitch training_step int8 train_quantizer llama trunk_parity discriminators_parity "
+    "align transcription command_help"
 ).split()
 
 

@@ -398,3 +398,8 @@ def test_prompts_match_the_release(expected):
         pieces = [(piece.modality, piece.content) for piece in split(case["prompt"])]
         assert [modality.name for modality, _ in pieces] == case["inputs"]
         assert build_prompt(pieces, Modality.of(case["output_modality"])) == case["prompt"]
+
+
+def test_runs_of_equal_units():
+    assert units.runs(np.array([5, 5, 7, 5])) == [(0, 2, 5), (2, 1, 7), (3, 1, 5)]
+    assert units.runs(np.zeros(0, np.int32)) == []

@@ -267,7 +267,7 @@ async def _transcribe(service: Service, recording: str | None) -> State:
     wave, encoded = await service.in_thread(_encode, service, recording)
     timed = tuple(
         (first / VOCODER_RATE, frames / VOCODER_RATE, unit)
-        for first, frames, unit in _runs(encoded.hubert)
+        for first, frames, unit in units.runs(encoded.hubert)
     )
     panel = pictures.Panel(f"recording: {transcript.describe()}", wave, timed)
     picture = await service.in_thread(_draw, panel)
@@ -278,13 +278,6 @@ async def _transcribe(service: Service, recording: str | None) -> State:
 def _encode(service: Service, recording: str) -> tuple[np.ndarray, units.Units]:
     wave = load_audio(recording)
     return wave, service.lm.speech_tokenizer.encode(wave)
-
-
-def _runs(stream: np.ndarray) -> list[tuple[int, int, int]]:
-    """(first frame, number of frames, unit) of each run of equal units."""
-    starts = np.flatnonzero(np.diff(stream, prepend=-1))
-    lengths = np.diff(starts, append=len(stream))
-    return [(int(s), int(n), int(stream[s])) for s, n in zip(starts, lengths, strict=True)]
 
 
 def _time_units(service: Service, string: str) -> tuple[tuple[float, float, int], ...]:
