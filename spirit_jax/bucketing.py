@@ -5,6 +5,7 @@ XLA compiles a function for each input shape. Items are padded to the next lengt
 depend on it.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -38,16 +39,20 @@ def run(
     items: Sequence[Item],
     buckets: Sequence[int],
     rows_of: Callable[[int], int],
+    devices: int = 1,
 ) -> list[np.ndarray]:
     """Applies `function` to every item.
+
+    The next batch is padded while the devices compute the one before.
 
     Args:
       function: jitted; takes padded arrays (rows, bucket, ...) and int32 lengths (rows,), and
         returns values (rows, n, ...) and int32 numbers of valid values (rows,).
       items: tuples of arrays of equal first length, at most that of the last bucket.
       buckets: lengths, ascending.
-      rows_of: the number of rows of a batch by bucket, if there are several items; smaller batches
+      rows_of: the number of rows of a device by bucket, if there are several items; smaller batches
         are padded with empty rows.
+      devices: number of devices that share a batch.
 
     Returns:
       The valid values of each item, in order.
@@ -56,16 +61,26 @@ def run(
     for index, item in enumerate(items):
         groups.setdefault(bucket_of(len(item[0]), buckets), []).append(index)
     results: list[np.ndarray] = [np.empty(0)] * len(items)
+    pending: collections.deque[tuple[list[int], tuple[jax.Array, jax.Array]]] = collections.deque()
+
+    def collect() -> None:
+        batch, outputs = pending.popleft()
+        values, counts = map(np.asarray, outputs)
+        for row, index in enumerate(batch):
+            results[index] = values[row, : counts[row]]
+
     for bucket, members in sorted(groups.items()):
-        rows = rows_of(bucket) if len(items) > 1 else 1
+        rows = (rows_of(bucket) if len(items) > 1 else 1) * devices
         for start in range(0, len(members), rows):
             batch = members[start : start + rows]
             lengths = np.zeros(rows, np.int32)
             lengths[: len(batch)] = [len(items[index][0]) for index in batch]
             padded = [_pad([items[i][k] for i in batch], rows, bucket) for k in _slots(items)]
-            values, counts = (np.asarray(array) for array in function(*padded, lengths))
-            for row, index in enumerate(batch):
-                results[index] = values[row, : counts[row]]
+            pending.append((batch, function(*padded, lengths)))
+            if len(pending) == 2:
+                collect()
+    while pending:
+        collect()
     return results
 
 

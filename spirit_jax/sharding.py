@@ -162,6 +162,38 @@ def place_batch(array: np.ndarray, mesh: Mesh | None) -> jax.Array:
     return jax.device_put(array, batch_sharding(array.shape, mesh))
 
 
+class DataParallel:
+    """A jitted function on all devices of a list; each computes a part of the rows of a batch.
+
+    Attributes:
+      devices: number of devices.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        params: Any,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """Puts the parameters on the devices.
+
+        Args:
+          function: jitted, of (params, *batch); rows do not depend on each other.
+          params: its parameters.
+          devices: of this process; the default device if not given.
+        """
+        self._function, self.devices = function, len(devices or [None])
+        self._mesh = make_mesh(data=len(devices), devices=devices) if self.devices > 1 else None
+        place = devices[0] if devices and self._mesh is None else None
+        self.params = jax.device_put(params, replicated(self._mesh) if self._mesh else place)
+
+    def __call__(self, *batch: np.ndarray) -> Any:
+        """The result for arrays whose first axis is the rows, a multiple of `devices`."""
+        if self._mesh is not None:
+            batch = tuple(place_batch(array, self._mesh) for array in batch)
+        return self._function(self.params, *batch)
+
+
 def local_rows(batch_rows: int, mesh: Mesh) -> list[int]:
     """Indices of the rows of a batch on devices of this process, ascending."""
     shape = (batch_rows,)

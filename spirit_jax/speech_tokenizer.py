@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import bucketing, checkpoint, config, devices, f0, model_folder, units
+from spirit_jax import bucketing, checkpoint, config, f0, model_folder, sharding, units
 from spirit_jax.audio import SAMPLE_RATE, Audio, chunks, load_audio
+from spirit_jax.devices import warn_of_idle
 from spirit_jax.errors import InputError
 from spirit_jax.model_folder import CONFIG_NAME, NETWORKS, OPTIONAL_NETWORKS, SpeechTokenizerConfig
 from spirit_jax.models import fcpe, harmonic_source, hifigan, hubert, pitch, style
@@ -33,30 +34,46 @@ DURATION_REACH = 2  # units on each side that a unit's duration depends on
 class SpeechTokenizer:
     """Encodes audio to `Units` and decodes units to audio; load it with `from_pretrained`.
 
-    Results do not depend on the other items of a batch.
+    Results do not depend on the other items of a batch, nor on the number of devices.
+
+    Attributes:
+      config: of the networks.
+      devices: number of devices that share each batch.
     """
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, f0_method: str | None = None) -> "SpeechTokenizer":
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        f0_method: str | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> "SpeechTokenizer":
         """Loads the speech tokenizer of a model folder.
 
         Args:
           folder: a model folder, or the `speech_tokenizer` folder in it; or the name of one that
             comes with the package, "spirit-tiny-base" or "spirit-tiny-expressive".
           f0_method: "fcpe" or "pyin"; the one in the folder's config by default.
+          devices: they share each batch; the default device if not given.
 
         Raises:
           InputError: a file is missing, or the networks do not belong together.
         """
         folder = model_folder.find_speech_tokenizer(folder)
-        devices.warn_of_idle()
+        warn_of_idle()
         cfg = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
         if f0_method is not None:
             cfg = dataclasses.replace(cfg, f0_method=f0_method)
-        return cls(folder, cfg)
+        return cls(folder, cfg, devices)
 
-    def __init__(self, folder: Path, cfg: SpeechTokenizerConfig):
-        self.config, self._folder = cfg, folder
+    def __init__(
+        self,
+        folder: Path,
+        cfg: SpeechTokenizerConfig,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.config, self._folder, self.devices = cfg, folder, len(devices or [None])
+        compiled = functools.partial(_compile, devices)
         folders = {name: model_folder.find_network(folder, name) for name in NETWORKS[cfg.kind]}
         for name, network in folders.items():
             if not network.is_dir() and (name in cfg.hashes or name not in OPTIONAL_NETWORKS):
@@ -65,19 +82,19 @@ class SpeechTokenizer:
         self._check("hubert", params["hubert"], model.config.sample_rate)
         self._check("quantizer", params["quantizer"])
         self._blank = model.quantizer.blank
-        self._hubert = _compile(model, params)
+        self._hubert = compiled(model, params)
         self._fcpe = None
         if cfg.kind == "expressive":
             self._pitch_model, params = pitch.load(folders["pitch"])
             self._check("pitch", params)
-            self._pitch = _compile(self._pitch_model, params)
+            self._pitch = compiled(self._pitch_model, params)
             model, params = style.load(folders["style"])
             self._check("style", params, model.config.sample_rate)
-            self._style = _compile(model, params, finish=_best)
+            self._style = compiled(model, params, finish=_best)
             if folders["fcpe"].is_dir():
                 model, params = fcpe.load(folders["fcpe"])
                 self._check("fcpe", params, model.config.sample_rate)
-                self._fcpe = _compile(model, params)
+                self._fcpe = compiled(model, params)
         self._vocoder = None
         if folders["hifigan"].is_dir():
             self._vocoder, params = hifigan.load(folders["hifigan"])
@@ -87,9 +104,9 @@ class SpeechTokenizer:
             method = None
             if self._vocoder.config.source_harmonics:
                 method = _vocode_with_source
-                self._f0 = _compile(self._vocoder, params, method="predict_f0")
-            self._vocode = _compile(self._vocoder, params, method=method)
-            self._durations = _compile(self._vocoder, params, method="log_durations")
+                self._f0 = compiled(self._vocoder, params, method="predict_f0")
+            self._vocode = compiled(self._vocoder, params, method=method)
+            self._durations = compiled(self._vocoder, params, method="log_durations")
         on_cpu = jax.default_backend() == "cpu"
         self._batch_seconds = 0 if on_cpu else BATCH_SECONDS
 
@@ -317,7 +334,7 @@ class SpeechTokenizer:
         def rows_of(bucket: int) -> int:
             return max(1, self._batch_seconds * rate // bucket)
 
-        return bucketing.run(function, items, buckets, rows_of)
+        return bucketing.run(function, items, buckets, rows_of, function.devices)
 
     @property
     def vocoder_config(self) -> hifigan.HifiGanConfig:
@@ -339,10 +356,12 @@ class SpeechTokenizer:
             )
 
 
-def _compile(model, params, method=None, finish: Callable[..., Any] = lambda *out: out) -> Callable:
-    """The jitted network with its parameters on the device."""
+def _compile(
+    devices, model, params, method=None, finish: Callable[..., Any] = lambda *out: out
+) -> sharding.DataParallel:
+    """The jitted network with its parameters on the devices."""
     static = {"model": model, "method": method, "finish": finish}
-    return functools.partial(_apply, jax.device_put(params), **static)
+    return sharding.DataParallel(functools.partial(_apply, **static), params, devices)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method", "finish"))

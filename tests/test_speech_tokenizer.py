@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from marks import slow
@@ -73,6 +74,24 @@ def test_units_do_not_depend_on_batch_mates_or_buckets(base, expressive, monkeyp
     monkeypatch.undo()
     for together, item in zip(decoded, [*alone, *strings], strict=True):
         np.testing.assert_allclose(together, expressive.decode(item), atol=1e-5)
+
+
+def test_devices_share_a_batch(expressive_folder, expressive, monkeypatch):
+    """Each computes as many rows, and the units are those of one device."""
+    waves = [noise(1.3, seed) for seed in range(4)]
+    shared = SpeechTokenizer.from_pretrained(expressive_folder, devices=jax.devices()[:4])
+    batches = []
+
+    def watch(*args):
+        values, lengths = apply(*args)
+        batches.append([shard.device.id for shard in values.addressable_shards])
+        assert {shard.data.shape[0] for shard in values.addressable_shards} == {1}
+        return values, lengths
+
+    apply = shared._hubert._function
+    monkeypatch.setattr(shared._hubert, "_function", watch)
+    assert shared.encode_batch(waves) == expressive.encode_batch(waves)
+    assert shared.devices == 4 and batches == [[0, 1, 2, 3]]
 
 
 def test_long_audio_is_cut_and_each_piece_encoded_alone(expressive_folder, expressive, tmp_path):

@@ -74,9 +74,11 @@ def align(
 
         word_aligner = PocketsphinxAligner()
     elif model is not None:
+        import jax
+
         from spirit_jax.data.align import Aligner
 
-        word_aligner = Aligner.from_pretrained(model)
+        word_aligner = Aligner.from_pretrained(model, jax.local_devices())
     with progress.counting("aligning", count_items(str(source), 1)) as add:
         summary = align_corpus(
             source,

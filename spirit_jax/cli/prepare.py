@@ -109,7 +109,7 @@ def _prepare(
         part, parts = jax.process_index() + 1, jax.process_count()
     tokenizer = None
     if model is not None:
-        tokenizer = SpeechTokenizer.from_pretrained(model)
+        tokenizer = SpeechTokenizer.from_pretrained(model, devices=jax.local_devices())
         tokenizer.require_encoder()  # one error instead of one for each item
     with progress.counting("preparing", count_items(source, parts)) as add:
         return prepare_lib.prepare(source, output, tokenizer, settings, part, parts, add)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax import bucketing, checkpoint, checksums, model_folder
+from spirit_jax import bucketing, checkpoint, checksums, model_folder, sharding
 from spirit_jax.audio import SAMPLE_RATE, Audio, load_audio
 from spirit_jax.bucketing import power_of_two
 from spirit_jax.data.spelling import Speller, Spelling
@@ -61,8 +61,14 @@ class Aligner:
     """
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Aligner":
+    def from_pretrained(
+        cls, folder: str | Path, devices: Sequence[jax.Device] | None = None
+    ) -> "Aligner":
         """Loads the folder that `spirit-jax convert ctc` writes.
+
+        Args:
+          folder: the folder.
+          devices: they share each batch; the default device if not given.
 
         Raises:
           InputError: the folder is incomplete, or its network is for another sampling rate.
@@ -72,17 +78,22 @@ class Aligner:
             raise InputError(
                 f"{folder}: needs {model.config.sample_rate} Hz; only {SAMPLE_RATE} is supported."
             )
-        return cls(model, params, str(folder))
+        return cls(model, params, str(folder), devices)
 
-    def __init__(self, model: ctc.CtcModel, params: dict, name: str = ""):
+    def __init__(
+        self,
+        model: ctc.CtcModel,
+        params: dict,
+        name: str = "",
+        devices: Sequence[jax.Device] | None = None,
+    ):
         self.config, self.name = model.config, name
         arrays = {path: np.asarray(a) for path, a in checkpoint.flatten(params).items()}
         hashes = {path: checksums.of_bytes(np.ascontiguousarray(a)) for path, a in arrays.items()}
         self.checksum = checksums.of_value([dataclasses.asdict(model.config), hashes])
         self._speller = Speller(self.config, name or "the network")
-        self._score = functools.partial(
-            jax.jit(functools.partial(_score_frames, model)), jax.device_put(params)
-        )
+        score = jax.jit(functools.partial(_score_frames, model))
+        self._score = sharding.DataParallel(score, params, devices)
         self._find = jax.jit(functools.partial(ctc.ctc_align, blank=self.config.blank))
         self._batch_seconds = 0 if jax.default_backend() == "cpu" else BATCH_SECONDS
 
@@ -134,9 +145,8 @@ class Aligner:
         longest = (chunk + 2 * context + 1) * trunk.stride + max(rest, 0)
         buckets = [*(s * SAMPLE_RATE for s in BUCKET_SECONDS), longest]
         rows = self._batch_seconds * SAMPLE_RATE
-        scored = iter(
-            bucketing.run(self._score, items, buckets, lambda bucket: max(1, rows // bucket))
-        )
+        rows_of = lambda bucket: max(1, rows // bucket)  # noqa: E731
+        scored = iter(bucketing.run(self._score, items, buckets, rows_of, self._score.devices))
         empty = np.zeros((0, self._speller.star + 1), np.float32)
         return [np.concatenate([empty, *(next(scored)[s] for s in parts)]) for parts in slices]
 

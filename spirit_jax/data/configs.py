@@ -217,13 +217,15 @@ class PrepareConfig:
       shard_items: approximate number of items of a shard; documents are not split.
       max_seconds: longer recordings are split at silences.
       threads: number of threads that read recordings while units are computed.
-      window: number of recordings that are read ahead and encoded together.
+      window: largest number of recordings that are encoded together.
+      window_seconds: length of the recordings that are encoded together, on each device.
     """
 
     shard_items: int = 512
     max_seconds: float = 60.0
     threads: int = 4
     window: int = 64
+    window_seconds: float = 900.0
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():

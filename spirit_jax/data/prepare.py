@@ -331,7 +331,7 @@ def _encode(
 ) -> Iterator[Utterance]:
     """The utterances of items, in order.
 
-    A window of `config.window` items is encoded together, while the next window is read.
+    The recordings of a window are encoded together, while the next ones are read.
     """
 
     def read(item: Item) -> ReadItem | str:
@@ -342,17 +342,19 @@ def _encode(
         except InputError as error:
             return str(error)
 
+    devices = tokenizer.devices if tokenizer else 1
     with ThreadPoolExecutor(config.threads) as pool:
-        for window, results in _read_ahead(pool, read, items, config.window):
+        pairs = _read_ahead(pool, read, items, 2 * config.threads)
+        for window in _windows(pairs, config.window * devices, config.window_seconds * devices):
             segments = [
                 segment
-                for result in results
+                for _, result in window
                 if not isinstance(result, str)
                 for segment in result.segments
             ]
             waves = [wave for _, wave in segments if wave is not None]
             units = iter(tokenizer.encode_batch(waves) if waves else ())
-            for item, result in zip(window, results, strict=True):
+            for item, result in window:
                 if isinstance(result, str):
                     counts.reject(item.id, item.audio_name, result)
                     continue
@@ -365,16 +367,30 @@ def _encode(
                 yield from utterances
 
 
-def _read_ahead(pool, read, items: Sequence[Item], size: int):
-    """Yields windows of `size` items with the results of `read`; reads one window ahead."""
-    windows = [items[start : start + size] for start in range(0, len(items), size)]
+def _read_ahead(pool, read, items: Sequence[Item], ahead: int):
+    """Yields each item with the result of `read`, while the `ahead` items after it are read."""
     started: collections.deque = collections.deque()
-    for window in [*windows, None]:
-        if window is not None:
-            started.append((window, [pool.submit(read, item) for item in window]))
-        if len(started) == 2 or window is None and started:
-            oldest, jobs = started.popleft()
-            yield oldest, [job.result() for job in jobs]
+    for item in items:
+        started.append((item, pool.submit(read, item)))
+        if len(started) > ahead:
+            oldest, job = started.popleft()
+            yield oldest, job.result()
+    for oldest, job in started:
+        yield oldest, job.result()
+
+
+def _windows(pairs, most_items: int, most_seconds: float) -> Iterator[list]:
+    """Groups (item, result) pairs up to a number of items and a length of audio."""
+    window, samples = [], 0
+    for pair in pairs:
+        window.append(pair)
+        if not isinstance(pair[1], str):
+            samples += sum(len(wave) for _, wave in pair[1].segments if wave is not None)
+        if len(window) >= most_items or samples >= most_seconds * SAMPLE_RATE:
+            yield window
+            window, samples = [], 0
+    if window:
+        yield window
 
 
 class ReadItem(NamedTuple):

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import jax
 import librosa
 import numpy as np
 
@@ -180,7 +181,7 @@ def read_units(items: Sequence[Item], tokenizer: str, run_dir: Path) -> list[Uni
 
     @functools.cache
     def encoder() -> SpeechTokenizer:
-        return SpeechTokenizer.from_pretrained(tokenizer)
+        return SpeechTokenizer.from_pretrained(tokenizer, devices=jax.local_devices())
 
     def encode(items: Sequence[Item]) -> list[recording_cache.Arrays]:
         longest = round(encoder().config.chunk_seconds * SAMPLE_RATE)
