@@ -7,9 +7,10 @@ CPU's name, and a JSON line for each of:
 
 * equal: batches of 1 and 16 equal prompts and outputs, against Hugging Face, and speech against
   text output;
-* mixed: 64 prompts of 20 to 200 tokens with outputs of 20 to 200 tokens. The engine has 16 rows.
-  Hugging Face gets batches of 16 prompts, padded on the left, and runs each until its longest
-  output. Only the tokens that were asked for count;
+* int8: batch 1 with our weights in int8, against Hugging Face in float32;
+* mixed: 64 prompts of 20 to 200 tokens with outputs of 20 to 200 tokens. The engine has 32 rows;
+  their keys and values take 0.9 GiB. Hugging Face gets batches of 16 prompts, padded on the left,
+  and runs each until its longest output. Only the tokens that were asked for count;
 * ten_shot: prompts of ten examples and a question, with the same examples in all prompts, which
   the engine computes once, against other examples in each prompt.
 """
@@ -32,10 +33,17 @@ from spirit_jax.generation.engine import Engine, slots_of
 from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.request import Request
 from spirit_jax.generation.runner import Runner
-from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params, lay_out_for_decoding
+from spirit_jax.models.llama import (
+    Llama,
+    LlamaConfig,
+    abstract_params,
+    lay_out_for_decoding,
+    quantize_weights,
+)
 from spirit_jax.vocab import Vocab
 
-THREADS, ROWS = 2, 16
+THREADS = 2
+ROWS, PEER_ROWS = 32, 16  # prompts that are generated together, by the engine and by Hugging Face
 CONFIG = LlamaConfig(
     vocab_size=32512,
     hidden_size=768,
@@ -53,14 +61,16 @@ SHOTS, SHOT_TOKENS, QUESTION, ANSWER = 10, 40, 20, 8  # tokens
 TEN_SHOT_REQUESTS, TEN_SHOT_PAIRS = 32, 2
 
 
-def our_runner(rng: np.random.Generator) -> Runner:
+def our_runner(rng: np.random.Generator, int8: bool = False) -> Runner:
     """Our model with random weights; no request ends before its number of tokens."""
-    model = Llama(CONFIG)
+    config = CONFIG
     params = jax.tree.map(
         lambda leaf: jax.numpy.asarray(0.02 * rng.standard_normal(leaf.shape, dtype=np.float32)),
-        abstract_params(model),
+        abstract_params(Llama(config)),
     )
-    model, params = lay_out_for_decoding(model, params)
+    if int8:
+        config, params = quantize_weights(config, params)
+    model, params = lay_out_for_decoding(Llama(config), params)
     allowed_mv = np.stack([VOCAB.allowed("text"), VOCAB.allowed("speech")])
     allowed_mv[:, list(VOCAB.eos)] = False
     masks = Masks(jax.numpy.asarray(allowed_mv))
@@ -98,12 +108,12 @@ def peer(
     model: transformers.LlamaForCausalLM, prompts: Sequence[np.ndarray], outputs: Sequence[int]
 ) -> None:
     """Generates in batches, padded on the left, each until its longest output."""
-    for first in range(0, len(prompts), ROWS):
-        batch = prompts[first : first + ROWS]
+    for first in range(0, len(prompts), PEER_ROWS):
+        batch = prompts[first : first + PEER_ROWS]
         longest = max(len(prompt) for prompt in batch)
         ids_bt = np.stack([np.pad(prompt, (longest - len(prompt), 0)) for prompt in batch])
         mask_bt = np.stack([np.arange(longest) >= longest - len(prompt) for prompt in batch])
-        count = int(max(outputs[first : first + ROWS]))
+        count = int(max(outputs[first : first + PEER_ROWS]))
         model.generate(
             torch.from_numpy(ids_bt),
             attention_mask=torch.from_numpy(mask_bt.astype(np.int64)),
@@ -140,6 +150,16 @@ def equal(runner: Runner, rng: np.random.Generator) -> None:
         )
 
 
+def int8(_: Runner, rng: np.random.Generator) -> None:
+    """One prompt; our weights are int8, those of Hugging Face float32."""
+    runner, hf = our_runner(rng, int8=True), peer_model()
+    prompts, outputs = rng.integers(3, 30000, (1, EQUAL_PROMPT)), [EQUAL_OUTPUT]
+    times = paired_ratio(
+        lambda: ours(runner, prompts, outputs), lambda: peer(hf, prompts, outputs), EQUAL_PAIRS
+    )
+    _print(workload="int8", batch=1, **_against_hf(times, sum(outputs)))
+
+
 def mixed(runner: Runner, rng: np.random.Generator) -> None:
     """Prompts and outputs of random lengths."""
     hf = peer_model()
@@ -149,7 +169,7 @@ def mixed(runner: Runner, rng: np.random.Generator) -> None:
 
     def warm_up():
         ours(runner, prompts, outputs)  # compiles
-        peer(hf, prompts[:ROWS], [2] * ROWS)
+        peer(hf, prompts[:PEER_ROWS], [2] * PEER_ROWS)
 
     times = paired_ratio(
         lambda: ours(runner, prompts, outputs),
@@ -192,7 +212,7 @@ def _print(**fields: object) -> None:
     print(json.dumps(fields), flush=True)
 
 
-WORKLOADS = {"equal": equal, "mixed": mixed, "ten_shot": ten_shot}
+WORKLOADS = {"equal": equal, "int8": int8, "mixed": mixed, "ten_shot": ten_shot}
 Workload = enum.StrEnum("Workload", list(WORKLOADS))
 
 

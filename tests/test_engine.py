@@ -37,6 +37,12 @@ MASKS = np.stack([np.arange(96) < 90, np.arange(96) < 50, np.arange(96) >= 40])
 SLOTS = 280
 
 
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    """Lets calls of these few slots use a window; with the usual ones copying it costs more."""
+    monkeypatch.setattr(engine_module, "SMALLEST_WINDOW", 64)
+
+
 @pytest.fixture(scope="module")
 def runner():
     model, ones = Llama(CONFIG), jnp.ones((1, 4), jnp.int32)
@@ -255,6 +261,40 @@ def test_nothing_is_compiled_after_the_warm_up(runner, count):
     jnp.zeros(12345).block_until_ready()
     assert compiled, "compilations are not noticed"
     jax.monitoring.clear_event_listeners()
+
+
+def test_the_longest_requests_start_first_and_results_keep_their_order(runner):
+    started = []
+    requests = [
+        Request([5 + n], 0, GenerationConfig(n), on_tokens=lambda _, n=n: started.append(n))
+        for n in (2, 9, 5)
+    ]
+    generations = Engine(runner, rows=1, slots=SLOTS).generate(requests)
+    assert list(dict.fromkeys(started)) == [9, 5, 2]
+    assert [generation.request for generation in generations] == requests
+
+
+def test_a_smaller_window_is_used_if_it_saves_more_reads_than_it_copies(runner, monkeypatch):
+    windows, decode = [], Runner.decode
+
+    def record(self, state, rows, window, *args, **kwargs):
+        windows.append(window)
+        return decode(self, state, rows, window, *args, **kwargs)
+
+    monkeypatch.setattr(Runner, "decode", record)
+    engine = Engine(runner, rows=1, slots=SLOTS)
+    generation = engine.submit(Request([5, 6], 0, GenerationConfig(40)))
+    engine.step(32)
+    engine.step(1)
+    assert not generation.done
+    assert windows[0] == 64 and windows[1] >= SLOTS
+
+
+@pytest.mark.parametrize(("longest", "slots"), [(10, 64), (257, 320), (400, 448), (513, 640)])
+def test_an_engine_for_given_requests_has_few_unused_slots(longest, slots):
+    request = Request([5] * 4, 0, GenerationConfig(longest - 4))
+    assert engine_module.slots_of([request], 100000) == slots
+    assert engine_module.slots_of([request], 300) == min(slots, 300)
 
 
 def test_an_interrupted_engine_can_be_used_again(runner, alone, monkeypatch):

@@ -69,12 +69,19 @@ class BaseEngine(abc.ABC):
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Submits requests, and runs steps until they have ended.
 
+        Returns:
+          The results, in the order of the requests.
+
         Raises:
           InputError: a request cannot be used; then none of them is run.
         """
         for number, request in enumerate(requests):
             self._check(request, f"Prompt {number}")
-        generations = [self.submit(request) for request in requests]
+        # Those with the most tokens to generate first: a long request that started last would
+        # decode alone at the end.
+        order = sorted(range(len(requests)), key=lambda i: -requests[i].config.max_new_tokens)
+        submitted = {i: self.submit(requests[i]) for i in order}
+        generations = [submitted[i] for i in range(len(requests))]
         try:
             self.run(generations)
         except BaseException:  # such as Ctrl-C in a notebook, whose engine is used again

@@ -332,9 +332,9 @@ def _power_of_four(size: int, smallest: int) -> int:
 
 
 def _chunk(left: int, room: int) -> int:
-    """The largest chunk that fits and of which at least half is tokens, else the smallest."""
+    """The largest chunk that fits and of which at least 3/4 is tokens, else the smallest."""
     for size in CHUNKS:
-        if size <= room and (left >= size // 2 or size == CHUNKS[-1]):
+        if size <= room and (left >= size * 3 // 4 or size == CHUNKS[-1]):
             return size
     raise AssertionError(f"a chunk of {CHUNKS[-1]} tokens does not fit in {room} slots")
 
@@ -387,6 +387,11 @@ def continue_prompts(
 
 
 def slots_of(requests: Sequence[Request], positions: int) -> int:
-    """The number of slots that the longest request needs, rounded up, at most `positions`."""
+    """The number of slots that the longest request needs, rounded up, at most `positions`.
+
+    It is a multiple of an eighth of a power of two: few sizes are compiled, and few slots are read
+    that nothing uses.
+    """
     longest = max((len(r.prompt) + r.config.max_new_tokens for r in requests), default=1)
-    return min(bucketing.power_of_two(longest, SMALLEST_WINDOW), positions)
+    step = bucketing.power_of_two(longest, SMALLEST_WINDOW) // 8
+    return min(max(-(-longest // step) * step, SMALLEST_WINDOW), positions)

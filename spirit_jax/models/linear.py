@@ -17,6 +17,7 @@ from spirit_jax import devices
 # reads 2.9 TB/s with these; of (1, 4096), (4, 2048), (8, 1024) and (16, 512) none was faster.
 BLOCK_O, BLOCK_C = 2, 4096
 CPU_BLOCK = 1 << 16  # weights that `product_of_outputs` converts at once: 256 KiB in float32
+CPU_LANES, CPU_CHANNELS = 32, 2048  # input channels of a vector, and of a loop, of `_int8_row`
 
 
 def multiply(x: jax.Array, kernel: jax.Array, inputs: int, outputs_first: bool) -> jax.Array:
@@ -83,6 +84,8 @@ def product_of_outputs(x_rc: jax.Array, kernel_oc: jax.Array) -> jax.Array:
     outputs, inputs = kernel_oc.shape
     if kernel_oc.dtype != jnp.int8:
         return multiply_block(kernel_oc).T
+    if len(x_rc) == 1 and inputs % CPU_LANES == 0:
+        return _int8_row(x_rc[0], kernel_oc)[None]
     largest = max(CPU_BLOCK // inputs, 16)
     size = max(n for n in range(1, min(largest, outputs) + 1) if outputs % n == 0)
 
@@ -92,6 +95,25 @@ def product_of_outputs(x_rc: jax.Array, kernel_oc: jax.Array) -> jax.Array:
 
     zeros_or = jnp.zeros((outputs, len(x_rc)), jnp.float32)
     return jax.lax.fori_loop(0, outputs // size, write_block, zeros_or).T
+
+
+def _int8_row(x_c: jax.Array, kernel_oc: jax.Array) -> jax.Array:
+    """The product of one row and an int8 kernel on a CPU; float32 (o,).
+
+    The sum over channels is written out, for `CPU_LANES` neighbouring channels at a time. XLA
+    compiles it to one loop of vector instructions, in which the converted kernel stays in
+    registers. It does not vectorise a sum over the last axis.
+    """
+    x_c = x_c.astype(jnp.float32)
+    outputs, inputs = kernel_oc.shape
+    sums_on = jnp.zeros((outputs, CPU_LANES), jnp.float32)
+    for start in range(0, inputs, CPU_LANES):
+        if start % CPU_CHANNELS == 0:
+            sums_on = jax.lax.optimization_barrier(sums_on)  # bounds the size of the loop
+        lanes = slice(start, start + CPU_LANES)
+        sums_on += kernel_oc[:, lanes].astype(jnp.float32) * x_c[lanes]
+    # Without the barrier and with `sum` XLA would undo this.
+    return jax.lax.optimization_barrier(sums_on) @ jnp.ones(CPU_LANES)
 
 
 def has_row_kernel(kernel_co: jax.Array, inputs: int) -> bool:
