@@ -283,7 +283,7 @@ def test_a_smaller_window_is_used_if_it_saves_more_reads_than_it_copies(runner, 
 
     monkeypatch.setattr(Runner, "decode", record)
     engine = Engine(runner, rows=1, slots=SLOTS)
-    generation = engine.submit(Request([5, 6], 0, GenerationConfig(40)))
+    generation = engine.submit(Request([5, 6], 2, GenerationConfig(40)))  # without EOS
     engine.step(32)
     engine.step(1)
     assert not generation.done

@@ -332,9 +332,9 @@ def _power_of_four(size: int, smallest: int) -> int:
 
 
 def _chunk(left: int, room: int) -> int:
-    """The largest chunk that fits and of which at least 3/4 is tokens, else the smallest."""
+    """The largest chunk that fits and of which at least half is tokens, else the smallest."""
     for size in CHUNKS:
-        if size <= room and (left >= size * 3 // 4 or size == CHUNKS[-1]):
+        if size <= room and (left >= size // 2 or size == CHUNKS[-1]):
             return size
     raise AssertionError(f"a chunk of {CHUNKS[-1]} tokens does not fit in {room} slots")
 
