@@ -274,22 +274,6 @@ def test_the_longest_requests_start_first_and_results_keep_their_order(runner):
     assert [generation.request for generation in generations] == requests
 
 
-def test_a_smaller_window_is_used_if_it_saves_more_reads_than_it_copies(runner, monkeypatch):
-    windows, decode = [], Runner.decode
-
-    def record(self, state, rows, window, *args, **kwargs):
-        windows.append(window)
-        return decode(self, state, rows, window, *args, **kwargs)
-
-    monkeypatch.setattr(Runner, "decode", record)
-    engine = Engine(runner, rows=1, slots=SLOTS)
-    generation = engine.submit(Request([5, 6], 2, GenerationConfig(40)))  # without EOS
-    engine.step(32)
-    engine.step(1)
-    assert not generation.done
-    assert windows[0] == 64 and windows[1] >= SLOTS
-
-
 @pytest.mark.parametrize(("longest", "slots"), [(10, 64), (257, 320), (400, 448), (513, 640)])
 def test_an_engine_for_given_requests_has_few_unused_slots(longest, slots):
     request = Request([5] * 4, 0, GenerationConfig(longest - 4))
