@@ -8,6 +8,7 @@ vocabulary).
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from spirit_jax.errors import InputError
+from spirit_jax.errors import InputError, InputWarning
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -124,18 +125,39 @@ def batch_multiple(mesh: Mesh | None) -> int:
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     """The sharding of every parameter of a tree with logical axes.
 
+    A dimension that the mesh does not divide is not sharded, with an `InputWarning`.
+
     Args:
       boxed: result of `jax.eval_shape(module.init, ...)`; leaves that can be sharded are boxed by
         `nn.with_logical_partitioning`.
       mesh: the device mesh.
     """
 
-    def place(leaf: Any) -> NamedSharding:
-        if isinstance(leaf, nn.LogicallyPartitioned):
-            return NamedSharding(mesh, _spec(leaf.value.shape, leaf.names, mesh.shape))
-        return NamedSharding(mesh, PartitionSpec())
+    undivided: dict[tuple[str, int], int] = {}  # (axis, its size): bytes a device has more
 
-    return jax.tree.map(place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    def place(leaf: Any) -> NamedSharding:
+        if not isinstance(leaf, nn.LogicallyPartitioned):
+            return NamedSharding(mesh, PartitionSpec())
+        value = leaf.value
+        spec = _spec(value.shape, leaf.names, mesh.shape)
+        for size, axis in zip(value.shape, leaf.names, strict=True):
+            parts = _parts(axis, mesh.shape)
+            if size % parts:
+                whole = value.size * value.dtype.itemsize
+                more = whole - whole // parts
+                undivided[axis, size] = undivided.get((axis, size), 0) + more
+        return NamedSharding(mesh, spec)
+
+    placed = jax.tree.map(place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    for (axis, size), more in undivided.items():
+        warnings.warn(
+            f"The mesh does not divide the axis '{axis}' of size {size} by "
+            f"{_parts(axis, mesh.shape)}, so each device has {more / 2**20:.1f} MiB of parameters "
+            "more.",
+            InputWarning,
+            stacklevel=2,
+        )
+    return placed
 
 
 def default_sharding() -> jax.sharding.Sharding:
@@ -320,4 +342,9 @@ def _spec(
 
 def _mesh_axes(size: int, axis: str | None, mesh_shape: dict[str, int]) -> tuple[str, ...]:
     names = tuple(name for name in RULES.get(axis, ()) if name in mesh_shape)
-    return names if size % math.prod(mesh_shape[name] for name in names) == 0 else ()
+    return names if size % _parts(axis, mesh_shape) == 0 else ()
+
+
+def _parts(axis: str | None, mesh_shape: dict[str, int]) -> int:
+    """Number of parts that a mesh has for a logical axis."""
+    return math.prod(mesh_shape.get(name, 1) for name in RULES.get(axis, ()))

@@ -1,10 +1,14 @@
 """Meshes over one and several slices."""
 
+import warnings
+
 import jax
 import numpy as np
 import pytest
 
 from spirit_jax import InputError, sharding
+from spirit_jax.errors import InputWarning
+from spirit_jax.models import llama
 from spirit_jax.training.configs import MeshConfig
 
 
@@ -45,3 +49,14 @@ def test_slices_that_the_devices_report():
     uneven = [d for d in devices if d.slice_index == 0 or d.id % 2]
     with pytest.raises(InputError, match="different numbers of devices"):
         sharding.make_mesh(fsdp=len(uneven), devices=uneven)
+
+
+def test_an_axis_that_the_mesh_does_not_divide_is_named_with_its_cost():
+    cfg = llama.LlamaConfig(64, 16, 32, 2, 4, 2, 4)
+    boxed = llama.abstract_params(llama.Llama(cfg), boxed=True)
+    with pytest.warns(InputWarning, match="'kv_heads' of size 2 by 4.* 0.0 MiB") as caught:
+        sharding.param_shardings(boxed, sharding.make_mesh(fsdp=2, tensor=4))
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sharding.param_shardings(boxed, sharding.make_mesh(fsdp=4, tensor=2))
