@@ -3,6 +3,7 @@
 import errno
 import io
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,7 +146,8 @@ def test_no_item_is_skipped_for_a_lack_of_memory_or_open_files(lack, tmp_path, m
         with pytest.raises(LackError):
             align_corpus._prepare(tmp_path / "out.jsonl", lambda item: load_audio(item.audio), row)
         with pytest.raises(LackError):
-            list(prepare._encode([item], object(), PrepareConfig(threads=1), report.Counts()))
+            tokenizer = SimpleNamespace(devices=1)
+            list(prepare._encode([item], tokenizer, PrepareConfig(threads=1), report.Counts()))
         with pytest.raises(LackError):
             list(read_source(str(tmp_path / "b.txt")))
 

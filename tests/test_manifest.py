@@ -65,7 +65,7 @@ def test_half_a_character_costs_its_own_item_alone(cases, tmp_path):
         shutil.copy(cases / "manifests" / name, tmp_path)
     lines = (tmp_path / "surrogate.jsonl").read_text().replace('"audio"', '"x"')
     (tmp_path / "surrogate.jsonl").write_text(lines)
-    with pytest.warns(InputWarning, match=r"the fields x \(1 items\) are ignored"):
+    with pytest.warns(InputWarning, match=r"the fields x \(1 item\) are ignored"):
         report = prepare(str(tmp_path / "surrogate.jsonl"), tmp_path / "corpus", None)
     assert (report["items"], report["rejected"]) == (1, 1)
     (path,) = (tmp_path / "corpus").glob("rejects-*.jsonl")

@@ -261,8 +261,8 @@ def test_a_missing_compiler_is_reported_first():
     start += "runpy.run_module('tpu.plan', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", start, "--config", "missing.yaml"]
     process = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
-    assert process.returncode == 1 and process.stderr.startswith("error: The TPU's compiler is not")
-    assert len(process.stderr.splitlines()) == 1 and "'jax[tpu]'" in process.stderr
+    assert process.returncode == 1 and process.stderr.startswith("error: libtpu cannot be imported")
+    assert len(process.stderr.splitlines()) == 1 and "'spirit-jax[tpu]'" in process.stderr
 
 
 @pytest.mark.parametrize(

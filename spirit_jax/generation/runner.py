@@ -281,8 +281,9 @@ def _decode(
     model, params, state, rows, masks, eos_e, most, most_ended, window
 ) -> tuple[State, Decoded]:
     b = len(rows.tokens_b)
-    # A kernel that reads only filled slots works on the cache itself. Otherwise the loop works on a
-    # copy of the first rows and slots, and `_put_new` writes the new slots back.
+    # A kernel that reads only filled slots works on the cache itself, and so does a loop over all
+    # rows and slots. Otherwise the loop works on a copy of the first rows and slots, and `_put_new`
+    # writes the new slots back.
     in_place = has_length_kernel(state.layers[0])
     layers = state.layers
     if not in_place:
@@ -374,6 +375,8 @@ def _put_new(
     The loop writes to idle rows too. If a row has more tokens than the window has slots, it
     overwrites one of them, so the rows in `idle_b` keep their stored keys and values.
     """
+    if part.shape == stored.shape:  # not a copy: the loop worked on the donated array itself
+        return part
     b, _, window = part.shape[:3]
     size = min(MOST_STEPS, window)
 
