@@ -254,8 +254,11 @@ def learn_text_tokenizer(folder: str | Path, lines: Iterable[str], pieces: int) 
     except (RuntimeError, TypeError, ValueError, OSError, MemoryError) as error:
         reason = files.describe(error)
         largest = re.search(r"value <= (\d+)", reason)
+        smallest = re.search(r"required_chars\. \d+ vs (\d+)", reason)
         if largest:
             reason = f"the text is enough for at most {largest[1]}; give more text or fewer pieces"
+        elif smallest:
+            reason = f"its characters and the 256 bytes need at least {smallest[1]}"
         raise InputError(f"A tokenizer of {pieces} pieces cannot be trained ({reason}).") from error
     with files.whole_file(Path(folder) / "tokenizer.model") as unfinished:
         unfinished.write_bytes(model.getvalue())

@@ -313,6 +313,7 @@ def test_a_learnt_vocabulary_keeps_spaces(learnt, text):
     [
         ([], 300, "cannot be trained"),
         (["a b c"], 100_000, "cannot be trained .the text is enough for at most"),
+        (["a b c"], 60, "its characters and the 256 bytes need at least 263"),
         (["a b c"], -1, "cannot be trained"),
         (["a b c"], 10**30, "cannot be trained"),
         (["half \ud83d"], 300, "not valid Unicode"),
