@@ -72,14 +72,11 @@ class Stream(Iterator[dict[str, np.ndarray]]):
         steps = itertools.product(range(period), self._rows)
         shards = sorted({_shard_of(config, step, row) for step, row in steps})
         settings = config, self._rows, weights
-        self._readers: list[RowReader | Worker] = [RowReader(*settings, shards, sources)]
-        if config.workers:
-            workers = min(config.workers, len(shards))
-            make = functools.partial(_make_reader, tokenizer, vocab, *settings)
-            self._readers = [
-                Worker(functools.partial(make, shards[number::workers]))
-                for number in range(workers)
-            ]
+        workers = min(config.workers, len(shards))
+        make = functools.partial(_make_reader, tokenizer, vocab, *settings)
+        self._readers: list[RowReader | Worker] = [
+            Worker(functools.partial(make, shards[number::workers])) for number in range(workers)
+        ] or [RowReader(*settings, shards, sources)]
 
     def __next__(self) -> dict[str, np.ndarray]:
         rows: dict[int, dict[str, np.ndarray]] = {}
