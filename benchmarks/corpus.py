@@ -26,7 +26,8 @@ from spirit_jax.cli.running import call, make_app
 from spirit_jax.data.configs import DataConfig, SourceConfig
 from spirit_jax.data.index import Index
 from spirit_jax.data.pipeline import Stream
-from spirit_jax.data.records import SUFFIX, Shard, Utterance, write_list, write_shard
+from spirit_jax.data.records import SUFFIX, Utterance, write_shard
+from spirit_jax.data.shard_list import Shard, write_list
 from spirit_jax.text import learn_text_tokenizer, load_text_tokenizer
 from spirit_jax.units import HUBERT_RATE, Units
 from spirit_jax.vocab import Vocab

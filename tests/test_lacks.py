@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from spirit_jax import checksums, config, files, orbax_folder, tensor_file, text
 from spirit_jax.audio import load_audio, write_wav
 from spirit_jax.audio_decoding import decode
-from spirit_jax.data import align_corpus, prepare, records, report
+from spirit_jax.data import align_words, records, report
 from spirit_jax.data.configs import PrepareConfig
+from spirit_jax.data.encode_items import encode_items
 from spirit_jax.data.items import Item
 from spirit_jax.data.manifest import Row, read_source
 from spirit_jax.data.toy import make_utterances
@@ -84,7 +85,7 @@ READERS = {  # (the library call that fails, a function that makes it)
     "tokenizers": ((tokenizers, "Tokenizer"), lambda d: text.load_tokenizers(d / "b.txt")),
     "shard": (
         (records.array_record_module, "ArrayRecordReader"),
-        lambda d: records._count_records(d / "s.arrayrecord"),
+        lambda d: records.count_records(d / "s.arrayrecord"),
     ),
     "cache": ("numpy.load", lambda d: recording_cache._load_whole(d / "cached.npz")),
     "arrays": ("orbax.checkpoint.v1.metadata", lambda d: orbax_folder.read_shapes(d)),
@@ -144,10 +145,11 @@ def test_no_item_is_skipped_for_a_lack_of_memory_or_open_files(lack, tmp_path, m
     with monkeypatch.context() as patched:  # pytest itself opens files after the test
         patch(patched, "builtins.open", LACKS[lack][0])
         with pytest.raises(LackError):
-            align_corpus._prepare(tmp_path / "out.jsonl", lambda item: load_audio(item.audio), row)
+            words = SimpleNamespace(load=lambda item: load_audio(item.audio))
+            align_words.read(words, tmp_path / "out.jsonl", row)
         with pytest.raises(LackError):
             tokenizer = SimpleNamespace(devices=1)
-            list(prepare._encode([item], tokenizer, PrepareConfig(threads=1), report.Counts()))
+            list(encode_items([item], tokenizer, PrepareConfig(threads=1), report.Counts()))
         with pytest.raises(LackError):
             list(read_source(str(tmp_path / "b.txt")))
 

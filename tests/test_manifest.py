@@ -12,9 +12,9 @@ import soundfile
 
 from spirit_jax.audio import SAMPLE_RATE, AudioPiece, load_audio
 from spirit_jax.data import datasets
+from spirit_jax.data.corpus import Corpus
 from spirit_jax.data.manifest import fingerprint, read_source, source_checksum
 from spirit_jax.data.prepare import prepare
-from spirit_jax.data.records import Corpus
 from spirit_jax.errors import InputError, InputWarning
 
 

@@ -14,11 +14,13 @@ from toy_tokenizers import train_sentencepiece
 
 from spirit_jax.data import pipeline
 from spirit_jax.data import shuffle as shuffle_lib
+from spirit_jax.data.corpus import Corpus
 from spirit_jax.data.index import Index
 from spirit_jax.data.interleave import InterleaveConfig, TokenLine
 from spirit_jax.data.pipeline import DataConfig, Stream
-from spirit_jax.data.records import Corpus, Shard, Utterance, find_shards, write_list, write_shard
+from spirit_jax.data.records import Utterance, write_shard
 from spirit_jax.data.samples import Documents, SourceConfig, make_sample
+from spirit_jax.data.shard_list import Shard, find_shards, write_list
 from spirit_jax.errors import InputError
 from spirit_jax.text import load_text_tokenizer
 from spirit_jax.units import Units

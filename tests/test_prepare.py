@@ -12,9 +12,11 @@ from spirit_jax import InputError, SpeechTokenizer, cli
 from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.data import prepare as prepare_lib
 from spirit_jax.data import report
+from spirit_jax.data.configs import PrepareConfig
+from spirit_jax.data.corpus import Corpus
+from spirit_jax.data.encode_items import find_splits
 from spirit_jax.data.manifest import read_source
-from spirit_jax.data.prepare import PrepareConfig, find_splits, prepare
-from spirit_jax.data.records import Corpus
+from spirit_jax.data.prepare import prepare
 
 SECONDS = (1.3, 0.7, 1.0, 0.9, 1.2, 0.5)
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from spirit_jax import units
-from spirit_jax.data import records
-from spirit_jax.data.records import Corpus, Shard, Utterance, write_list, write_shard
+from spirit_jax.data import shard_list
+from spirit_jax.data.corpus import Corpus
+from spirit_jax.data.records import Utterance, write_shard
+from spirit_jax.data.shard_list import Shard, write_list
 from spirit_jax.errors import InputError
 from spirit_jax.units import Units
 
@@ -115,19 +117,19 @@ def test_an_unfinished_part_is_rejected(tmp_path):
 
 def test_a_corpus_without_a_shard_list_opens_with_a_warning(tmp_path, capsys):
     folder = write_corpus(tmp_path)
-    listed, fingerprint = list(Corpus(folder)), records.fingerprint(folder)
+    listed, fingerprint = list(Corpus(folder)), shard_list.fingerprint(folder)
     assert not capsys.readouterr().err
     (folder / "corpus-00001-of-00001.json").unlink()
     assert list(Corpus(folder)) == listed
     assert "has no list of its shards" in capsys.readouterr().err
-    assert records.fingerprint(folder) == fingerprint
+    assert shard_list.fingerprint(folder) == fingerprint
 
 
 def test_the_fingerprint_depends_on_the_content_only(tmp_path):
     first = write_corpus(tmp_path / "a")
     same = write_corpus(tmp_path / "b")
     other = write_corpus(tmp_path / "c", UTTERANCES[:2])
-    fingerprints = [records.fingerprint(folder) for folder in (first, same, other)]
+    fingerprints = [shard_list.fingerprint(folder) for folder in (first, same, other)]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 

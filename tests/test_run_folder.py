@@ -18,8 +18,8 @@ from training_runs import SharedStepRecipe, run
 
 from spirit_jax import InputError, cli, config, lock, synthetic
 from spirit_jax.data.manifest import Item
-from spirit_jax.data.records import fingerprint
 from spirit_jax.data.samples import SourceConfig
+from spirit_jax.data.shard_list import fingerprint
 from spirit_jax.data.speech import SpeechDataConfig, read_items
 from spirit_jax.training import loop, record, run_folder
 from spirit_jax.training.checkpoints import Checkpoints

@@ -6,8 +6,9 @@ import jax
 from test_interleave import make_utterance
 
 from spirit_jax.data.pipeline import DataConfig
-from spirit_jax.data.records import Shard, write_list, write_shard
+from spirit_jax.data.records import write_shard
 from spirit_jax.data.samples import SourceConfig
+from spirit_jax.data.shard_list import Shard, write_list
 from spirit_jax.training import loop
 from spirit_jax.training.configs import MeshConfig
 from spirit_jax.training.lm.config import LmRunConfig

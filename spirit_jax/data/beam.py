@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spirit_jax.data import prepare
+from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.errors import InputError
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 
@@ -21,7 +22,7 @@ except ImportError as error:
 class MakeShard(apache_beam.DoFn):
     """Prepares portions; see `prepare.make_shard`."""
 
-    def __init__(self, output: Path, model: Path | None, config: prepare.PrepareConfig):
+    def __init__(self, output: Path, model: Path | None, config: PrepareConfig):
         self._output, self._model, self._config = output, model, config
         self._tokenizer = None
 
@@ -40,7 +41,7 @@ def run(
     source: str,
     output: str | Path,
     model: str | Path | None,
-    config: prepare.PrepareConfig,
+    config: PrepareConfig,
     options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Prepares a source as one part, with the same result as `prepare.prepare`.

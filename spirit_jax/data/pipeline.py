@@ -16,7 +16,8 @@ import grain
 import numpy as np
 
 from spirit_jax.data.configs import DataConfig
-from spirit_jax.data.records import Corpus, Utterance
+from spirit_jax.data.corpus import Corpus
+from spirit_jax.data.records import Utterance
 from spirit_jax.data.samples import Documents, make_sample
 from spirit_jax.data.shuffle import shuffle
 from spirit_jax.data.workers import StepRows, Worker

@@ -25,7 +25,7 @@ MOST_STARS = 0.5  # share of unknown words above which a text is likely not Engl
 
 
 class PocketsphinxAligner:
-    """Aligns English recordings to their texts; a `align_corpus.WordAligner`.
+    """Aligns English recordings to their texts; a `align_words.WordAligner`.
 
     Numbers in digits are spelt out. A word that is not in the dictionary (126,000 words), with or
     without a final 's, becomes a star, which matches any speech.

@@ -7,8 +7,9 @@ import numpy as np
 
 from spirit_jax.data import index as index_lib
 from spirit_jax.data.configs import SourceConfig
+from spirit_jax.data.corpus import Corpus
 from spirit_jax.data.interleave import TokenLine, encode_text_span, interleave
-from spirit_jax.data.records import Corpus, Utterance
+from spirit_jax.data.records import Utterance
 from spirit_jax.errors import InputError
 from spirit_jax.text import TextTokenizer
 from spirit_jax.vocab import Vocab

@@ -7,7 +7,7 @@ import numpy as np
 
 from spirit_jax.data.samples import Documents
 
-GROUP_SHARDS = 96  # read at a time; `records.OPEN_SHARDS` is enough for five such corpora
+GROUP_SHARDS = 96  # read at a time; `corpus.OPEN_SHARDS` is enough for five such corpora
 
 
 def shuffle(documents: Documents, seed: int) -> grain.MapDataset:

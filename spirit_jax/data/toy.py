@@ -11,7 +11,8 @@ import numpy as np
 
 from spirit_jax import files, limits
 from spirit_jax.data.index import Builder
-from spirit_jax.data.records import SUFFIX, Shard, Utterance, write_list, write_shard
+from spirit_jax.data.records import SUFFIX, Utterance, write_shard
+from spirit_jax.data.shard_list import Shard, write_list
 from spirit_jax.units import HUBERT_RATE, PITCH_RATE, STYLE_RATE, Units
 from spirit_jax.vocab import HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS
 

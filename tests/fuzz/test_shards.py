@@ -8,7 +8,9 @@ import shutil
 import pytest
 
 from fuzz.mutate import attempt, mutate_bytes, seeds
-from spirit_jax.data.records import Corpus, Shard, write_list, write_shard
+from spirit_jax.data.corpus import Corpus
+from spirit_jax.data.records import write_shard
+from spirit_jax.data.shard_list import Shard, write_list
 from spirit_jax.data.toy import make_utterances
 
 

@@ -23,7 +23,7 @@ from spirit_jax import (
     transcription,
 )
 from spirit_jax import config as config_lib
-from spirit_jax.data import records
+from spirit_jax.data import shard_list
 from spirit_jax.data.pipeline import DataConfig, Stream
 from spirit_jax.data.samples import SourceConfig
 from spirit_jax.data.speech import Row
@@ -230,7 +230,7 @@ class LmRecipe(Recipe[LmRunConfig]):
             data, held_out = self.config.data.sources, self.config.eval_sources
             for name, sources in (("data.sources", data), ("eval_sources", held_out)):
                 for number, source in enumerate(sources):
-                    contents[f"{name}[{number}].path"] = records.fingerprint(source.path)
+                    contents[f"{name}[{number}].path"] = shard_list.fingerprint(source.path)
         return record.describe(self.config, contents, self.model.config)
 
     def write(self, state: TrainState, output: Path) -> None:
