@@ -160,6 +160,15 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     return placed
 
 
+def abstract_arrays(shapes: Any, shardings: Any) -> Any:
+    """Adds shardings to a tree of `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )
+
+
 def default_sharding() -> jax.sharding.Sharding:
     """The first device, which is used without a mesh."""
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from spirit_jax.training.checkpoints import Checkpoints, abstract_state
+from spirit_jax.sharding import abstract_arrays
+from spirit_jax.training.checkpoints import Checkpoints
 
 PLACE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -23,7 +24,7 @@ def make_state(step):
     return jax.device_put(State(jnp.array(step, jnp.int32), params), PLACE)
 
 
-ABSTRACT = abstract_state(make_state(0), jax.tree.map(lambda _: PLACE, make_state(0)))
+ABSTRACT = abstract_arrays(make_state(0), jax.tree.map(lambda _: PLACE, make_state(0)))
 
 
 def write_checkpoints(folder, steps=(2, 4, 6)):

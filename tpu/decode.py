@@ -57,8 +57,7 @@ def make_runner(
     if int8_weights:
         cfg = dataclasses.replace(cfg, int8_weights=True)
     model = llama.Llama(cfg, dtype, dtype, int8_cache=int8_cache)
-    params = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+    params = sharding.abstract_arrays(
         llama.abstract_params(model),
         sharding.param_shardings(llama.abstract_params(model, boxed=True), mesh),
     )

@@ -4,7 +4,7 @@
     checkpoints/STEP/checksums/*.json      checksums of its files, one list per process
     checkpoints/damaged/STEP/              a checkpoint that could not be read
 
-The state of the data stream, the record of the run and array shapes are Orbax metadata.
+`checkpoint_folder` reads one of them.
 """
 
 import contextlib
@@ -19,23 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
-from spirit_jax import checksums, files
+from spirit_jax import files
 from spirit_jax.errors import InputError
 from spirit_jax.orbax_folder import hide_orbax_logs
 from spirit_jax.training import distributed
+from spirit_jax.training.checkpoint_folder import (
+    Damaged,
+    check_shapes,
+    describe_arrays,
+    load,
+    read_metadata,
+    verify_checksums,
+    write_checksums,
+)
 
 DAMAGED = "damaged"
-CHECKSUMS = "checksums"
-PROCESS_FOLDER = "ocdbt.process_"  # prefix of the folder that one process writes
 UNFINISHED = ".orbax-checkpoint-tmp"  # in names of unfinished checkpoints
 COMMIT_SECONDS = 600  # timeout for the first process to commit a checkpoint
-
-
-class _Damaged(Exception):
-    """A checkpoint cannot be read; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,7 @@ class Checkpoints:
         for step in steps:
             try:
                 restored = self._read(step, abstract, check)
-            except _Damaged as error:
+            except Damaged as error:
                 reasons[step] = str(error)
                 continue
             self._skip_damaged(reasons, step)
@@ -179,40 +181,34 @@ class Checkpoints:
     def _seal(self, response: Any, step: int) -> None:
         """Waits for a save, and writes the checksums of this process's files."""
         response.result()
-        folder, process = self._folder / str(step), jax.process_index()
+        folder = self._folder / str(step)
         deadline = time.monotonic() + COMMIT_SECONDS
         while not folder.is_dir():  # the first process commits the checkpoint
             if time.monotonic() > deadline or jax.process_count() == 1:
                 return
             time.sleep(0.1)
-        paths = [path for path in folder.rglob("*") if path.is_file()]
-        names = [path.relative_to(folder).as_posix() for path in paths]
-        # Other processes may be writing their lists now.
-        names = [name for name in names if not name.startswith(f"{CHECKSUMS}/")]
-        written = sorted(name for name in names if _writer(name) == process)
-        sums = dict(zip(written, checksums.of_files(folder / n for n in written), strict=True))
-        checksums.write_json(folder / CHECKSUMS / f"{process}.json", {"files": sums})
+        write_checksums(folder)
 
     def _read(self, step: int, abstract: Any, check: Callable) -> Restored:
-        """Reads a checkpoint; raises `_Damaged` on all processes if one cannot read it."""
+        """Reads a checkpoint; raises `Damaged` on all processes if one cannot read it."""
         folder = self._folder / str(step)
-        self._together(lambda: _verify(folder))
+        self._together(lambda: verify_checksums(folder))
 
-        def read_metadata() -> dict[str, Any]:
+        def read_checked() -> dict[str, Any]:
             try:
-                metadata = _read_metadata(folder)
-            except _Damaged as error:
+                metadata = read_metadata(folder)
+            except Damaged as error:
                 return {"damaged": str(error)}
             check(step, metadata)
-            _check_shapes(folder, metadata.get("arrays"), describe_arrays(abstract))
+            check_shapes(folder, metadata.get("arrays"), describe_arrays(abstract))
             return {"metadata": metadata}
 
-        outcome = distributed.from_first(read_metadata)
+        outcome = distributed.from_first(read_checked)
         if "damaged" in outcome:
-            raise _Damaged(outcome["damaged"])
-        state = self._together(lambda: _load(folder, abstract))
+            raise Damaged(outcome["damaged"])
+        state = self._together(lambda: load(folder, abstract))
         if int(state.step) != step:
-            raise _Damaged(f"it is of step {int(state.step)}")
+            raise Damaged(f"it is of step {int(state.step)}")
         return Restored(step, state, outcome["metadata"])
 
     def _together(self, read: Callable[[], Any]) -> Any:
@@ -227,7 +223,7 @@ class Checkpoints:
             lack = lack or "another process lacks memory, files or permission"
             raise InputError(f"{self._folder}: cannot be read ({lack}).")
         if worst:
-            raise _Damaged(reason or "another process cannot read it")
+            raise Damaged(reason or "another process cannot read it")
         return result
 
     def _skip_damaged(self, reasons: dict[int, str], used: int) -> None:
@@ -257,9 +253,9 @@ class Checkpoints:
         for step in self.steps():
             folder = self._folder / str(step)
             try:
-                _read_metadata(folder)
+                read_metadata(folder)
                 readable += 1
-            except _Damaged as error:
+            except Damaged as error:
                 if readable >= self._keep:
                     shutil.rmtree(folder, ignore_errors=True)
                     continue
@@ -317,88 +313,3 @@ class Checkpoints:
         if not self._folder.parent.is_dir():
             return "the run folder is gone."
         return "there is no earlier one, so the run starts from the first step again."
-
-
-def abstract_state(state_shapes: Any, shardings: Any) -> Any:
-    """Adds shardings to a tree of shapes and dtypes."""
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        state_shapes,
-        shardings,
-    )
-
-
-def describe_arrays(tree: Any) -> dict[str, list]:
-    """[shape, dtype] of every array (or `jax.ShapeDtypeStruct`) by path; [] for `...`."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            [] if leaf is ... else [list(leaf.shape), str(jnp.dtype(leaf.dtype))]
-        )
-        for path, leaf in leaves
-    }
-
-
-def _writer(name: str) -> int:
-    """The process that wrote a file of a checkpoint; found from the file's name."""
-    for part in name.split("/"):
-        number = part.removeprefix(PROCESS_FOLDER)
-        if number != part and number.isdigit():
-            return int(number)
-    return 0
-
-
-def _verify(folder: Path) -> None:
-    """Compares checksums; raises `_Damaged` if one differs. Each process checks some files.
-
-    Checkpoints of earlier versions have no checksums.
-    """
-    known: dict[str, str] = {}
-    for path in sorted((folder / CHECKSUMS).glob("*.json")):
-        known |= checksums.read_json(path).get("files", {})
-    names = sorted(known)[jax.process_index() :: jax.process_count()]
-    for name, checksum in zip(names, checksums.of_files(folder / n for n in names), strict=True):
-        if checksum != known[name]:
-            raise _Damaged(f"the checksum of {name} differs")
-
-
-def _read_metadata(folder: Path) -> dict[str, Any]:
-    try:
-        metadata = ocp.metadata(folder).custom_metadata
-    except Exception as error:  # libraries raise all kinds for a damaged file
-        lack = files.find_lack(error)
-        if lack:
-            raise InputError(f"{folder}: cannot be read ({lack}).") from error
-        raise _Damaged(files.describe(error)) from error
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("stream"), dict):
-        raise _Damaged("it has no metadata")
-    return metadata
-
-
-def _load(folder: Path, abstract: Any) -> Any:
-    """Reads the arrays; processes do not wait for each other, since another may have failed."""
-    context = ocp.Context()
-    if jax.process_count() > 1:
-        process = jax.process_index()
-        context.multiprocessing_options.primary_host = process
-        context.multiprocessing_options.active_processes = {process}
-        context.multiprocessing_options.barrier_sync_key_prefix = f"process{process}"
-    with context:
-        return ocp.load(folder, abstract)
-
-
-def _check_shapes(folder: Path, stored: Any, wanted: dict[str, list]) -> None:
-    """Raises `InputError` if a checkpoint holds other arrays than the network has now."""
-    if not isinstance(stored, dict):
-        return  # written by an earlier version
-    for name in dict.fromkeys((*wanted, *stored)):
-        have, want = stored.get(name), wanted.get(name)
-        if have != want and want != []:
-            raise InputError(
-                f"{folder}: does not fit this network: '{name}' is {_shape(have)} in the "
-                f"checkpoint and {_shape(want)} in the network, so it cannot be resumed from."
-            )
-
-
-def _shape(about: list | None) -> str:
-    return "absent" if about is None else f"{about[1]} {tuple(about[0])}"

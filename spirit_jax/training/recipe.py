@@ -21,7 +21,6 @@ from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, draw_items, read_items
 from spirit_jax.errors import InputError
 from spirit_jax.training import record
-from spirit_jax.training.checkpoints import abstract_state
 from spirit_jax.training.configs import LoopConfig, RecipeConfig
 from spirit_jax.training.optimizer import make_optimizer, make_schedule
 from spirit_jax.training.step import Gradients, Metrics, TrainState, train_step
@@ -146,7 +145,7 @@ class Recipe(abc.ABC, Generic[Config]):
     def abstract_state(self, mesh: jax.sharding.Mesh) -> TrainState:
         """Shapes, dtypes and shardings of the state; replicated on every device by default."""
         shapes, replicated = jax.eval_shape(self._creation), sharding.replicated(mesh)
-        return abstract_state(shapes, jax.tree.map(lambda _: replicated, shapes))
+        return sharding.abstract_arrays(shapes, jax.tree.map(lambda _: replicated, shapes))
 
     def jit_step(
         self, gradients: Callable[[TrainState, Row], Gradients], places: TrainState

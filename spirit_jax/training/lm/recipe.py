@@ -31,7 +31,6 @@ from spirit_jax.errors import InputError
 from spirit_jax.models import llama
 from spirit_jax.text import TextTokenizer, load_text_tokenizer
 from spirit_jax.training import record
-from spirit_jax.training.checkpoints import abstract_state
 from spirit_jax.training.lm import lora
 from spirit_jax.training.lm.config import LmRunConfig
 from spirit_jax.training.lm.loss import LossSums, Objective
@@ -159,7 +158,7 @@ class LmRecipe(Recipe[LmRunConfig]):
             shardings,
             transform_non_params=lambda _: replicated,
         )
-        return abstract_state(
+        return sharding.abstract_arrays(
             state,
             TrainState(replicated, shardings, frozen_shardings, opt_shardings, replicated),
         )
