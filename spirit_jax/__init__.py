@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spirit_jax.errors import InputError
     from spirit_jax.generation.config import GenerationConfig
+    from spirit_jax.generation.outputs import Output
     from spirit_jax.speech_tokenizer import SpeechTokenizer
-    from spirit_jax.spiritlm import Output, SpiritLM
+    from spirit_jax.spiritlm import SpiritLM
     from spirit_jax.units import Units
     from spirit_jax.vocab import Modality
 
@@ -31,7 +32,7 @@ _MODULES = {
     "GenerationConfig": "spirit_jax.generation.config",
     "InputError": "spirit_jax.errors",
     "Modality": "spirit_jax.vocab",
-    "Output": "spirit_jax.spiritlm",
+    "Output": "spirit_jax.generation.outputs",
     "SpeechTokenizer": "spirit_jax.speech_tokenizer",
     "SpiritLM": "spirit_jax.spiritlm",
     "Units": "spirit_jax.units",

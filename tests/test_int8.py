@@ -212,7 +212,7 @@ def test_perplexity_stays_within_one_percent():
     """Of the packaged Base on held-out sentences, with int8 weights, and with an int8 cache."""
     lm = SpiritLM.from_pretrained("spirit-tiny-base")
     strings = ["[Text]" + sentence.text for sentence in grammar.sentences("test", 200)]
-    rows = [lm._encode(string) for string in strings]
+    rows = [lm._prompts.encode(string) for string in strings]
     t = max(map(len, rows))
     tokens_bt, segments_bt = np.zeros((2, len(rows), t), np.int32)
     for i, row in enumerate(rows):
