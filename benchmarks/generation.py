@@ -33,13 +33,9 @@ from spirit_jax.generation.engine import Engine, slots_of
 from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.request import Request
 from spirit_jax.generation.runner import Runner
-from spirit_jax.models.llama import (
-    Llama,
-    LlamaConfig,
-    abstract_params,
-    lay_out_for_decoding,
-    quantize_weights,
-)
+from spirit_jax.models.llama import Llama
+from spirit_jax.models.llama_config import LlamaConfig
+from spirit_jax.models.llama_weights import abstract_params, lay_out_for_decoding, quantize_weights
 from spirit_jax.vocab import Vocab
 
 THREADS = 2

@@ -25,7 +25,7 @@ from spirit_jax import devices
 from spirit_jax.cli.running import run
 from spirit_jax.errors import InputError
 from spirit_jax.generation import bench
-from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.models.llama_config import LlamaConfig
 
 RATE, REPEATS = 16_000, 5
 TRAINED = LlamaConfig(

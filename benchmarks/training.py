@@ -21,7 +21,8 @@ from flax import linen as nn
 from benchmarks.paired import paired_ratio
 from spirit_jax.cli.running import run
 from spirit_jax.devices import peak_flops
-from spirit_jax.models.llama import Llama, LlamaConfig
+from spirit_jax.models.llama import Llama
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.training.configs import StepConfig
 from spirit_jax.training.lm.loss import Objective
 from spirit_jax.training.lm.recipe import token_flops

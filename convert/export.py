@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from spirit_jax import checkpoint, config, files, model_folder, text_files
 from spirit_jax.cli.running import Output, run
-from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.text import load_text_tokenizer
 from spirit_jax.vocab import Vocab
 

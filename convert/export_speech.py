@@ -18,7 +18,7 @@ from spirit_jax import checkpoint, config, files, model_folder
 from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.errors import InputError
 from spirit_jax.models import hifigan, hubert
-from spirit_jax.models.configs import TrunkConfig
+from spirit_jax.models.speech_configs import TrunkConfig
 from spirit_jax.models.vocoder_configs import HifiGanConfig
 
 from . import table, trunk

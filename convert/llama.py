@@ -21,7 +21,9 @@ import typer
 from spirit_jax import checkpoint, files, limits
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
-from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params, draw_rows
+from spirit_jax.models.llama import Llama
+from spirit_jax.models.llama_config import LlamaConfig
+from spirit_jax.models.llama_weights import abstract_params, draw_rows
 
 from . import table, weights
 from .llama_config import read_config
@@ -112,7 +114,7 @@ def convert_llama(
       folder: the checkpoint.
       output: the network folder to write.
       new_vocab_size: rows of the new embedding and head. New rows are drawn from a normal
-        distribution with the mean and deviation of the old rows (see `llama.draw_rows`).
+        distribution with the mean and deviation of the old rows (see `llama_weights.draw_rows`).
       seed: of the new rows.
       dtype: in which the parameters are stored; by default each keeps that of its tensor.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from spirit_jax import config
 from spirit_jax.errors import InputError
-from spirit_jax.models.configs import ROPE_SCALINGS, LlamaConfig, RopeScaling
+from spirit_jax.models.llama_config import ROPE_SCALINGS, LlamaConfig, RopeScaling
 
 from .main import reading_config
 from .table import show

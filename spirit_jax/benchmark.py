@@ -10,7 +10,7 @@ from spirit_jax import config, devices, model_folder
 from spirit_jax.errors import InputError
 from spirit_jax.generation import bench
 from spirit_jax.generation.config import int8_parts
-from spirit_jax.models.configs import LlamaConfig
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.spiritlm import SpiritLM
 
 

@@ -18,8 +18,9 @@ from spirit_jax import checkpoint, config, files, limits, markup, model_folder, 
 from spirit_jax.data.manifest import read_source
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.model_folder import SpeechTokenizerConfig, find_network
-from spirit_jax.models import hifigan, hubert, llama, pitch, style
+from spirit_jax.models import hifigan, hubert, llama_weights, pitch, style
 from spirit_jax.models.hubert import QuantizerConfig
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.models.pitch import PitchConfig
 from spirit_jax.models.style import StyleConfig
 from spirit_jax.text import learn_text_tokenizer, load_text_tokenizer
@@ -77,7 +78,7 @@ def _read_texts(sources: Sequence[str]) -> list[str]:
 def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed: int = 0) -> Vocab:
     """Extends the vocabulary of a language model by the units of a speech tokenizer.
 
-    All parameters are kept. New rows of the embedding and the head are drawn by `llama.draw_rows`.
+    All parameters are kept. `llama_weights.draw_rows` draws new rows of the embedding and the head.
 
     Args:
       output: the folder to create; it is created completely or not at all.
@@ -108,7 +109,7 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
         text_files.write_tokenizer(start / "text_tokenizer", text, vocab)
         load_text_tokenizer(text, vocab)  # raises an error if it lacks unit tokens
         model_folder.list_texts(folder)
-        cfg, params = checkpoint.load_network(start / "llama", llama.LlamaConfig)
+        cfg, params = checkpoint.load_network(start / "llama", LlamaConfig)
         leaves = checkpoint.flatten(params)
         for path, axis in (("embed/embedding", 0), ("head", 1)):
             if path in leaves:
@@ -145,7 +146,7 @@ def _move_rows(array: np.ndarray, axis: int, old: Vocab, new: Vocab, seed: int) 
     rows_vd = np.moveaxis(array, axis, 0)[: old.size]
     if new == old:
         return array
-    moved_vd = llama.draw_rows(rows_vd, new.padded_size, (seed, axis)).astype(array.dtype)
+    moved_vd = llama_weights.draw_rows(rows_vd, new.padded_size, (seed, axis)).astype(array.dtype)
     moved_vd[: old.text_size] = rows_vd[: old.text_size]
     old_ids = {token: number for number, token in enumerate(old.token_strings(), old.text_size)}
     for number, token in enumerate(new.token_strings(), new.text_size):

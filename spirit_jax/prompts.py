@@ -7,7 +7,7 @@ from pathlib import Path
 from spirit_jax import bucketing, markup, units
 from spirit_jax.audio import Audio
 from spirit_jax.errors import InputError, InputWarning
-from spirit_jax.models.configs import LlamaConfig
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.text import TextTokenizer, check_unicode
 from spirit_jax.units import Units

@@ -10,7 +10,7 @@ import numpy as np
 
 from spirit_jax import checkpoint, config, files, hub, model_copy, model_folder, network_folder
 from spirit_jax.errors import InputError
-from spirit_jax.models.configs import LlamaConfig
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.vocab import Vocab
 
 CARD = "README.md"

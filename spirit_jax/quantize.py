@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from spirit_jax import checkpoint, config, files, model_folder
-from spirit_jax.models import llama
-from spirit_jax.models.configs import LlamaConfig
+from spirit_jax.models import llama_weights
+from spirit_jax.models.llama_config import LlamaConfig
 
 
 def quantize_model(model: str | Path, output: str | Path) -> LlamaConfig:
@@ -28,7 +28,7 @@ def quantize_model(model: str | Path, output: str | Path) -> LlamaConfig:
     cfg = config.read(LlamaConfig, folder / "llama" / "config.json")
     cfg.check_float(folder)
     params = checkpoint.load_params(folder / "llama")
-    cfg, params = llama.quantize_weights(cfg, params)
+    cfg, params = llama_weights.quantize_weights(cfg, params)
     with files.whole_folder(output) as unfinished:
         for path in folder.iterdir():
             if path.name == "llama":

@@ -7,7 +7,8 @@ import numpy as np
 
 from spirit_jax import checkpoint, config, limits, model_folder
 from spirit_jax.checkpoint import Params
-from spirit_jax.models import hifigan, hubert, llama, pitch, style, wav2vec2
+from spirit_jax.models import hifigan, hubert, llama, llama_weights, pitch, style, wav2vec2
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.text import learn_text_tokenizer
 from spirit_jax.vocab import PITCH_UNITS, STYLE_UNITS, Vocab
 
@@ -32,7 +33,7 @@ def write_random_model(folder: str | Path, kind: str = "expressive", seed: int =
     lines = "\n".join(path.read_text(encoding="utf-8") for path in sources).splitlines()
     learn_text_tokenizer(folder / "text_tokenizer", lines, TEXT_PIECES)
     vocab = Vocab.make(kind, TEXT_PIECES)
-    llama_config = llama.LlamaConfig(
+    llama_config = LlamaConfig(
         vocab_size=vocab.padded_size,
         hidden_size=32,
         intermediate_size=64,
@@ -43,7 +44,7 @@ def write_random_model(folder: str | Path, kind: str = "expressive", seed: int =
         max_positions=2048,
     )
     networks = {
-        "llama": (llama_config, llama.abstract_params(llama.Llama(llama_config))),
+        "llama": (llama_config, llama_weights.abstract_params(llama.Llama(llama_config))),
         **{f"speech_tokenizer/{name}": parts for name, parts in _speech_networks(kind).items()},
     }
     rng = np.random.default_rng(seed)

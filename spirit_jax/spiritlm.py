@@ -21,8 +21,8 @@ from spirit_jax.generation.remote import RemoteEngine
 from spirit_jax.generation.streaming import OutputReader, Stream
 from spirit_jax.language_model import LanguageModel, merge_options
 from spirit_jax.model_folder import SPEECH_TOKENIZER
-from spirit_jax.models import llama
-from spirit_jax.models.configs import LlamaConfig
+from spirit_jax.models import llama, llama_weights
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.prompts import Input
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.text import TextTokenizer, check_unicode, load_text_tokenizer
@@ -81,16 +81,16 @@ class SpiritLM(LanguageModel):
         devices.warn_of_idle()
         mesh = None if mesh is None else sharding.as_auto(mesh)
         vocab = config.read(Vocab, folder / "vocab.json")
-        model, params = llama.load(
+        model, params = llama_weights.load(
             folder / "llama",
             mesh,
             dtype,
             compute_dtype=dtype or devices.default_dtype(),
         )
         if int8_weights and not model.config.int8_weights:
-            rounded, params = llama.quantize_weights(model.config, params)
+            rounded, params = llama_weights.quantize_weights(model.config, params)
             model = model.clone(config=rounded)
-        model, params = llama.lay_out_for_decoding(model, params)
+        model, params = llama_weights.lay_out_for_decoding(model, params)
         model = model.clone(int8_cache=int8_cache)
         return cls(folder, vocab, *_load_tokenizers(folder, vocab), model, params, mesh)
 

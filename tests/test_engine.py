@@ -19,7 +19,8 @@ from spirit_jax.generation.engine import Engine
 from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.request import Request
 from spirit_jax.generation.runner import Runner
-from spirit_jax.models.llama import Llama, LlamaConfig
+from spirit_jax.models.llama import Llama
+from spirit_jax.models.llama_config import LlamaConfig
 
 CONFIG = LlamaConfig(
     vocab_size=96,

@@ -21,7 +21,8 @@ from spirit_jax.generation.sampling import (
     next_tokens,
     penalise_repetition,
 )
-from spirit_jax.models.llama import Llama, LlamaConfig
+from spirit_jax.models.llama import Llama
+from spirit_jax.models.llama_config import LlamaConfig
 
 CONFIG = LlamaConfig(
     vocab_size=96,

@@ -15,8 +15,9 @@ from spirit_jax.generation.engine import Engine
 from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.request import Request
 from spirit_jax.generation.runner import Runner
-from spirit_jax.models import attention, linear, llama
-from spirit_jax.models.llama import Llama, LlamaConfig
+from spirit_jax.models import attention, linear, llama, llama_weights
+from spirit_jax.models.llama import Llama
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.quantize import quantize_model
 from spirit_jax.random_model import random_params
 from spirit_jax.spiritlm import SpiritLM
@@ -40,7 +41,7 @@ TOKENS = GenerationConfig(max_new_tokens=12)
 
 @pytest.fixture(scope="module")
 def params():
-    drawn = random_params(llama.abstract_params(Llama(CONFIG)), np.random.default_rng(0))
+    drawn = random_params(llama_weights.abstract_params(Llama(CONFIG)), np.random.default_rng(0))
     return jax.tree.map(jnp.asarray, drawn)
 
 
@@ -62,22 +63,22 @@ def test_a_kernel_is_restored_within_half_a_step_of_each_output_channel(inputs):
 
 @pytest.mark.compat
 def test_only_the_matrices_of_layers_and_the_head_are_int8(params):
-    cfg, rounded = llama.quantize_weights(CONFIG, copied(params))
-    shapes = llama.abstract_params(Llama(cfg))
+    cfg, rounded = llama_weights.quantize_weights(CONFIG, copied(params))
+    shapes = llama_weights.abstract_params(Llama(cfg))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), rounded) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), shapes
     )
     flat = checkpoint.flatten(rounded)
     int8 = {path.split("/", 2)[-1] for path, leaf in flat.items() if leaf.dtype == jnp.int8}
-    assert int8 == {f"{name}/kernel" for name in llama.MATRICES} | {"head"}
+    assert int8 == {f"{name}/kernel" for name in llama_weights.MATRICES} | {"head"}
 
 
 def test_logits_are_those_of_the_restored_weights(params):
     """The network with int8 weights computes what the float network does with restored weights."""
-    cfg, rounded = llama.quantize_weights(CONFIG, copied(params))
+    cfg, rounded = llama_weights.quantize_weights(CONFIG, copied(params))
     restored = copied(params)
     for i, layer in rounded["layers"].items():
-        for name in llama.MATRICES:
+        for name in llama_weights.MATRICES:
             product = layer[name]["kernel"].astype(jnp.float32) * layer[name]["scale"]
             restored["layers"][i][name]["kernel"] = product
     restored["head"] = rounded["head"].astype(jnp.float32) * rounded["head_scale"]
@@ -125,9 +126,9 @@ def test_the_product_of_one_int8_row_for_cpus_is_that_of_all_channels_at_once():
     ],
 )
 def test_a_layout_for_decoding_changes_no_value(params, platform, orders):
-    cfg, rounded = llama.quantize_weights(CONFIG, copied(params))
+    cfg, rounded = llama_weights.quantize_weights(CONFIG, copied(params))
     model = Llama(cfg)
-    same_model, laid_out = llama.lay_out_for_decoding(model, copied(rounded), platform)
+    same_model, laid_out = llama_weights.lay_out_for_decoding(model, copied(rounded), platform)
     assert same_model == model
     layer = laid_out["layers"]["1"]
     kept = {name: layer[name]["kernel"].format.layout.major_to_minor for name in orders}
@@ -160,7 +161,7 @@ def test_attention_over_an_int8_cache_is_near_that_over_floats(length):
 def test_batches_and_shared_prefixes_change_nothing_with_an_int8_cache(params, int8_weights):
     cfg, used = CONFIG, params
     if int8_weights:
-        cfg, used = llama.quantize_weights(CONFIG, copied(params))
+        cfg, used = llama_weights.quantize_weights(CONFIG, copied(params))
     model = Llama(cfg, int8_cache=True)
     runner = Runner(model, used, Masks(jnp.ones((1, 96), bool)), np.array([], np.int32))
 
@@ -250,11 +251,11 @@ def test_output_channels_first_change_logits_by_rounding_only(params, tied, int8
     if tied:
         del used["head"]
     if int8:
-        cfg, used = llama.quantize_weights(cfg, used)
-    model, laid_out = llama.lay_out_for_decoding(Llama(cfg), copied(used), "cpu")
+        cfg, used = llama_weights.quantize_weights(cfg, used)
+    model, laid_out = llama_weights.lay_out_for_decoding(Llama(cfg), copied(used), "cpu")
     assert model.outputs_first
     shapes = jax.tree.map(jnp.shape, laid_out)
-    assert shapes == jax.tree.map(lambda leaf: leaf.shape, llama.abstract_params(model))
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, llama_weights.abstract_params(model))
     for tokens in (np.array([PROMPTS[1][:23], PROMPTS[2]]), np.array([[5]])):
         inputs = tokens, np.ones_like(tokens), np.indices(tokens.shape)[1]
         ours = jax.jit(model.apply)({"params": laid_out}, *inputs)[0]

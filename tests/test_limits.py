@@ -19,7 +19,7 @@ from spirit_jax.models.fcpe import FcpeConfig
 from spirit_jax.models.frames import MelConfig
 from spirit_jax.models.hifigan import HifiGanConfig
 from spirit_jax.models.hubert import HubertConfig, QuantizerConfig
-from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.models.pitch import PitchConfig, StackConfig
 from spirit_jax.models.style import StyleConfig
 from spirit_jax.models.wav2vec2 import TrunkConfig

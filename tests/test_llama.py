@@ -11,9 +11,10 @@ from marks import slow
 
 from spirit_jax import checkpoint, sharding
 from spirit_jax.errors import InputError
-from spirit_jax.models import llama
+from spirit_jax.models import llama, llama_weights
 from spirit_jax.models.attention import RopeScaling
-from spirit_jax.models.llama import Llama, LlamaConfig
+from spirit_jax.models.llama import Llama
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.random_model import random_params
 
 CONFIG = LlamaConfig(
@@ -36,7 +37,7 @@ ONES = jnp.ones_like(TOKENS)
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(llama.abstract_params(Llama(CONFIG)), np.random.default_rng(0))
+    return random_params(llama_weights.abstract_params(Llama(CONFIG)), np.random.default_rng(0))
 
 
 def logits_of(config, params, **kwargs):
@@ -62,14 +63,14 @@ def relative(a, b):
 
 @pytest.mark.compat
 def test_scanned_layers_give_the_same(folder, logits):
-    model, params = llama.load(folder, scan_layers=True)
+    model, params = llama_weights.load(folder, scan_layers=True)
     assert params["layers"]["q"]["kernel"].shape == (2, 16, 4, 8)
     scanned, _ = jax.jit(model.apply)({"params": params}, TOKENS, ONES, POSITIONS)
     assert relative(scanned, logits) < 1e-6
 
 
 def test_decoding_with_a_cache_equals_the_full_forward(folder, logits):
-    model, params = llama.load(folder)
+    model, params = llama_weights.load(folder)
     step = jax.jit(model.apply)
     cache = llama.init_cache(model, batch=2, slots=32)
     out, cache = step({"params": params}, TOKENS[:, :9], ONES[:, :9], POSITIONS[:, :9], cache)
@@ -113,7 +114,7 @@ def test_segments_do_not_see_each_other(params, logits):
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_sharded_equals_single(folder, logits, shape, scan_layers):
     mesh = sharding.make_mesh(*shape)
-    model, params = llama.load(folder, mesh=mesh, scan_layers=scan_layers)
+    model, params = llama_weights.load(folder, mesh=mesh, scan_layers=scan_layers)
     kernel = (params["layers"] if scan_layers else params["layers"]["0"])["up"]["kernel"]
     shard_size = kernel.addressable_shards[0].data.size
     assert shard_size == kernel.size // (shape[1] * shape[2]), "not split over the mesh"
@@ -155,10 +156,10 @@ CHANGED_YARN = {"beta_fast": 8.0, "beta_slow": 0.1, "truncate": False, "attentio
 
 
 def test_every_config_field_acts(params):
-    shapes = llama.abstract_params(Llama(CONFIG))
+    shapes = llama_weights.abstract_params(Llama(CONFIG))
     for field, value in CHANGED_SHAPE.items():
         changed = dataclasses.replace(CONFIG, **{field: value})
-        assert llama.abstract_params(Llama(changed)) != shapes, field
+        assert llama_weights.abstract_params(Llama(changed)) != shapes, field
     shallow = dataclasses.replace(CONFIG, num_layers=1, family="smollm3")  # compiles quickly
     params = dict(params, layers={"0": params["layers"]["0"]})
     logits = logits_of(shallow, params)
@@ -213,10 +214,10 @@ def test_a_half_copied_folder_is_refused(folder, tmp_path):
     data = copy / "model.safetensors"
     data.write_bytes(data.read_bytes()[:-1])
     with pytest.raises(InputError, match="model.safetensors: is not a whole safetensors file"):
-        llama.load(copy)
+        llama_weights.load(copy)
     data.unlink()
     with pytest.raises(InputError, match="copy: is not a whole network folder"):
-        llama.load(copy)
+        llama_weights.load(copy)
 
 
 def test_a_config_of_other_sizes_is_refused(folder, tmp_path):
@@ -228,7 +229,7 @@ def test_a_config_of_other_sizes_is_refused(folder, tmp_path):
     shutil.copytree(folder, copy)
     config.write(dataclasses.replace(CONFIG, intermediate_size=32), copy / "config.json")
     with pytest.raises(InputError, match="up/kernel|gate/kernel|down/kernel"):
-        llama.load(copy)
+        llama_weights.load(copy)
 
 
 def test_a_mesh_that_does_not_fit_is_refused():

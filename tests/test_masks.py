@@ -13,7 +13,8 @@ from spirit_jax.generation.engine import Engine
 from spirit_jax.generation.masks import AT_START, IN_SPEECH, IN_TEXT, make_masks, steering_mask
 from spirit_jax.generation.request import Request
 from spirit_jax.generation.runner import Runner
-from spirit_jax.models.llama import Llama, LlamaConfig
+from spirit_jax.models.llama import Llama
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.vocab import Modality, Vocab
 
 VOCAB = Vocab(text_size=40, padded_size=96, hubert_units=50)

@@ -8,7 +8,8 @@ import pytest
 
 from spirit_jax import InputError, sharding
 from spirit_jax.errors import InputWarning
-from spirit_jax.models import llama
+from spirit_jax.models import llama, llama_weights
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.training.configs import MeshConfig
 
 
@@ -52,8 +53,8 @@ def test_slices_that_the_devices_report():
 
 
 def test_an_axis_that_the_mesh_does_not_divide_is_named_with_its_cost():
-    cfg = llama.LlamaConfig(64, 16, 32, 2, 4, 2, 4)
-    boxed = llama.abstract_params(llama.Llama(cfg), boxed=True)
+    cfg = LlamaConfig(64, 16, 32, 2, 4, 2, 4)
+    boxed = llama_weights.abstract_params(llama.Llama(cfg), boxed=True)
     with pytest.warns(InputWarning, match="'kv_heads' of size 2 by 4.* 0.0 MiB") as caught:
         sharding.param_shardings(boxed, sharding.make_mesh(fsdp=2, tensor=4))
     assert len(caught) == 1

@@ -13,7 +13,7 @@ from spirit_jax.data.prepare import prepare
 from spirit_jax.data.samples import SourceConfig
 from spirit_jax.errors import InputError
 from spirit_jax.model_folder import SpeechTokenizerConfig
-from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.new_model import extend_model, write_new_model
 from spirit_jax.text import learn_text_tokenizer, load_sentencepiece, load_text_tokenizer
 from spirit_jax.training import loop

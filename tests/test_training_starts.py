@@ -15,7 +15,8 @@ from training_runs import STEPS, run
 
 from spirit_jax import InputError, SpiritLM, checkpoint, config
 from spirit_jax.data.pipeline import Stream
-from spirit_jax.models import llama
+from spirit_jax.models import llama, llama_weights
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.random_model import write_random_model
 from spirit_jax.text import load_text_tokenizer
 from spirit_jax.training.configs import LoraConfig, MeshConfig, StepConfig
@@ -107,9 +108,11 @@ def test_lora_begins_as_the_model_was_and_learns_its_products_and_new_rows(make_
 )
 def test_products_do_not_change_the_dtype_that_is_computed_in(dtype, family):
     """The biases and norms that a family has more than a Llama get no adapter."""
-    cfg = llama.LlamaConfig(64, 16, 32, 2, 2, 2, 8, family=family)
+    cfg = LlamaConfig(64, 16, 32, 2, 2, 2, 8, family=family)
     model = lora.add_to(llama.Llama(cfg, dtype, scan_layers=True), LORA)
-    paths = [str(path) for path, _ in jax.tree.leaves_with_path(llama.abstract_params(model))]
+    paths = [
+        str(path) for path, _ in jax.tree.leaves_with_path(llama_weights.abstract_params(model))
+    ]
     adapted = [path for path in paths if "lora" in path]
     assert adapted and all("kernel" in path for path in adapted)
     assert any("bias" in path for path in paths) == (family == "qwen2")
@@ -129,7 +132,7 @@ def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
     more = dataclasses.replace(settings, steps=STEPS + 1)
     (apart,) = run(more)
     assert rest
-    first, _ = llama.load(tmp_path / "merged" / "llama")
+    first, _ = llama_weights.load(tmp_path / "merged" / "llama")
     assert first.config.num_layers == 2
     # The next batch of the run, by the merged model: the stream is sent on by as many steps.
     folder = tmp_path / "merged"
@@ -137,7 +140,7 @@ def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
     stream = Stream(merged.data, load_text_tokenizer(folder / "text_tokenizer", vocab), vocab)
     for _ in range(STEPS):
         next(stream)
-    model, params = llama.load(folder / "llama")
+    model, params = llama_weights.load(folder / "llama")
     objective = Objective(model, vocab)
     sums = jax.jit(objective.losses)(params, jax.tree.map(jnp.asarray, next(stream)))
     np.testing.assert_allclose(float(sums.loss / sums.count), apart, rtol=1e-5)
@@ -258,7 +261,7 @@ def test_a_profile_is_taken(make_config, tmp_path):
 def test_settings_that_cannot_be_are_named(make_config):
     for changes, message in (
         ({"lora": LORA, "random_init": True}, "cannot be used with random_init"),
-        ({"sizes": llama.LlamaConfig()}, "set random_init too"),
+        ({"sizes": LlamaConfig()}, "set random_init too"),
         ({"steps": 0}, "steps, keep and profile_steps"),
         ({"step": StepConfig(accumulate=3)}, "3 parts"),
         ({"eval_every": -1}, "must be at least 0"),
@@ -275,4 +278,4 @@ def test_settings_that_cannot_be_are_named(make_config):
 def test_a_qwix_that_is_too_old_is_named(monkeypatch):
     monkeypatch.setattr(lora.metadata, "version", lambda name: "0.1.2")
     with pytest.raises(InputError, match="LoRA needs qwix 0.1.8, and 0.1.2 is installed"):
-        lora.add_to(llama.Llama(llama.LlamaConfig()), LORA)
+        lora.add_to(llama.Llama(LlamaConfig()), LORA)

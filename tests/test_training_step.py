@@ -13,8 +13,9 @@ from marks import slow
 
 from spirit_jax import sharding
 from spirit_jax.errors import InputError
-from spirit_jax.models import llama
-from spirit_jax.models.llama import Llama, LlamaConfig
+from spirit_jax.models import llama, llama_weights
+from spirit_jax.models.llama import Llama
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.random_model import random_params
 from spirit_jax.training.configs import StepConfig
 from spirit_jax.training.lm.loss import Objective, Targets, chunked_losses, next_tokens
@@ -39,7 +40,7 @@ PLAIN = StepConfig(loss_chunk=0)
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(llama.abstract_params(MODEL), np.random.default_rng(0))
+    return random_params(llama_weights.abstract_params(MODEL), np.random.default_rng(0))
 
 
 def stack(params):
@@ -145,7 +146,7 @@ def test_a_scan_changes_nothing(params, batch, plain, remat):
 @pytest.mark.parametrize("shape", [(2, 2, 2), slow((8, 1, 1)), slow((1, 4, 2))])
 def test_a_mesh_changes_nothing(params, batch, plain, shape):
     mesh = sharding.make_mesh(*shape)
-    boxed = llama.abstract_params(MODEL, boxed=True)
+    boxed = llama_weights.abstract_params(MODEL, boxed=True)
     placed = jax.device_put(params, sharding.param_shardings(boxed, mesh))
     twice = {name: np.concatenate([a, a]) for name, a in batch.items()}  # eight rows
     with jax.set_mesh(mesh):
@@ -296,7 +297,7 @@ def test_large_gradients_are_clipped(params):
         (lambda: StepConfig(accumulate=0), "accumulate"),
         (lambda: OptimizerConfig(schedule="step"), "schedule is 'step'"),
         (lambda: OptimizerConfig(learning_rate=0), "learning_rate"),
-        (lambda: llama.abstract_params(Llama(CONFIG, remat="all")), "remat is 'all'"),
+        (lambda: llama_weights.abstract_params(Llama(CONFIG, remat="all")), "remat is 'all'"),
     ],
 )
 def test_bad_settings_are_named(make, message):

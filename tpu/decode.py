@@ -13,8 +13,8 @@ from spirit_jax.errors import InputError
 from spirit_jax.generation.config import int8_parts
 from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.runner import Runner
-from spirit_jax.models import llama
-from spirit_jax.models.configs import LlamaConfig
+from spirit_jax.models import llama, llama_weights
+from spirit_jax.models.llama_config import LlamaConfig
 
 from .estimate import GIB, MOST_CHIPS, Chip, estimate
 from .traffic import bytes_read
@@ -58,10 +58,10 @@ def make_runner(
         cfg = dataclasses.replace(cfg, int8_weights=True)
     model = llama.Llama(cfg, dtype, dtype, int8_cache=int8_cache)
     params = sharding.abstract_arrays(
-        llama.abstract_params(model),
-        sharding.param_shardings(llama.abstract_params(model, boxed=True), mesh),
+        llama_weights.abstract_params(model),
+        sharding.param_shardings(llama_weights.abstract_params(model, boxed=True), mesh),
     )
-    model, params = llama.lay_out_for_decoding(model, params, "tpu")
+    model, params = llama_weights.lay_out_for_decoding(model, params, "tpu")
     shape = (6, cfg.vocab_size)  # as of `make_masks`
     masks = Masks(jax.ShapeDtypeStruct(shape, jnp.bool_), jax.ShapeDtypeStruct(shape, jnp.int32))
     return Runner(model, params, masks, jax.ShapeDtypeStruct((1,), jnp.int32), mesh)

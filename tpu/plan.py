@@ -32,7 +32,7 @@ from spirit_jax import files, sharding
 from spirit_jax.cli.running import describe_missing, run
 from spirit_jax.errors import InputError
 from spirit_jax.generation.config import QUANTIZATIONS
-from spirit_jax.models import llama
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.training.lm.config import LmRunConfig
 from spirit_jax.training.lm.recipe import LmRecipe, make_model, token_flops
 from spirit_jax.vocab import HUBERT_UNITS, Vocab
@@ -127,7 +127,7 @@ def plan_decoding(config: LmRunConfig | None, topology: str, decoding: decode.De
     Raises:
       InputError: see `plan`; or the mesh does not fit the slice.
     """
-    sizes = make_model(config).config if config else llama.LlamaConfig()
+    sizes = make_model(config).config if config else LlamaConfig()
     dtype = jnp.dtype(config.compute_dtype if config else "bfloat16")
     return _try(topology, lambda chips, chip: decode.plan(sizes, dtype, decoding, chips, chip))
 

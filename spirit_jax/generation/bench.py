@@ -15,8 +15,8 @@ from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.request import Request
 from spirit_jax.generation.runner import MOST_STEPS, Rows, Runner
 from spirit_jax.generation.sampling import Sampling
-from spirit_jax.models import llama
-from spirit_jax.models.configs import LlamaConfig
+from spirit_jax.models import llama, llama_weights
+from spirit_jax.models.llama_config import LlamaConfig
 
 # Sizes of models with random weights; 7b is Spirit LM's.
 SIZES = {
@@ -42,16 +42,16 @@ def random_model(
       The model and its parameters.
     """
     cfg = SIZES[size]
-    shapes = llama.abstract_params(llama.Llama(cfg, dtype, dtype))
+    shapes = llama_weights.abstract_params(llama.Llama(cfg, dtype, dtype))
     draw = jax.jit(
         lambda key, shape: cfg.init_std * jax.random.normal(key, shape, dtype), static_argnums=1
     )
     leaves, tree = jax.tree.flatten(shapes)
     params = tree.unflatten([draw(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)])
     if int8_weights:
-        cfg, params = llama.quantize_weights(cfg, params)
+        cfg, params = llama_weights.quantize_weights(cfg, params)
     model = llama.Llama(cfg, dtype, dtype, int8_cache=int8_cache)
-    return llama.lay_out_for_decoding(model, params)
+    return llama_weights.lay_out_for_decoding(model, params)
 
 
 def make_runner(model: llama.Llama, params: Any, mesh: jax.sharding.Mesh | None = None) -> Runner:

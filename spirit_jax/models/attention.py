@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from spirit_jax.models import cache_kernel
-from spirit_jax.models.configs import RopeScaling
+from spirit_jax.models.llama_config import RopeScaling
 
 TPU_ROWS = 8  # least rows of a product on a TPU's matrix unit
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 
-from spirit_jax.models.configs import MelConfig
+from spirit_jax.models.speech_configs import MelConfig
 
 POWER_FLOOR = 1e-9  # added to power, so that magnitudes have gradients
 

@@ -16,8 +16,8 @@ import numpy as np
 from flax import linen as nn
 
 from spirit_jax import checkpoint
-from spirit_jax.models.configs import PitchConfig, StackConfig
 from spirit_jax.models.frames import length_mask
+from spirit_jax.models.speech_configs import PitchConfig, StackConfig
 
 
 def normalise_f0(

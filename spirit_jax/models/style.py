@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from spirit_jax import checkpoint
-from spirit_jax.models.configs import StyleConfig
 from spirit_jax.models.frames import length_mask
+from spirit_jax.models.speech_configs import StyleConfig
 from spirit_jax.models.wav2vec2 import Trunk
 
 

@@ -23,10 +23,10 @@ import numpy as np
 from flax import linen as nn
 
 from spirit_jax.models.adapter import Adapter
-from spirit_jax.models.configs import TrunkConfig
 from spirit_jax.models.conv import conv1d
 from spirit_jax.models.frames import length_mask, masked_standardize, split_frames
 from spirit_jax.models.norms import TimeNorm, layer_norm
+from spirit_jax.models.speech_configs import TrunkConfig
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),

@@ -18,7 +18,7 @@ from spirit_jax import config  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
 from spirit_jax.models.fcpe import FcpeConfig  # noqa: E402
 from spirit_jax.models.hifigan import HifiGanConfig  # noqa: E402
-from spirit_jax.models.llama import LlamaConfig  # noqa: E402
+from spirit_jax.models.llama_config import LlamaConfig  # noqa: E402
 from spirit_jax.models.pitch import PitchConfig  # noqa: E402
 from spirit_jax.models.wav2vec2 import TrunkConfig  # noqa: E402
 from spirit_jax.text import load_text_tokenizer  # noqa: E402

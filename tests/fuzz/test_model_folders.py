@@ -8,7 +8,7 @@ import pytest
 
 from fuzz.mutate import attempt, mutate_bytes, seeds
 from spirit_jax import checkpoint, config
-from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.text import load_text_tokenizer
 from spirit_jax.vocab import Vocab
 

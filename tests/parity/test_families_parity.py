@@ -19,7 +19,7 @@ from convert.export import export_llama  # noqa: E402
 from convert.llama import convert_llama  # noqa: E402
 from spirit_jax import sharding  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
-from spirit_jax.models import llama  # noqa: E402
+from spirit_jax.models import llama, llama_weights  # noqa: E402
 
 SIZES = dict(
     vocab_size=61,
@@ -80,7 +80,7 @@ def pair(request, tmp_path_factory):
 
 
 def logits_of(folder, tokens, **options):
-    model, params = llama.load(folder, dtype=jnp.float32, **options)
+    model, params = llama_weights.load(folder, dtype=jnp.float32, **options)
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     arguments = jnp.asarray(tokens), jnp.ones_like(positions), positions
     return np.asarray(jax.jit(model.apply)({"params": params}, *arguments)[0])
@@ -130,13 +130,13 @@ def test_scan_cache_mesh_and_int8_have_the_same_parts(tmp_path):
     with jax.set_mesh(mesh):
         sharded = logits_of(tmp_path / "ours", tokens, mesh=mesh, scan_layers=True)
     assert relative(sharded, expected) < 1e-5
-    model, params = llama.load(tmp_path / "ours")
-    boxed = llama.abstract_params(model, boxed=True)["layers"]["0"]
+    model, params = llama_weights.load(tmp_path / "ours")
+    boxed = llama_weights.abstract_params(model, boxed=True)["layers"]["0"]
     assert boxed["q"]["bias"].names == ("heads", "head_dim")
     assert not isinstance(boxed["q_norm"]["scale"], nn.Partitioned)  # whole on every device
-    cfg, rounded = llama.quantize_weights(model.config, params)
+    cfg, rounded = llama_weights.quantize_weights(model.config, params)
     int8 = llama.Llama(cfg)
-    assert jax.tree.structure(rounded) == jax.tree.structure(llama.abstract_params(int8))
+    assert jax.tree.structure(rounded) == jax.tree.structure(llama_weights.abstract_params(int8))
     cache = llama.init_cache(int8, 2, 16)
     positions = np.broadcast_to(np.arange(16), tokens.shape)
     step = jax.jit(int8.apply)
@@ -150,7 +150,7 @@ def test_scan_and_cache_know_layers_without_rotary_positions(tmp_path):
     tokens = np.random.default_rng(0).integers(0, 61, (2, 16))
     expected = theirs(tmp_path / "hf", tokens)
     assert relative(logits_of(tmp_path / "ours", tokens, scan_layers=True), expected) < 1e-4
-    model, params = llama.load(tmp_path / "ours")
+    model, params = llama_weights.load(tmp_path / "ours")
     cache, parts = llama.init_cache(model, 2, 16), []
     for start in (0, 8):
         positions = np.broadcast_to(np.arange(start, start + 8), (2, 8))

@@ -20,7 +20,8 @@ from convert import llama as convert_llama  # noqa: E402
 from convert import trunk, weights  # noqa: E402
 from spirit_jax import config  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
-from spirit_jax.models import llama  # noqa: E402
+from spirit_jax.models import llama_weights  # noqa: E402
+from spirit_jax.models.llama_config import LlamaConfig  # noqa: E402
 
 SIZES = dict(
     vocab_size=61,
@@ -175,7 +176,7 @@ def assert_same_logits(folder, output):
     tokens = np.random.default_rng(0).integers(0, 61, (1, 200))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens)).logits.numpy()
-    model, params = llama.load(output)
+    model, params = llama_weights.load(output)
     positions = np.arange(200)[None]
     logits, _ = jax.jit(model.apply)(
         {"params": params}, jnp.asarray(tokens), jnp.ones_like(positions), positions
@@ -211,8 +212,8 @@ def test_a_tied_head_is_what_transformers_makes_of_it(held, tmp_path):
         state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     save_file(state, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
     assert_same_logits(tmp_path / "hf", tmp_path / "ours")
-    assert config.read(llama.LlamaConfig, tmp_path / "ours/config.json") == (
-        llama.LlamaConfig(**vars(convert_llama.read_config(tmp_path / "hf")))
+    assert config.read(LlamaConfig, tmp_path / "ours/config.json") == (
+        LlamaConfig(**vars(convert_llama.read_config(tmp_path / "hf")))
         if held != "both, different"
         else dataclasses.replace(convert_llama.read_config(tmp_path / "hf"), tie_embeddings=False)
     )

@@ -15,7 +15,7 @@ from convert import torch_files, weights  # noqa: E402
 from convert.export import export_llama  # noqa: E402
 from convert.llama import convert_llama  # noqa: E402
 from spirit_jax.errors import InputError  # noqa: E402
-from spirit_jax.models import llama  # noqa: E402
+from spirit_jax.models import llama_weights  # noqa: E402
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -76,7 +76,7 @@ def test_logits_of_long_prompts(pair, scan_layers):
     tokens = np.random.default_rng(0).integers(0, 199, (2, 600))
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens)).logits.numpy()
-    jax_model, params = llama.load(ours, scan_layers=scan_layers)
+    jax_model, params = llama_weights.load(ours, scan_layers=scan_layers)
     positions = np.broadcast_to(np.arange(600), tokens.shape)
     logits, _ = jax.jit(jax_model.apply)(
         {"params": params}, jnp.asarray(tokens), jnp.ones_like(positions), positions
@@ -102,7 +102,7 @@ def test_bfloat16_stays_bfloat16(tmp_path):
     model = hf_model().to(torch.bfloat16)
     model.save_pretrained(tmp_path / "hf")
     convert_llama(tmp_path / "hf", tmp_path / "ours")
-    _, params = llama.load(tmp_path / "ours")
+    _, params = llama_weights.load(tmp_path / "ours")
     kernel = params["layers"]["1"]["up"]["kernel"]
     assert kernel.dtype == jnp.bfloat16
     expected = torch_files.to_numpy(model.model.layers[1].mlp.up_proj.weight).T
@@ -114,7 +114,7 @@ def test_parameters_are_stored_in_the_dtype_asked_for(tmp_path, dtype):
     model = hf_model()
     model.save_pretrained(tmp_path / "hf")
     convert_llama(tmp_path / "hf", tmp_path / "ours", new_vocab_size=1024, dtype=dtype)
-    _, params = llama.load(tmp_path / "ours")
+    _, params = llama_weights.load(tmp_path / "ours")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
     expected = model.model.layers[1].mlp.up_proj.weight.detach().to(getattr(torch, dtype))
     kernel = np.asarray(params["layers"]["1"]["up"]["kernel"])
@@ -149,7 +149,7 @@ def test_every_form_of_weights_is_read(tmp_path, form):
         for half, file in zip(halves, files, strict=True):
             torch.save({n: state[n].clone() for n in half}, hf / file)
     convert_llama(hf, tmp_path / "ours")
-    _, params = llama.load(tmp_path / "ours")
+    _, params = llama_weights.load(tmp_path / "ours")
     expected = state["model.layers.2.self_attn.o_proj.weight"].numpy().T.reshape(4, 8, 32)
     assert np.array_equal(np.asarray(params["layers"]["2"]["o"]["kernel"]), expected)
 
@@ -182,7 +182,7 @@ def test_new_rows_are_like_the_old_ones(tmp_path):
     model.save_pretrained(tmp_path / "hf")
     cfg = convert_llama(tmp_path / "hf", tmp_path / "ours", new_vocab_size=1024)
     assert cfg.vocab_size == 1024
-    _, params = llama.load(tmp_path / "ours")
+    _, params = llama_weights.load(tmp_path / "ours")
     embedding = np.asarray(params["embed"]["embedding"])
     assert np.array_equal(embedding[:199], model.model.embed_tokens.weight.detach().numpy())
     assert 0.9 < embedding[199:].std() / embedding[:199].std() < 1.1

@@ -3,7 +3,7 @@
 import dataclasses
 
 from spirit_jax.errors import InputError
-from spirit_jax.models.configs import TrunkConfig
+from spirit_jax.models.speech_configs import TrunkConfig
 from spirit_jax.training.configs import KMeansConfig, OptimizerConfig, RecipeConfig
 
 MFCC = "mfcc"

@@ -5,7 +5,7 @@ import dataclasses
 from spirit_jax import limits
 from spirit_jax.data.configs import DataConfig, SourceConfig
 from spirit_jax.errors import InputError
-from spirit_jax.models.configs import LlamaConfig
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.training.configs import LoopConfig, LoraConfig, OptimizerConfig, StepConfig
 
 

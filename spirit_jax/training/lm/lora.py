@@ -15,7 +15,7 @@ import qwix
 from flax import linen as nn
 
 from spirit_jax.errors import InputError
-from spirit_jax.models import llama
+from spirit_jax.models import llama, llama_weights
 from spirit_jax.training.configs import LoraConfig
 from spirit_jax.training.step import partition
 from spirit_jax.vocab import Vocab
@@ -103,7 +103,7 @@ def first_params(model: llama.Llama, base: Any, seed: int, places: Any) -> tuple
     Returns:
       (trained, frozen) parameters, see `partition`.
     """
-    shapes = llama.abstract_params(model)
+    shapes = llama_weights.abstract_params(model)
 
     def init():
         ones = jnp.ones((1, 1), jnp.int32)
@@ -127,7 +127,7 @@ def frozen_params(model: llama.Llama, base: Any) -> Any:
       base: parameters of the model without LoRA.
     """
     flat = dict(jax.tree_util.tree_leaves_with_path(base))
-    trained = is_trained(llama.abstract_params(model))
+    trained = is_trained(llama_weights.abstract_params(model))
     return jax.tree_util.tree_map_with_path(lambda path, yes: None if yes else flat[path], trained)
 
 

@@ -28,7 +28,8 @@ from spirit_jax.data.pipeline import DataConfig, Stream
 from spirit_jax.data.samples import SourceConfig
 from spirit_jax.data.speech import Row
 from spirit_jax.errors import InputError
-from spirit_jax.models import llama
+from spirit_jax.models import llama, llama_weights
+from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.text import TextTokenizer, load_text_tokenizer
 from spirit_jax.training import record
 from spirit_jax.training.lm import lora
@@ -132,7 +133,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         """The parameters of the model folder; with LoRA in the dtype of computation."""
         rank, scan_layers = self.config.lora.rank, self.config.scan_layers
         dtype = jnp.dtype(self.config.compute_dtype) if rank else jnp.float32
-        return llama.load(self.folder / "llama", mesh, dtype, scan_layers=scan_layers)[1]
+        return llama_weights.load(self.folder / "llama", mesh, dtype, scan_layers=scan_layers)[1]
 
     def read_extra(self, mesh: jax.sharding.Mesh) -> Any:
         """See `Recipe.read_extra`: the frozen parameters of a run with LoRA."""
@@ -140,7 +141,7 @@ class LmRecipe(Recipe[LmRunConfig]):
 
     def abstract_state(self, mesh: jax.sharding.Mesh) -> TrainState:
         """Shapes, dtypes and shardings of the state; moments are sharded like their parameters."""
-        boxed = llama.abstract_params(self.model, boxed=True)
+        boxed = llama_weights.abstract_params(self.model, boxed=True)
         shapes, shardings = nn.unbox(boxed), sharding.param_shardings(boxed, mesh)
         frozen = frozen_shardings = None
         if self.config.lora.rank:
@@ -252,7 +253,7 @@ def make_model(config: LmRunConfig) -> llama.Llama:
     sizes = config.sizes
     if sizes is None:
         path = model_folder.find_language_model(config.model) / "llama" / "config.json"
-        sizes = config_lib.read(llama.LlamaConfig, path)
+        sizes = config_lib.read(LlamaConfig, path)
     sizes.check_float(config.model)
     model = llama.Llama(
         sizes,
@@ -269,14 +270,14 @@ def read_vocab(config: LmRunConfig) -> Vocab:
     return config_lib.read(Vocab, model_folder.find_language_model(config.model) / "vocab.json")
 
 
-def token_flops(cfg: llama.LlamaConfig, seq_len: int) -> float:
+def token_flops(cfg: LlamaConfig, seq_len: int) -> float:
     """Floating-point operations of training per token: 6 N + 6 L D S (arXiv 2001.08361).
 
     N is the number of parameters with the head and without the input embedding, L the number of
     layers, D the width of all heads together and S the sequence length. Only the causal half of
     attention is counted; recomputation (remat) is not.
     """
-    leaves = jax.tree.leaves(llama.abstract_params(llama.Llama(cfg)))
+    leaves = jax.tree.leaves(llama_weights.abstract_params(llama.Llama(cfg)))
     embedding = 0 if cfg.tie_embeddings else cfg.vocab_size * cfg.hidden_size
     n = sum(leaf.size for leaf in leaves) - embedding
     return 6 * n + 6 * cfg.num_layers * cfg.num_heads * cfg.head_dim * seq_len
@@ -300,7 +301,7 @@ def _names(sources: tuple[SourceConfig, ...]) -> tuple[str, ...]:
     )
 
 
-def _with_length(sizes: llama.LlamaConfig, config: LmRunConfig) -> llama.LlamaConfig:
+def _with_length(sizes: LlamaConfig, config: LmRunConfig) -> LlamaConfig:
     """Sets `trained_positions`; it stays 0 (unknown) if the initial model does not know it."""
     if not config.random_init and not sizes.trained_positions:
         return sizes

@@ -4,7 +4,7 @@ import dataclasses
 
 from spirit_jax.data.configs import F0Config
 from spirit_jax.errors import InputError
-from spirit_jax.models.configs import StyleConfig
+from spirit_jax.models.speech_configs import StyleConfig
 from spirit_jax.training.configs import OptimizerConfig, RecipeConfig
 
 LABELS = ("features", "manifest")
