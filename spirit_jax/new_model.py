@@ -10,6 +10,7 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -198,14 +199,32 @@ def pack(
     files.refuse_existing(output)
     if (pitch_units is None) != (style_units is None):
         raise InputError("Pitch and style units go together: give both networks, or none.")
-    kind = "base" if pitch_units is None else "expressive"
+    networks = _read_networks(units, pitch_units, style_units, vocoder)
+    with files.whole_folder(output) as folder:
+        for name, (cfg, params) in networks.items():
+            stored = jax.tree.map(checkpoint.halve, params) if half else params
+            checkpoint.save_network(folder / name, cfg, stored)
+        kind = "base" if pitch_units is None else "expressive"
+        packed = model_folder.write_speech_tokenizer(folder, kind, f0_method)
+        if share is not None:
+            model_folder.share_networks(folder, share, output)
+    return packed
+
+
+def _read_networks(
+    units: str | Path,
+    pitch_units: str | Path | None,
+    style_units: str | Path | None,
+    vocoder: str | Path | None,
+) -> dict[str, tuple[Any, Any]]:
+    """(config, parameters) of the networks of a speech tokenizer, by name; see `pack`."""
     encoder, params = hubert.load_both(units)
     networks = {
         "hubert": (encoder.config, params["hubert"]),
         "quantizer": (encoder.quantizer, params["quantizer"]),
     }
     counts = {"code": encoder.quantizer.vocab_size, "pitch": 0, "style": 0}
-    if kind == "expressive":
+    if pitch_units is not None:
         model, params = pitch.load(find_network(pitch_units, "pitch"))
         networks["pitch"] = model.config, params
         counts["pitch"] = model.config.num_codes
@@ -220,11 +239,4 @@ def pack(
             # `known` may be larger: the release's Base vocoder has one more unit, for padding.
             if known < count or (known and not count):
                 raise InputError(f"{vocoder}: takes {known} {name} units, and there are {count}.")
-    with files.whole_folder(output) as folder:
-        for name, (cfg, params) in networks.items():
-            stored = jax.tree.map(checkpoint.halve, params) if half else params
-            checkpoint.save_network(folder / name, cfg, stored)
-        packed = model_folder.write_speech_tokenizer(folder, kind, f0_method)
-        if share is not None:
-            model_folder.share_networks(folder, share, output)
-    return packed
+    return networks

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from spirit_jax.data.configs import check_alignment
 from spirit_jax.data.manifest import check_source
 from spirit_jax.errors import InputError, plural
 
+if TYPE_CHECKING:
+    from spirit_jax.data.align_words import WordAligner
+
 FIRST_STEP = (
     "For English use --aligner pocketsphinx. For other languages, and for more exact times, use a "
     "CTC network: download facebook/wav2vec2-base-960h (English), facebook/mms-1b-all (1,162 "
@@ -22,30 +25,33 @@ FIRST_STEP = (
 )
 
 
+Source = Annotated[
+    Path,
+    typer.Argument(help="JSONL manifest with id, audio and text, or a folder of recordings"),
+]
+Output = Annotated[Path, typer.Argument(help="The manifest to write, with words")]
+Model = Annotated[Path | None, typer.Option(help="CTC aligner, written by spirit-jax convert ctc")]
+AlignerName = Annotated[
+    str | None, typer.Option(help="Instead: pocketsphinx, for English ('.[corpora]')")
+]
+TextGrids = Annotated[Path | None, typer.Option(help="Instead: folder of MFA's ID.TextGrid files")]
+WhisperX = Annotated[Path | None, typer.Option(help="Instead: folder of WhisperX's ID.json files")]
+Tier = Annotated[str, typer.Option(help="Name of the TextGrids' tier with the words")]
+MinScore = Annotated[float | None, typer.Option(help="Reject items with a lower score (0 is best)")]
+BatchSize = Annotated[int, typer.Option(help="Recordings in a batch")]
+
+
 def align(
     context: typer.Context,
-    source: Annotated[
-        Path,
-        typer.Argument(help="JSONL manifest with id, audio and text, or a folder of recordings"),
-    ],
-    output: Annotated[Path, typer.Argument(help="The manifest to write, with words")],
-    model: Annotated[
-        Path | None, typer.Option(help="CTC aligner, written by spirit-jax convert ctc")
-    ] = None,
-    aligner: Annotated[
-        str | None, typer.Option(help="Instead: pocketsphinx, for English ('.[corpora]')")
-    ] = None,
-    textgrid: Annotated[
-        Path | None, typer.Option(help="Instead: folder of MFA's ID.TextGrid files")
-    ] = None,
-    whisperx: Annotated[
-        Path | None, typer.Option(help="Instead: folder of WhisperX's ID.json files")
-    ] = None,
-    tier: Annotated[str, typer.Option(help="Name of the TextGrids' tier with the words")] = "words",
-    min_score: Annotated[
-        float | None, typer.Option(help="Reject items with a lower score (0 is best)")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Recordings in a batch")] = 16,
+    source: Source,
+    output: Output,
+    model: Model = None,
+    aligner: AlignerName = None,
+    textgrid: TextGrids = None,
+    whisperx: WhisperX = None,
+    tier: Tier = "words",
+    min_score: MinScore = None,
+    batch_size: BatchSize = 16,
 ) -> None:
     """Compute the times of each word of a corpus, or read them from another tool's files.
 
@@ -68,17 +74,7 @@ def align(
     from spirit_jax.data import progress
     from spirit_jax.data.align_corpus import align_corpus
 
-    word_aligner = None
-    if aligner is not None:
-        from spirit_jax.data.pocketsphinx_aligner import PocketsphinxAligner
-
-        word_aligner = PocketsphinxAligner()
-    elif model is not None:
-        import jax
-
-        from spirit_jax.data.align import Aligner
-
-        word_aligner = Aligner.from_pretrained(model, jax.local_devices())
+    word_aligner = _load_aligner(model, aligner)
     with progress.counting("aligning", count_items(str(source), 1)) as add:
         summary = align_corpus(
             source,
@@ -98,6 +94,21 @@ def align(
         print(f"the reasons are in {output}.rejects.jsonl", file=sys.stderr)
     for note in summary.notes():
         print(f"warning: {note}", file=sys.stderr)
+
+
+def _load_aligner(model: Path | None, aligner: str | None) -> "WordAligner | None":
+    """The CTC aligner `model` or PocketSphinx; None if the files of another tool are read."""
+    if aligner is not None:
+        from spirit_jax.data.pocketsphinx_aligner import PocketsphinxAligner
+
+        return PocketsphinxAligner()
+    if model is not None:
+        import jax
+
+        from spirit_jax.data.align import Aligner
+
+        return Aligner.from_pretrained(model, jax.local_devices())
+    return None
 
 
 def _check_ways(

@@ -16,56 +16,66 @@ from spirit_jax.cli.options import ModelDir, Speaker
 from spirit_jax.errors import InputError, plural
 from spirit_jax.generation.config import GenerationConfig
 
+Inputs = Annotated[list[str] | None, typer.Argument(help='The prompt: "text:..." and speech:FILE')]
+To = Annotated[
+    Literal["text", "speech", "arbitrary"],
+    typer.Option(help="What to generate", case_sensitive=False),
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to generate")]
+Temperature = Annotated[float, typer.Option(help="Sampling temperature; below 1 is less random")]
+TopP = Annotated[
+    float, typer.Option(help="Sample among the likeliest tokens of this total probability")
+]
+TopK = Annotated[int, typer.Option(help="Sample among this many likeliest tokens; 0 for all")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 reduces repetition")]
+Greedy = Annotated[
+    bool, typer.Option("--greedy", help="Take the likeliest token instead of sampling")
+]
+Seed = Annotated[int, typer.Option(help="Random seed of sampling")]
+StopStrings = Annotated[
+    list[str] | None, typer.Option(help="End before this string in the text; may be repeated")
+]
+MaxSpeechSeconds = Annotated[float | None, typer.Option(help="Most seconds of generated speech")]
+FollowMarkers = Annotated[
+    bool,
+    typer.Option("--follow-markers", help="Only text after [Text], only units after [Speech]"),
+]
+OutputFolder = Annotated[Path, typer.Option(help="Folder for the WAV files")]
+Transcribe = Annotated[
+    bool, typer.Option("--transcribe", help="Transcribe each speech:FILE separately")
+]
+Batch = Annotated[
+    Path | None, typer.Option(help="JSON lines file of requests; results go to --output")
+]
+Rows = Annotated[
+    int, typer.Option(min=1, max=4096, help="With --batch: requests that decode together")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="With --transcribe: print a JSON object for each file")
+]
+
 
 def generate(
     context: typer.Context,
     model: ModelDir,
-    inputs: Annotated[
-        list[str] | None, typer.Argument(help='The prompt: "text:..." and speech:FILE')
-    ] = None,
-    to: Annotated[
-        Literal["text", "speech", "arbitrary"],
-        typer.Option(help="What to generate", case_sensitive=False),
-    ] = "arbitrary",
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate")] = 200,
-    temperature: Annotated[
-        float, typer.Option(help="Sampling temperature; below 1 is less random")
-    ] = 0.9,
-    top_p: Annotated[
-        float, typer.Option(help="Sample among the likeliest tokens of this total probability")
-    ] = 0.95,
-    top_k: Annotated[
-        int, typer.Option(help="Sample among this many likeliest tokens; 0 for all")
-    ] = 0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 reduces repetition")] = 1.0,
-    greedy: Annotated[
-        bool, typer.Option("--greedy", help="Take the likeliest token instead of sampling")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Random seed of sampling")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this string in the text; may be repeated")
-    ] = None,
-    max_speech_seconds: Annotated[
-        float | None, typer.Option(help="Most seconds of generated speech")
-    ] = None,
-    follow_markers: Annotated[
-        bool,
-        typer.Option("--follow-markers", help="Only text after [Text], only units after [Speech]"),
-    ] = False,
+    inputs: Inputs = None,
+    to: To = "arbitrary",
+    max_new_tokens: MaxNewTokens = 200,
+    temperature: Temperature = 0.9,
+    top_p: TopP = 0.95,
+    top_k: TopK = 0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    greedy: Greedy = False,
+    seed: Seed = 0,
+    stop: StopStrings = None,
+    max_speech_seconds: MaxSpeechSeconds = None,
+    follow_markers: FollowMarkers = False,
     speaker: Speaker = None,
-    output: Annotated[Path, typer.Option(help="Folder for the WAV files")] = Path("."),
-    transcribe: Annotated[
-        bool, typer.Option("--transcribe", help="Transcribe each speech:FILE separately")
-    ] = False,
-    batch: Annotated[
-        Path | None, typer.Option(help="JSON lines file of requests; results go to --output")
-    ] = None,
-    rows: Annotated[
-        int, typer.Option(min=1, max=4096, help="With --batch: requests that decode together")
-    ] = 16,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="With --transcribe: print a JSON object for each file")
-    ] = False,
+    output: OutputFolder = Path("."),
+    transcribe: Transcribe = False,
+    batch: Batch = None,
+    rows: Rows = 16,
+    as_json: AsJson = False,
 ) -> None:
     """Continue a prompt of text and speech; prints text, writes speech to WAV files.
 
@@ -86,23 +96,11 @@ def generate(
     checks.refuse_idle(context, ("rows",), "without --batch there is one request")
     if not inputs:
         raise InputError('Give a prompt, such as "text:hello", or requests with --batch FILE.')
-    from spirit_jax.vocab import Modality
-
     prompt = [_parse_input(item) for item in inputs]
     if transcribe:
         _transcribe(context, model, prompt, as_json)
         return
-    if as_json:
-        raise InputError("--json is for --transcribe.")
-    if greedy:
-        idle = "temperature", "top_p", "top_k", "seed"
-        checks.refuse_idle(context, idle, "--greedy takes the likeliest token each time")
-    if Modality.of(to) is Modality.TEXT:
-        idle = "speaker", "output", "max_speech_seconds"
-        checks.refuse_idle(context, idle, "--to text generates no speech")
-    if Modality.of(to) is not Modality.ARBITRARY:
-        idle = ("follow_markers",)
-        checks.refuse_idle(context, idle, f"--to {to} generates no markers")
+    _refuse_idle(context, greedy, to)
     sampling = {} if greedy else {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     with checks.naming_options(context):
         options = GenerationConfig(
@@ -115,6 +113,34 @@ def generate(
             follow_markers=follow_markers,
             **sampling,
         )
+    _continue(model, prompt, to, speaker, options, output)
+
+
+def _refuse_idle(context: typer.Context, greedy: bool, to: str) -> None:
+    """Refuses options that have no effect without --transcribe, or with --greedy or --to."""
+    from spirit_jax.vocab import Modality
+
+    if checks.is_given(context, "as_json"):
+        raise InputError("--json is for --transcribe.")
+    if greedy:
+        idle = "temperature", "top_p", "top_k", "seed"
+        checks.refuse_idle(context, idle, "--greedy takes the likeliest token each time")
+    if Modality.of(to) is Modality.TEXT:
+        idle = "speaker", "output", "max_speech_seconds"
+        checks.refuse_idle(context, idle, "--to text generates no speech")
+    if Modality.of(to) is not Modality.ARBITRARY:
+        checks.refuse_idle(context, ("follow_markers",), f"--to {to} generates no markers")
+
+
+def _continue(
+    model: Path,
+    prompt: list[tuple[str, str]],
+    to: str,
+    speaker: str | None,
+    options: GenerationConfig,
+    output: Path,
+) -> None:
+    """Continues a prompt; prints text, and writes speech to WAV files in `output`."""
     folder = model_folder.find_language_model(model)
     if speaker is not None:
         checks.voice(folder, speaker)

@@ -15,38 +15,49 @@ from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.data.manifest import check_source
 from spirit_jax.errors import InputError, plural
 
+Source = Annotated[
+    str,
+    typer.Argument(help="JSONL manifest, folder of recordings or texts, or tfds:NAME:SPLIT"),
+]
+Output = Annotated[Path, typer.Argument(help="Folder for the prepared corpus")]
+Model = Annotated[
+    Path | None,
+    typer.Option(help="Model whose speech tokenizer computes units, by folder or name"),
+]
+ShardOfCorpus = Annotated[
+    str,
+    typer.Option(metavar="I/N", help="Prepare part I of N; on a pod the part of the process"),
+]
+Plot = Annotated[Path | None, typer.Option(help="Plot unit frequencies and lengths to this file")]
+Strict = Annotated[bool, typer.Option(help="Exit with status 1 if items were rejected")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON")]
+MaxSeconds = Annotated[float, typer.Option(help="Split longer recordings at silences")]
+ShardItems = Annotated[int, typer.Option(help="Approximate number of items in a shard")]
+Threads = Annotated[int, typer.Option(help="Threads that read recordings")]
+BeamOptions = Annotated[
+    list[str] | None,
+    typer.Option(help="Run as an Apache Beam pipeline with this option (repeatable)"),
+]
+OverwritePlot = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the file of --plot if it exists")
+]
+
 
 def prepare(
-    source: Annotated[
-        str,
-        typer.Argument(help="JSONL manifest, folder of recordings or texts, or tfds:NAME:SPLIT"),
-    ],
-    output: Annotated[Path, typer.Argument(help="Folder for the prepared corpus")],
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Model whose speech tokenizer computes units, by folder or name"),
-    ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(metavar="I/N", help="Prepare part I of N; on a pod the part of the process"),
-    ] = "",
-    plot: Annotated[
-        Path | None, typer.Option(help="Plot unit frequencies and lengths to this file")
-    ] = None,
-    strict: Annotated[bool, typer.Option(help="Exit with status 1 if items were rejected")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON")] = False,
-    max_seconds: Annotated[float, typer.Option(help="Split longer recordings at silences")] = 60.0,
-    shard_items: Annotated[int, typer.Option(help="Approximate number of items in a shard")] = 512,
-    threads: Annotated[int, typer.Option(help="Threads that read recordings")] = 4,
-    beam: Annotated[
-        list[str] | None,
-        typer.Option(help="Run as an Apache Beam pipeline with this option (repeatable)"),
-    ] = None,
+    source: Source,
+    output: Output,
+    model: Model = None,
+    shard: ShardOfCorpus = "",
+    plot: Plot = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
+    max_seconds: MaxSeconds = 60.0,
+    shard_items: ShardItems = 512,
+    threads: Threads = 4,
+    beam: BeamOptions = None,
     distributed: Distributed = False,
     peer_timeout: PeerTimeout = processes.PEER_TIMEOUT,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the file of --plot if it exists")
-    ] = False,
+    overwrite: OverwritePlot = False,
 ) -> None:
     """Prepare a corpus for training: units, text and word times of recordings and texts.
 
@@ -80,9 +91,7 @@ def prepare(
     if beam is not None:
         from spirit_jax.data import beam as beam_lib
 
-        summary = beam_lib.run(
-            source, output, model, settings, [option for option in beam if option]
-        )
+        summary = beam_lib.run(source, output, model, settings, list(filter(None, beam)))
     else:
         summary = _prepare(source, output, model, settings, part, parts)
     if plot is not None:

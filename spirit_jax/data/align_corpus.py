@@ -62,8 +62,7 @@ def align_corpus(
         can be used, or OUTPUT.partial belongs to another source, aligner or other settings.
     """
     source, output = Path(source), Path(output)
-    _check_arguments(output, (aligner, textgrid, whisperx))
-    check_alignment(batch_size, min_score)
+    _check_arguments(output, (aligner, textgrid, whisperx), batch_size, min_score)
     rows = read_rows(str(source))
     rows = itertools.chain([next(rows)], rows)  # raises for an empty source before it writes
     words: WordSource
@@ -102,7 +101,10 @@ def _align(
             yield batch
 
 
-def _check_arguments(output: Path, ways: Sequence[Any]) -> None:
+def _check_arguments(
+    output: Path, ways: Sequence[Any], batch_size: int, min_score: float | None
+) -> None:
     if sum(way is not None for way in ways) != 1:
         raise InputError("Word times come from one of an aligner, TextGrids and WhisperX's JSON.")
     files.refuse_existing(output)
+    check_alignment(batch_size, min_score)

@@ -8,6 +8,7 @@ The network is wav2vec 2.0 with a linear layer (arXiv 2006.11477), as in Hugging
 """
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -121,26 +122,9 @@ def ctc_align(
       The path of each row.
     """
     batch, frames, _ = log_probs_btv.shape
-    states_s = jnp.arange(2 * labels_bl.shape[1] + 1)
-    is_label_s = states_s % 2 == 1
-    labels_bl = jnp.where(_before(labels_bl.shape[1], label_lengths_b), labels_bl, blank)
-    labels_bs = jnp.full((batch, len(states_s)), blank).at[:, 1::2].set(labels_bl)
-    may_skip_bs = is_label_s & (labels_bs != _shift(labels_bs, 2, blank))
+    trellis = _make_trellis(labels_bl, label_lengths_b, blank)
+    step = functools.partial(_viterbi_step, trellis)
     last_b = 2 * label_lengths_b  # the blank at the end
-    exists_bs = _before(len(states_s), last_b + 1)
-
-    def step(alpha_bs, frame):
-        """One frame: best score of every state, and how many states back its predecessor is."""
-        log_probs_bv, is_true_b = frame
-        skipped_bs = jnp.where(may_skip_bs, _shift(alpha_bs, 2, -jnp.inf), -jnp.inf)
-        options_nbs = jnp.stack([alpha_bs, _shift(alpha_bs, 1, -jnp.inf), skipped_bs])
-        back_bs = jnp.where(is_true_b[:, None], jnp.argmax(options_nbs, axis=0), 0).astype(jnp.int8)
-        log_prob_bs = jnp.take_along_axis(log_probs_bv, labels_bs, axis=1)
-        next_bs = jnp.where(exists_bs, jnp.max(options_nbs, axis=0) + log_prob_bs, -jnp.inf)
-        # Only differences matter; scores that grow with time would lose precision.
-        best_b1 = jnp.max(next_bs, axis=1, keepdims=True)
-        next_bs -= jnp.where(jnp.isfinite(best_b1), best_b1, 0)
-        return jnp.where(is_true_b[:, None], next_bs, alpha_bs), back_bs
 
     def forward(alpha_bs, block):
         last_bs, _ = jax.lax.scan(lambda *args: (step(*args)[0], None), alpha_bs, block)
@@ -162,7 +146,7 @@ def ctc_align(
     log_probs_tbv = log_probs_tbv.swapaxes(0, 1).reshape(count, size, batch, -1)
     is_true_tb = _before(count * size, lengths_b).T.reshape(count, size, batch)
     # The state before the first frame is the first blank.
-    alpha_bs = jnp.full(labels_bs.shape, -jnp.inf).at[:, 0].set(0)
+    alpha_bs = jnp.full(trellis.labels_bs.shape, -jnp.inf).at[:, 0].set(0)
     alpha_bs, kept_nbs = jax.lax.scan(forward, alpha_bs, (log_probs_tbv, is_true_tb))
     ends_b2 = jnp.stack([last_b, jnp.maximum(last_b - 1, 0)], axis=1)
     scores_b2 = jnp.take_along_axis(alpha_bs, ends_b2, axis=1)
@@ -172,7 +156,48 @@ def ctc_align(
     )
     states_bt = states_nntb.reshape(count * size, batch).T[:, :frames].astype(jnp.int32)
     possible_b = jnp.isfinite(scores_b2.max(axis=1))
-    return _measure(log_probs_btv, lengths_b, states_bt, labels_bs, possible_b)
+    return _measure(log_probs_btv, lengths_b, states_bt, trellis.labels_bs, possible_b)
+
+
+class _Trellis(NamedTuple):
+    """The states of each row's path, (b, s): its labels, with a blank before and after each.
+
+    Attributes:
+      labels_bs: int32, the label or blank of each state.
+      may_skip_bs: bool, whether the state two before may precede, so that a blank is left out.
+      exists_bs: bool, false for the states after each row's true number of labels.
+    """
+
+    labels_bs: jax.Array
+    may_skip_bs: jax.Array
+    exists_bs: jax.Array
+
+
+def _make_trellis(labels_bl: jax.Array, label_lengths_b: jax.Array, blank: int) -> _Trellis:
+    """The states for the arguments of `ctc_align`."""
+    batch, labels = labels_bl.shape
+    states_s = jnp.arange(2 * labels + 1)
+    is_label_s = states_s % 2 == 1
+    labels_bl = jnp.where(_before(labels, label_lengths_b), labels_bl, blank)
+    labels_bs = jnp.full((batch, len(states_s)), blank).at[:, 1::2].set(labels_bl)
+    may_skip_bs = is_label_s & (labels_bs != _shift(labels_bs, 2, blank))
+    return _Trellis(labels_bs, may_skip_bs, _before(len(states_s), 2 * label_lengths_b + 1))
+
+
+def _viterbi_step(
+    trellis: _Trellis, alpha_bs: jax.Array, frame: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """One frame: best score of every state, and how many states back its predecessor is."""
+    log_probs_bv, is_true_b = frame
+    skipped_bs = jnp.where(trellis.may_skip_bs, _shift(alpha_bs, 2, -jnp.inf), -jnp.inf)
+    options_nbs = jnp.stack([alpha_bs, _shift(alpha_bs, 1, -jnp.inf), skipped_bs])
+    back_bs = jnp.where(is_true_b[:, None], jnp.argmax(options_nbs, axis=0), 0).astype(jnp.int8)
+    log_prob_bs = jnp.take_along_axis(log_probs_bv, trellis.labels_bs, axis=1)
+    next_bs = jnp.where(trellis.exists_bs, jnp.max(options_nbs, axis=0) + log_prob_bs, -jnp.inf)
+    # Only differences matter; scores that grow with time would lose precision.
+    best_b1 = jnp.max(next_bs, axis=1, keepdims=True)
+    next_bs -= jnp.where(jnp.isfinite(best_b1), best_b1, 0)
+    return jnp.where(is_true_b[:, None], next_bs, alpha_bs), back_bs
 
 
 def _measure(log_probs_btv, lengths_b, states_bt, labels_bs, possible_b) -> CtcPath:

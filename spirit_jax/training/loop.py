@@ -194,21 +194,8 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
     config, recipe = folder.config, training.recipe
     state, stream = training.state, training.stream
     training.state = None  # its buffers are donated to the first step
-    devices = mesh.devices.size
-    peak = peak_flops(mesh.devices.flat[0])
     clock, saved_at = Clock(), time.monotonic()
-    pending, check_loss = None, _LossCheck(config.run_dir)
-
-    def finish(number: int, metrics: dict[str, Any]) -> dict[str, Any]:
-        values = {name: float(value) for name, value in metrics.items()}  # waits for the step
-        check_loss(number, values)
-        clock.lap("waiting")
-        values = {"step": number} | values | clock.take()
-        values["tokens_per_second"] = recipe.batch_tokens / values["seconds"]
-        if recipe.flops and peak:
-            values["mfu"] = recipe.flops / values["seconds"] / peak / devices
-        return values
-
+    pending, finish = None, _Finish(recipe, mesh, clock)
     with (
         _profiler(config) as profile,
         ThreadPoolExecutor(1) as prefetch,
@@ -229,10 +216,7 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
             watchdog.step_done()
             pending = number, dict(metrics)
             stopping = folder.stop(number)
-            minutes = (time.monotonic() - saved_at) / 60
-            is_time = config.checkpoint_minutes and _agree_on_time(
-                number, minutes >= config.checkpoint_minutes
-            )
+            is_due = _is_checkpoint_due(config, number, saved_at)
             if _is_evaluation_due(recipe, number) and not stopping:
                 with watchdog.suspended():
                     evaluated = _evaluate(recipe, state, mesh, folder.stop)
@@ -241,7 +225,7 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
                     clock.lap("evaluation")
                 stopping = folder.stop.asked
             ending = stopping or number == config.steps
-            if ending or is_time or _is_multiple(number, config.checkpoint_every):
+            if ending or is_due:
                 # A resumed run does not repeat this step, so its metrics are written before the
                 # checkpoint.
                 yield finish(*pending)
@@ -259,6 +243,27 @@ def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
             if ending:
                 break
             next_batch = prefetch.submit(next, stream)
+
+
+class _Finish:
+    """Waits for a step, checks its loss, and adds times and rates to its metrics."""
+
+    def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh, clock: Clock):
+        self._recipe, self._clock = recipe, clock
+        self._check_loss = _LossCheck(recipe.config.run_dir)
+        self._devices, self._peak = mesh.devices.size, peak_flops(mesh.devices.flat[0])
+
+    def __call__(self, number: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The metrics of a step, as Python numbers."""
+        values = {name: float(value) for name, value in metrics.items()}  # waits for the step
+        self._check_loss(number, values)
+        self._clock.lap("waiting")
+        values = {"step": number} | values | self._clock.take()
+        values["tokens_per_second"] = self._recipe.batch_tokens / values["seconds"]
+        if self._recipe.flops and self._peak:
+            flops = self._recipe.flops / values["seconds"]
+            values["mfu"] = flops / self._peak / self._devices
+        return values
 
 
 class _LossCheck:
@@ -281,6 +286,15 @@ class _LossCheck:
 def _is_multiple(number: int, steps: int) -> bool:
     """Whether the number of a step is a multiple of `steps`; never if `steps` is 0."""
     return bool(steps) and number % steps == 0
+
+
+def _is_checkpoint_due(config: LoopConfig, number: int, saved_at: float) -> bool:
+    """Whether a checkpoint is due after a step; the last was saved at the time `saved_at`."""
+    minutes = (time.monotonic() - saved_at) / 60
+    is_time = bool(config.checkpoint_minutes) and _agree_on_time(
+        number, minutes >= config.checkpoint_minutes
+    )
+    return is_time or _is_multiple(number, config.checkpoint_every)
 
 
 def _agree_on_time(number: int, is_time: bool) -> bool:

@@ -143,11 +143,6 @@ def chunked_losses(
     Returns:
       Sums over the tokens.
     """
-    padding = -len(x_nd) % chunk
-
-    def in_chunks(array):
-        padded = jnp.pad(array, ((0, padding),) + ((0, 0),) * (array.ndim - 1))
-        return padded.reshape(-1, chunk, *array.shape[1:])
 
     @jax.custom_vjp
     def losses(x_ncd, head_dv, master_dv, targets):
@@ -159,16 +154,9 @@ def chunked_losses(
 
     def forward(x_ncd, head_dv, master_dv, targets):
         def add(carry, part):
-            x_cd, targets = part
-
-            def loss_of(logits_cv):
-                sums = _losses_of(logits_cv, targets, vocab, sources, z_loss)
-                return sums.loss, sums
-
-            dlogits_cv, sums = jax.grad(loss_of, has_aux=True)(_logits(x_cd, head_dv))
-            dlogits_cv = dlogits_cv.astype(x_cd.dtype)
-            dx_cd = jnp.einsum("cv,dv->cd", dlogits_cv, head_dv)
-            dhead_dv = jnp.einsum("cd,cv->dv", x_cd, dlogits_cv, preferred_element_type=jnp.float32)
+            sums, dx_cd, dhead_dv = _loss_gradients(
+                part[0], head_dv, part[1], vocab, sources, z_loss
+            )
             return jax.tree.map(jnp.add, carry, (sums, dhead_dv)), dx_cd
 
         zeros = (LossSums.zeros(sources), jnp.zeros(head_dv.shape))
@@ -181,7 +169,31 @@ def chunked_losses(
         return (scale * dx_ncd).astype(dx_ncd.dtype), None, scale * dhead_dv, None
 
     losses.defvjp(forward, backward)
-    return losses(in_chunks(x_nd), head_dv, master_dv, jax.tree.map(in_chunks, targets))
+    x_ncd, targets = jax.tree.map(lambda array: _in_chunks(array, chunk), (x_nd, targets))
+    return losses(x_ncd, head_dv, master_dv, targets)
+
+
+def _in_chunks(array: jax.Array, chunk: int) -> jax.Array:
+    """An array (n, ...) as chunks (n, c, ...); the last is padded with zeros."""
+    padding = -len(array) % chunk
+    padded = jnp.pad(array, ((0, padding),) + ((0, 0),) * (array.ndim - 1))
+    return padded.reshape(-1, chunk, *array.shape[1:])
+
+
+def _loss_gradients(
+    x_cd: jax.Array, head_dv: jax.Array, targets: Targets, vocab: Vocab, sources: int, z_loss: float
+) -> tuple[LossSums, jax.Array, jax.Array]:
+    """(the sums of `token_losses`, the gradients of their loss for features and head)."""
+
+    def loss_of(logits_cv):
+        sums = _losses_of(logits_cv, targets, vocab, sources, z_loss)
+        return sums.loss, sums
+
+    dlogits_cv, sums = jax.grad(loss_of, has_aux=True)(_logits(x_cd, head_dv))
+    dlogits_cv = dlogits_cv.astype(x_cd.dtype)
+    dx_cd = jnp.einsum("cv,dv->cd", dlogits_cv, head_dv)
+    dhead_dv = jnp.einsum("cd,cv->dv", x_cd, dlogits_cv, preferred_element_type=jnp.float32)
+    return sums, dx_cd, dhead_dv
 
 
 @dataclasses.dataclass(frozen=True)
