@@ -5,6 +5,6 @@ from typing import Any
 import pytest
 
 
-def slow(value: Any) -> Any:
-    """A case of a test that runs only where slow tests are asked for."""
-    return pytest.param(value, marks=pytest.mark.slow)
+def slow(*values: Any) -> Any:
+    """A case of a test that runs only where slow tests are asked for; a value an argument."""
+    return pytest.param(*values, marks=pytest.mark.slow)

@@ -284,6 +284,7 @@ def test_a_demo_without_words_is_refused(run, tmp_path):
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.slow
 def test_a_second_process_uses_the_compilation_cache(base_folder, recording, tmp_path):
     cache = tmp_path / "cache"
     start = "from spirit_jax.cli import main; main()"

@@ -135,6 +135,7 @@ def test_labels_that_do_not_fit_score_minus_infinity():
     assert np.isfinite(path.scores_b).tolist() == [True, True, False, False]
 
 
+@pytest.mark.slow
 def test_a_long_silence_before_does_not_change_the_path():
     """In float32, scores summed over many frames lose the digits that decide between paths."""
     rng = np.random.default_rng(0)

@@ -60,6 +60,7 @@ def test_frames_below_the_threshold_are_unvoiced():
     np.testing.assert_allclose(f0[0], [expected[0], 0, expected[1]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_config_field_changes_the_model():
     wave, lengths = jax.ShapeDtypeStruct((1, 300), np.float32), jax.ShapeDtypeStruct((1,), int)
     short = random_wave(1, 300)

@@ -121,6 +121,7 @@ def test_speakers_are_found_by_name_and_by_number():
             find_speaker(unknown)
 
 
+@pytest.mark.slow
 def test_every_config_field_changes_the_model():
     """A change of a number changes the program or its shapes, or is an error.
 

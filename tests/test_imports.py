@@ -1,6 +1,7 @@
 """Imports inside functions, which run only when a command is used, find what they import."""
 
 import ast
+import functools
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -14,6 +15,7 @@ def find_module(name: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+@functools.cache
 def names_of(path: Path) -> set[str]:
     """The names that a module defines or imports, at any depth of its `if` and `try` blocks."""
     names = set()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 from corpora import grammar
 from spirit_jax import checkpoint
@@ -157,7 +158,7 @@ def test_attention_over_an_int8_cache_is_near_that_over_floats(length):
     assert float(jnp.abs(results[1] - results[0]).max()) < 0.05
 
 
-@pytest.mark.parametrize("int8_weights", [False, True])
+@pytest.mark.parametrize("int8_weights", [slow(False), True])
 def test_batches_and_shared_prefixes_change_nothing_with_an_int8_cache(params, int8_weights):
     cfg, used = CONFIG, params
     if int8_weights:
@@ -209,6 +210,7 @@ def test_an_unknown_quantization_is_refused(base_folder):
         SpiritLM.from_pretrained(base_folder, quantization="int4")
 
 
+@pytest.mark.slow
 def test_perplexity_stays_within_one_percent():
     """Of the packaged Base on held-out sentences, with int8 weights, and with an int8 cache."""
     lm = SpiritLM.from_pretrained("spirit-tiny-base")
@@ -243,8 +245,9 @@ def test_perplexity_stays_within_one_percent():
     assert perplexity("int8_weights") == pytest.approx(wanted, rel=0.01)
 
 
-@pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("tied", "int8"), [(True, True), slow(True, False), slow(False, True), slow(False, False)]
+)
 def test_output_channels_first_change_logits_by_rounding_only(params, tied, int8):
     """The form of the matrices on a CPU, for a batch and for a single token."""
     cfg, used = dataclasses.replace(CONFIG, tie_embeddings=tied), copied(params)

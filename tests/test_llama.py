@@ -155,6 +155,7 @@ CHANGED_SCALING = {
 CHANGED_YARN = {"beta_fast": 8.0, "beta_slow": 0.1, "truncate": False, "attention_factor": 2.0}
 
 
+@pytest.mark.slow
 def test_every_config_field_acts(params):
     shapes = llama_weights.abstract_params(Llama(CONFIG))
     for field, value in CHANGED_SHAPE.items():

@@ -96,6 +96,7 @@ def test_logits_and_greedy_ids_are_equal(lm, arrays):
         assert ids == expected["greedy_ids"]
 
 
+@pytest.mark.slow
 def test_speech_comes_out(lm):
     """Whatever the notation of a prompt is."""
     (text,) = lm.generate([("text", "the young queen")], "text", max_new_tokens=8)

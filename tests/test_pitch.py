@@ -89,6 +89,7 @@ def test_a_batch_gives_what_each_row_alone_gives(network):
     np.testing.assert_allclose(back[1, : frames[1]], decoded[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_field_acts():
     """A change of a number changes the program, its shapes, or is an error.
 

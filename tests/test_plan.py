@@ -171,6 +171,7 @@ def plan(tmp_path, *arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_a_small_training_step_compiles_for_a_slice(tmp_path):
     process = plan(tmp_path, "--json")

@@ -104,6 +104,7 @@ def test_the_environment_names_the_checkpoints(golden, tmp_path, monkeypatch, ca
     assert (tmp_path / "out" / "vocab.json").is_file()
 
 
+@pytest.mark.slow
 def test_verify_tells_other_weights_from_the_released_ones(golden, tmp_path, monkeypatch, capsys):
     convert_release(golden / "checkpoints", BASE, tmp_path / "model")
     audio = golden / "audio" / "librispeech_7143-88743-0029.flac"

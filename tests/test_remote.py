@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from loopback_vllm import LoopbackVllm, make_prompts
+from marks import slow
 
 from spirit_jax import GenerationConfig, SpiritLM, model_folder
 from spirit_jax.errors import InputError, InputWarning
@@ -32,8 +33,9 @@ def remote(loopback):
     return SpiritLM.from_pretrained(TINY, lm=loopback.url)
 
 
-def test_greedy_ids_are_those_of_our_engine(lm, remote, loopback):
-    prompts = make_prompts()
+@pytest.mark.parametrize("count", [12, slow(40)])
+def test_greedy_ids_are_those_of_our_engine(lm, remote, loopback, count):
+    prompts = make_prompts(count)
     for modality in ("text", "speech", "arbitrary"):
         strings = [prompt for prompt, kind in prompts if kind == modality]
         expected = lm.continue_prompts(strings, modality, max_new_tokens=8)

@@ -376,6 +376,7 @@ def test_a_synthetic_model_that_is_half_written_is_written_again(tmp_path):
     assert sorted((tmp_path / "made").rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_the_command_says_where_the_result_is(make_config, tmp_path, monkeypatch, capsys):
     from training_runs import write_config
 

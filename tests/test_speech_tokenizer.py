@@ -76,6 +76,7 @@ def test_units_do_not_depend_on_batch_mates_or_buckets(base, expressive, monkeyp
         np.testing.assert_allclose(together, expressive.decode(item), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_devices_share_a_batch(expressive_folder, expressive, monkeypatch):
     """Each computes as many rows, and the units are those of one device."""
     waves = [noise(1.3, seed) for seed in range(4)]

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from marks import slow
 
 from spirit_jax import GenerationConfig, InputError, Modality, SpiritLM, batch, cli, units
 from spirit_jax.errors import InputWarning
@@ -55,7 +56,7 @@ def assert_same(outputs, expected, tolerance=1e-5):
 @pytest.mark.parametrize(
     ("kind", "to"),
     [
-        ("base", "text"),
+        slow("base", "text"),
         ("base", "arbitrary"),
         ("expressive", "speech"),
         ("expressive", "arbitrary"),
@@ -157,6 +158,7 @@ def test_speech_after_speech_has_the_context_of_the_prompt(expressive, base):
         assert read(lm, prompt, ids_of(lm, FEW)) == []
 
 
+@pytest.mark.slow
 def test_the_packaged_model_speaks_and_writes_as_it_generates(tiny):
     inputs = [("text", "what is two plus two")]
     for to in ("text", "speech"):

@@ -166,7 +166,7 @@ def test_each_layer_gives_its_offline_values(name):
     np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["base", "small"])
+@pytest.mark.parametrize("name", ["base", slow("small")])
 def test_the_generator_and_the_durations_give_their_offline_values(name):
     vocoder = offline(name)
     config, params = vocoder.config, vocoder.params
@@ -190,7 +190,9 @@ def _in_order(function, params, config, layers, x):
     return function(layers, params, config, x)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("expressive", "harmonics") else slow(name) for name in CONFIGS]
+)
 def test_any_split_gives_the_offline_samples(name):
     vocoder, rng = offline(name), np.random.default_rng(0)
     ids_uc = vocoder.ids_uc

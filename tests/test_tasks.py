@@ -119,6 +119,7 @@ def test_texts_of_two_shots_form_no_token(lm, tmp_path):
     assert [row["prompt"] for row in rows] == [r"5] [\Hu5] [Hu"] * 2
 
 
+@pytest.mark.slow
 def test_answers_in_batches_are_those_of_each_prompt_alone(lm, manifest, tmp_path, monkeypatch):
     form = {"manifest": manifest, "ask": "[Speech]{speech}[Text]"}
     figures, rows = ask(lm, tmp_path / "a", **form)

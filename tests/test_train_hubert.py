@@ -120,6 +120,7 @@ def test_the_exported_network_is_an_inner_layer_with_clusters_of_its_output(
         export(recipe, exported)
 
 
+@pytest.mark.slow
 def test_a_second_iteration_predicts_clusters_of_the_first(config, exported):
     second = without_evaluation(changed(config, "second", targets=str(exported / "hubert")))
     recipe = HubertRecipe(second)

@@ -113,6 +113,7 @@ def test_an_exported_network_gives_the_units_and_is_trained_further(config, whol
     assert line["loss"] < 0.75 * whole[0]["loss"]
 
 
+@pytest.mark.slow
 def test_clusters_of_features_are_labels_and_a_report_shows_them(config, final_state, tmp_path):
     recipe = StyleRecipe(changed(config, "clustered", labels="features"))
     labels = next(recipe.make_stream([0]))["labels_bs"]

@@ -47,18 +47,18 @@ def load_params(config, devices):
     return plain_params(state, config)
 
 
-def test_meshes_change_nothing_and_may_change_at_a_stop(make_config):
+SINGLE, FOUR = (MeshConfig(fsdp=1), 1), (MeshConfig(fsdp=2, tensor=2), 4)
+
+
+@pytest.mark.parametrize("meshes", [(SINGLE, FOUR), slow((FOUR, SINGLE))], ids=["up", "down"])
+def test_meshes_change_nothing_and_may_change_at_a_stop(make_config, meshes):
     """From one device to a mesh, and from a mesh to one device."""
+    (mesh, devices), (next_mesh, next_devices) = meshes
     whole = run(make_config("whole"))
-    one, four = (MeshConfig(fsdp=1), 1), (MeshConfig(fsdp=2, tensor=2), 4)
-    for name, (mesh, devices), (next_mesh, next_devices) in (
-        ("up", one, four),
-        ("down", four, one),
-    ):
-        first = run(make_config(name, mesh), devices, stop_after=3)
-        np.testing.assert_allclose(first, whole[:3], rtol=1e-5)
-        rest = run(make_config(name, next_mesh), next_devices)
-        np.testing.assert_allclose(rest, whole[-len(rest) :], rtol=1e-5)
+    first = run(make_config("moved", mesh), devices, stop_after=3)
+    np.testing.assert_allclose(first, whole[:3], rtol=1e-5)
+    rest = run(make_config("moved", next_mesh), next_devices)
+    np.testing.assert_allclose(rest, whole[-len(rest) :], rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -70,6 +70,7 @@ def test_a_run_moves_from_one_mesh_of_eight_devices_to_another(make_config):
     np.testing.assert_allclose(rest, whole[-len(rest) :], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_random_starts_come_from_the_seed(make_config):
     first = run(make_config("a", random_init=True), stop_after=1)
     assert first == run(make_config("b", random_init=True), stop_after=1)
@@ -107,7 +108,8 @@ def start(path, *overrides):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, slow(signal.SIGTERM)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_resumes(make_config, tmp_path, number):
     config = make_config("killed")
     path = write_config(tmp_path / "run.yaml", config)

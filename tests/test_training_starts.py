@@ -197,6 +197,7 @@ def test_evaluation_is_of_the_same_held_out_batches_each_time(make_config, corpu
     assert again == [evaluated[7]] * 2
 
 
+@pytest.mark.slow
 def test_metrics_of_a_modality_are_of_all_sources(make_config, tmp_path):
     """Also where a source has the name of one: each has metrics of its own."""
     both = make_config().data.sources[0]

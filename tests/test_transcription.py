@@ -60,6 +60,7 @@ def test_sentences_of_the_world_are_understood_and_others_are_not(lm, transcript
     assert other.log_prob < lm.transcription_config.min_log_prob - 0.3
 
 
+@pytest.mark.slow
 def test_a_recording_that_is_too_short_or_clipped_is_not_understood(lm, recordings):
     """Both have high scores."""
     question = recordings[0]

@@ -119,6 +119,7 @@ def test_there_and_back_is_bitwise(pair, tmp_path):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_scan_cache_mesh_and_int8_have_the_same_parts(tmp_path):
     """Of Qwen3, whose norms of heads no other family has."""
     make("qwen3", head_dim=8, attention_bias=True).save_pretrained(tmp_path / "hf")
