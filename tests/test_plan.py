@@ -249,6 +249,7 @@ def test_a_decoding_step_of_impossible_size_is_refused(name, value):
         Decoding(**{name: value})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_an_unknown_compiler_option_is_rejected(tmp_path):
     process = plan(tmp_path, "compiler_options.xla_no_such_flag=1")

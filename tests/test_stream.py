@@ -58,7 +58,7 @@ def assert_same(outputs, expected, tolerance=1e-5):
     [
         slow("base", "text"),
         ("base", "arbitrary"),
-        ("expressive", "speech"),
+        slow("expressive", "speech"),
         ("expressive", "arbitrary"),
     ],
 )

@@ -190,9 +190,7 @@ def _in_order(function, params, config, layers, x):
     return function(layers, params, config, x)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("expressive", "harmonics") else slow(name) for name in CONFIGS]
-)
+@pytest.mark.parametrize("name", [name if name == "harmonics" else slow(name) for name in CONFIGS])
 def test_any_split_gives_the_offline_samples(name):
     vocoder, rng = offline(name), np.random.default_rng(0)
     ids_uc = vocoder.ids_uc

@@ -180,6 +180,7 @@ def test_lora_on_a_mesh_is_the_same(make_config):
     )
 
 
+@pytest.mark.slow
 def test_evaluation_is_of_the_same_held_out_batches_each_time(make_config, corpus, tmp_path):
     held_out = dataclasses.replace(make_config().data.sources[0], name="held", format="asr")
     settings = make_config("eval", eval_sources=(held_out,), eval_every=3, eval_batches=2)
