@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# A TPU slice from its making to its end: create, install, start, log, stop, watch, delete.
+# The life cycle of a TPU slice: create, install, start, log, stop, watch, delete.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 tpu/pod.sh COMMAND [ARGUMENTS]      (settings: tpu/pod.env, see tpu/pod.env.example)
 
-  create                      ask for the slice (a queued resource), and wait until it is there
+  create                      request the slice (a queued resource), and wait until it is active
   install                     copy this checkout's last commit to all workers and install it
   start CONFIG [KEY=VALUE]... start the run on all workers; it outlives the connection
   log                         follow the first worker's log
   stop                        end the run; it saves a checkpoint first
-  watch CONFIG [KEY=VALUE]... start, and after each preemption make the slice again and go on
+  watch CONFIG [KEY=VALUE]... start; after each preemption create the slice again and resume
   status                      print the slice's state
   delete                      delete the slice
 
---dry-run before the command prints what would be done. Checkpoints must lie where every slice
-finds them again: run_dir is a folder that is mounted on all workers (a bucket by gcsfuse).
+--dry-run before the command prints the commands and runs none. The checkpoints must outlive the
+slice: run_dir is in a bucket (gs://...), or in a folder that is mounted on all workers.
 TEXT
 }
 
@@ -27,7 +27,7 @@ fail() {
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 settings=(PROJECT ZONE NAME TYPE RUNTIME SLICES KIND POLL_SECONDS)
-for name in "${settings[@]}"; do # what the environment says comes before the file
+for name in "${settings[@]}"; do # the environment takes precedence over the file
   [[ -v $name ]] && declare "given_$name=${!name}"
 done
 env_file=${POD_ENV:-$here/pod.env}
@@ -189,7 +189,7 @@ watch() {
         ;;
       ABSENT) create ;;
       FAILED | SUSPENDED | SUSPENDING)
-        echo "$(date +%T) $NAME is lost; it is made again, and the run goes on from its checkpoint"
+        echo "$(date +%T) $NAME is lost; it is created again, and the run resumes from its checkpoint"
         delete
         started=
         ;;
