@@ -1,6 +1,7 @@
 """Generation speed compared with Hugging Face `generate`, side by side.
 
     python -m benchmarks.generation
+    python -m benchmarks.generation --only mixed --requests 16 --pairs 1   # on a busy machine
 
 A 12-layer, 768-wide Llama with random weights in float32, on the CPU with two threads. Prints the
 CPU's name, and a JSON line for each of:
@@ -10,7 +11,8 @@ CPU's name, and a JSON line for each of:
 * int8: batch 1 with our weights in int8, against Hugging Face in float32;
 * mixed: 64 prompts of 20 to 200 tokens with outputs of 20 to 200 tokens. The engine has 32 rows;
   their keys and values take 0.9 GiB. Hugging Face gets batches of 16 prompts, padded on the left,
-  and runs each until its longest output. Only the tokens that were asked for count;
+  and runs each until its longest output. Only the tokens that were asked for count. `--requests`
+  is for another number of prompts;
 * ten_shot: prompts of ten examples and a question, with the same examples in all prompts, which
   the engine computes once, against other examples in each prompt.
 """
@@ -51,10 +53,11 @@ CONFIG = LlamaConfig(
 )
 VOCAB = Vocab.make("base", 32000, padded_size=CONFIG.vocab_size)
 TEXT, SPEECH = 0, 1  # masks
-EQUAL_PROMPT, EQUAL_OUTPUT, EQUAL_PAIRS = 40, 64, 5
-MIXED_REQUESTS, MIXED_LENGTHS, MIXED_PAIRS = 64, (20, 200), 2
+EQUAL_PROMPT, EQUAL_OUTPUT = 40, 64
+MIXED_LENGTHS = 20, 200
 SHOTS, SHOT_TOKENS, QUESTION, ANSWER = 10, 40, 20, 8  # tokens
-TEN_SHOT_REQUESTS, TEN_SHOT_PAIRS = 32, 2
+REQUESTS = {"mixed": 64, "ten_shot": 32}
+PAIRS = {"equal": 5, "int8": 5, "mixed": 2, "ten_shot": 2}
 
 
 def our_runner(rng: np.random.Generator, int8: bool = False) -> Runner:
@@ -120,7 +123,7 @@ def peer(
         )
 
 
-def equal(runner: Runner, rng: np.random.Generator) -> None:
+def equal(runner: Runner, rng: np.random.Generator, _: int, pairs: int) -> None:
     """Batches of prompts of one length, and outputs of one length."""
     hf = peer_model()
     for batch in (1, 16):
@@ -136,8 +139,8 @@ def equal(runner: Runner, rng: np.random.Generator) -> None:
         def theirs(prompts=prompts, outputs=outputs):
             peer(hf, prompts, outputs)
 
-        against_hf = _against_hf(paired_ratio(text, theirs, EQUAL_PAIRS), sum(outputs))
-        against_text = paired_ratio(speech, text, EQUAL_PAIRS)
+        against_hf = _against_hf(paired_ratio(text, theirs, pairs), sum(outputs))
+        against_text = paired_ratio(speech, text, pairs)
         _print(
             workload="equal",
             batch=batch,
@@ -146,21 +149,21 @@ def equal(runner: Runner, rng: np.random.Generator) -> None:
         )
 
 
-def int8(_: Runner, rng: np.random.Generator) -> None:
+def int8(_: Runner, rng: np.random.Generator, __: int, pairs: int) -> None:
     """One prompt; our weights are int8, those of Hugging Face float32."""
     runner, hf = our_runner(rng, int8=True), peer_model()
     prompts, outputs = rng.integers(3, 30000, (1, EQUAL_PROMPT)), [EQUAL_OUTPUT]
     times = paired_ratio(
-        lambda: ours(runner, prompts, outputs), lambda: peer(hf, prompts, outputs), EQUAL_PAIRS
+        lambda: ours(runner, prompts, outputs), lambda: peer(hf, prompts, outputs), pairs
     )
     _print(workload="int8", batch=1, **_against_hf(times, sum(outputs)))
 
 
-def mixed(runner: Runner, rng: np.random.Generator) -> None:
+def mixed(runner: Runner, rng: np.random.Generator, requests: int, pairs: int) -> None:
     """Prompts and outputs of random lengths."""
     hf = peer_model()
     shortest, longest = MIXED_LENGTHS
-    lengths, outputs = rng.integers(shortest, longest + 1, (2, MIXED_REQUESTS))
+    lengths, outputs = rng.integers(shortest, longest + 1, (2, requests))
     prompts = [rng.integers(3, 30000, length) for length in lengths]
 
     def warm_up():
@@ -170,22 +173,22 @@ def mixed(runner: Runner, rng: np.random.Generator) -> None:
     times = paired_ratio(
         lambda: ours(runner, prompts, outputs),
         lambda: peer(hf, prompts, outputs),
-        MIXED_PAIRS,
+        pairs,
         warm_up,
     )
-    _print(workload="mixed", requests=MIXED_REQUESTS, **_against_hf(times, int(outputs.sum())))
+    _print(workload="mixed", requests=requests, **_against_hf(times, int(outputs.sum())))
 
 
-def ten_shot(runner: Runner, rng: np.random.Generator) -> None:
+def ten_shot(runner: Runner, rng: np.random.Generator, requests: int, pairs: int) -> None:
     """Ten-shot prompts, with the same examples in all prompts or others in each."""
-    examples, count = SHOTS * SHOT_TOKENS, TEN_SHOT_REQUESTS
+    examples, count = SHOTS * SHOT_TOKENS, requests
     others = rng.integers(3, 30000, (count, examples + QUESTION))
     shared = np.concatenate([others[:1, :examples].repeat(count, 0), others[:, examples:]], axis=1)
     outputs = [ANSWER] * count
     times = paired_ratio(
         lambda: ours(runner, shared, outputs),
         lambda: ours(runner, others, outputs),
-        TEN_SHOT_PAIRS,
+        pairs,
     )
     _print(
         workload="ten_shot",
@@ -214,13 +217,20 @@ Workload = enum.StrEnum("Workload", list(WORKLOADS))
 
 def main(
     only: Annotated[Workload | None, typer.Option(help="Run one of the workloads")] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Requests of mixed and ten_shot; by default 64 and 32")
+    ] = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="Measurements of both sides; by default 2 to 5")
+    ] = None,
 ) -> None:
     """The command; see the module."""
     torch.set_num_threads(THREADS)
     print(cpu_name(), flush=True)
     runner = our_runner(np.random.default_rng(0))
     for name in [only] if only else WORKLOADS:
-        WORKLOADS[name](runner, np.random.default_rng(1))
+        count = requests or REQUESTS.get(name, 1)
+        WORKLOADS[name](runner, np.random.default_rng(1), count, pairs or PAIRS[name])
 
 
 if __name__ == "__main__":

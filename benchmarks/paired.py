@@ -3,6 +3,7 @@
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ def paired_ratio(
     pairs: int,
     warm_up: Callable[[], object] | None = None,
 ) -> dict[str, float]:
-    """Measures both implementations in pairs of calls.
+    """Measures both implementations in pairs of calls, and prints each pair to standard error.
 
     Args:
       ours: this package's implementation.
@@ -30,7 +31,12 @@ def paired_ratio(
         ours(), peer()
     else:
         warm_up()
-    timings = [(_seconds(ours), _seconds(peer)) for _ in range(pairs)]
+    timings = []
+    for number in range(1, pairs + 1):
+        a, b = _seconds(ours), _seconds(peer)
+        timings.append((a, b))
+        progress = f"pair {number} of {pairs}: {a:.1f} s and {b:.1f} s, ratio {b / a:.2f}"
+        print(progress, file=sys.stderr, flush=True)
     return {
         "ours_seconds": statistics.median(a for a, _ in timings),
         "peer_seconds": statistics.median(b for _, b in timings),

@@ -119,18 +119,71 @@ def test_unsupported_backends_are_rejected():
         assert choose_backend("auto", jnp.bfloat16, 64, 128) == "reference"
 
 
+def filled_cache(slots: int, int8: bool) -> attention.LayerCache:
+    """Three rows of two heads of width 8."""
+    draws = np.random.default_rng(0)
+    shape = (3, 2, slots, 8)
+    k, v = (jnp.asarray(draws.standard_normal(shape), jnp.float32) for _ in range(2))
+    if not int8:
+        return attention.LayerCache(k, v)
+    (k, k_scale), (v, v_scale) = attention.to_int8(k), attention.to_int8(v)
+    return attention.LayerCache(k, v, k_scale, v_scale)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("rows", [None, [2, 0]])
+# One block that is not full, several of which the last one overlaps, and only whole ones.
+@pytest.mark.parametrize("slots", [16, 150, 128])
+def test_attention_by_blocks_equals_the_plain_form(int8, rows, slots):
+    cache, draws = filled_cache(slots, int8), np.random.default_rng(1)
+    rows_b = None if rows is None else jnp.array(rows)
+    plain_rows = slice(2) if rows is None else rows_b
+    q_bgnk = jnp.asarray(draws.standard_normal((2, 2, 3, 8)), jnp.float32)
+    part = jax.tree.map(lambda stored: stored[plain_rows], cache)
+    blocks = jax.jit(attention._attend_blocks)
+    for last in (0, 1, slots // 2, slots - 1):
+        last_bn = jnp.array([[last, 0, last // 2], [last // 3, last, 0]])
+        plain = attention._attend_slots(q_bgnk, part, last_bn)
+        np.testing.assert_allclose(
+            blocks(q_bgnk, cache, last_bn, rows_b), plain, rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_attention_by_blocks_never_reads_blocks_that_no_query_attends_to(int8):
+    """One compiled function reads as many slots as are filled, whatever the cache holds beyond."""
+    cache = filled_cache(256, int8)
+    q_bgnk, last_bn = jnp.ones((3, 2, 1, 8)), jnp.array([[60], [5], [0]])
+    expected = attention._attend_blocks(q_bgnk, cache, last_bn, None)
+    k = cache.k_scale_bgs if int8 else cache.k
+    spoilt = k.at[:, :, attention.BLOCK :].set(jnp.nan)
+    cache = cache.replace(**{"k_scale_bgs" if int8 else "k": spoilt})
+    np.testing.assert_array_equal(attention._attend_blocks(q_bgnk, cache, last_bn, None), expected)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_new_tokens_are_written_to_the_rows_that_are_named(int8):
+    cache, draws = filled_cache(24, int8), np.random.default_rng(1)
+    k_btgk, v_btgk = (
+        jnp.asarray(draws.standard_normal((2, 4, 2, 8)), jnp.float32) for _ in range(2)
+    )
+    starts_b, rows = jnp.array([20, 3]), [2, 0]
+    new = attention.NewTokens(starts_b[:, None] + jnp.arange(4), starts_b, jnp.array(rows))
+    written = attention.write_cache(cache, k_btgk, v_btgk, new)
+    expected = np.array(cache.v)
+    values, _ = attention.to_int8(v_btgk) if int8 else (v_btgk, None)
+    for row, start, row_values in zip(rows, starts_b, values, strict=True):
+        expected[row, :, start : start + 4] = row_values.swapaxes(0, 1)
+    np.testing.assert_array_equal(written.v, expected)
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_rows_of_zeros_for_a_tpu_change_nothing(int8):
-    draws = np.random.default_rng(0)
-    k, v = (jnp.asarray(draws.standard_normal((2, 2, 16, 8)), jnp.float32) for _ in range(2))
-    cache = attention.LayerCache(k, v)
-    if int8:
-        (k, k_scale), (v, v_scale) = attention.to_int8(k), attention.to_int8(v)
-        cache = attention.LayerCache(k, v, k_scale, v_scale)
-    q_bgnk = jnp.asarray(draws.standard_normal((2, 2, 3, 8)), jnp.float32)
-    last_bn = jnp.array([[4, 4, 4], [15, 15, 15]])
-    padded = attention._attend_few_rows(q_bgnk, cache, last_bn)
-    plain = attention._attend_rows(q_bgnk, cache, last_bn)
+    cache = filled_cache(16, int8)
+    q_bgnk = jnp.asarray(np.random.default_rng(1).standard_normal((3, 2, 3, 8)), jnp.float32)
+    last_bn = jnp.array([[4, 4, 4], [15, 15, 15], [0, 0, 0]])
+    padded = attention._with_more_rows(attention._attend_slots)(q_bgnk, cache, last_bn)
+    plain = attention._attend_slots(q_bgnk, cache, last_bn)
     np.testing.assert_allclose(padded, plain, rtol=1e-5, atol=1e-6)
 
 

@@ -14,6 +14,7 @@ from marks import slow
 from spirit_jax.errors import InputError
 from spirit_jax.generation import base_engine
 from spirit_jax.generation import engine as engine_module
+from spirit_jax.generation import runner as runner_module
 from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.engine import Engine
 from spirit_jax.generation.masks import Masks
@@ -36,12 +37,6 @@ CONFIG = LlamaConfig(
 EOS = 2
 MASKS = np.stack([np.arange(96) < 90, np.arange(96) < 50, np.arange(96) >= 40])
 SLOTS = 280
-
-
-@pytest.fixture(autouse=True)
-def small_windows(monkeypatch):
-    """Lets calls of these few slots use a window; with the usual ones copying it costs more."""
-    monkeypatch.setattr(engine_module, "SMALLEST_WINDOW", 64)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +91,44 @@ def test_requests_that_come_and_go_give_their_tokens_alone(runner, alone, count)
         assert_same(generation, alone(request))
         allowed = MASKS[request.mask][generation.ids]
         assert allowed.all() and 0 < len(generation.ids) <= request.config.max_new_tokens
+
+
+def test_calls_over_a_part_of_the_cache_give_the_same_tokens(runner, alone, monkeypatch):
+    """As on a TPU, where a call reads a window of the cache; on a CPU it reads filled slots."""
+    monkeypatch.setattr(runner_module, "reads_filled_slots", lambda *_: False)
+    monkeypatch.setattr(engine_module, "SMALLEST_WINDOW", 64)
+    rng = np.random.default_rng(3)
+    requests = [draw_request(rng, [rng.integers(3, 90, 150).tolist()]) for _ in range(12)]
+    short = [Request([9, 8, 7 + n], 0, GenerationConfig(6)) for n in range(2)]
+    windows, decode = set(), Runner.decode
+
+    def spy(self, state, rows, window, *args):
+        windows.add((len(rows.tokens_b), window))
+        return decode(self, state, rows, window, *args)
+
+    monkeypatch.setattr(Runner, "decode", spy)
+    # 310 slots: calls over the whole cache are not those of the other tests.
+    engine = Engine(runner, rows=4, slots=310)
+    generations = engine.generate(requests) + engine.generate(short)
+    assert {(2, 64), (4, 256)} <= windows
+    for generation, request in zip(generations, requests + short, strict=True):
+        assert_same(generation, alone(request))
+
+
+def test_decoding_changes_no_row_that_is_not_decoded(runner):
+    state = runner.init(2, 64)
+    state = state.replace(layers=jax.tree.map(lambda x: jnp.ones_like(x), state.layers))
+    before = jax.tree.map(np.array, state.layers)
+    engine = Engine(runner, rows=2, slots=40)
+    engine._rows[1].tokens = [5] * 30
+    rows = engine._describe(2)
+    rows.limits_b[0] = 8
+    state, decoded = runner.decode(state, rows, 64, 8, 2)
+    assert decoded.counts_b.tolist() == [8, 0]
+    for old, new in zip(before, state.layers, strict=True):
+        np.testing.assert_array_equal(new.k[1, :, :63], old.k[1, :, :63])
+        assert not np.array_equal(new.k[0, :, :8], old.k[0, :, :8])
+        np.testing.assert_array_equal(new.k[0, :, 8:63], old.k[0, :, 8:63])
 
 
 def test_a_shared_beginning_is_computed_once(runner, alone):
@@ -256,6 +289,9 @@ def test_nothing_is_compiled_after_the_warm_up(runner, count):
     beginnings = [rng.integers(3, 90, n).tolist() for n in (20, 64, 150)]
     engine = Engine(runner, rows=4, slots=SLOTS)
     engine.warm_up()
+    # An empty cache, decoding of 1, 2 and 4 rows, four forms of prefill, a copy and a mark. Each
+    # takes seconds in a model of true size, which a server's start waits for.
+    assert len(compiled) <= 10
     compiled.clear()
     engine.generate([draw_request(rng, beginnings) for _ in range(count)])
     assert compiled == []
@@ -275,7 +311,7 @@ def test_the_longest_requests_start_first_and_results_keep_their_order(runner):
     assert [generation.request for generation in generations] == requests
 
 
-@pytest.mark.parametrize(("longest", "slots"), [(10, 64), (257, 320), (400, 448), (513, 640)])
+@pytest.mark.parametrize(("longest", "slots"), [(10, 256), (257, 320), (400, 448), (513, 640)])
 def test_an_engine_for_given_requests_has_few_unused_slots(longest, slots):
     request = Request([5] * 4, 0, GenerationConfig(longest - 4))
     assert engine_module.slots_of([request], 100000) == slots

@@ -143,7 +143,7 @@ def test_attention_over_an_int8_cache_is_near_that_over_floats(length):
     draw = lambda *shape: jnp.asarray(RNG.standard_normal(shape), jnp.float32)  # noqa: E731
     q_bthk, k_btgk, v_btgk = draw(2, 1, 4, 16), draw(2, length, 2, 16), draw(2, length, 2, 16)
     k_btgk *= jnp.exp(draw(1, length, 1, 1))
-    starts_b, positions_b1 = jnp.zeros(2, jnp.int32), jnp.full((2, 1), length - 1)
+    new = attention.NewTokens(jnp.full((2, 1), length - 1), jnp.zeros(2, jnp.int32))
     zeros = jnp.zeros((2, 2, 256, 16))
     empty = {
         jnp.float32: attention.LayerCache(zeros, zeros),
@@ -153,8 +153,8 @@ def test_attention_over_an_int8_cache_is_near_that_over_floats(length):
     }
     results = []
     for cache in empty.values():
-        cache = attention.write_cache(cache, k_btgk, v_btgk, starts_b)
-        results.append(attention.attend_cache(q_bthk, cache, positions_b1))
+        cache = attention.write_cache(cache, k_btgk, v_btgk, new)
+        results.append(attention.attend_cache(q_bthk, cache, new))
     assert float(jnp.abs(results[1] - results[0]).max()) < 0.05
 
 

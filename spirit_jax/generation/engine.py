@@ -7,7 +7,8 @@ keeps its tokens after its request has ended. A later request whose prompt has t
 gets this row, or a copy of it if the row is in use.
 
 A slot of the cache has the key and value of one token. A window is the number of slots, from the
-first, that a call attends to.
+first, that a call attends to. On a CPU, calls attend to the filled slots alone, and the window is
+always all slots.
 
     engine = Engine(runner, rows=8, slots=2048)
     generation = engine.submit(Request(prompt_ids, mask=0, config=GenerationConfig()))
@@ -37,7 +38,7 @@ from spirit_jax.models.llama import Llama
 ROWS = 16  # requests that decode together, by default
 CHUNKS = (256, 64, 16)  # tokens of a prefill call
 GROUP = 4  # rows whose chunks of the smallest size are prefilled together
-SMALLEST_WINDOW, SMALLEST_DECODED = 256, 64  # slots that prefill and decoding attend to
+SMALLEST_WINDOW = 256  # slots that a call attends to, where it does not find the filled ones
 # While prompts are prefilled, calls of this many tokens and of this many decoding steps alternate.
 # With fewer tokens, short prompts would join one by one, and most rows of a call would be idle.
 PREFILL_TOKENS, STEPS_BETWEEN = 512, 8
@@ -102,11 +103,7 @@ class Engine(BaseEngine):
     def warm_up(self) -> None:
         """Compiles all steps that requests may need; call it before the first request."""
         with self._lock:
-            windows = sorted({self._window(slots) for slots in range(1, self._capacity + 1)})
-            decoding = sorted(
-                {self._decoding_window(slots) for slots in range(1, self._capacity + 1)}
-            )
-            for window in windows:
+            for window in self._windows(decoding=False):
                 for size in CHUNKS:
                     groups = (1, GROUP) if size == CHUNKS[-1] and self.rows >= GROUP else (1,)
                     for count in groups if size <= window else ():
@@ -114,7 +111,7 @@ class Engine(BaseEngine):
                         self._state = self._runner.prefill(
                             self._state, tokens_rt, range(count), starts, window
                         )
-            for window in decoding:
+            for window in self._windows(decoding=True):
                 count = self._multiple
                 while count <= self.rows:
                     self._state, _ = self._runner.decode(
@@ -242,7 +239,7 @@ class Engine(BaseEngine):
             tokens = row.generation.request.prompt[start : start + min(size, row.to_prefill)]
             tokens_t[: len(tokens)] = tokens
             row.tokens.extend(tokens)
-        window = self._window(max(starts) + size)
+        window = self._window(max(starts) + size, decoding=False)
         self._state = self._runner.prefill(self._state, tokens_rt, indices, starts, window)
         return count * size
 
@@ -259,7 +256,7 @@ class Engine(BaseEngine):
         longest = max(len(self._rows[i].tokens) for i in indices)
         steps = min(steps, self._capacity - longest)
         rows = self._describe(count)
-        window = self._decoding_window(longest + steps)
+        window = self._window(longest + steps, decoding=True)
         most_ended = len(indices) // ENDED_PART
         self._state, decoded = self._runner.decode(self._state, rows, window, steps, most_ended)
         decoded = jax.tree.map(np.asarray, decoded)
@@ -314,15 +311,18 @@ class Engine(BaseEngine):
         if ended:
             self._end(row)
 
-    def _decoding_window(self, slots: int) -> int:
-        """The window of a decoding call; all slots if the kernel reads only the filled ones."""
-        if self._runner.reads_all_slots(self._state):
-            return min(bucketing.power_of_two(slots, SMALLEST_DECODED), self._capacity)
-        return self._capacity
+    def _windows(self, decoding: bool) -> list[int]:
+        """All windows that calls may have."""
+        return sorted({self._window(slots, decoding) for slots in range(1, self._capacity + 1)})
 
-    def _window(self, slots: int) -> int:
-        """The smallest window, of the few that are compiled, with at least these slots."""
-        return min(_power_of_four(slots, SMALLEST_WINDOW), self._capacity)
+    def _window(self, slots: int, decoding: bool) -> int:
+        """The smallest window, of the few that are compiled, with at least these slots.
+
+        All slots, where attention reads only the filled ones.
+        """
+        if self._runner.needs_windows(self._state, decoding):
+            return min(_power_of_four(slots, SMALLEST_WINDOW), self._capacity)
+        return self._capacity
 
 
 def _power_of_four(size: int, smallest: int) -> int:

@@ -19,7 +19,7 @@ from spirit_jax import sharding
 from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.sampling import NEVER, Sampling, next_tokens
 from spirit_jax.models.attention import KVCache, LayerCache
-from spirit_jax.models.attention_backends import has_length_kernel
+from spirit_jax.models.attention_backends import reads_filled_slots
 from spirit_jax.models.llama import Llama, init_cache
 
 MOST_STEPS = 32  # largest number of steps of one call of `decode`
@@ -142,7 +142,8 @@ class Runner:
         """Generates tokens for the first rows of the cache.
 
         Args:
-          state: donated.
+          state: donated. The cache's last slot is overwritten in rows that are not decoded, so it
+            must not have a token.
           rows: the first rows, as numpy arrays.
           window: number of slots to attend to, from slot 0; at least the longest row's number of
             tokens + steps.
@@ -201,9 +202,9 @@ class Runner:
                 slots,
             )
 
-    def reads_all_slots(self, state: State) -> bool:
-        """Whether decoding attends to all slots of the window, and not only to the filled ones."""
-        return not has_length_kernel(state.layers[0])
+    def needs_windows(self, state: State, decoding: bool) -> bool:
+        """Whether attention reads whole windows, and not only the filled slots; see `decode`."""
+        return not reads_filled_slots(state.layers[0], decoding)
 
     def _in_mesh(self):
         return jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext()
@@ -217,33 +218,13 @@ def _init(model: Llama, rows: int, slots: int) -> State:
 
 @functools.partial(jax.jit, static_argnames=("model", "window"), donate_argnames="state")
 def _prefill(model, params, state, tokens_rt, rows_r, starts_r, window) -> State:
-    count, size = tokens_rt.shape
-
-    # Of keys and values, (b, g, s, k), and of scales, (b, g, s).
-    def rows_of(stored):
-        _, kv_heads, _, *width = stored.shape
-        zeros = (0,) * len(width)
-        sizes = (1, kv_heads, window, *width)
-        parts = [jax.lax.dynamic_slice(stored, (row, 0, 0, *zeros), sizes) for row in rows_r]
-        return jnp.concatenate(parts)
-
-    def store(stored, new):
-        _, kv_heads, _, *width = stored.shape
-        zeros = (0,) * len(width)
-        for i in range(count):
-            start = starts_r[i]
-            sizes = (1, kv_heads, size, *width)
-            chunk = jax.lax.dynamic_slice(new, (i, 0, start, *zeros), sizes)
-            stored = jax.lax.dynamic_update_slice(stored, chunk, (rows_r[i], 0, start, *zeros))
-        return stored
-
-    cache = KVCache(jax.tree.map(rows_of, state.layers), starts_r)
-    positions_rt = starts_r[:, None] + jnp.arange(size)
+    cache = KVCache(state.layers, starts_r, rows_r, window)
+    positions_rt = starts_r[:, None] + jnp.arange(tokens_rt.shape[1])
     ones_rt = jnp.ones_like(tokens_rt)
     _, cache = model.apply(
         {"params": params}, tokens_rt, ones_rt, positions_rt, cache, method="features"
     )
-    return state.replace(layers=_constrain(jax.tree.map(store, state.layers, cache.layers)))
+    return state.replace(layers=_constrain(cache.layers))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -281,10 +262,10 @@ def _decode(
     model, params, state, rows, masks, eos_e, most, most_ended, window
 ) -> tuple[State, Decoded]:
     b = len(rows.tokens_b)
-    # A kernel that reads only filled slots works on the cache itself, and so does a loop over all
+    # Attention that reads only filled slots works on the cache itself, and so does a loop over all
     # rows and slots. Otherwise the loop works on a copy of the first rows and slots, and `_put_new`
     # writes the new slots back.
-    in_place = has_length_kernel(state.layers[0])
+    in_place = reads_filled_slots(state.layers[0])
     layers = state.layers
     if not in_place:
         layers = jax.tree.map(lambda stored: stored[:b, :, :window], layers)
@@ -328,13 +309,16 @@ def _row_keys(seeds_b2: jax.Array) -> jax.Array:
 
 def _step(model, params, rows, row_keys_b, masks, eos_e, loop: _Loop) -> _Loop:
     """Generates a token for each row that is not done."""
-    b = len(loop.tokens_b)
+    b, slots = len(loop.tokens_b), loop.layers[0].k.shape[2]
+    # A row that is done attends to one slot, however many tokens it has, and writes to the last.
+    positions_b = jnp.where(loop.done_b, 0, loop.lengths_b)
+    starts_b = jnp.where(loop.done_b, slots - 1, loop.lengths_b)
     logits_btv, cache = model.apply(
         {"params": params},
         loop.tokens_b[:, None],
         jnp.ones((b, 1), jnp.int32),
-        loop.lengths_b[:, None],
-        KVCache(loop.layers, loop.lengths_b),
+        positions_b[:, None],
+        KVCache(loop.layers, starts_b),
     )
     logits_bv = logits_btv[:, 0]
     allowed_bv = masks.allowed_mv[loop.masks_b]

@@ -1,10 +1,12 @@
 """Attention of the decoder: rotary position embedding, masks, and the key-value cache.
 
 Letters: b batch, t query positions, s key positions (cache slots), h query heads, g key-value
-heads, k head width, n queries of a key-value head.
+heads, k head width, n queries of a key-value head, r rows of the cache.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,9 @@ from spirit_jax.models import cache_kernel
 from spirit_jax.models.llama_config import RopeScaling
 
 TPU_ROWS = 8  # least rows of a product on a TPU's matrix unit
+BLOCK = 64  # slots that attention on a CPU reads at once
+# A larger block leaves the CPU's cache; then so few slots are read faster as a whole.
+LARGE_BLOCK, FEW_SLOTS = 4 << 20, 512
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
@@ -124,54 +129,78 @@ class KVCache:
     Attributes:
       layers: the cache of each layer.
       lengths_b: int32, number of tokens of each row. Later slots may hold anything finite.
+      rows_b: int32, the rows of `layers` that the batch has; None for the first ones.
+      window: number of slots to attend to, from slot 0; None for all.
     """
 
     layers: tuple[LayerCache, ...]
     lengths_b: jax.Array
+    rows_b: jax.Array | None = None
+    window: int | None = struct.field(pytree_node=False, default=None)
+
+
+@struct.dataclass
+class NewTokens:
+    """Where the tokens of a call are in the cache; see `KVCache`.
+
+    Attributes:
+      positions_bt: int32; a token attends to the slots up to its position.
+      starts_b: int32, the slot of each row's first new token.
+    """
+
+    positions_bt: jax.Array
+    starts_b: jax.Array
+    rows_b: jax.Array | None = None
+    window: int | None = struct.field(pytree_node=False, default=None)
 
 
 def write_cache(
-    cache: LayerCache, k_btgk: jax.Array, v_btgk: jax.Array, starts_b: jax.Array
+    cache: LayerCache, k_btgk: jax.Array, v_btgk: jax.Array, new: NewTokens
 ) -> LayerCache:
-    """Writes new keys and values into the first rows.
+    """Writes new keys and values.
 
     Only the new slots are written, so that a loop that carries the cache updates it in place.
 
     Args:
       cache: of one layer; it must have slots up to start + t in each row. It may have more rows
-        than `k_btgk` if t is 1.
+        than `k_btgk` if t is 1 or `new` names the rows.
       k_btgk, v_btgk: new keys and values.
-      starts_b: int32, the slot of each row's first new token.
+      new: their places.
     """
     k_bgtk, v_bgtk = k_btgk.swapaxes(1, 2), v_btgk.swapaxes(1, 2)
     if cache.k_scale_bgs is None:
-        k, v = (_write(old, new, starts_b) for old, new in ((cache.k, k_bgtk), (cache.v, v_bgtk)))
-        return LayerCache(k, v)
-    (k_bgtk, k_scale_bgt), (v_bgtk, v_scale_bgt) = to_int8(k_bgtk), to_int8(v_bgtk)
-    new = LayerCache(k_bgtk, v_bgtk, k_scale_bgt, v_scale_bgt)
-    return jax.tree.map(lambda stored, part: _write(stored, part, starts_b), cache, new)
+        parts = LayerCache(k_bgtk, v_bgtk)
+    else:
+        (k_bgtk, k_scale_bgt), (v_bgtk, v_scale_bgt) = to_int8(k_bgtk), to_int8(v_bgtk)
+        parts = LayerCache(k_bgtk, v_bgtk, k_scale_bgt, v_scale_bgt)
+    return jax.tree.map(lambda stored, part: _write(stored, part, new), cache, parts)
 
 
-def _write(stored: jax.Array, new: jax.Array, starts_b: jax.Array) -> jax.Array:
-    """Writes (b, g, t, ...) into slots of the first rows of (rows, g, s, ...)."""
-    new = new.astype(stored.dtype)
-    zeros = (0,) * (stored.ndim - 3)
-    if len(new) == 1:
-        return jax.lax.dynamic_update_slice(stored, new, (0, 0, starts_b[0], *zeros))
-    if len(new) < len(stored):
-        return stored.at[jnp.arange(len(new)), :, starts_b].set(new[:, :, 0])
-    if not cache_kernel.fits(stored, new):
-        return _write_rows(stored, new, starts_b)
+def _write(stored: jax.Array, part: jax.Array, new: NewTokens) -> jax.Array:
+    """Writes (b, g, t, ...) into slots of rows of (r, g, s, ...)."""
+    part = part.astype(stored.dtype)
+    starts_b, rows_b = new.starts_b, new.rows_b
+    if rows_b is None and len(part) == 1:
+        rows_b = jnp.zeros(1, jnp.int32)
+    if rows_b is not None:
+        for i in range(len(part)):
+            place = (rows_b[i], 0, starts_b[i]) + (0,) * (stored.ndim - 3)
+            stored = jax.lax.dynamic_update_slice(stored, part[i : i + 1], place)
+        return stored
+    if len(part) < len(stored):
+        return stored.at[jnp.arange(len(part)), :, starts_b].set(part[:, :, 0])
+    if not cache_kernel.fits(stored, part):
+        return _write_rows(stored, part, starts_b)
     return jax.lax.platform_dependent(
-        stored, new, starts_b, tpu=cache_kernel.write_newest, default=_write_rows
+        stored, part, starts_b, tpu=cache_kernel.write_newest, default=_write_rows
     )
 
 
-def _write_rows(stored: jax.Array, new: jax.Array, starts_b: jax.Array) -> jax.Array:
+def _write_rows(stored: jax.Array, part: jax.Array, starts_b: jax.Array) -> jax.Array:
     def put(row, part, start):
         return jax.lax.dynamic_update_slice(row, part, (0, start) + (0,) * (row.ndim - 2))
 
-    return jax.vmap(put)(stored, new, starts_b)
+    return jax.vmap(put)(stored, part, starts_b)
 
 
 def to_int8(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -189,13 +218,13 @@ def to_int8(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.round(x.astype(jnp.float32) * inverse[..., None]).astype(jnp.int8), scale
 
 
-def attend_cache(q_bthk: jax.Array, cache: LayerCache, positions_bt: jax.Array) -> jax.Array:
+def attend_cache(q_bthk: jax.Array, cache: LayerCache, new: NewTokens) -> jax.Array:
     """Grouped-query attention (arXiv 2305.13245) of new tokens over a cache that has them too.
 
     Args:
       q_bthk: queries.
       cache: of one layer.
-      positions_bt: int32; a query attends to the slots up to its position.
+      new: the places of the queries' tokens.
 
     Returns:
       (b, t, h, k), in the dtype of the queries; softmax is in float32.
@@ -205,39 +234,128 @@ def attend_cache(q_bthk: jax.Array, cache: LayerCache, positions_bt: jax.Array) 
     # The query heads of a key-value head are rows of one matrix product.
     q_btgrk = q_bthk.reshape(b, t, kv_heads, -1, width)
     q_bgnk = q_btgrk.swapaxes(1, 2).reshape(b, kv_heads, -1, width)
-    last_bn = jnp.repeat(positions_bt, heads // kv_heads, axis=1)
-    if q_bgnk.shape[2] < TPU_ROWS:
-        y_bgnk = jax.lax.platform_dependent(
-            q_bgnk, cache, last_bn, tpu=_attend_few_rows, default=_attend_rows
-        )
-    else:
-        y_bgnk = _attend_rows(q_bgnk, cache, last_bn)
+    last_bn = jnp.repeat(new.positions_bt, heads // kv_heads, axis=1)
+
+    def attend(q_bgnk, cache, last_bn):
+        slots = cache.k.shape[2] if new.window is None else new.window
+        return _attend_slots(q_bgnk, _part(cache, new.rows_b, b, 0, slots), last_bn)
+
+    def attend_blocks(q_bgnk, cache, last_bn):
+        if new.rows_b is None and _is_read_faster_as_a_whole(cache, b):
+            return _attend_slots(q_bgnk, cache, last_bn)
+        return _attend_blocks(q_bgnk, cache, last_bn, new.rows_b)
+
+    on_tpu = _with_more_rows(attend) if q_bgnk.shape[2] < TPU_ROWS else attend
+    y_bgnk = jax.lax.platform_dependent(
+        q_bgnk, cache, last_bn, cpu=attend_blocks, tpu=on_tpu, default=attend
+    )
     return y_bgnk.reshape(b, kv_heads, t, -1, width).swapaxes(1, 2).reshape(q_bthk.shape)
 
 
-def _attend_rows(q_bgnk: jax.Array, cache: LayerCache, last_bn: jax.Array) -> jax.Array:
-    k_bgsk, v_bgsk = (x.astype(q_bgnk.dtype) for x in (cache.k, cache.v))
-    slots, width = k_bgsk.shape[2:]
+def _part(
+    cache: LayerCache, rows_b: jax.Array | None, b: int, start: jax.Array | int, slots: int
+) -> LayerCache:
+    """Some slots of the first b rows, or of the rows `rows_b`."""
+
+    def cut(stored):
+        sizes = (stored.shape[1], slots, *stored.shape[3:])
+        zeros = (0,) * (stored.ndim - 3)
+        if rows_b is None:
+            return jax.lax.dynamic_slice(stored, (0, 0, start, *zeros), (b, *sizes))
+        parts = [
+            jax.lax.dynamic_slice(stored, (row, 0, start, *zeros), (1, *sizes)) for row in rows_b
+        ]
+        return jnp.concatenate(parts)
+
+    return jax.tree.map(cut, cache)
+
+
+def _attend_slots(q_bgnk: jax.Array, cache: LayerCache, last_bn: jax.Array) -> jax.Array:
+    """Attention over all slots of a cache: the plain form, to which the others are compared."""
+    mask_bns = jnp.arange(cache.k.shape[2]) <= last_bn[:, :, None]
+    weights_bgns = jax.nn.softmax(_scores(q_bgnk, cache, mask_bns), axis=-1)
+    return _weighted_values(weights_bgns, cache, q_bgnk.dtype)
+
+
+def _scores(q_bgnk: jax.Array, cache: LayerCache, mask_bns: jax.Array) -> jax.Array:
+    """Products of queries and keys over the root of the width, in float32; -inf if masked."""
+    k_bgsk = cache.k.astype(q_bgnk.dtype)
     scores_bgns = jnp.einsum("bgnk,bgsk->bgns", q_bgnk, k_bgsk, preferred_element_type=jnp.float32)
     if cache.k_scale_bgs is not None:
         scores_bgns *= cache.k_scale_bgs[:, :, None]
-    mask_bns = jnp.arange(slots) <= last_bn[:, :, None]
-    scores_bgns = jnp.where(mask_bns[:, None], scores_bgns * width**-0.5, -jnp.inf)
-    weights_bgns = jax.nn.softmax(scores_bgns, axis=-1)
+    return jnp.where(mask_bns[:, None], scores_bgns * q_bgnk.shape[-1] ** -0.5, -jnp.inf)
+
+
+def _weighted_values(
+    weights_bgns: jax.Array, cache: LayerCache, dtype: Any, sum_dtype: Any = None
+) -> jax.Array:
     if cache.v_scale_bgs is not None:
         weights_bgns *= cache.v_scale_bgs[:, :, None]
-    return jnp.einsum("bgns,bgsk->bgnk", weights_bgns.astype(v_bgsk.dtype), v_bgsk)
+    return jnp.einsum(
+        "bgns,bgsk->bgnk",
+        weights_bgns.astype(dtype),
+        cache.v.astype(dtype),
+        preferred_element_type=sum_dtype,
+    )
 
 
-def _attend_few_rows(q_bgnk: jax.Array, cache: LayerCache, last_bn: jax.Array) -> jax.Array:
-    """The same with rows of zeros, so that the compiler uses the TPU's matrix unit.
+def _is_read_faster_as_a_whole(cache: LayerCache, b: int) -> bool:
+    """Whether attention of b rows on a CPU should read all slots, of which nothing is copied."""
+    rows, kv_heads, slots, width = cache.k.shape
+    block_bytes = 2 * b * kv_heads * BLOCK * width * cache.k.dtype.itemsize
+    return b == rows and slots <= FEW_SLOTS and block_bytes > LARGE_BLOCK
+
+
+def _attend_blocks(
+    q_bgnk: jax.Array, cache: LayerCache, last_bn: jax.Array, rows_b: jax.Array | None
+) -> jax.Array:
+    """Attention over the filled slots, for a CPU: up to the last one that any query attends to.
+
+    A block of slots is read at a time and stays in the CPU's cache; the softmax is accumulated as
+    in flash attention (arXiv 2205.14135). So one compiled function does for all lengths, and
+    nothing of the cache is copied.
+    """
+    b, kv_heads, n, width = q_bgnk.shape
+    slots = cache.k.shape[2]
+    size = min(BLOCK, slots)
+
+    def add_block(i, carry):
+        largest_bgn, total_bgn, sum_bgnk = carry
+        start = jnp.minimum(i * size, slots - size)  # the last block may overlap another
+        block = _part(cache, rows_b, b, start, size)
+        slot_s = start + jnp.arange(size)
+        mask_bns = (slot_s >= i * size) & (slot_s <= last_bn[:, :, None])
+        scores_bgns = _scores(q_bgnk, block, mask_bns)
+        new_largest_bgn = jnp.maximum(largest_bgn, scores_bgns.max(axis=-1))
+        weights_bgns = jnp.exp(scores_bgns - new_largest_bgn[..., None])
+        shrink_bgn = jnp.exp(largest_bgn - new_largest_bgn)
+        total_bgn = total_bgn * shrink_bgn + weights_bgns.sum(axis=-1)
+        values_bgnk = _weighted_values(weights_bgns, block, q_bgnk.dtype, jnp.float32)
+        return new_largest_bgn, total_bgn, sum_bgnk * shrink_bgn[..., None] + values_bgnk
+
+    # Every query attends to slot 0, so the largest score is that of a key after the first block.
+    lowest = jnp.full((b, kv_heads, n), jnp.finfo(jnp.float32).min)
+    zeros_bgn, zeros_bgnk = jnp.zeros((b, kv_heads, n)), jnp.zeros((b, kv_heads, n, width))
+    blocks = jnp.max(last_bn) // size + 1
+    _, total_bgn, sum_bgnk = jax.lax.fori_loop(
+        0, blocks, add_block, (lowest, zeros_bgn, zeros_bgnk)
+    )
+    return (sum_bgnk / total_bgn[..., None]).astype(q_bgnk.dtype)
+
+
+def _with_more_rows(attend: Callable) -> Callable:
+    """`attend` with rows of zeros, so that the compiler uses the TPU's matrix unit.
 
     It multiplies a single row on the vector unit: by its estimate, in up to seven times the time.
     """
-    rows = q_bgnk.shape[2]
-    q_bgnk = jnp.pad(q_bgnk, ((0, 0), (0, 0), (0, TPU_ROWS - rows), (0, 0)))
-    last_bn = jnp.pad(last_bn, ((0, 0), (0, TPU_ROWS - rows)))
-    return _attend_rows(q_bgnk, cache, last_bn)[:, :, :rows]
+
+    def attend_padded(q_bgnk, cache, last_bn):
+        rows = q_bgnk.shape[2]
+        q_bgnk = jnp.pad(q_bgnk, ((0, 0), (0, 0), (0, TPU_ROWS - rows), (0, 0)))
+        last_bn = jnp.pad(last_bn, ((0, 0), (0, TPU_ROWS - rows)))
+        return attend(q_bgnk, cache, last_bn)[:, :, :rows]
+
+    return attend_padded
 
 
 def causal_mask(segments_bt: jax.Array) -> jax.Array:

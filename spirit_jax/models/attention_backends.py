@@ -95,6 +95,18 @@ def attend_segments(
     )
 
 
+def reads_filled_slots(cache: LayerCache, decoding: bool = True) -> bool:
+    """Whether attention on this device reads only the filled slots of a cache, where they are.
+
+    Elsewhere it reads a whole window, which is a copy if the cache has more rows or slots.
+
+    Args:
+      cache: of one layer.
+      decoding: of a single new token of each row, and not of several.
+    """
+    return jax.default_backend() == "cpu" or (decoding and has_length_kernel(cache))
+
+
 def has_length_kernel(cache: LayerCache) -> bool:
     """Whether `attend_newest` works on this device: a GPU for which cuDNN has attention.
 

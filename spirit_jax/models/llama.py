@@ -23,6 +23,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.models.attention import (
     KVCache,
     LayerCache,
+    NewTokens,
     apply_rope,
     attend_cache,
     rope_frequencies,
@@ -87,8 +88,7 @@ class Block(nn.Module):
         Args:
           carry: (x_btd, LayerCache or None).
           rope: from `rope_tables`; None for a layer without rotary positions.
-          seen: with a cache positions_bt, the last slot that each token attends to; otherwise
-            segments_bt.
+          seen: with a cache `NewTokens`; otherwise segments_bt.
           is_rotated: bool scalar, whether the layer has rotary positions, for layers that are
             scanned; None if all have.
 
@@ -120,9 +120,11 @@ class Block(nn.Module):
             backend = choose_backend(name, self.dtype, cfg.head_dim, x_btd.shape[1])
             y_bthk = attend_segments(q_bthk, k_btgk, v_btgk, seen, backend)
         else:
-            cache = write_cache(cache, k_btgk, v_btgk, seen[:, 0])
-            by_length = x_btd.shape[1] == 1 and has_length_kernel(cache)
-            y_bthk = (attend_newest if by_length else attend_cache)(q_bthk, cache, seen)
+            cache = write_cache(cache, k_btgk, v_btgk, seen)
+            if x_btd.shape[1] == 1 and seen.rows_b is None and has_length_kernel(cache):
+                y_bthk = attend_newest(q_bthk, cache, seen.positions_bt)
+            else:
+                y_bthk = attend_cache(q_bthk, cache, seen)
         width, bias = (cfg.hidden_size,), cfg.attention_bias
         out = self._linear("o", ("heads", "head_dim"), width, ("embed",), bias)
         x_btd = sharding.constrain(x_btd + out(y_bthk), "batch", None, None)
@@ -312,7 +314,7 @@ class Llama(nn.Module):
           segments_bt: int32, 0 for padding; a token attends to earlier tokens of its own segment.
             With a cache, all tokens of a row are one segment, and padding follows them.
           positions_bt: int32 rotary positions, counted from 0 in each segment; with a cache, from
-            its `lengths_b`.
+            its `lengths_b`. With a cache a token attends to the slots up to its position.
           cache: of earlier tokens; None for whole rows. Only unrolled layers have caches.
 
         Returns:
@@ -333,7 +335,10 @@ class Llama(nn.Module):
         Args:
           tokens_bt, segments_bt, positions_bt, cache: see `__call__`.
         """
-        layer_caches, seen = (None, segments_bt) if cache is None else (cache.layers, positions_bt)
+        layer_caches, seen = None, segments_bt
+        if cache is not None:
+            layer_caches = cache.layers
+            seen = NewTokens(positions_bt, cache.lengths_b, cache.rows_b, cache.window)
         x_btd = sharding.constrain(self.embed(tokens_bt), "batch", None, None)
         cfg = self.config
         frequencies = rope_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
@@ -345,7 +350,7 @@ class Llama(nn.Module):
         (x_btd, layer_caches), _ = self.layers((x_btd, layer_caches), rope, seen, is_rotated_l)
         if cache is not None:
             counts_b = jnp.sum(segments_bt > 0, axis=1)
-            cache = KVCache(layer_caches, cache.lengths_b + counts_b)
+            cache = cache.replace(layers=layer_caches, lengths_b=cache.lengths_b + counts_b)
         return self.final_norm(x_btd), cache
 
     def project(self, x_btd: jax.Array) -> jax.Array:
