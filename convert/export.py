@@ -42,7 +42,7 @@ def export_llama(
     Raises:
       InputError: `output` exists, or the network folder is incomplete.
     """
-    network = Path(network)
+    network = files.as_path(network)
     cfg = config.read(LlamaConfig, network / "config.json")
     cfg.check_float(network)
     stored = checkpoint.flatten(checkpoint.read_shapes(network))

@@ -18,9 +18,10 @@ from typing import Annotated, Any
 
 import typer
 
-from spirit_jax import checkpoint, config, files, lock, model_folder
+from spirit_jax import checkpoint, config, files, model_folder
 from spirit_jax.cli.running import run
 from spirit_jax.errors import InputError
+from spirit_jax.files import lock
 from spirit_jax.models.fcpe import Fcpe, FcpeConfig
 from spirit_jax.models.wav2vec2 import abstract_params
 

@@ -297,7 +297,7 @@ def convert_hubert(
             f"The quantizer needs {quantizer[0].dim} channels, but the encoder has "
             f"{encoder[0].trunk.hidden_size}."
         )
-    output = Path(output)
+    output = files.as_path(output)
     for name in networks:
         files.refuse_existing(output / name)
     if output.is_dir():

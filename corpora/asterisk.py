@@ -26,11 +26,12 @@ from pocketsphinx import Decoder
 from rich.progress import track
 
 from corpora import programs
-from spirit_jax import config, files, lock
+from spirit_jax import config, files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.cli.running import Output, run
 from spirit_jax.data.records import Utterance, write_shard
 from spirit_jax.errors import InputError
+from spirit_jax.files import lock
 from spirit_jax.units import Units
 from spirit_jax.vocab import Vocab
 

@@ -30,10 +30,11 @@ from pathlib import Path
 from corpora import grammar, speak
 from corpora.grammar import Sentence
 from corpora.world import Corpus
-from spirit_jax import files, lock
+from spirit_jax import files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.cli.running import run
 from spirit_jax.errors import InputError
+from spirit_jax.files import lock
 
 TEXTS = 20_000  # training sentences
 SHOTS = 4  # requests in a document

@@ -46,10 +46,11 @@ from rich.table import Table
 
 from corpora import asterisk, grammar, speak
 from corpora.grammar import Sentence
-from spirit_jax import files, lock
+from spirit_jax import files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.cli.running import Output, run
 from spirit_jax.errors import InputError
+from spirit_jax.files import lock
 
 Corpus = Annotated[Path, typer.Option(help="Folder of corpora.world")]
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")

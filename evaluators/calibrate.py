@@ -36,11 +36,12 @@ from rich.progress import track
 from rich.table import Table
 
 from corpora import grammar, speak, world
-from spirit_jax import config, files, lock, model_folder, transcription
+from spirit_jax import config, files, model_folder, transcription
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.cli.options import ModelDir
 from spirit_jax.cli.running import Output, run
 from spirit_jax.evaluation.scoring import error_rates
+from spirit_jax.files import lock
 from spirit_jax.spiritlm import SpiritLM
 from spirit_jax.transcription import Transcript, TranscriptionConfig
 

@@ -26,12 +26,13 @@ from corpora import speak
 from corpora.world import Corpus
 from evaluators import phonetic_units, resynthesis
 from evaluators.resynthesis import MannerClassifier, SpeechSample
-from spirit_jax import files, lock
+from spirit_jax import files
 from spirit_jax.audio import load_audio, write_wav
 from spirit_jax.cli.running import run
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import read_items
 from spirit_jax.errors import InputError
+from spirit_jax.files import lock
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.units import Units
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorstore
 
-from spirit_jax import checksums
+from spirit_jax import checksums, files
 from spirit_jax.errors import InputError
 
 DATABASE = "state"  # the folder of Orbax's OCDBT database
@@ -27,7 +27,7 @@ def write(path: str | Path) -> None:
     Raises:
       ValueError: it is not such a folder. The library may raise other errors.
     """
-    path = Path(path)
+    path = files.as_path(path)
     arrays: dict[str, Any] = {}
     for key, place in _list_values(path).items():
         prefix, _, rest = key.partition("/")
@@ -52,7 +52,7 @@ def check_metadata(path: str | Path) -> None:
     Raises:
       InputError: a file is missing or damaged.
     """
-    path = Path(path)
+    path = files.as_path(path)
     for name, checksum in _read_checksums(path)["files"].items():
         if checksums.of_file(path / name) != checksum:
             raise InputError(f"{path / name}: is damaged (its checksum differs); copy it again.")
@@ -69,7 +69,7 @@ def check_arrays(path: str | Path, wanted: Mapping[str, Any]) -> None:
     Raises:
       InputError: a chunk is damaged; the message names the parameter.
     """
-    path, arrays = Path(path), _read_checksums(Path(path))["arrays"]
+    path, arrays = files.as_path(path), _read_checksums(files.as_path(path))["arrays"]
 
     def check(job: tuple[str, list]) -> None:
         name, (file, offset, length, checksum) = job
@@ -121,7 +121,7 @@ def _read_checksums(path: Path) -> dict[str, Any]:
 
 def _list_values(path: Path) -> dict[str, tuple[str, int, int] | None]:
     """(file, offset, length) of each value by key; None for values that are stored in a node."""
-    base = tensorstore.KvStore.open(f"file://{(path / DATABASE).absolute()}/").result()
+    base = tensorstore.KvStore.open(_url(path)).result()
     root = tensorstore.ocdbt.dump(base).result()["versions"][-1]
     if root["root_height"]:  # Orbax's nodes hold up to 100 MB of keys
         raise ValueError("the database has more keys than one node holds")
@@ -135,6 +135,12 @@ def _list_values(path: Path) -> dict[str, tuple[str, int, int] | None]:
     return values
 
 
+def _url(path: Path) -> str:
+    """The database as TensorStore names it."""
+    database = path / DATABASE
+    return f"{database}/" if files.is_bucket(path) else f"file://{database.absolute()}/"
+
+
 def _open(path: Path):
-    spec = {"driver": "ocdbt", "base": f"file://{(path / DATABASE).absolute()}/"}
+    spec = {"driver": "ocdbt", "base": _url(path)}
     return tensorstore.KvStore.open(spec).result()

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import io
 import numbers
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from spirit_jax import files
 from spirit_jax.audio_decoding import SUFFIXES as SUFFIXES
 from spirit_jax.audio_decoding import decode
 from spirit_jax.errors import InputError
@@ -140,7 +140,7 @@ def write_wav(path: str | Path, samples_t: np.ndarray, overwrite: bool = True) -
       ExistsError: the file exists, and `overwrite` is not set.
       InputError: the file cannot be written.
     """
-    path = Path(path)
+    path = files.as_path(path)
     if not path.name:
         raise InputError(f"'{path}': is not a name for an audio file.")
     data = io.BytesIO()  # libsndfile does not report why it cannot write a file
@@ -151,7 +151,7 @@ def write_wav(path: str | Path, samples_t: np.ndarray, overwrite: bool = True) -
 
 def _load_piece(piece: AudioPiece, channel: int | None) -> np.ndarray:
     try:
-        stat = os.stat(piece.path)
+        stat = files.as_path(piece.path).stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise unreadable(piece.path, error, "there is no such file.") from error
     samples_t = _load_whole(str(piece.path), channel, stat.st_size, stat.st_mtime_ns)

@@ -1,7 +1,6 @@
 """Decodes audio files: with libsndfile where it is correct, else with FFmpeg's libraries."""
 
 import io
-import os
 import stat
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import soundfile
 
 from spirit_jax import audio_containers, mpeg_audio
 from spirit_jax.errors import InputError
-from spirit_jax.files import find_lack, read_bytes, unreadable
+from spirit_jax.files import as_path, find_lack, read_bytes, unreadable
 
 # Containers that libsndfile does not support. FFmpeg gets the name of the container, since it would
 # also open playlists, which refer to other files.
@@ -75,7 +74,7 @@ def decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
 
 def _read_file(path: str | Path) -> bytes:
     try:
-        is_file = stat.S_ISREG(os.stat(path).st_mode)
+        is_file = stat.S_ISREG(as_path(path).stat().st_mode)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise unreadable(path, error, "there is no such file.") from error
     if not is_file:

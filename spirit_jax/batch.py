@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spirit_jax import checksums, files, lock, model_folder, units
+from spirit_jax import checksums, files, model_folder, units
 from spirit_jax.audio import SAMPLE_RATE, write_wav
 from spirit_jax.errors import InputError, LackError
+from spirit_jax.files import lock
 from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.engine import Engine
 from spirit_jax.generation.outputs import limit_speech
@@ -113,7 +114,7 @@ def run(
       InputError: the folder cannot be written, is in use, or has results of other requests, of
         other recordings or of another model.
     """
-    output = Path(output)
+    output = files.as_path(output)
     requests = _add_model(requests, lm)
     with lock.hold(output, "generate.lock", output, "output") as held:
         path = output / RESULTS
@@ -122,15 +123,15 @@ def run(
         for result in done.values():
             progress = _add(progress, result)
         waiting = (request for request in requests if request.id not in done)
-        for result in _generate(lm, waiting, output, lm.engine(rows)):
-            held.check()
-            try:
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(result, ensure_ascii=False) + "\n")
-            except OSError as error:
-                raise files.unwritable(path, error) from error
-            progress = _add(progress, result)
-            report(progress)
+        with files.GrowingFile(path) as file:
+            for result in _generate(lm, waiting, output, lm.engine(rows)):
+                held.check()
+                try:
+                    file.write((json.dumps(result, ensure_ascii=False) + "\n").encode())
+                except OSError as error:
+                    raise files.unwritable(path, error) from error
+                progress = _add(progress, result)
+                report(progress)
     return progress
 
 

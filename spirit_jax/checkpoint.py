@@ -5,7 +5,6 @@ which is then renamed, so they are whole or absent.
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +35,7 @@ def save_params(
     Raises:
       InputError: the folder has parameters already, or cannot be written.
     """
-    folder = Path(folder).absolute()
+    folder = files.as_path(folder).absolute()
     path = folder / network_folder.FORMS[network_folder.check_form(form)]
     for name in network_folder.FORMS.values():
         files.refuse_existing(folder / name)
@@ -53,7 +52,7 @@ def save_params(
             checksums.list_arrays(path, known)
     except BaseException:
         if is_new:
-            shutil.rmtree(folder, ignore_errors=True)
+            files.remove_tree(folder)
         raise
 
 
@@ -109,7 +108,7 @@ def copy_network(folder: str | Path, output: str | Path, form: str) -> None:
     Raises:
       InputError: the folder cannot be read, or `output` has parameters already.
     """
-    folder, output = Path(folder), Path(output)
+    folder, output = files.as_path(folder), files.as_path(output)
     shapes = flatten(read_shapes(folder))
     parts = (load_params(folder, unflatten(part)) for part in _batches(shapes))
     if sum(map(_count_bytes, shapes.values())) <= COPY_BYTES:
@@ -117,7 +116,7 @@ def copy_network(folder: str | Path, output: str | Path, form: str) -> None:
     save_params(output, parts, form)
     for path in folder.iterdir():  # such as config.json
         if path.is_file() and path.name not in {*network_folder.FORMS.values(), checksums.LIST}:
-            shutil.copyfile(path, output / path.name)
+            files.copy_file(path, output / path.name)
             checksums.list_files(output, [path.name])
 
 
@@ -152,7 +151,7 @@ def save_network(
     Raises:
       InputError: the folder has parameters already, or cannot be written.
     """
-    folder = Path(folder)
+    folder = files.as_path(folder)
     save_params(folder, params, form)
     config_lib.write(config, folder / "config.json")
     checksums.list_files(folder, ["config.json"])
@@ -160,7 +159,7 @@ def save_network(
 
 def load_network(folder: str | Path, config_cls: type[T]) -> tuple[T, Params]:
     """Reads the config and parameters (numpy arrays) of a network; float16 becomes float32."""
-    folder = Path(folder)
+    folder = files.as_path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; a converted network was expected.")
     params = widen(load_params(folder))

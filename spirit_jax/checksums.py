@@ -50,7 +50,7 @@ def of_file(path: str | Path, offset: int = 0, length: int | None = None) -> str
     """
     digest, remaining = xxhash.xxh3_128(), length
     try:
-        with open(path, "rb") as file:
+        with files.open_binary(path) as file:
             file.seek(offset)
             while block := file.read(BLOCK if remaining is None else min(BLOCK, remaining)):
                 digest.update(block)
@@ -96,16 +96,18 @@ def list_files(folder: str | Path, names: Iterable[str]) -> None:
     Raises:
       InputError: a file cannot be read, or the list cannot be written.
     """
-    path = Path(folder) / LIST
+    path = files.as_path(folder) / LIST
     value = read_json(path) if path.is_file() else {}
     value.pop(REPLACING, None)
-    listed = value.get("files", {}) | {name: of_file(Path(folder) / name) for name in names}
+    listed = value.get("files", {}) | {
+        name: of_file(files.as_path(folder) / name) for name in names
+    }
     write_json(path, value | {"files": dict(sorted(listed.items()))})
 
 
 def list_arrays(path: str | Path, known: Mapping[str, Any]) -> None:
     """Adds the checksums of a file of arrays, by `tensor_file.write`, to its folder's list."""
-    path = Path(path)
+    path = files.as_path(path)
     value = read_json(path.with_name(LIST)) if path.with_name(LIST).is_file() else {"files": {}}
     arrays = value.get("arrays", {}) | {path.name: known}
     write_json(path.with_name(LIST), value | {"arrays": arrays})
@@ -113,7 +115,7 @@ def list_arrays(path: str | Path, known: Mapping[str, Any]) -> None:
 
 def read_arrays(path: str | Path) -> dict[str, Any]:
     """The checksums that `list_arrays` wrote for a file of arrays; empty if there are none."""
-    path = Path(path)
+    path = files.as_path(path)
     value = read_json(path.with_name(LIST)) if path.with_name(LIST).is_file() else {}
     return value.get("arrays", {}).get(path.name, {})
 
@@ -124,7 +126,7 @@ def check_file(path: str | Path) -> None:
     Raises:
       InputError: the file differs from its listed checksum.
     """
-    entry = _find_entry(Path(path))
+    entry = _find_entry(files.as_path(path))
     if entry is not None:
         folder, _, known = entry
         if of_file(path) not in known:
@@ -147,7 +149,7 @@ def replacing(path: str | Path, data: bytes) -> Iterator[None]:
     Raises:
       InputError: the list cannot be read or written.
     """
-    entry = _find_entry(Path(path))
+    entry = _find_entry(files.as_path(path))
     if entry is None:
         yield
         return

@@ -122,7 +122,7 @@ def read(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 def find_file(path: str | Path) -> Path:
     """The path; that of the package's `configs/NAME` if only the package has such a file."""
-    path = Path(path)
+    path = files.as_path(path)
     packaged = Path(__file__).parent / path
     is_packaged = path.parts[:1] == ("configs",) and not path.exists() and packaged.is_file()
     return packaged if is_packaged else path

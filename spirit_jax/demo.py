@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from spirit_jax import files, lock, markup, model_folder, small_world, transcription, units
+from spirit_jax import files, markup, model_folder, small_world, transcription, units
 from spirit_jax.audio import SAMPLE_RATE, load_audio, write_wav
 from spirit_jax.errors import InputError
+from spirit_jax.files import lock
 from spirit_jax.pictures import Panel, draw
 from spirit_jax.spiritlm import SpiritLM
 
@@ -95,7 +96,7 @@ def run(
         or is in use by another process.
     """
     start = time.monotonic()
-    output = Path(output)
+    output = files.as_path(output)
     story, unread = small_world.read_out(START if text is None else text)
     text, _ = small_world.read_out(TEXT if text is None else text)
     report_unknown(text, unread, console)

@@ -106,7 +106,7 @@ def fetch_files(repository: str, revision: str | None, patterns: Sequence[str]) 
     import huggingface_hub
 
     try:
-        return Path(
+        return files.as_path(
             huggingface_hub.snapshot_download(
                 repository,
                 revision=revision,
@@ -124,7 +124,7 @@ def find_missing(folder: str | Path) -> list[str]:
 
     Files of arrays must have the size that their header gives.
     """
-    folder = Path(folder)
+    folder = files.as_path(folder)
     missing = set()
     for path in folder.rglob(checksums.LIST):
         listed = checksums.read_json(path)
@@ -163,7 +163,7 @@ def _find_cached(repository: str, revision: str | None) -> Path | None:
     import huggingface_hub
 
     try:
-        return Path(
+        return files.as_path(
             huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True)
         )
     except Exception:  # IncompleteSnapshotError in newer versions, LocalEntryNotFoundError in all

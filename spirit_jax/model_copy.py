@@ -1,7 +1,6 @@
 """Copies of model folders whose arrays are in another form; see `network_folder`."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 from spirit_jax import checkpoint, checksums, config, files, model_folder, network_folder
@@ -51,7 +50,7 @@ def _copy(folder: Path, output: Path, form: str) -> int:
         if path.is_dir():
             count += _copy(path, output / name, form)
         else:
-            shutil.copyfile(path, output / name)
+            files.copy_file(path, output / name)
     if shared and about.shared:
         config.write(dataclasses.replace(about, shared=""), output / model_folder.CONFIG_NAME)
         checksums.list_files(output, [model_folder.CONFIG_NAME])

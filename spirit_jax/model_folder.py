@@ -10,7 +10,6 @@ does not import JAX.
 import dataclasses
 import difflib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,15 +86,18 @@ def find_model(name: str | Path) -> Path:
     """
     if not isinstance(name, str | os.PathLike):
         raise InputError(f"A model is a folder or a name, not {type(name).__name__}.")
-    folder = Path(name)
+    folder = files.as_path(name)
     try:
         is_folder, exists = folder.is_dir(), folder.exists()
     except OSError as error:  # such as a name that is too long
         raise InputError(f"{str(name)[:80]}: no such folder ({files.describe(error)}).") from error
     if is_folder:
         return folder
+    files.refuse_unfinished(folder)
     if exists:
         raise InputError(f"{name}: is a file; the folder or the name of a model was expected.")
+    if files.is_bucket(folder):
+        raise InputError(f"{folder}: there is no such folder.")
     names = packaged_names()
     if len(folder.parts) == 1 and folder.name in names:
         return ASSETS / folder.name
@@ -189,7 +191,7 @@ def find_network(folder: str | Path, name: str) -> Path:
     shared = values.get("shared", "") if isinstance(values, dict) else ""
     if not isinstance(shared, str):
         raise InputError(f"{about}: shared is {shared!r}; expected the path of a folder.")
-    return folder / shared / name
+    return files.without_dots(folder / shared / name)
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -201,7 +203,7 @@ def fingerprint(folder: str | Path) -> str:
     Raises:
       InputError: a file cannot be read, or a network is missing.
     """
-    folder = Path(folder)
+    folder = files.as_path(folder)
     tokenizers = [path.parent for path in folder.rglob(CONFIG_NAME)]
     apart = {*tokenizers, *(path.parent for path in folder.rglob(f"params/{checksums.LIST}"))}
     listed = {path for path in folder.rglob("*.safetensors") if checksums.read_arrays(path)}
@@ -230,7 +232,7 @@ def _networks(tokenizer: Path) -> dict[str, Any]:
 
 def list_texts(folder: str | Path) -> None:
     """Writes the checksums of a model folder's vocabulary and text tokenizer."""
-    folder = Path(folder)
+    folder = files.as_path(folder)
     names = [file.relative_to(folder).as_posix() for file in folder.glob("text_tokenizer/*")]
     checksums.list_files(folder, ["vocab.json", *names])
 
@@ -251,7 +253,7 @@ def write_speech_tokenizer(
     Raises:
       InputError: a network cannot be read.
     """
-    folder = Path(folder)
+    folder = files.as_path(folder)
     names = [name for name in NETWORKS[kind] if (folder / name).is_dir()]
     hashes = {name: _hash_network(folder / name) for name in names}
     about = SpeechTokenizerConfig(kind, f0_method, hashes=hashes)
@@ -262,7 +264,7 @@ def write_speech_tokenizer(
 
 def add_hash(folder: str | Path, network: str) -> None:
     """Adds the hash of a new network to the config of a speech tokenizer."""
-    folder = Path(folder)
+    folder = files.as_path(folder)
     about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
     hashes = about.hashes | {network: _hash_network(folder / network)}
     config.write(dataclasses.replace(about, hashes=hashes), folder / CONFIG_NAME)
@@ -276,12 +278,12 @@ def share_networks(folder: str | Path, other: str | Path, output: str | Path) ->
       other: the speech tokenizer that has them.
       output: the final path of `folder`; the reference is relative to it.
     """
-    folder, other = Path(folder), Path(other)
+    folder, other = files.as_path(folder), files.as_path(other)
     about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
     known = config.read(SpeechTokenizerConfig, other / CONFIG_NAME).hashes
     for name, sha in about.hashes.items():
         if known.get(name) == sha and (other / name).is_dir():
-            shutil.rmtree(folder / name)
+            files.remove_tree(folder / name)
     shared = os.path.relpath(other, output)
     config.write(dataclasses.replace(about, shared=shared), folder / CONFIG_NAME)
 
@@ -299,15 +301,15 @@ def copy_speech_tokenizer(folder: str | Path, output: str | Path) -> SpeechToken
     Raises:
       InputError: a network is missing.
     """
-    folder, output = Path(folder), Path(output)
+    folder, output = files.as_path(folder), files.as_path(output)
     about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
-    shutil.copytree(folder, output)
+    files.copy_tree(folder, output)
     for name in about.hashes:
         network = find_network(folder, name)
         if not network.is_dir():
             raise InputError(f"{folder}: the network '{name}' is missing (half copied?).")
         if not (output / name).is_dir():
-            shutil.copytree(network, output / name)
+            files.copy_tree(network, output / name)
     about = dataclasses.replace(about, shared="")
     config.write(about, output / CONFIG_NAME)
     return about

@@ -6,6 +6,7 @@ orbax         config.json, params/              a folder, written in parallel by
 
 from pathlib import Path
 
+from spirit_jax import files
 from spirit_jax.errors import InputError
 
 FORMS = {"safetensors": "model.safetensors", "orbax": "params"}  # name of the arrays in each form
@@ -21,7 +22,7 @@ def check_form(form: str) -> str:
 
 def has_arrays(folder: str | Path) -> bool:
     """Whether a folder has the arrays of a network, in either form."""
-    return any((Path(folder) / name).exists() for name in FORMS.values())
+    return any((files.as_path(folder) / name).exists() for name in FORMS.values())
 
 
 def find_arrays(folder: str | Path) -> tuple[str, Path]:
@@ -30,7 +31,7 @@ def find_arrays(folder: str | Path) -> tuple[str, Path]:
     Raises:
       InputError: the folder has no arrays, or has them in both forms.
     """
-    folder = Path(folder).absolute()  # Orbax wants an absolute path
+    folder = files.as_path(folder).absolute()  # Orbax wants an absolute path
     found = [(form, folder / name) for form, name in FORMS.items() if (folder / name).exists()]
     names = " and ".join(FORMS.values())
     if not found:

@@ -15,6 +15,7 @@ from spirit_jax import array_checks, files
 from spirit_jax.errors import InputError
 from spirit_jax.files import refuse_existing
 
+COMMITTED = "commit_success.txt"  # Orbax writes it last, if it cannot rename a folder
 Params = Mapping[str, Any]
 
 
@@ -58,8 +59,12 @@ def write(path: str | Path, parts: Iterable[Params]) -> None:
     Raises:
       InputError: something exists at `path` already, or it cannot be written.
     """
-    path = Path(path).absolute()
+    path = files.as_path(path).absolute()
     refuse_existing(path)
+    if files.is_bucket(path):
+        raise InputError(
+            f"{path}: the form orbax is written to a local folder, and then copied to the bucket."
+        )
     hide_orbax_logs()
     unfinished = path.with_name(path.name + files.UNFINISHED)
     partial = unfinished.with_name(unfinished.name + ".partial_save")  # the name that Orbax uses
@@ -70,8 +75,8 @@ def write(path: str | Path, parts: Iterable[Params]) -> None:
         for part in parts:
             ocp.partial.save(unfinished, part)
         ocp.partial.finalize(unfinished)
-        # This file has the temporary path, and is not needed on a local disk.
-        (unfinished / "commit_success.txt").unlink(missing_ok=True)
+        # Orbax asks for this file in a copy in a bucket; its content is the temporary path.
+        (unfinished / COMMITTED).write_bytes(b"")
         array_checks.write(unfinished)
         unfinished.rename(path)
     except InputError:
@@ -85,7 +90,7 @@ def write(path: str | Path, parts: Iterable[Params]) -> None:
 
 def read_shapes(path: str | Path) -> Params:
     """The tree of `jax.ShapeDtypeStruct` of a folder, without reading arrays."""
-    path = Path(path).absolute()
+    path = files.as_path(path).absolute()
     array_checks.check_metadata(path)
     try:
         tree = ocp.metadata(path).metadata

@@ -64,7 +64,7 @@ def push(
     folder = model_folder.find_language_model(model)
     _check(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        if _is_publishable(folder):
+        if _is_publishable(folder) and not files.is_bucket(folder):
             ready = folder
         else:
             ready = Path(scratch) / "model"

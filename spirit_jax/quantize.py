@@ -1,6 +1,5 @@
 """Writes a model folder with int8 weights, a quarter of the size of float32."""
 
-import shutil
 from pathlib import Path
 
 import jax
@@ -33,7 +32,7 @@ def quantize_model(model: str | Path, output: str | Path) -> LlamaConfig:
         for path in folder.iterdir():
             if path.name == "llama":
                 continue
-            copy = shutil.copytree if path.is_dir() else shutil.copyfile
+            copy = files.copy_tree if path.is_dir() else files.copy_file
             copy(path, unfinished / path.name)
         checkpoint.save_network(unfinished / "llama", cfg, jax.tree.map(np.asarray, params))
     return cfg

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spirit_jax import checkpoint, config, limits, model_folder
+from spirit_jax import checkpoint, config, files, limits, model_folder
 from spirit_jax.checkpoint import Params
 from spirit_jax.models import hifigan, hubert, llama, llama_weights, pitch, style, wav2vec2
 from spirit_jax.models.llama_config import LlamaConfig
@@ -28,7 +28,7 @@ TEXT_PIECES = 400
 def write_random_model(folder: str | Path, kind: str = "expressive", seed: int = 0) -> None:
     """Writes a model folder of kind "base" or "expressive"; its F0 comes from `pyin`."""
     limits.check_seed(seed)
-    folder = Path(folder)
+    folder = files.as_path(folder)
     sources = sorted(Path(__file__).parent.glob("*.py"))  # text to train the tokenizer on
     lines = "\n".join(path.read_text(encoding="utf-8") for path in sources).splitlines()
     learn_text_tokenizer(folder / "text_tokenizer", lines, TEXT_PIECES)

@@ -5,12 +5,12 @@ random utterances. Both are written to the run folder. This module imports no JA
 """
 
 import dataclasses
-import shutil
 from pathlib import Path
 
-from spirit_jax import files, lock
+from spirit_jax import files
 from spirit_jax.data.configs import SourceConfig
 from spirit_jax.errors import InputError
+from spirit_jax.files import lock
 from spirit_jax.training.lm.config import LmRunConfig
 
 PREFIX = "made:"
@@ -55,7 +55,7 @@ def _write(config: LmRunConfig) -> None:
 
 def _visit(config: LmRunConfig, visit) -> LmRunConfig:
     """As `resolve`; calls `visit(create, folder, *arguments)` for each folder."""
-    parent = Path(config.run_dir) / "made"
+    parent = files.as_path(config.run_dir) / "made"
 
     def resolve_source(source: SourceConfig, seed: int) -> SourceConfig:
         if not source.path.startswith(PREFIX):
@@ -98,6 +98,6 @@ def _write_model(folder: Path, kind: str) -> None:
     if (folder / "vocab.json").is_file():  # written last, by earlier versions too
         return
     if folder.is_dir():  # the remains of a killed process of an earlier version
-        shutil.rmtree(folder)
+        files.remove_tree(folder)
     with files.whole_folder(folder) as unfinished:
         write_random_model(unfinished, kind)

@@ -24,6 +24,7 @@ from safetensors import safe_open
 
 from spirit_jax import checksums, files
 from spirit_jax.errors import InputError
+from spirit_jax.tensor_ranges import TensorRanges
 
 TILE_BYTES = 1 << 18  # largest size of a tile
 HEADER_ROOM = 1 << 18  # bytes left for a header whose arrays are not known at first
@@ -91,7 +92,7 @@ def read_shapes(path: str | Path) -> dict[str, jax.ShapeDtypeStruct]:
     Raises:
       InputError: the file is missing or damaged, or has a dtype that numpy has not.
     """
-    path = Path(path)
+    path = files.as_path(path)
     _check_header(path)
     shapes = {}
     with _open(path) as file:
@@ -118,7 +119,7 @@ def load(path: str | Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       InputError: the file cannot be read, or an array is damaged.
     """
-    path = Path(path)
+    path = files.as_path(path)
     tiles = checksums.read_arrays(path).get("tensors", {})
 
     def load_one(item: tuple[str, Any]) -> Any:
@@ -276,6 +277,8 @@ def _check_header(path: Path) -> None:
 
 def _open(path: Path) -> Any:
     try:
+        if files.is_bucket(path):
+            return TensorRanges(path, DTYPES)
         return safe_open(path, framework="np")
     except Exception as error:  # the library does not document its errors
         reason = "is not a whole safetensors file (half copied or damaged)."

@@ -174,7 +174,7 @@ def load_text_tokenizer(folder: str | Path, vocab: Vocab) -> TextTokenizer:
     Raises:
       InputError: neither file exists, a file is damaged, or its pieces do not match `vocab`.
     """
-    folder = Path(folder)
+    folder = files.as_path(folder)
     files.require_folder(folder)
     if (folder / "tokenizer.model").is_file():
         processor = load_sentencepiece(folder / "tokenizer.model")
@@ -260,7 +260,7 @@ def learn_text_tokenizer(folder: str | Path, lines: Iterable[str], pieces: int) 
         elif smallest:
             reason = f"its characters and the 256 bytes need at least {smallest[1]}"
         raise InputError(f"A tokenizer of {pieces} pieces cannot be trained ({reason}).") from error
-    with files.whole_file(Path(folder) / "tokenizer.model") as unfinished:
+    with files.whole_file(files.as_path(folder) / "tokenizer.model") as unfinished:
         unfinished.write_bytes(model.getvalue())
 
 
@@ -275,7 +275,8 @@ def load_sentencepiece(path: str | Path) -> sentencepiece.SentencePieceProcessor
     """Loads a SentencePiece model; raises `InputError` if the file is damaged or something else."""
     checksums.check_file(path)
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+        with files.local_copy(path) as local:
+            return sentencepiece.SentencePieceProcessor(model_file=str(local))
     except (RuntimeError, OSError, MemoryError) as error:
         raise files.unreadable(path, error, "is not a whole SentencePiece model.") from error
 
@@ -291,7 +292,8 @@ def load_tokenizers(path: str | Path) -> tokenizers.Tokenizer:
     """
     checksums.check_file(path)
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        with files.local_copy(path) as local:
+            tokenizer = tokenizers.Tokenizer.from_file(str(local))
     except Exception as error:  # the library raises a bare Exception
         reason = "is not a valid tokenizer.json."
         raise files.unreadable(path, error, reason) from error

@@ -114,7 +114,7 @@ def load_piece_text(
     Raises:
       InputError: `tokenizer_config.json` cannot be read.
     """
-    path = Path(folder) / SETTINGS
+    path = files.as_path(folder) / SETTINGS
     settings = read_settings(folder)
     added = {
         token: entry
@@ -131,7 +131,7 @@ def load_piece_text(
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
     """The content of a folder's `tokenizer_config.json`; empty if there is none."""
-    path = Path(folder) / SETTINGS
+    path = files.as_path(folder) / SETTINGS
     return config.read_mapping(path) if path.is_file() else {}
 
 
@@ -192,7 +192,7 @@ def write_tokenizer(
       InputError: a file of `source` cannot be read, or its own markers and units are pieces with
         other ids.
     """
-    source, target = Path(source), Path(target)
+    source, target = files.as_path(source), files.as_path(target)
     settings = dict(read_settings(source) if settings is None else settings)
     markup_tokens = {
         i: make_entry(string) for i, string in enumerate(vocab.token_strings(), vocab.text_size)
@@ -242,7 +242,8 @@ def _replace_added(path: Path, added: Mapping[int, Entry], text_size: int) -> di
 
 def _are_pieces(path: Path, vocab: Vocab) -> bool:
     """Whether the markers and units are pieces of a `tokenizer.model`."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    with files.local_copy(path) as local:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(local))
     if processor.piece_to_id(vocab.token_strings()[0]) != vocab.text_size:
         return False
     for i, string in enumerate(vocab.token_strings(), vocab.text_size):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from spirit_jax import config, markup
+from spirit_jax import config, files, markup
 from spirit_jax.audio import MIN_SAMPLES, SAMPLE_RATE, Audio, load_audio
 from spirit_jax.errors import InputError
 from spirit_jax.text import TextTokenizer
@@ -152,7 +152,7 @@ def read_config(folder: str | Path) -> TranscriptionConfig:
     Raises:
       InputError: the folder has no such file, or it is damaged.
     """
-    path = Path(folder) / CONFIG_NAME
+    path = files.as_path(folder) / CONFIG_NAME
     if not path.is_file():
         raise InputError(
             f"{folder}: has no {CONFIG_NAME}, which has the prompt of transcription; write one, or "
@@ -163,7 +163,7 @@ def read_config(folder: str | Path) -> TranscriptionConfig:
 
 def drop_flag(folder: str | Path, text: str) -> str:
     """A generated text without the flag that a model puts before transcripts, if it has one."""
-    if not (Path(folder) / CONFIG_NAME).is_file():
+    if not (files.as_path(folder) / CONFIG_NAME).is_file():
         return text
     flag, words = read_config(folder).flag, text.lstrip()
     return words.removeprefix(flag).lstrip() if flag and words.startswith(flag) else text
@@ -174,7 +174,7 @@ def copy_config(source: str | Path, output: str | Path) -> None:
 
     The thresholds are dropped, since they are calibrated for the original model only.
     """
-    if (Path(source) / CONFIG_NAME).is_file():
+    if (files.as_path(source) / CONFIG_NAME).is_file():
         settings = dataclasses.replace(
             read_config(source),
             min_log_prob=None,
@@ -183,7 +183,7 @@ def copy_config(source: str | Path, output: str | Path) -> None:
             command="",
             figures={},
         )
-        config.write(settings, Path(output) / CONFIG_NAME)
+        config.write(settings, files.as_path(output) / CONFIG_NAME)
 
 
 def transcribe(

@@ -124,3 +124,22 @@ def make_config(corpus, expressive_folder, tmp_path, monkeypatch):
         return make_run(tmp_path / name, expressive_folder, corpus, *mesh, **changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    """The address of a storage emulator."""
+    import bucket_server
+
+    with bucket_server.run() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(emulator, monkeypatch, tmp_path):
+    """The URL of an empty folder in the emulator, which this process uses."""
+    import bucket_server
+
+    bucket_server.use(emulator, monkeypatch)
+    yield f"gs://{bucket_server.BUCKET}/{tmp_path.name}-{os.getpid()}"
+    bucket_server.forget()

@@ -3,6 +3,7 @@
 Imports happen once, and every attempt is a fork of this process. JAX has no backend here yet, so a
 child may start one. Prints a JSON object with one result for every kill: "same" if the output is
 bitwise that of an uninterrupted run, "different", or the error message of the second attempt.
+FOLDER, with the inputs and the outputs, may be in a bucket.
 """
 
 import json
@@ -10,11 +11,12 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from spirit_jax import checksums
+from spirit_jax import checksums, files
 from spirit_jax.errors import InputError
 
 
@@ -75,21 +77,22 @@ def convert(inputs: Path, output: Path) -> None:
 
 COMMANDS = {"prepare": prepare, "align": align, "eval": evaluate, "export": export}
 COMMANDS["convert"] = convert
+LOGS = Path(tempfile.mkdtemp())
 
 
 def in_child(command: Callable[[Path, Path], None], inputs: Path, output: Path) -> int:
-    """Forks a child that runs the command, and returns its id; errors go to OUTPUT/../error."""
+    """Forks a child that runs the command, and returns its id; errors go to LOGS/error."""
     child = os.fork()
     if child:
         return child
-    log = os.open(output.parent / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(LOGS / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
         command(inputs, output)
         os._exit(0)
     except InputError as error:
-        (output.parent / "error").write_text(str(error))
+        (LOGS / "error").write_text(str(error))
         os._exit(1)
     except BaseException:
         import traceback
@@ -103,8 +106,8 @@ def run(command: Callable[[Path, Path], None], inputs: Path, output: Path) -> st
     _, status = os.waitpid(in_child(command, inputs, output), 0)
     code = os.waitstatus_to_exitcode(status)
     if code == 1:
-        return (output.parent / "error").read_text()
-    assert code == 0, (output.parent / "log").read_text()[-3000:]
+        return (LOGS / "error").read_text()
+    assert code == 0, (LOGS / "log").read_text()[-3000:]
     return ""
 
 
@@ -115,7 +118,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    name, inputs, kills = sys.argv[1], Path(sys.argv[2]).absolute(), int(sys.argv[3])
+    name, inputs, kills = sys.argv[1], files.as_path(sys.argv[2]).absolute(), int(sys.argv[3])
     command, work = COMMANDS[name], inputs / f"kills-{name}"
     for folder in ("compiled", "uninterrupted"):  # the first run compiles, the second is timed
         (work / folder / "out").mkdir(parents=True)

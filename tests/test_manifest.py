@@ -143,7 +143,7 @@ def test_items_without_an_id_have_that_of_nemos_file(tone, tmp_path):
         ({"duration": float("inf")}, "the number Infinity is not finite"),
         ({"offset": float("nan")}, "the number NaN is not finite"),
         ({"audio": "https://example.org/a.wav"}, "is a URL"),
-        ({"audio": "s3://bucket/a.wav"}, "is a URL"),
+        ({"audio": "ftp://host/a.wav"}, "is a URL"),
         ({"audio": "C:\\audio\\a.wav"}, "Windows drive"),
         ({"audio": ["a.wav"]}, "'audio' is"),
         ({"text": 7}, "'text' is 7"),

@@ -17,9 +17,10 @@ import pytest
 from rich.console import Console
 from tones import write_tones
 
-from spirit_jax import checkpoint, demo, errors, files, lock, new_model
+from spirit_jax import checkpoint, demo, errors, files, new_model
 from spirit_jax.audio import load_audio, write_wav
 from spirit_jax.cli import checks
+from spirit_jax.files import lock
 from spirit_jax.quantize import quantize_model
 
 WRITERS = 2

@@ -16,11 +16,12 @@ from tiny_checkpoints import ABSTRACT, write_checkpoints
 from tones import write_tones
 from training_runs import SharedStepRecipe, run
 
-from spirit_jax import InputError, cli, config, lock, synthetic
+from spirit_jax import InputError, cli, config, synthetic
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.samples import SourceConfig
 from spirit_jax.data.shard_list import fingerprint
 from spirit_jax.data.speech import SpeechDataConfig, read_items
+from spirit_jax.files import lock
 from spirit_jax.training import loop, record, run_folder
 from spirit_jax.training.checkpoints import Checkpoints
 from spirit_jax.training.lm.config import LmRunConfig
@@ -239,7 +240,7 @@ def test_a_signal_before_the_first_step_ends_at_once(tmp_path, capsys):
 
 HOLD = """
 import sys, time
-from spirit_jax import lock
+from spirit_jax.files import lock
 with lock.hold(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

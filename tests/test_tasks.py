@@ -18,12 +18,12 @@ from spirit_jax import (
     SpiritLM,
     checkpoint,
     config,
-    lock,
     markup,
     model_folder,
 )
 from spirit_jax.data.manifest import Item
 from spirit_jax.evaluation import configs, pairs, run, scoring, tasks
+from spirit_jax.files import lock
 
 QUIET = Console(quiet=True)
 # says of each sound how long it is, of each text how many letters it has

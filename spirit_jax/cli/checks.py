@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from spirit_jax import config, model_folder
+from spirit_jax import config, files, model_folder
 from spirit_jax.errors import ExistsError, InputError
 from spirit_jax.models.vocoder_configs import HifiGanConfig
 
@@ -62,7 +62,8 @@ def new_file(path: Path, overwrite: bool | None = None) -> Path:
 
 def output_folder(path: Path) -> Path:
     """The path of a folder to write to; raises `InputError` if it or a parent is a file."""
-    for folder in (path, *path.absolute().parents):
+    parents = () if files.is_bucket(path) else path.absolute().parents
+    for folder in (path, *parents):
         if folder.exists():
             if not folder.is_dir():
                 raise InputError(f"{folder}: is a file; expected a folder.")

@@ -59,7 +59,7 @@ _COMMANDS = {
     "demo": demo.demo,
 }
 for _name, _function in _COMMANDS.items():
-    app.command(_name, cls=running.Command)(_function)
+    app.command(_name, cls=running.Command)(running.with_paths(_function))
 
 
 @app.callback()

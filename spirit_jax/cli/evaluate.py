@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from spirit_jax import model_folder
+from spirit_jax import files, model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir, Overwrite, RemoteModel
 
@@ -42,7 +42,7 @@ def evaluate(
         if task.judge:
             check_judge(task.judge)
     for pairs in settings.pairs:
-        checks.existing_file(Path(pairs.manifest))
+        checks.existing_file(files.as_path(pairs.manifest))
     checks.output_folder(output)
     checks.new_file(output / "figures.json", overwrite)
     from spirit_jax.evaluation.run import evaluate as run_all

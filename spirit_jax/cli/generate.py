@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from spirit_jax import model_folder
+from spirit_jax import files, model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir, Speaker
 from spirit_jax.errors import InputError, plural
@@ -229,5 +229,5 @@ def _parse_input(item: str) -> tuple[str, str]:
     if kind == "speech":
         if not content:
             raise InputError("'speech:' names no file; write speech:FILE.")
-        checks.existing_file(Path(content))
+        checks.existing_file(files.as_path(content))
     return kind, content

@@ -12,6 +12,9 @@ from typer.core import TyperCommand, TyperGroup
 from spirit_jax.cli import running
 from spirit_jax.errors import InputError
 
+# Modules whose command reads only files of this package, which may be in a bucket.
+OWN = {"spirit_jax.tpu.plan", "spirit_jax.convert.export", "spirit_jax.convert.format"}
+
 
 def lazy_group(modules: Mapping[str, str]) -> type[TyperGroup]:
     """A class for groups with commands from modules, beside those that the group has itself.
@@ -57,7 +60,7 @@ def load(module: str) -> TyperCommand:
         raise InputError(running.describe_missing([missing], extras[0])) from error
     app = running.make_app()
     app.command(help=running.describe_module(importlib.import_module(module)), cls=running.Command)(
-        function
+        running.with_paths(function, None if module in OWN else {"output"})
     )
     return typer.main.get_command(app)
 

@@ -55,6 +55,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA and TensorFlow: only errors
+    # Orbax's library for paths would read buckets by TensorFlow where that is installed.
+    os.environ.setdefault("EPATH_USE_TF", "false")
     avoid_libtpu()
     if not sys.warnoptions and "PYTHONWARNINGS" not in os.environ:
         os.environ["PYTHONWARNINGS"] = "ignore"  # for child processes

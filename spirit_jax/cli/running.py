@@ -1,11 +1,12 @@
 """Runs command lines: `spirit-jax`, and the `python -m` commands of a checkout."""
 
+import functools
 import importlib.util
 import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import typer
@@ -13,7 +14,7 @@ from typer.core import TyperCommand
 
 from spirit_jax.cli import interrupts, options, processes
 from spirit_jax.errors import InputError
-from spirit_jax.files import describe, find_lack
+from spirit_jax.files import as_path, describe, find_lack, is_bucket
 
 UsageError = typer.BadParameter.__base__  # click's, or that of the copy inside Typer
 EXTRAS = {  # packages of commands, by the extra of this package that has them
@@ -40,6 +41,37 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+def with_paths(
+    function: Callable[..., None], in_buckets: Collection[str] | None = None
+) -> Callable[..., None]:
+    """A command whose arguments may be paths of buckets, which Typer gives as local paths.
+
+    Args:
+      function: the command.
+      in_buckets: names of the arguments that may be in a bucket; None for all. A path of a bucket
+        for another one is an `InputError`.
+    """
+
+    def restore(name: str, value: typing.Any) -> typing.Any:
+        if isinstance(value, list | tuple):
+            return type(value)(restore(name, each) for each in value)
+        if not isinstance(value, Path):
+            return value
+        path = as_path(value)
+        if is_bucket(path) and in_buckets is not None and name not in in_buckets:
+            raise InputError(
+                f"{path}: --{name.replace('_', '-')} is read from the local disk only; copy it "
+                "there first."
+            )
+        return path
+
+    @functools.wraps(function)
+    def command(*args, **options) -> None:
+        function(*args, **{name: restore(name, value) for name, value in options.items()})
+
+    return command
+
+
 def make_app(**settings) -> typer.Typer:
     """A Typer application that leaves the output of errors to `call`."""
     plain = {"add_completion": False, "pretty_exceptions_enable": False}
@@ -56,7 +88,7 @@ def run(function: Callable[..., None]) -> None:
     """
     module = sys.modules[function.__module__]
     app = make_app()
-    app.command(help=describe_module(module), cls=Command)(function)
+    app.command(help=describe_module(module), cls=Command)(with_paths(function))
     call(app, f"python -m {module.__spec__.name}")
 
 

@@ -113,14 +113,14 @@ def _train(
 
 def _check_paths(settings) -> None:
     """Raises an `InputError` if a model, corpus or recording of a run does not exist."""
-    checks.output_folder(Path(settings.run_dir))
+    checks.output_folder(files.as_path(settings.run_dir))
     if settings.recipe == "lm":
         synthetic.resolve(settings)
         if not settings.model.startswith(synthetic.PREFIX):
             model_folder.find_language_model(settings.model)
         for source in (*settings.data.sources, *settings.eval_sources):
             if not source.path.startswith(synthetic.PREFIX):
-                checks.existing(Path(source.path))
+                checks.existing(files.as_path(source.path))
         return
     if settings.start:
         model_folder.find_model(settings.start)
@@ -128,7 +128,7 @@ def _check_paths(settings) -> None:
         model_folder.find_speech_tokenizer(settings.tokenizer)
     for path in (*settings.data.sources, *settings.data.held_out):
         if not path.startswith("tfds:"):
-            checks.existing(Path(path))
+            checks.existing(files.as_path(path))
 
 
 class Pace:

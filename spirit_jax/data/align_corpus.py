@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from spirit_jax import files, lock
+from spirit_jax import files
 from spirit_jax.data import align_words
 from spirit_jax.data.align_results import AlignReport, resume, split
 from spirit_jax.data.align_words import ComputedWords, ImportedWords, Job, WordAligner, WordSource
@@ -21,6 +21,7 @@ from spirit_jax.data.configs import check_alignment
 from spirit_jax.data.manifest import Row, read_rows
 from spirit_jax.data.read_ahead import read_ahead
 from spirit_jax.errors import InputError
+from spirit_jax.files import lock
 
 DECODERS = 4  # threads that read files in advance
 
@@ -61,7 +62,7 @@ def align_corpus(
       InputError: `output` exists, another process writes it, the source cannot be read, no item
         can be used, or OUTPUT.partial belongs to another source, aligner or other settings.
     """
-    source, output = Path(source), Path(output)
+    source, output = files.as_path(source), files.as_path(output)
     _check_arguments(output, (aligner, textgrid, whisperx), batch_size, min_score)
     rows = read_rows(str(source))
     rows = itertools.chain([next(rows)], rows)  # raises for an empty source before it writes
@@ -77,11 +78,11 @@ def align_corpus(
         partial = output.with_name(output.name + ".partial")
         try:
             done = resume(partial, source, words.settings)
-            with partial.open("a", encoding="utf-8") as file:
+            with files.GrowingFile(partial) as file:
                 for batch in _align(islice(rows, done, None), words, output, batch_size):
                     output_lock.check()
-                    file.writelines(json.dumps(job.to_entry()) + "\n" for job in batch)
-                    file.flush()
+                    lines = "".join(json.dumps(job.to_entry()) + "\n" for job in batch)
+                    file.write(lines.encode())
                     done += len(batch)
                     progress(done)
             return split(partial, source, output)

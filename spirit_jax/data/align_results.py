@@ -8,6 +8,7 @@ OUTPUT.rejects.jsonl.
 import collections
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def resume(partial: Path, source: Path, settings: Mapping[str, Any]) -> int:
     if not partial.is_file():
         files.write_text(partial, json.dumps(inputs) + "\n")
         return 0
-    with partial.open("r+b") as file:
+    with files.open_binary(partial) as file:
         stored = _parse_header(file.readline(), partial)
         changed = [name for name in inputs if stored.get(name) != inputs[name]]
         if changed:
@@ -99,9 +100,10 @@ def resume(partial: Path, source: Path, settings: Mapping[str, Any]) -> int:
                 "remove it to start again."
             )
         count, end = 0, file.tell()
-        while file.readline().endswith(b"\n"):
+        while (line := file.readline()).endswith(b"\n"):
             count, end = count + 1, file.tell()
-        file.truncate(end)
+    if line and not files.is_bucket(partial):  # an object of a bucket is never truncated
+        os.truncate(partial, end)
     return count
 
 

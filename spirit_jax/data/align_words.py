@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from spirit_jax import checksums
+from spirit_jax import checksums, files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import word_times
 from spirit_jax.data.align import Aligned
@@ -194,8 +194,10 @@ def _write_fields(row: Row, output: Path) -> dict[str, Any]:
     if path is not None:
         name = next(name for name in PATHS if fields.get(name))
         written = os.path.expanduser(fields[name])
-        is_absolute = os.path.isabs(written) and bool(row.fields)
-        fields[name] = str(path) if is_absolute else os.path.relpath(path, output.parent)
+        is_absolute = os.path.isabs(written) or files.is_bucket(written)
+        is_elsewhere = files.is_bucket(path) != files.is_bucket(output)
+        keeps = is_elsewhere or is_absolute and bool(row.fields)
+        fields[name] = str(path) if keeps else os.path.relpath(path, output.parent)
     return ({"id": row.item.id} if row.item.id and path is not None else {}) | fields
 
 

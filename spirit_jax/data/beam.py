@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spirit_jax import files
 from spirit_jax.data import prepare
 from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.errors import InputError
@@ -59,7 +60,7 @@ def run(
     Raises:
       InputError: see `prepare.prepare`.
     """
-    output, model = Path(output), None if model is None else Path(model)
+    output, model = files.as_path(output), None if model is None else files.as_path(model)
     tokenizer = SpeechTokenizer.from_pretrained(model) if model is not None else None
     with prepare.hold_part(output, 1):
         inputs = prepare.write_inputs(output, source, tokenizer, config, parts=1)

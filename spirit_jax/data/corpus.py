@@ -18,6 +18,7 @@ from spirit_jax.data.shard_list import Shard, find_shards, read_list
 from spirit_jax.errors import InputError
 
 OPEN_SHARDS = 512  # largest number of open files, over all corpora; 1,024 is the usual limit
+CACHED_BYTES = 16 << 30  # of temporary copies of shards that are in a bucket
 CHECKED_BYTES = 8 << 30  # of a corpus; the shards of larger ones are checked when they are opened
 
 
@@ -34,14 +35,14 @@ class Corpus(Sequence[Utterance]):
         """Opens a corpus, and compares the size and checksum of every shard with the list.
 
         In a corpus of more than `CHECKED_BYTES` the checksum of a shard is compared when it is
-        first opened. A corpus of an earlier version, without a list, is opened with a notice on
-        standard error.
+        first opened, and so it is for those of a bucket, which are downloaded then. A corpus of an
+        earlier version, without a list, is opened with a notice on standard error.
 
         Raises:
           InputError: a shard is missing, damaged or of another corpus, or the preparation is not
             finished.
         """
-        self.folder = Path(folder)
+        self.folder = files.as_path(folder)
         shard_list = read_list(folder)
         self._paths = find_shards(folder)
         self._unchecked: dict[int, str] = {}  # checksums of shards that are not compared yet
@@ -57,7 +58,8 @@ class Corpus(Sequence[Utterance]):
         else:
             shards = shard_list.shards
             _compare_sizes(self._paths, shards, self.folder)
-            if sum(shard.bytes for shard in shards) > CHECKED_BYTES:
+            is_large = sum(shard.bytes for shard in shards) > CHECKED_BYTES
+            if is_large or files.is_bucket(self.folder):
                 self._unchecked = {n: shard.checksum for n, shard in enumerate(shards)}
             else:
                 sums = checksums.of_files(self._paths)
@@ -77,11 +79,10 @@ class Corpus(Sequence[Utterance]):
         shard = int(np.searchsorted(self.ends, index, side="right"))
         first = self.ends[shard - 1] if shard else 0
         path = self._paths[shard]
-        if shard in self._unchecked:
-            _compare_checksum(path, checksums.of_file(path), self._unchecked[shard])
-            self._unchecked.pop(shard, None)
         try:
-            (record,) = self._open(shard).read([int(index - first)])
+            (record,) = self._open(shard, self._unchecked).read([int(index - first)])
+        except InputError:
+            raise
         except Exception as error:  # the library raises RuntimeError and its own kinds
             raise files.unreadable(path, error, "is damaged.") from error
         try:
@@ -109,7 +110,14 @@ class Corpus(Sequence[Utterance]):
 
 
 class _OpenShards:
-    """The open shards of a corpus; if too many are open, the least recently used is closed."""
+    """The open shards of a corpus; if too many are open, the least recently used is closed.
+
+    ArrayRecord cannot read from a bucket, so a shard of one is downloaded to a temporary file. The
+    name of that file is removed as soon as it is open, so nothing is left behind by a killed
+    process; its space is free again when the shard is closed. Open shards of buckets take at most
+    `CACHED_BYTES`, or one shard. Records are read shard by shard or in groups of shards (see
+    `shuffle`), so a shard is downloaded about once an epoch.
+    """
 
     _readers: collections.OrderedDict = collections.OrderedDict()  # of all corpora
     _lock = threading.Lock()
@@ -118,18 +126,45 @@ class _OpenShards:
         self._paths = paths
         weakref.finalize(self, self._close, id(self))
 
-    def __call__(self, shard: int) -> array_record_module.ArrayRecordReader:
+    def __call__(
+        self, shard: int, unchecked: dict[int, str]
+    ) -> array_record_module.ArrayRecordReader:
+        """The reader of a shard.
+
+        Args:
+          shard: its number.
+          unchecked: checksums of the shards that are not compared yet; that of this one is.
+        """
         key = id(self), shard
         with self._lock:
-            reader = self._readers.pop(key, None)
-            if reader is None:
-                # Other files need some of the allowed number.
-                most = min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256)
-                while len(self._readers) >= max(most, 16):
-                    self._readers.popitem(last=False)
-                reader = array_record_module.ArrayRecordReader(str(self._paths[shard]))
-            self._readers[key] = reader
-            return reader
+            if key in self._readers:
+                self._readers.move_to_end(key)
+                return self._readers[key][0]
+        path, checksum = self._paths[shard], unchecked.get(shard)
+        size = path.stat().st_size if files.is_bucket(path) else 0
+        with self._lock:
+            self._make_room(size)
+        with files.local_copy(path) as local:
+            if checksum is not None:
+                _compare_checksum(path, checksums.of_file(local), checksum)
+                unchecked.pop(shard, None)
+            reader = array_record_module.ArrayRecordReader(str(local))
+            if size:
+                reader.read([0])  # opens the file, whose name is removed now
+        with self._lock:
+            self._readers[key] = reader, size
+        return reader
+
+    def _make_room(self, size: int) -> None:
+        """Closes shards until one more, of `size` bytes of temporary files, may be open."""
+        # Other files need some of the allowed number.
+        most = min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256)
+        total = size + sum(cached for _, cached in self._readers.values())
+        while self._readers and (
+            len(self._readers) >= max(most, 16) or (size and total > CACHED_BYTES)
+        ):
+            _, (_, freed) = self._readers.popitem(last=False)
+            total -= freed
 
     @classmethod
     def _close(cls, owner: int) -> None:

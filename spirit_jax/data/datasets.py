@@ -3,11 +3,11 @@
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from spirit_jax import files
 from spirit_jax.data.items import Item
 from spirit_jax.errors import InputError, InputWarning
 from spirit_jax.files import describe, unreadable
@@ -33,7 +33,7 @@ def read_dataset(source: str) -> Iterator[Item]:
         ) from error
     name, split = match.groups()
     try:
-        load_builder = tfds.builder_from_directory if Path(name).is_dir() else tfds.builder
+        load_builder = tfds.builder_from_directory if files.as_path(name).is_dir() else tfds.builder
         builder = load_builder(name)
         records = builder.as_data_source(split=split)
         features = dict(builder.info.features.items())

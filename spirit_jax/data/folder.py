@@ -82,6 +82,13 @@ def list_files(folder: Path) -> tuple[list[Path], collections.Counter]:
 
     paths: list[Path] = []
     skipped: collections.Counter = collections.Counter()
+    if files.is_bucket(folder):
+        for path in folder.rglob("*"):
+            if any(part.startswith(".") for part in path.relative_to(folder).parts):
+                skipped["hidden"] += 1
+            else:
+                paths.append(path)
+        return sorted(paths), skipped
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         seen.add(os.path.realpath(root))

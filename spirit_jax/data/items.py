@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-import os
 import unicodedata
 from pathlib import Path
 
+from spirit_jax import files
 from spirit_jax.audio import Audio, AudioPiece, load_audio
 from spirit_jax.data.timing import Words
 from spirit_jax.files import describe, unreadable
@@ -42,7 +42,7 @@ class Item:
     def audio_path(self) -> Path | None:
         """The file of the recording; None if there is none."""
         audio = self.audio.path if isinstance(self.audio, AudioPiece) else self.audio
-        return Path(audio) if isinstance(audio, str | Path) else None
+        return files.as_path(audio) if isinstance(audio, str | Path) else None
 
     @property
     def audio_name(self) -> str:
@@ -69,7 +69,7 @@ def fingerprint(item: Item) -> bytes:
     if path is None:
         return item.id.encode() + load_audio(item.audio).tobytes()
     try:
-        stat = os.stat(path)
+        stat = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise unreadable(path, error, f"cannot be read ({describe(error)}).") from error
     return f"{item.id}{item.audio_name} {stat.st_size} {stat.st_mtime_ns}".encode()

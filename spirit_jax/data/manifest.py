@@ -77,10 +77,10 @@ def check_source(source: str) -> None:
     """Raises an `InputError` if there is no such source, or it is a file of an unknown kind."""
     if not source:
         raise InputError("The path of a source is empty; give that of a file or folder.")
-    path = Path(source)
-    if source.startswith("tfds:") or os.path.isdir(path):
+    path = files.as_path(source)
+    if source.startswith("tfds:") or files.is_folder(path):
         return
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         raise InputError(f"{source}: there is no such file or folder.")
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
@@ -102,10 +102,10 @@ def source_checksum(source: str) -> str:
     Raises:
       InputError: the source cannot be read.
     """
-    path = Path(source)
-    if os.path.isfile(path):
+    path = files.as_path(source)
+    if files.is_file(path):
         return checksums.of_file(path)
-    if not os.path.isdir(path):
+    if not files.is_folder(path):
         return ""
     listing = []
     for file in list_files(path)[0]:
@@ -122,10 +122,10 @@ def source_checksum(source: str) -> str:
 
 def _read(source: str) -> Iterator[Row]:
     check_source(source)
-    path = Path(source)
+    path = files.as_path(source)
     if source.startswith("tfds:"):
         items = read_dataset(source)
-    elif os.path.isdir(path):
+    elif files.is_folder(path):
         items = read_folder(path)
     elif path.suffix.lower() == ".txt":
         items = iter([read_text_item(path, path.stem)])
@@ -208,13 +208,15 @@ def find_audio(folder: Path, written: str) -> Path:
     Raises:
       InputError: a URL, or a path on a Windows drive.
     """
+    if files.is_bucket(written):
+        return files.as_path(written)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", written):
         raise InputError(f"'{written[:200]}' is a URL; download it, and give the file's path.")
-    path = folder / os.path.expanduser(written)
-    if "\\" in written and not os.path.exists(path):
+    path = files.join(folder, os.path.expanduser(written))
+    if "\\" in written and not (files.is_file(path) or files.is_folder(path)):
         if re.match(r"[A-Za-z]:", written):
             raise InputError(f"'{written[:200]}' is on a Windows drive, which does not exist here.")
-        path = folder / written.replace("\\", "/")
+        path = files.join(folder, written.replace("\\", "/"))
     return path
 
 
@@ -243,6 +245,8 @@ def _read_piece(known: Mapping[str, Any]) -> tuple[float, float | None] | None:
 
 def _derive_id(known: Mapping[str, Any], written: str, folder: Path) -> str:
     """An id for a NeMo item: the path without suffix, and the offset if there is one."""
+    if files.is_bucket(written):
+        written = written.partition("://")[2]
     path = Path(written.replace("\\", "/"))
     if path.is_absolute() and path.is_relative_to(folder.absolute()):
         path = path.relative_to(folder.absolute())

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spirit_jax import checksums, files, lock
+from spirit_jax import checksums, files
 from spirit_jax.data import report
 from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.data.encode_items import encode_items
@@ -24,6 +24,7 @@ from spirit_jax.data.manifest import Item, fingerprint, read_source, source_chec
 from spirit_jax.data.records import SUFFIX, read_shard, write_shard
 from spirit_jax.data.shard_list import PREPARED, Shard, write_list
 from spirit_jax.errors import InputError, LackError
+from spirit_jax.files import lock
 from spirit_jax.model_folder import unit_hashes
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 
@@ -69,7 +70,7 @@ def prepare(
         from another source or with another tokenizer, another process is preparing this part, or
         the disk is full.
     """
-    output = Path(output)
+    output = files.as_path(output)
     try:
         remaining = portions(source, config, part, parts)
         first = list(itertools.islice(remaining, 1))  # raises before the folder is created

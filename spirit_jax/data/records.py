@@ -87,7 +87,7 @@ def write_shard(path: str | Path, utterances: Iterable[Utterance]) -> int:
     Raises:
       InputError: the file cannot be written, for example because the disk is full.
     """
-    path, count = Path(path), 0
+    path, count = files.as_path(path), 0
     with files.whole_file(path) as unfinished:
         # Groups of one record, since records are read in a random order.
         writer = array_record_module.ArrayRecordWriter(str(unfinished), "group_size:1")
@@ -103,9 +103,10 @@ def write_shard(path: str | Path, utterances: Iterable[Utterance]) -> int:
 def read_shard(path: str | Path) -> Iterator[Utterance]:
     """The utterances of a shard; raises `InputError` if it is damaged."""
     try:
-        reader = array_record_module.ArrayRecordReader(str(path))
-        records = (reader.read([number])[0] for number in range(reader.num_records()))
-        yield from map(Utterance.from_bytes, records)
+        with files.local_copy(path) as local:
+            reader = array_record_module.ArrayRecordReader(str(local))
+            records = (reader.read([number])[0] for number in range(reader.num_records()))
+            yield from map(Utterance.from_bytes, records)
     except RuntimeError as error:
         raise files.unreadable(path, error, "is damaged.") from error
 
@@ -113,7 +114,8 @@ def read_shard(path: str | Path) -> Iterator[Utterance]:
 def count_records(path: Path) -> int:
     """The number of records of a shard; raises `InputError` if it is damaged."""
     try:
-        count = array_record_module.ArrayRecordReader(str(path)).num_records()
+        with files.local_copy(path) as local:
+            count = array_record_module.ArrayRecordReader(str(local)).num_records()
     except Exception as error:  # the library raises RuntimeError and its own kinds
         raise files.unreadable(path, error, "is not a shard of records.") from error
     if not count:  # as the library reports for a truncated file

@@ -35,7 +35,7 @@ class Shard:
     @classmethod
     def of(cls, path: str | Path, records: int) -> "Shard":
         """The entry for a file with a known number of records."""
-        path = Path(path)
+        path = files.as_path(path)
         return cls(path.name, records, path.stat().st_size, checksums.of_file(path))
 
 
@@ -95,7 +95,7 @@ def read_list(folder: str | Path) -> ShardList | None:
     Raises:
       InputError: a part is missing or damaged, or the parts are from different preparations.
     """
-    folder = Path(folder)
+    folder = files.as_path(folder)
     paths = sorted(folder.glob("corpus-*-of-*.json"))
     if not paths:
         prepared = folder / PREPARED
@@ -147,11 +147,11 @@ def fingerprint(folder: str | Path) -> str:
 
 def find_shards(folder: str | Path) -> list[Path]:
     """The shards of a prepared corpus, in order; raises `InputError` if there are none."""
-    shards = sorted(Path(folder).glob("*" + SUFFIX))
+    shards = sorted(files.as_path(folder).glob("*" + SUFFIX))
     if not shards:
         raise InputError(f"{folder}: has no prepared corpus (no *{SUFFIX} files).")
     return shards
 
 
 def _list_path(folder: str | Path, part: int, parts: int) -> Path:
-    return Path(folder) / f"corpus-{part:05d}-of-{parts:05d}.json"
+    return files.as_path(folder) / f"corpus-{part:05d}-of-{parts:05d}.json"

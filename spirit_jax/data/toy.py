@@ -44,7 +44,7 @@ def write_toy_corpus(folder: str | Path, count: int = 200, seed: int = 0) -> Non
       count: number of utterances.
       seed: random seed.
     """
-    if not Path(folder).exists():
+    if not files.as_path(folder).is_dir():
         with files.whole_folder(folder) as unfinished:
             path, index = unfinished / f"toy{SUFFIX}", Builder()
             records = write_shard(path, index.watch(make_utterances(count, seed)))

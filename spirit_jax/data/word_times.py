@@ -373,7 +373,7 @@ def find_files(folder: str | Path, suffix: str) -> dict[str, Path]:
     Raises:
       InputError: there is no such folder, or it has no such file.
     """
-    folder = Path(folder)
+    folder = files.as_path(folder)
     all_paths = list_files(folder)[0] if folder.is_dir() else []
     paths = [path for path in all_paths if path.suffix.lower() == suffix.lower()]
     if not paths:

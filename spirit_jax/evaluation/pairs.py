@@ -38,7 +38,7 @@ def run_pairs(
     Raises:
       InputError: a line is not a pair, or lacks the text or audio.
     """
-    rows = _read(Path(pairs.manifest))[: pairs.limit or None]
+    rows = _read(files.as_path(pairs.manifest))[: pairs.limit or None]
     strings: list[tuple[str, str]] = []
     for row in track(rows, f"{pairs.name}: prompts", console=console):
         strings += _prompt_strings(lm, pairs, row, encode)
@@ -64,7 +64,7 @@ def check_pairs(lm: SpiritLM, pairs: PairsConfig, encode: Callable[[Any], str]) 
     Raises:
       InputError: a pair cannot be used.
     """
-    for row in _read(Path(pairs.manifest))[: pairs.limit or None]:
+    for row in _read(files.as_path(pairs.manifest))[: pairs.limit or None]:
         _prompt_strings(lm, pairs, row, encode)
 
 

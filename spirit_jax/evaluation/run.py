@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from spirit_jax import checksums, files, lock, model_folder
+from spirit_jax import checksums, files, model_folder
 from spirit_jax import config as config_lib
 from spirit_jax.data.manifest import source_checksum
 from spirit_jax.evaluation.configs import EvalConfig
 from spirit_jax.evaluation.pairs import check_pairs, run_pairs
 from spirit_jax.evaluation.tasks import TaskConfig, UnitStrings, check_audio, check_task, run_task
+from spirit_jax.files import lock
 from spirit_jax.spiritlm import SpiritLM
 
 FIGURES = "figures.json"
@@ -47,7 +47,7 @@ def evaluate(
         judge cannot be used, or another process writes to the folder.
     """
     config.check_names()
-    output = Path(output)
+    output = files.as_path(output)
     inputs = _list_inputs(lm, config)
     for task in config.tasks:
         check_task(lm, task, output / task.name, config.seed)
@@ -107,6 +107,10 @@ def _write_inputs(output: Path, inputs: dict[str, Any]) -> None:
         raise files.unwritable(output, error) from error
 
 
+def _is_there(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
+
+
 def _move_earlier(output: Path, before: dict[str, Any], inputs: dict[str, Any]) -> None:
     """Moves the results of another evaluation to a subfolder, and prints a notice.
 
@@ -117,10 +121,10 @@ def _move_earlier(output: Path, before: dict[str, Any], inputs: dict[str, Any]) 
     if (output / FIGURES).is_file():
         names |= {name for name in files.read_json(output / FIGURES) if Path(name).name == name}
     results = [*sorted(names), *(f"{name}.jsonl" for name in sorted(names)), FIGURES]
-    present = [file for file in (*results, FORMER_INPUTS, INPUTS) if os.path.lexists(output / file)]
+    present = [file for file in (*results, FORMER_INPUTS, INPUTS) if _is_there(output / file)]
     folders = (output / f"earlier-{number}" for number in itertools.count(1))
     earlier = next(
-        folder for folder in folders if not any(os.path.lexists(folder / file) for file in present)
+        folder for folder in folders if not any(_is_there(folder / file) for file in present)
     )
     earlier.mkdir(exist_ok=True)
     for file in present:

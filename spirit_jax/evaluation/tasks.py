@@ -6,7 +6,6 @@ words or labels are compared (`compare`). docs/eval.md lists them.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from spirit_jax import markup, transcription
+from spirit_jax import files, markup, transcription
 from spirit_jax.audio import SAMPLE_RATE, AudioPiece, write_wav
 from spirit_jax.data.manifest import Item, read_source
 from spirit_jax.data.speech import draw_items
@@ -105,12 +104,14 @@ def check_task(lm: SpiritLM, task: TaskConfig, folder: Path, seed: int) -> None:
         pass
     if task.judge:
         check_judge(task.judge)
+        if files.is_bucket(folder):
+            raise InputError(f"{folder}: a judge reads local files; give a local output folder.")
 
 
 def check_audio(audio: Any) -> str:
     """In place of `UnitStrings`: returns "", and raises `InputError` if the file does not exist."""
     path = audio.path if isinstance(audio, AudioPiece) else audio
-    if isinstance(path, str | Path) and not os.path.isfile(path):
+    if isinstance(path, str | Path) and not files.is_file(path):
         raise InputError(f"{path}: there is no such file.")
     return ""
 

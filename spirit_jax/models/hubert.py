@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import checkpoint, limits, model_folder
+from spirit_jax import checkpoint, files, limits, model_folder
 from spirit_jax.errors import InputError
 from spirit_jax.models.frames import length_mask
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig
@@ -177,7 +177,7 @@ def save(folder: str | Path, model: HubertUnits, params: dict) -> None:
     Raises:
       InputError: one of them exists already.
     """
-    folder = Path(folder)
+    folder = files.as_path(folder)
     checkpoint.save_network(folder / "hubert", model.config, params["hubert"])
     checkpoint.save_network(folder / "quantizer", model.quantizer, params["quantizer"])
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spirit_jax import checkpoint, config, sharding
+from spirit_jax import checkpoint, config, files, sharding
 from spirit_jax.models.linear import lay_out, quantize
 from spirit_jax.models.llama import Llama
 from spirit_jax.models.llama_config import LlamaConfig
@@ -53,7 +53,7 @@ def load(
     Raises:
       InputError: the folder cannot be read, or its arrays do not fit its config.
     """
-    folder = Path(folder)
+    folder = files.as_path(folder)
     cfg = config.read(LlamaConfig, folder / "config.json")
     compute_dtype = compute_dtype or dtype or jnp.float32
     stored = checkpoint.flatten(checkpoint.read_shapes(folder))

@@ -10,7 +10,6 @@
 import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from spirit_jax import files
 from spirit_jax.errors import InputError
-from spirit_jax.orbax_folder import hide_orbax_logs
+from spirit_jax.orbax_folder import COMMITTED, hide_orbax_logs
 from spirit_jax.training import distributed
 from spirit_jax.training.checkpoint_folder import (
     Damaged,
@@ -69,8 +68,8 @@ class Checkpoints:
           keep: how many of the newest are kept; 0 for reading only.
           check: called before each save; raises `InputError` to prevent it.
         """
-        self._folder = Path(folder).absolute()
-        self._keep, self._check = keep, check
+        self._folder = files.as_path(folder).absolute()
+        self._keep, self._before_save = keep, [check] if check else []
         self._checkpointer: ocp.training.Checkpointer | None = None
         self._background = ThreadPoolExecutor(1)
         self._saving: Future | None = None
@@ -79,7 +78,10 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of all checkpoints, newest first."""
         try:
-            names = [entry.name for entry in os.scandir(self._folder) if entry.is_dir()]
+            if files.is_bucket(self._folder):  # there a checkpoint is whole once it has this file
+                names = [path.parent.name for path in self._folder.glob(f"*/{COMMITTED}")]
+            else:
+                names = [entry.name for entry in os.scandir(self._folder) if entry.is_dir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -88,6 +90,10 @@ class Checkpoints:
             ) from error
         numbers = (name for name in names if name.isascii() and name.isdigit())
         return sorted((int(name) for name in numbers if len(name) < 19), reverse=True)
+
+    def call_before_save(self, function: Callable[[], None]) -> None:
+        """Adds a function that is called before each save, as `check` is."""
+        self._before_save.append(function)
 
     def save(self, state: Any, metadata: dict[str, Any]) -> None:
         """Saves the state after a step.
@@ -102,8 +108,8 @@ class Checkpoints:
         step = int(state.step)
         with self._writing(step):
             self._wait()
-            if self._check is not None:
-                self._check()
+            for call in self._before_save:
+                call()
             if distributed.from_first(lambda: step in self.steps()):
                 return
             if self._checkpointer is None:
@@ -183,7 +189,8 @@ class Checkpoints:
         response.result()
         folder = self._folder / str(step)
         deadline = time.monotonic() + COMMIT_SECONDS
-        while not folder.is_dir():  # the first process commits the checkpoint
+        whole = folder / COMMITTED if files.is_bucket(folder) else folder
+        while not whole.exists():  # the first process commits the checkpoint
             if time.monotonic() > deadline or jax.process_count() == 1:
                 return
             time.sleep(0.1)
@@ -257,7 +264,7 @@ class Checkpoints:
                 readable += 1
             except Damaged as error:
                 if readable >= self._keep:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    files.remove_tree(folder)
                     continue
                 print(
                     f"checkpoint {step} of {self._folder.parent} cannot be read ({error}); it is "
@@ -300,7 +307,7 @@ class Checkpoints:
         """Removes the files of a failed save."""
         if distributed.is_first():
             for path in self._folder.glob(f"*{UNFINISHED}*"):
-                shutil.rmtree(path, ignore_errors=True)
+                files.remove_tree(path)
 
     def _describe_whole(self) -> str:
         """Where the run can resume from, for an error message."""

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from spirit_jax import limits
+from spirit_jax import files, limits
 from spirit_jax.data.configs import SpeechDataConfig
 from spirit_jax.errors import InputError
 
@@ -74,11 +74,14 @@ class LoopConfig:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        if "://" in self.run_dir:
+        is_bucket = files.is_bucket(self.run_dir)
+        if "://" in self.run_dir and not is_bucket:
             raise InputError(
-                f"run_dir is '{self.run_dir}', which is no folder; mount the bucket (with gcsfuse) "
-                "and give its folder."
+                f"run_dir is '{self.run_dir}', which is neither a folder nor that of a "
+                "bucket, such as gs://BUCKET/FOLDER."
             )
+        if is_bucket and self.profile_at:
+            raise InputError("A profile cannot be written to a bucket; give a local run_dir.")
         if min(self.steps, self.keep, self.profile_steps) < 1:
             raise InputError("steps, keep and profile_steps must be at least 1.")
         names = ("checkpoint_every", "checkpoint_minutes", "eval_every", "profile_at")

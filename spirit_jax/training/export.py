@@ -26,7 +26,7 @@ def export(recipe: Recipe, output: str | Path, allow_changes: bool = False) -> i
     """
     files.refuse_existing(output)
     state = newest_state(recipe, allow_changes=allow_changes)
-    with files.whole_folder(Path(output)) as folder:
+    with files.whole_folder(files.as_path(output)) as folder:
         recipe.write(state, folder)
     return int(state.step)
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from spirit_jax import devices as device_facts
-from spirit_jax import sharding
+from spirit_jax import files, sharding
 from spirit_jax.devices import peak_flops
 from spirit_jax.errors import InputError
 from spirit_jax.training import distributed, run_folder
@@ -130,6 +130,8 @@ def _run(
     log = None
     try:
         log = MetricsLog(folder.path, first) if distributed.is_first() else None
+        if log is not None:
+            training.checkpoints.call_before_save(log.flush)
         _evaluate_again(folder, mesh, training, log, first)
         for metrics in _steps(folder, mesh, training, first):
             if log is not None:
@@ -182,11 +184,14 @@ def _write_report(recipe: Recipe, state: TrainState) -> None:
     """Writes the report if the recipe has one; only the first process's files are kept."""
     if type(recipe).report is Recipe.report:
         return
-    with tempfile.TemporaryDirectory() as unused:
-        folder = Path(recipe.config.run_dir) / "report"
-        folder = folder if distributed.is_first() else Path(unused)
+    with tempfile.TemporaryDirectory() as temporary:
+        target = files.as_path(recipe.config.run_dir) / "report"
+        is_local = distributed.is_first() and not files.is_bucket(target)
+        folder = target if is_local else Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         recipe.report(state, folder)
+        if distributed.is_first() and not is_local:
+            files.upload_folder(folder, target)
 
 
 def _steps(folder, mesh, training, first) -> Iterator[dict[str, Any]]:
@@ -316,7 +321,7 @@ def _profiler(config: LoopConfig) -> Iterator[Callable[[int], None]]:
         nonlocal tracing
         within = bool(config.profile_at) and 0 <= number - config.profile_at < config.profile_steps
         if within and not tracing:
-            jax.profiler.start_trace(str(Path(config.run_dir) / "profile"))
+            jax.profiler.start_trace(str(files.as_path(config.run_dir) / "profile"))
         if tracing and not within:
             jax.profiler.stop_trace()
         tracing = within

@@ -3,8 +3,8 @@
 import contextlib
 import json
 import math
-import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +66,7 @@ class MetricsLog:
         self._goodput = _Goodput(self.last, first)
         with _writing(self._path):
             self._write_earlier()
-            self._lines = self._path.open("ab", buffering=0)
+            self._lines = files.GrowingFile(self._path)
             self._board = _Board(run_dir / "tensorboard", first + 1)
 
     @property
@@ -80,7 +80,7 @@ class MetricsLog:
         with _writing(self._path):
             self._lines.close()
             self._write_earlier()
-            self._lines = self._path.open("ab", buffering=0)
+            self._lines = files.GrowingFile(self._path)
             self._board.add(metrics, self._earlier[-1]["step"])
 
     def write(self, metrics: dict[str, Any]) -> None:
@@ -90,6 +90,12 @@ class MetricsLog:
         with _writing(self._path):
             self._lines.write((json.dumps(plain) + "\n").encode())
             self._board.add({n: v for n, v in plain.items() if n != "step"}, metrics["step"])
+
+    def flush(self) -> None:
+        """Uploads what a bucket does not have yet."""
+        with _writing(self._path):
+            self._lines.flush()
+            self._board.flush()
 
     def close(self) -> None:
         """Closes the files."""
@@ -104,7 +110,7 @@ class MetricsLog:
     def _copy_damaged(self, count: int) -> None:
         copy = self._path.with_name(f"metrics.damaged-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
         with _writing(copy):
-            shutil.copyfile(self._path, copy)
+            copy.write_bytes(self._path.read_bytes())
         print(
             f"{self._path}: {count} lines cannot be read and were dropped; the damaged file is "
             f"kept as {copy.name}.",
@@ -159,8 +165,16 @@ class _Board:
             from tensorboardX.proto import event_pb2
 
         self._new_event, self._new_scalar = event_pb2.Event, summary.scalar
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = event_file_writer.EventsWriter(str(folder / "events"))
+        self._upload, self._scratch = None, None
+        local = folder
+        if files.is_bucket(folder):
+            self._scratch = tempfile.TemporaryDirectory(prefix="spirit-jax-")
+            local = Path(self._scratch.name)
+        local.mkdir(parents=True, exist_ok=True)
+        self._writer = event_file_writer.EventsWriter(str(local / "events"))
+        if local != folder:
+            (path,) = local.iterdir()
+            self._upload = files.Upload(path, folder / path.name)
         # With this event, TensorBoard ignores the steps from `first` on in earlier files.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.Value("START"))
         self._write(self._new_event(step=first, session_log=start))
@@ -176,11 +190,21 @@ class _Board:
     def close(self) -> None:
         """Closes the file."""
         self._writer.close()
+        self.flush()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def flush(self) -> None:
+        """Uploads what a bucket does not have yet."""
+        if self._upload is not None:
+            self._upload.now()
 
     def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self._writer.write_event(event)
         self._writer.flush()
+        if self._upload is not None:
+            self._upload.when_due()
 
 
 def _is_metrics(line: Any) -> bool:

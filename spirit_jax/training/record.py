@@ -236,7 +236,7 @@ def sample_file(path: str | os.PathLike) -> str:
       InputError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with files.open_binary(path) as file:
             size = file.seek(0, 2)
             parts = [str(size).encode()]
             for start in (0, (size - SAMPLE_BYTES) // 2, size - SAMPLE_BYTES):

@@ -61,7 +61,8 @@ def read(
     digests = [hashlib.sha256(key(item)).digest() for item in items]
     unique = dict(zip(digests, items, strict=True))
     chunks = {
-        Path(folder) / f"{_digest(settings, chunk)}.npz": chunk for chunk in _split(list(unique))
+        files.as_path(folder) / f"{_digest(settings, chunk)}.npz": chunk
+        for chunk in _split(list(unique))
     }
 
     def compute_missing() -> None:
@@ -93,7 +94,7 @@ def read_value(
 ) -> np.ndarray:
     """As `read`, for one array that is computed from all recordings together."""
     digests = [hashlib.sha256(fingerprint(item)).digest() for item in items]
-    path = Path(folder) / f"{_digest(settings, digests)}.npz"
+    path = files.as_path(folder) / f"{_digest(settings, digests)}.npz"
 
     def compute_missing() -> None:
         if _load_whole(path) is None:
@@ -153,7 +154,7 @@ def _write(path: Path, rows: Sequence[Arrays]) -> None:
 
 def _load(path: Path) -> list[Arrays]:
     """The inverse of `_write`."""
-    with np.load(path) as arrays:
+    with files.open_binary(path) as file, np.load(file) as arrays:
         names = [name for name in arrays if not name.endswith(" lengths")]
         parts = [
             np.split(arrays[name], np.cumsum(arrays[f"{name} lengths"])[:-1]) for name in names

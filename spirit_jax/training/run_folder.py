@@ -1,7 +1,7 @@
 """The folder of a run: locking, comparing settings, and resuming.
 
 RUN/run.json        settings and fingerprints of the inputs (`record`)
-RUN/run.lock        lock of the process that trains in the folder (`spirit_jax.lock`)
+RUN/run.lock        lock of the process that trains in the folder (`files.lock`)
 RUN/checkpoints/    checkpoints (`checkpoints`)
 RUN/metrics.jsonl   metrics of each step (`metrics`)
 """
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spirit_jax import checksums
+from spirit_jax import checksums, files
 from spirit_jax.errors import InputError, LackError
-from spirit_jax.lock import Lock, hold
+from spirit_jax.files.lock import Lock, hold
 from spirit_jax.training import distributed, record
 from spirit_jax.training.checkpoints import Checkpoints, Restored
 from spirit_jax.training.configs import LoopConfig
@@ -48,7 +48,7 @@ class RunFolder:
     @property
     def path(self) -> Path:
         """The folder."""
-        return Path(self.config.run_dir)
+        return files.as_path(self.config.run_dir)
 
     def open_checkpoints(self) -> Checkpoints:
         """The checkpoints of the run, for reading and writing."""
@@ -138,7 +138,7 @@ def read_newest(
     Raises:
       InputError: there is no checkpoint, or a difference from its record is refused.
     """
-    folder = Path(config.run_dir) / "checkpoints"
+    folder = files.as_path(config.run_dir) / "checkpoints"
     checkpoints = Checkpoints(folder)
 
     def check(step: int, metadata: dict[str, Any]) -> None:
@@ -176,7 +176,7 @@ def refuse(
     Raises:
       InputError: a setting or an input has changed, and the change is refused.
     """
-    before = _record_of(metadata, Path(run_dir))
+    before = _record_of(metadata, files.as_path(run_dir))
     if before is None or allow_changes:
         return
     refused = record.compare(before, now, config_cls).refused

@@ -7,7 +7,8 @@ import pytest
 from tiny_checkpoints import ABSTRACT, is_as_saved, write_checkpoints
 
 from fuzz.mutate import attempt, mutate_bytes, seeds
-from spirit_jax import checksums, lock
+from spirit_jax import checksums
+from spirit_jax.files import lock
 from spirit_jax.training import record, run_folder
 from spirit_jax.training.checkpoints import Checkpoints
 from spirit_jax.training.metrics import MetricsLog

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from spirit_jax import checkpoint, model_folder
+from spirit_jax import checkpoint, files, model_folder
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.augment import coloured_noise, mix
 from spirit_jax.data.manifest import Item, fingerprint
@@ -321,7 +321,7 @@ def read_targets(
     sample = list(references.values()) or items
     source += f" {trunk.conv_layers} {config.target_clusters} {config.kmeans}"
     centroids_vd = recording_cache.read_value(
-        Path(config.run_dir) / targets.FOLDER,
+        files.as_path(config.run_dir) / targets.FOLDER,
         f"centroids of {source}",
         sample,
         lambda: targets.find_centroids(

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spirit_jax import bucketing
+from spirit_jax import bucketing, files
 from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data.manifest import Item, fingerprint
 from spirit_jax.data.progress import watch
@@ -226,6 +226,6 @@ def cached_labels(
     def compute(items: Sequence[Item]) -> list[recording_cache.Arrays]:
         return [{"labels": labels_t} for labels_t in label(items)]
 
-    folder = Path(run_dir) / FOLDER
+    folder = files.as_path(run_dir) / FOLDER
     rows = recording_cache.read(folder, settings, items, compute, "labels", key=key)
     return [row["labels"] for row in rows]

@@ -17,6 +17,7 @@ from flax import linen as nn
 from spirit_jax import (
     checkpoint,
     checksums,
+    files,
     model_folder,
     network_folder,
     sharding,
@@ -237,7 +238,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         """Writes a model folder: the trained network and the other files of `config.model`."""
         name = model_folder.SPEECH_TOKENIZER
         not_copied = shutil.ignore_patterns("llama", name, transcription.CONFIG_NAME)
-        shutil.copytree(self.folder, output, ignore=not_copied, dirs_exist_ok=True)
+        files.copy_tree(self.folder, output, ignore=not_copied, dirs_exist_ok=True)
         transcription.copy_config(self.folder, output)
         if (self.folder / name).is_dir():
             model_folder.copy_speech_tokenizer(self.folder / name, output / name)

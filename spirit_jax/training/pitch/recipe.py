@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, files
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, stack
 from spirit_jax.models import pitch
@@ -154,7 +154,7 @@ def read_features(
       config: of the run.
       network: config of the network.
     """
-    tracks = f0_tracks.read_tracks(items, config.f0, Path(config.run_dir) / "f0")
+    tracks = f0_tracks.read_tracks(items, config.f0, files.as_path(config.run_dir) / "f0")
     means = f0_tracks.speaker_means(items, tracks) if config.mean == "speaker" else {}
     return [
         pitch.normalise_f0(track.f0_t, track.voiced_t, network, means.get(item.speaker))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, files
 from spirit_jax.audio import load_audio
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, stack
@@ -205,7 +205,7 @@ def _read_features(
     config: StyleRunConfig, unit_samples: int, items: Sequence[Item]
 ) -> list[np.ndarray]:
     """The style features of each recording, relative to its speaker's mean F0."""
-    tracks = f0_tracks.read_tracks(items, config.f0, Path(config.run_dir) / "f0")
+    tracks = f0_tracks.read_tracks(items, config.f0, files.as_path(config.run_dir) / "f0")
     means = f0_tracks.speaker_means(items, tracks)
     return [
         style_features(

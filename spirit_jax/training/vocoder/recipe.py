@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spirit_jax import checkpoint
+from spirit_jax import checkpoint, files
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.speech import Row, SpeechStream, draw_items, read_items
 from spirit_jax.models import harmonic_source
@@ -67,7 +67,7 @@ class VocoderRecipe(SpeechRecipe[VocoderRunConfig]):
         return data.read_recordings(
             self._choose(sources, limit),
             self.config.tokenizer,
-            Path(self.config.run_dir),
+            files.as_path(self.config.run_dir),
             self.network,
             self.config.f0,
         )

@@ -1,7 +1,8 @@
 """Locks on outputs, so that two processes never write the same run, corpus or results.
 
 A lock is a file that names its owner; the owner updates its modification time every few seconds.
-This also works on a mounted bucket, where locks of the operating system do not reach other hosts.
+This also works in a bucket, where locks of the operating system do not reach other hosts: there
+the lock is an object, which is written only if there is none, and rewritten every few seconds.
 Stale locks are taken over: locks of this host if their process has ended, and locks of another host
 if their modification time has not changed for a while, whatever the clocks of the hosts.
 """
@@ -18,13 +19,16 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from spirit_jax import files
 from spirit_jax.errors import InputError
+from spirit_jax.files.lacks import describe
+from spirit_jax.files.paths import as_path, is_bucket
+from spirit_jax.files.reading import read_json
 
 NAME = "run.lock"  # of a run folder
 RENEW_SECONDS = 10.0  # between updates of the modification time
 SILENT_SECONDS = 60.0  # without an update, after which a lock of another host is stale
 OLD_SECONDS = 900.0  # age at which a lock is stale without waiting; clocks differ by less
+BUCKET_SETTLE_SECONDS = 1.0  # the same, for a bucket
 SETTLE_SECONDS = 0.2  # between taking a lock over and checking whether another process did too
 
 _held: set[str] = set()  # tokens of the locks that this process holds
@@ -58,7 +62,7 @@ class Owner:
     def read(cls, path: Path) -> "Owner | None":
         """The owner of a lock; None if there is no lock, an empty `Owner` if it is damaged."""
         try:
-            values = files.read_json(path)
+            values = read_json(path)
             known = {field.name: field.type for field in dataclasses.fields(cls)}
             if not isinstance(values, dict) or set(values) != set(known):
                 return cls()
@@ -85,8 +89,10 @@ class Owner:
 class Lock:
     """A lock that this process holds; see `hold`."""
 
-    def __init__(self, path: Path, owner: Owner):
+    def __init__(self, path: Path, owner: Owner, was_stale: bool):
         self._path, self._owner = path, owner
+        self.was_stale = was_stale  # whether it was taken over from a process that was killed
+        self._is_kept = False
         _held.add(owner.token)
         self._ended = threading.Event()
         self._renewal = threading.Thread(target=self._renew, daemon=True)
@@ -103,11 +109,17 @@ class Lock:
         elif owner.token != self._owner.token:
             raise InputError(f"{self._path.parent}: was taken over by {owner}; this run ends.")
 
+    def keep(self, is_kept: bool = True) -> None:
+        """Says whether `release` leaves the lock where it is, as a killed process does."""
+        self._is_kept = is_kept
+
     def release(self) -> None:
         """Removes the lock, unless another process took it over."""
         self._ended.set()
         self._renewal.join()
         _held.discard(self._owner.token)
+        if self._is_kept:
+            return
         owner = Owner.read(self._path)
         if owner is not None and owner.token == self._owner.token:
             with contextlib.suppress(OSError):
@@ -118,7 +130,10 @@ class Lock:
             owner = Owner.read(self._path)
             if owner is not None and owner.token == self._owner.token:
                 with contextlib.suppress(OSError):
-                    os.utime(self._path)
+                    if is_bucket(self._path):
+                        self._path.write_bytes(_content(self._owner))
+                    else:
+                        os.utime(self._path)
 
 
 @contextlib.contextmanager
@@ -136,16 +151,17 @@ def hold(
     Raises:
       InputError: another process holds the lock, or the folder cannot be written.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; {choice} must name a folder.")
-    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    parents = () if is_bucket(folder) else (folder, *folder.parents)
+    created = [parent for parent in parents if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        owner = _take(folder / name, what or folder, choice)
+        owner, was_stale = _take(folder / name, what or folder, choice)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({files.describe(error)}).") from error
-    lock = Lock(folder / name, owner)
+        raise InputError(f"{folder}: cannot be written ({describe(error)}).") from error
+    lock = Lock(folder / name, owner, was_stale)
     try:
         yield lock
     finally:
@@ -155,10 +171,11 @@ def hold(
                 parent.rmdir()
 
 
-def _take(path: Path, what: str | Path, choice: str) -> Owner:
-    """Creates the lock, in place of a stale one; returns its owner."""
+def _take(path: Path, what: str | Path, choice: str) -> tuple[Owner, bool]:
+    """Creates the lock, in place of a stale one; returns its owner and whether one was stale."""
     new, stale = Owner.here(), None
     while not _create(path, new):
+        version = _version(path)
         owner = Owner.read(path)
         if owner is None:
             continue  # released just now
@@ -168,18 +185,29 @@ def _take(path: Path, what: str | Path, choice: str) -> Owner:
         if not owner.is_gone and not _is_silent(path, owner, what):
             raise _in_use(owner, what, choice)
         stale = owner
+        if is_bucket(path):
+            path.remove_version(version)
+            continue
         taken = path.with_name(f"{path.name}.{new.token}")  # only one process can rename it
         with contextlib.suppress(FileNotFoundError):
             path.rename(taken)
             taken.unlink()
     if stale is not None:
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(BUCKET_SETTLE_SECONDS if is_bucket(path) else SETTLE_SECONDS)
         owner = Owner.read(path)
         if owner is not None and owner.token != new.token:
             raise _in_use(owner, what, choice)
         description = f"of {stale}, which has ended," if stale.token else "that cannot be read"
         print(f"{what}: a lock {description} is taken over.", file=sys.stderr)
-    return new
+    return new, stale is not None
+
+
+def _version(path: Path) -> str | None:
+    """The number that a bucket gives each content of an object; None if it gives none."""
+    try:
+        return path.info().get("generation") if is_bucket(path) else None
+    except FileNotFoundError:
+        return None
 
 
 def _in_use(owner: Owner, what: str | Path, choice: str) -> InputError:
@@ -190,8 +218,11 @@ def _in_use(owner: Owner, what: str | Path, choice: str) -> InputError:
 
 def _create(path: Path, owner: Owner) -> bool:
     """Writes the lock unless it exists; returns whether it was written."""
-    data = json.dumps(dataclasses.asdict(owner)).encode()
+    data = _content(owner)
     try:
+        if is_bucket(path):
+            path.create(data)
+            return True
         with open(path, "xb", buffering=0) as file:
             file.write(data)
     except FileExistsError:
@@ -200,6 +231,10 @@ def _create(path: Path, owner: Owner) -> bool:
         path.unlink(missing_ok=True)
         raise
     return True
+
+
+def _content(owner: Owner) -> bytes:
+    return json.dumps(dataclasses.asdict(owner)).encode()
 
 
 def _is_silent(path: Path, owner: Owner, what: str | Path) -> bool:
