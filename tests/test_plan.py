@@ -13,7 +13,7 @@ import typer
 
 from spirit_jax.errors import InputError
 from tpu.decode import Decoding
-from tpu.estimate import CHIPS, estimate
+from tpu.estimate import CHIPS, DCN, estimate
 from tpu.plan import get_devices, main
 from tpu.traffic import bytes_read
 
@@ -149,6 +149,23 @@ KERNEL = (
 STEP = STEP.replace("KERNEL", KERNEL)
 
 
+SENT = """HloModule jit_step
+
+ENTRY %main (sum: bf16[64,8]) -> bf16[64,8] {
+  %send.1 = (bf16[64,8]{1,0:T(8,128)}, u32[], token[]) send(%sum, %after-all.1), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %send.2 = (bf16[64,8]{1,0}, u32[], token[]) send(%sum, %after-all.2), channel_id=3
+}
+"""
+
+
+@pytest.mark.parametrize(("slices", "times"), [(2, 1), (4, 1.5)])
+def test_sums_over_slices_take_the_time_of_the_data_centre_network(slices, times):
+    result = estimate(SENT, CHIPS["v5e"], 0.0, layers=3, slices=slices)
+    assert vars(result.collectives[DCN]) == {"calls": 1, "bytes": 2 * 64 * 8}
+    assert result.seconds == result.dcn_seconds == times * 2 * 64 * 8 / 3.125e9
+
+
 def test_bytes_read_are_those_that_leave_the_memory():
     rows, matrix = 2 * 8 * 64, 64 * 64
     read_by_kernel = 640 // 2  # of the bytes that it declares
@@ -172,28 +189,34 @@ def plan(tmp_path, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("slices", [1, 2])
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_a_small_training_step_compiles_for_a_slice(tmp_path):
-    process = plan(tmp_path, "--json")
+def test_a_small_training_step_compiles_for_slices(tmp_path, slices):
+    process = plan(tmp_path, "--json", "--slices", str(slices))
     assert process.returncode == 0, process.stderr[-2000:]
     report = json.loads(process.stdout)
     parameters = 3 * (4 * 512 * 512 + 3 * 512 * 1024 + 2 * 512) + 2 * 1024 * 512 + 512
     state = 3 * 4 * parameters / 8  # weights and two moments in float32, on eight devices
-    assert report["fits"] and report["devices"] == 8
+    assert report["fits"] and report["devices"] == 8 * slices
     assert state < report["resident_bytes"] < 1.2 * state
     assert report["peak_bytes"] < 100e6
     # One call forward and two backward a layer: remat does not repeat the forward call.
     assert report["kernel_calls"] == 3 * 3
     assert report["gathers_of_stacked_layers"] == 0
     collectives = report["collectives"]
+    # Each device sends its part of the gradients, in bfloat16, to the other slice.
+    sent = collectives.pop(DCN, {"bytes": 0})["bytes"]
+    assert sent == 0 if slices == 1 else 1 < sent / (2 * parameters / 8) < 1.1
+    assert report["dcn_seconds"] == pytest.approx(sent / CHIPS["v5e"].dcn_bytes)
     waited = sum(
         collective["bytes"] for kind, collective in collectives.items() if "-start" not in kind
     )
     hidden = sum(
         collective["bytes"] for kind, collective in collectives.items() if "-start" in kind
     )
-    # Parameters are gathered and their gradients scattered in pieces that overlap with matmuls.
-    assert waited < 2 * parameters < hidden < 6 * parameters
+    # Parameters are gathered and their gradients scattered in pieces that overlap with matmuls, but
+    # the compiler overlaps nothing of this small step on several slices.
+    assert slices > 1 or waited < 2 * parameters < hidden < 6 * parameters
     assert 0 < report["mfu"] < 1 and report["step_seconds"] > 0
 
 

@@ -3,7 +3,8 @@
 The TPU compiler annotates most operations with `estimated_cycles`. Their sum over all loop
 iterations, divided by the clock rate, ranks programs well; it is an estimate, not a measurement.
 Attention kernels have no annotation and are assumed to reach half of the peak. Synchronous
-collectives are assumed to run at the bandwidth of the interconnect.
+collectives are assumed to run at the bandwidth of the interconnect, and reductions over several
+slices at that of the data centre network, after the rest of the step.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import re
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 WIDTHS |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+DCN = "all-reduce over slices"
 KERNEL_SHARE = 0.5  # fraction of the peak that attention kernels are assumed to reach
 
 
@@ -25,20 +27,22 @@ class Chip:
       peak_flops: bfloat16 operations a second.
       hertz: clock rate of estimated cycles.
       ici_bytes: bytes a second over all links of the chip.
+      dcn_bytes: bytes a second of the data centre network, a chip's share of what its host sends.
     """
 
     hbm_bytes: int
     peak_flops: float
     hertz: float
     ici_bytes: float
+    dcn_bytes: float
 
 
 GIB = 1 << 30
 MOST_CHIPS = 1 << 14  # of a slice; the largest, of v5p, has 8960
 CHIPS = {
-    "v5e": Chip(int(15.75 * GIB), 197e12, 1.503e9, 180e9),
-    "v5p": Chip(int(95.74 * GIB), 459e12, 1.751e9, 540e9),
-    "v6e": Chip(int(31.25 * GIB), 918e12, 1.751e9, 360e9),
+    "v5e": Chip(int(15.75 * GIB), 197e12, 1.503e9, 180e9, 3.125e9),
+    "v5p": Chip(int(95.74 * GIB), 459e12, 1.751e9, 540e9, 6.25e9),
+    "v6e": Chip(int(31.25 * GIB), 918e12, 1.751e9, 360e9, 12.5e9),
 }
 
 
@@ -62,17 +66,19 @@ class Estimate:
     Attributes:
       cycle_seconds: time of operations with estimated cycles.
       kernel_seconds: time of attention kernels.
-      collective_seconds: time of synchronous collectives.
+      collective_seconds: time of synchronous collectives in a slice.
+      dcn_seconds: time of reductions over slices.
       kernel_calls: number of calls of kernels.
       copied_bytes: what kernels without arithmetic declare to read and write.
       stacked_gathers: number of gathers of parameters of all layers at once; there should be none.
       collectives: by kind; the kinds of asynchronous collectives, which overlap with matmuls, end
-        with "-start".
+        with "-start", and `DCN` is the kind of reductions over slices.
     """
 
     cycle_seconds: float
     kernel_seconds: float
     collective_seconds: float
+    dcn_seconds: float
     kernel_calls: int
     copied_bytes: int
     collectives: dict[str, Collective]
@@ -81,7 +87,8 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """The sum of all parts."""
-        return self.cycle_seconds + self.kernel_seconds + self.collective_seconds
+        waits = self.collective_seconds + self.dcn_seconds
+        return self.cycle_seconds + self.kernel_seconds + waits
 
 
 def computations(hlo: str) -> tuple[dict[str, list[str]], str]:
@@ -99,7 +106,7 @@ def computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int) -> Estimate:
+def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int, slices: int = 1) -> Estimate:
     """Estimates the time of a compiled step.
 
     Args:
@@ -107,6 +114,7 @@ def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int) -> Estimate
       chip: the chip that it was compiled for.
       kernel_flops: floating-point operations of the attention kernels of a step on a device.
       layers: number of layers, the first dimension of stacked parameters.
+      slices: number of slices.
 
     Returns:
       The estimate.
@@ -133,10 +141,13 @@ def estimate(hlo: str, chip: Chip, kernel_flops: float, layers: int) -> Estimate
         for kind, total in moved.items()
         if kind in COLLECTIVES
     )
+    # In a ring of slices, each sends its sums to the next one, and then the totals.
+    sent = moved.get(DCN, Collective()).bytes * 2 * (slices - 1) / slices
     return Estimate(
         cycles / chip.hertz,
         kernel_flops / (KERNEL_SHARE * chip.peak_flops),
         waits / chip.ici_bytes,
+        sent / chip.dcn_bytes,
         kernels,
         copied,
         moved,
@@ -187,6 +198,8 @@ def _collective(line: str, bodies: dict[str, list[str]]) -> tuple[str, int] | No
     if not match:
         return None
     name, shape, operation = match.groups()
+    if operation == "send" and 'handler_name="xla_megascale_runtime"' in line:
+        return DCN, _sizes(shape)[0]
     plain = operation.removesuffix("-start")
     if plain in COLLECTIVES:
         # The shape of a "-start" operation has its operands, then its results.

@@ -4,6 +4,7 @@ The training step of a config, or the engine's decoding step, is compiled by the
 does not need a TPU (pip install 'jax[tpu]'). Times are the compiler's estimates, not measurements.
 
     spirit-jax plan --config configs/7b-v5e-256.yaml
+    spirit-jax plan --config configs/7b-v5e-256.yaml --slices 2
     spirit-jax plan --config configs/7b-v5e-256.yaml --search
     spirit-jax plan --decode --topology v5e:1x1 --rows 8 --slots 2048 --quantization int8
 """
@@ -97,12 +98,13 @@ def compile_step(config: LmRunConfig, devices: list[jax.Device]) -> jax.stages.C
         return recipe.jit_step(recipe.gradients, places).lower(state, batch).compile()
 
 
-def plan(config: LmRunConfig, topology: str) -> dict:
+def plan(config: LmRunConfig, topology: str, slices: int = 1) -> dict:
     """Compiles a training step of a run and estimates its memory and time.
 
     Args:
-      config: of the run.
+      config: of the run on a single slice.
       topology: the TPU slice, such as "v5e:16x16".
+      slices: number of slices, each with the batch and the mesh of the config.
 
     Returns:
       JSON values by name. If "fits" is False, the others may be missing, with "reason" instead.
@@ -110,7 +112,21 @@ def plan(config: LmRunConfig, topology: str) -> dict:
     Raises:
       InputError: the compiler is not installed, fails, or does not know the topology.
     """
-    return _try(topology, lambda devices, chip: _plan_training(config, devices, chip))
+    if slices < 1:
+        raise InputError(f"--slices is {slices}; expected 1 or more.")
+    if slices > 1:
+        config = on_slices(config, slices)
+    return _try(
+        topology, lambda devices, chip: _plan_training(config, devices, chip, slices), slices
+    )
+
+
+def on_slices(config: LmRunConfig, slices: int) -> LmRunConfig:
+    """A run on several slices, of which each has the batch and the mesh of a run's single slice."""
+    mesh = dataclasses.replace(config.mesh, data=slices * config.mesh.data)
+    data, rows = config.data, slices * config.data.batch_rows
+    data = dataclasses.replace(data, batch_rows=rows, shards=slices * data.shards)
+    return dataclasses.replace(config, mesh=mesh, data=data)
 
 
 def plan_decoding(config: LmRunConfig | None, topology: str, decoding: decode.Decoding) -> dict:
@@ -132,11 +148,12 @@ def plan_decoding(config: LmRunConfig | None, topology: str, decoding: decode.De
     return _try(topology, lambda chips, chip: decode.plan(sizes, dtype, decoding, chips, chip))
 
 
-def _try(topology: str, plan: Callable[[list[jax.Device], Chip], dict]) -> dict:
-    """What `plan` returns for the devices of a slice, or why it does not fit."""
-    devices = get_devices(topology)
+def _try(topology: str, plan: Callable[[list[jax.Device], Chip], dict], slices: int = 1) -> dict:
+    """What `plan` returns for the devices of slices, or why it does not fit."""
+    devices = get_devices(topology, slices)
     chip = CHIPS[topology.split(":")[0]]
-    result = {"topology": topology, "devices": len(devices), "hbm_bytes": chip.hbm_bytes}
+    result = {"topology": topology, "slices": slices, "devices": len(devices)}
+    result["hbm_bytes"] = chip.hbm_bytes
     try:
         return result | plan(devices, chip)
     except jax.errors.JaxRuntimeError as error:
@@ -145,7 +162,7 @@ def _try(topology: str, plan: Callable[[list[jax.Device], Chip], dict]) -> dict:
         raise InputError(f"The TPU's compiler failed ({files.describe(error)}).") from error
 
 
-def _plan_training(config: LmRunConfig, devices: list[jax.Device], chip: Chip) -> dict:
+def _plan_training(config: LmRunConfig, devices: list[jax.Device], chip: Chip, slices: int) -> dict:
     started = time.monotonic()
     compiled = compile_step(config, devices)
     memory = compiled.memory_analysis()
@@ -153,7 +170,7 @@ def _plan_training(config: LmRunConfig, devices: list[jax.Device], chip: Chip) -
     kernels = kernel_flops(config) * tokens / len(devices)
     cfg = make_model(config).config
     flops = token_flops(cfg, config.data.seq_len) * tokens / len(devices)
-    estimated = estimate(compiled.as_text(), chip, kernels, cfg.num_layers)
+    estimated = estimate(compiled.as_text(), chip, kernels, cfg.num_layers, slices)
     return {
         "fits": memory.peak_memory_in_bytes <= chip.hbm_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,
@@ -163,6 +180,7 @@ def _plan_training(config: LmRunConfig, devices: list[jax.Device], chip: Chip) -
         "cycle_seconds": estimated.cycle_seconds,
         "kernel_seconds": estimated.kernel_seconds,
         "collective_seconds": estimated.collective_seconds,
+        "dcn_seconds": estimated.dcn_seconds,
         "kernel_calls": estimated.kernel_calls,
         "tokens_per_step": tokens,
         "tokens_per_second": tokens / estimated.seconds,
@@ -212,6 +230,9 @@ def main(
     topology: Annotated[
         str | None, typer.Option(help="Such as v5e:16x16; the config's if not given")
     ] = None,
+    slices: Annotated[
+        int, typer.Option(help="Number of slices, each with the config's batch and mesh")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
     is_search: Annotated[
         bool, typer.Option("--search", help="Try batch, remat and mesh; rank them")
@@ -235,6 +256,8 @@ def main(
     decoding = decode.Decoding(rows, slots, quantization, data)
     if not is_decode and decoding != decode.Decoding():
         raise InputError("--rows, --slots, --quantization and --data need --decode.")
+    if slices != 1 and (is_decode or is_search):
+        raise InputError("--slices is for the plan of a training step on several slices.")
     if is_decode and is_search:
         raise InputError("--search plans training steps; leave out --decode.")
     if run_config is None and (overrides or not is_decode):
@@ -248,14 +271,19 @@ def main(
     elif is_decode:
         _print_plan(plan_decoding(config, topology, decoding), as_json)
     else:
-        _print_plan(plan(config, topology), as_json)
+        _print_plan(plan(config, topology, slices), as_json)
 
 
 def _print_plan(result: dict, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, indent=2))
         return
-    print(f"{result['topology']}: {result['devices']} devices")
+    name = (
+        result["topology"]
+        if result["slices"] == 1
+        else f"{result['slices']} x {result['topology']}"
+    )
+    print(f"{name}: {result['devices']} devices")
     if "reason" in result:
         print(f"does not fit: {result['reason']}")
         return
@@ -275,6 +303,8 @@ def _print_plan(result: dict, as_json: bool) -> None:
         "attention kernels": "kernel",
         "collectives waited for": "collective",
     }
+    if result["slices"] > 1:
+        parts["data centre network"] = "dcn"
     print(
         "  " + ", ".join(f"{name} {result[f'{key}_seconds']:.3f} s" for name, key in parts.items())
     )
