@@ -74,7 +74,6 @@ def plain_greedy(params, prompt, allowed, eos, steps):
 APPLY = jax.jit(MODEL.apply)
 
 
-@pytest.mark.compat
 def test_greedy_equals_a_full_forward_for_every_token(params, prompts):
     expected = [plain_greedy(params, prompt, ALLOWED, EOS, 12) for prompt in prompts]
     assert run(params, prompts) == expected
@@ -85,7 +84,6 @@ def test_batch_mates_do_not_matter(params, prompts):
     assert together == [run(params, [prompt])[0] for prompt in prompts]
 
 
-@pytest.mark.compat
 @pytest.mark.parametrize("shape", [(1, 4, 2), slow((1, 8, 1)), slow((1, 2, 4))])
 def test_sharded_generation_is_the_same(params, prompts, shape):
     mesh = sharding.make_mesh(*shape)

@@ -78,6 +78,7 @@ def test_a_manifest_without_text_is_rejected(tmp_path, base_folder):
         write_new_model(tmp_path / "model", base_folder, [str(tmp_path / "silent.jsonl")], 290)
 
 
+@pytest.mark.slow
 def test_a_language_model_trains_in_a_new_folder_and_exports_in_float16(
     tmp_path, texts, base_folder
 ):

@@ -70,7 +70,6 @@ def test_a_model_that_is_loaded_again_is_not_compiled_again(lm, expressive_folde
     assert not [line for line in caplog.messages if line.startswith("Compiling")]
 
 
-@pytest.mark.compat
 def test_a_score_is_the_log_probability_of_the_continuation_alone(lm):
     pairs = [
         ("[Text]Every field", " acts on time"),

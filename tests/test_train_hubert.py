@@ -77,7 +77,7 @@ def read_centroids(config):
     return centroids_vd
 
 
-@pytest.mark.slow  # a pitch network's run resumes in every suite
+@pytest.mark.slow  # that of test_add_a_network.py runs in every suite
 def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole):
     stopped = changed(config, "stopped", steps=16, checkpoint_every=6)
     run(HubertRecipe(stopped), stop_after=9)
@@ -150,6 +150,7 @@ def label_recordings(config):
     return HubertRecipe(config).labelled[0]
 
 
+@pytest.mark.slow
 def test_labels_can_be_those_of_a_reference_with_the_same_text(config, exported, tmp_path):
     lines = [json.loads(line) for line in Path(config.data.sources[0]).read_text().splitlines()]
     for line in lines:
@@ -205,6 +206,7 @@ def test_recordings_without_a_frame_are_left_out(config, tmp_path):
         _ = HubertRecipe(changed(config, "some", data=data)).held_out
 
 
+@pytest.mark.slow
 def test_every_held_out_frame_weighs_the_same(config, whole, final_state):
     mesh = config.mesh.make(jax.devices()[:1])
     metrics = []

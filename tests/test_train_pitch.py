@@ -63,6 +63,7 @@ def test_it_learns_f0_and_voicing_with_all_codes(whole):
     assert first["restarts"] > 0 == last["restarts"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole, final_state):
     stopped = without_evaluation(changed(config, "stopped"))
     run(PitchRecipe(stopped), stop_after=60)

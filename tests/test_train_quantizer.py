@@ -108,7 +108,7 @@ def test_it_learns_and_measures_how_far_units_move(whole, config):
         assert len(load_audio(report / f"{kind}.wav"))
 
 
-@pytest.mark.slow  # a pitch network's run resumes in every suite
+@pytest.mark.slow  # that of test_add_a_network.py runs in every suite
 def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole):
     stopped = changed(config, "stopped", steps=16, checkpoint_every=6)
     run(QuantizerRecipe(stopped), stop_after=9)

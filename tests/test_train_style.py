@@ -75,7 +75,7 @@ def test_it_learns_to_distinguish_speakers(whole):
     assert last["eval_styles_used"] >= 0.5 and last["eval_perplexity"] > 1.9
 
 
-@pytest.mark.slow  # a pitch network's run resumes in every suite
+@pytest.mark.slow  # that of test_add_a_network.py runs in every suite
 def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole, final_state):
     stopped = without_evaluation(changed(config, "stopped"))
     run(StyleRecipe(stopped), stop_after=15)

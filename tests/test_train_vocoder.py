@@ -135,7 +135,7 @@ def test_discriminators_are_trained_from_their_step_on(whole):
     np.testing.assert_allclose(last["loss"], weighted, rtol=1e-5)
 
 
-@pytest.mark.slow  # a pitch network's run resumes in every suite
+@pytest.mark.slow  # that of test_add_a_network.py runs in every suite
 @pytest.mark.parametrize("stop_after", [6, ALONE + 2])
 def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(config, whole, final_state, stop_after):
     stopped = changed(config, f"stopped{stop_after}")

@@ -155,6 +155,7 @@ def test_lora_stopped_equals_unstopped(make_config):
     assert rest == whole[-len(rest) :]
 
 
+@pytest.mark.slow
 @needs_qwix
 def test_checkpoints_with_lora_have_no_frozen_parameters(make_config, tmp_path):
     """So the base model must still be the same when the run is resumed."""
