@@ -54,5 +54,4 @@ def test_its_run_fits_the_slices(manifest):
     devices = jobs["replicas"] * chips
     assert run.mesh.data * run.mesh.fsdp * run.mesh.tensor == devices
     assert run.mesh.data % jobs["replicas"] == 0 and run.data.batch_rows % devices == 0
-    (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
-    assert mount["name"] == volume["name"] and run.run_dir.startswith(mount["mountPath"])
+    assert run.run_dir.startswith("gs://")  # all hosts see it
