@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from bucket_server import Proxy, use
-from training_runs import write_corpus
+from training_runs import make_run, write_corpus
 
 from spirit_jax import InputError, checksums, config, files, model_folder, tensor_file, text
 from spirit_jax.audio import load_audio, write_wav
@@ -223,6 +223,16 @@ def test_checkpoints_without_their_last_file_are_absent(folder):
     for name in ("3/commit_success.txt", "3/state/a", "4/state/a", "damaged/5/a"):
         files.write_text(folder / name, "")
     assert Checkpoints(folder).steps() == [3]
+
+
+def test_what_a_run_cannot_write_to_a_bucket_is_refused():
+    for folder, settings, message in (
+        ("az://bucket/run", {}, "checkpoints are written to local folders, gs:// and s3:// only"),
+        ("http://host/run", {}, "neither a folder nor that of a bucket"),
+        ("gs://bucket/run", {"profile_at": 3}, "A profile cannot be written to a bucket"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_run(folder, "model", "corpus", **settings)
 
 
 def test_missing_permission_and_missing_package_are_named(folder, monkeypatch):

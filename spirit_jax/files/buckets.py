@@ -82,7 +82,7 @@ class BucketPath(pathlib.PosixPath):
         """
         import fsspec
 
-        scheme = self.parts[1]
+        scheme = self.scheme
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are raised too
         try:
             return fsspec.filesystem(scheme, use_listings_cache=False)
@@ -92,6 +92,11 @@ class BucketPath(pathlib.PosixPath):
                 f"{self}: paths of {scheme}:// need {SCHEMES[scheme]}, which is not "
                 f"installed{extra}."
             ) from error
+
+    @property
+    def scheme(self) -> str:
+        """Such as "gs"."""
+        return self.parts[1]
 
     @property
     def key(self) -> str:
@@ -274,7 +279,7 @@ class BucketPath(pathlib.PosixPath):
 
         Storage other than gs:// cannot check that; there the object is removed.
         """
-        if self.parts[1] != "gs" or generation is None:
+        if self.scheme != "gs" or generation is None:
             self.unlink(missing_ok=True)
             return
         bucket, _, name = self.key.removeprefix("gs://").partition("/")

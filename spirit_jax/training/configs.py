@@ -80,6 +80,11 @@ class LoopConfig:
                 f"run_dir is '{self.run_dir}', which is neither a folder nor that of a "
                 "bucket, such as gs://BUCKET/FOLDER."
             )
+        if is_bucket and files.as_path(self.run_dir).scheme not in CHECKPOINT_SCHEMES:
+            raise InputError(
+                f"run_dir is '{self.run_dir}'; checkpoints are written to local folders, "
+                f"{' and '.join(f'{scheme}://' for scheme in CHECKPOINT_SCHEMES)} only."
+            )
         if is_bucket and self.profile_at:
             raise InputError("A profile cannot be written to a bucket; give a local run_dir.")
         if min(self.steps, self.keep, self.profile_steps) < 1:
@@ -90,6 +95,7 @@ class LoopConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0.")
 
 
+CHECKPOINT_SCHEMES = ("gs", "s3")  # that Orbax and TensorStore both have
 SCHEDULES = ("constant", "linear", "cosine")
 
 
