@@ -67,6 +67,33 @@ def quick(monkeypatch):
     monkeypatch.setattr(pipeline, "MEASURED_SAMPLES", 32)
 
 
+def test_lengths_are_measured_without_reading_a_document_twice(corpus, tokenizer, monkeypatch):
+    documents, source = Documents(Corpus(corpus)), SourceConfig(str(corpus))
+    read = []
+
+    class Counted:
+        def __len__(self):
+            return len(documents)
+
+        def __getitem__(self, index):
+            read.append(index)
+            return documents[index]
+
+    def make(document, rng):
+        return make_sample(document, source, tokenizer, VOCAB, rng)
+
+    monkeypatch.setattr(pipeline, "MEASURED_SAMPLES", 100)  # of 40 documents
+    assert pipeline.mean_length(Counted(), make, 0) == pipeline.mean_length(documents, make, 0)
+    assert sorted(read) == list(range(40))
+
+
+def test_a_single_source_is_not_measured(corpus, tokenizer, monkeypatch):
+    monkeypatch.setattr(pipeline, "mean_length", None)
+    config = data_config(corpus, sources=(SourceConfig(str(corpus), share=0.3),))
+    step = next(Stream(config, tokenizer, VOCAB))
+    assert step["weights"].sum() > 0
+
+
 def assert_same(a, b):
     assert a.keys() == b.keys()
     for name in a:

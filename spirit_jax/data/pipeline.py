@@ -64,10 +64,12 @@ class Stream(Iterator[dict[str, np.ndarray]]):
         self._rows = list(range(config.batch_rows) if rows is None else rows)
         self._step, self._states = 0, {}
         sources = _open(config, tokenizer, vocab, networks or {})
-        weights = [
-            source.share / mean_length(*opened, config.seed)
-            for source, opened in zip(config.sources, sources, strict=True)
-        ]
+        weights = [1.0]  # of a single source, whatever its mean length
+        if len(sources) > 1:
+            weights = [
+                source.share / mean_length(*opened, config.seed)
+                for source, opened in zip(config.sources, sources, strict=True)
+            ]
         # The shards of a row repeat after this number of steps.
         period = max(config.shards // config.batch_rows, 1)
         steps = itertools.product(range(period), self._rows)
@@ -174,12 +176,12 @@ def mean_length(documents: Documents, make: Callable, seed: int) -> float:
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(documents))
-    lengths: list[int] = []
-    total = 0
-    while len(lengths) < MEASURED_SAMPLES and total < MEASURED_TOKENS:
-        lengths.append(len(make(documents[int(order[len(lengths) % len(order)])], rng)))
-        total += lengths[-1]
-    return total / len(lengths)
+    read = functools.cache(documents.__getitem__)  # those of a small corpus are sampled repeatedly
+    count = total = 0
+    while count < MEASURED_SAMPLES and total < MEASURED_TOKENS:
+        total += len(make(read(int(order[count % len(order)])), rng))
+        count += 1
+    return total / count
 
 
 def check_tokenizer(corpus: Corpus, networks: Mapping[str, str], vocab: Vocab) -> None:
