@@ -136,10 +136,10 @@ def equal(runner: Runner, rng: np.random.Generator, _: int, pairs: int) -> None:
         def speech(prompts=prompts, outputs=outputs):
             ours(runner, prompts, outputs, SPEECH)
 
-        def theirs(prompts=prompts, outputs=outputs):
+        def hugging_face(prompts=prompts, outputs=outputs):
             peer(hf, prompts, outputs)
 
-        against_hf = _against_hf(paired_ratio(text, theirs, pairs), sum(outputs))
+        against_hf = _against_hf(paired_ratio(text, hugging_face, pairs), sum(outputs))
         against_text = paired_ratio(speech, text, pairs)
         _print(
             workload="equal",
@@ -224,7 +224,7 @@ def main(
         int | None, typer.Option(min=1, help="Measurements of both sides; by default 2 to 5")
     ] = None,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     torch.set_num_threads(THREADS)
     print(cpu_name(), flush=True)
     runner = our_runner(np.random.default_rng(0))

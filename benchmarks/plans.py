@@ -28,7 +28,7 @@ def main(
     ] = None,
     slices: Annotated[list[int] | None, typer.Option(help="Numbers of slices; 1 and 2")] = None,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for path in configs or CONFIGS:
         config = config_lib.read(LmRunConfig, path, [])

@@ -31,7 +31,7 @@ def main(
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer")] = 64,
     rows: Annotated[int, typer.Option(min=1, help="Of the server")] = 32,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     command = "import spirit_jax.cli; spirit_jax.cli.main()"
     options = ["--port", "0", "--no-page", "--rows", str(rows), "--slots", "512", "--name", "m"]
     server = subprocess.Popen(

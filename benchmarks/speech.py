@@ -118,7 +118,7 @@ def vocoder() -> dict[str, float]:
 
 
 def main() -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     torch.set_num_threads(THREADS)
     for name, measure in (("hubert", hubert), ("vocoder", vocoder)):
         result = {key: round(value, 3) for key, value in measure().items()}

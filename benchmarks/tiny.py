@@ -17,7 +17,7 @@ PROMPT = "[Text] the young queen lost a book[Speech]"
 
 
 def main() -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     for name in ("spirit-tiny-base", "spirit-tiny-expressive"):
         lm = spirit_jax.SpiritLM.from_pretrained(name)
         for batch in (1, 16):

@@ -176,7 +176,7 @@ def main(
     output: Output,
     language: Annotated[str | None, typer.Option(help="Of MMS, such as eng")] = None,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     convert_ctc(hf, output, language)
     print(f"wrote {output}")
 

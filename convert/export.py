@@ -112,7 +112,7 @@ def main(
         bool, typer.Option("--speech", help="The speech networks, not the language model")
     ] = False,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     left_out = export_speech(model, output) if speech else {}
     if not speech:
         export_model(model, output)

@@ -108,7 +108,7 @@ def export_hubert(
 
 
 def _hubert_config(t: TrunkConfig) -> dict[str, Any]:
-    names = {ours: theirs for theirs, ours in trunk.ACTIVATIONS.items()}  # the last name of each
+    names = {name: hf_name for hf_name, name in trunk.ACTIVATIONS.items()}  # the last name of each
     names |= {"gelu": "gelu", "silu": "silu"}
     channels, kernels, strides = zip(*t.conv_layers, strict=True)
     return {
@@ -268,7 +268,8 @@ def _hifigan_config(cfg: HifiGanConfig) -> dict[str, Any]:
 def _hifigan_rules(cfg: HifiGanConfig) -> list[Rule]:
     """Rules from this package's names to the release's, the inverse of `hifigan.rules`."""
     rules = [
-        Rule(f"embed_{ours}/embedding", f"{theirs}.weight") for theirs, ours in EMBEDDINGS.items()
+        Rule(f"embed_{name}/embedding", f"{release_name}.weight")
+        for release_name, name in EMBEDDINGS.items()
     ]
     for i in range(2):
         rules += _linear(f"duration/conv{i}", f"dur_predictor.conv{i + 1}.0")
@@ -282,8 +283,8 @@ def _hifigan_rules(cfg: HifiGanConfig) -> list[Rule]:
     blocks = len(cfg.resblock_kernels)
     for j in range(blocks * len(cfg.upsample_rates)):
         block = f"generator/res{j // blocks}_{j % blocks}/"
-        for ours, theirs in BLOCK_PARTS.items():
-            rules += _linear(rf"{block}{ours}(\d+)", rf"resblocks.{j}.{theirs}.\1")
+        for name, release_name in BLOCK_PARTS.items():
+            rules += _linear(rf"{block}{name}(\d+)", rf"resblocks.{j}.{release_name}.\1")
     return rules
 
 

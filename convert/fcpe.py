@@ -127,7 +127,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Network folder to write")] = None,
     model: Annotated[Path | None, typer.Option(help="Instead: model folder to add it to")] = None,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     give_one("--output", "--model", given=(output, model))
     weights = find_weights(weights)
     if weights is None:

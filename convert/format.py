@@ -22,7 +22,7 @@ def main(
     to: Annotated[Literal[*network_folder.FORMS], typer.Option(help="Form of the arrays")],
     output: Output,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     copy_model(model, output, to)
     print(f"wrote {output}")
 

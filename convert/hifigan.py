@@ -138,9 +138,9 @@ def rules(cfg: HifiGanConfig) -> list[Rule]:
     blocks = len(cfg.resblock_kernels)
     for j in range(blocks * len(cfg.upsample_rates)):
         target = f"generator/res{j // blocks}_{j % blocks}"
-        for ours, theirs in BLOCK_PARTS.items():
-            source = rf"resblocks\.{j}\.{theirs}\.(\d+)"
-            table_rules += linear_rules(source, rf"{target}/{ours}\1")
+        for name, release_name in BLOCK_PARTS.items():
+            source = rf"resblocks\.{j}\.{release_name}\.(\d+)"
+            table_rules += linear_rules(source, rf"{target}/{name}\1")
     return table_rules
 
 
@@ -164,7 +164,7 @@ def main(
     checkpoint: Annotated[Path, typer.Option(help="Folder or .pt file to convert")],
     output: Output,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     convert_hifigan(checkpoint, output)
     print(f"wrote {output}")
 

@@ -119,13 +119,13 @@ def read_release_encoder(path: str | Path, layer: int = 11) -> tuple[HubertConfi
         trunk["input_norm_eps"] = FAIRSEQ_INPUT_NORM_EPS if task.get("normalize") else None
         values = {"trunk": trunk, "sample_rate": task.get("sample_rate", 16000)}
         torch_files.check_plain(values, path)
-        ours = config.from_dict(HubertConfig, values, source=str(path))
-    rules = release_rules(ours.trunk, total)
+        network = config.from_dict(HubertConfig, values, source=str(path))
+    rules = release_rules(network.trunk, total)
     state = table.select(saved["model_weight"], rules)
     table.check_count(state, r"encoder\.layers\.(\d+)\.", layer, str(path), "layers up to it")
     tensors = table.fold_weight_norm(torch_files.as_float32(state, path), 2, str(path))
-    params = table.convert(tensors, rules, abstract_params(Trunk(ours.trunk)), str(path))
-    return ours, params
+    params = table.convert(tensors, rules, abstract_params(Trunk(network.trunk)), str(path))
+    return network, params
 
 
 def _read_release_trunk(path: str | Path, cfg: Mapping[str, Any], layer: int) -> dict[str, Any]:
@@ -194,16 +194,18 @@ def read_hf_encoder(
     trunk = read_hf_trunk(folder, hf, ("hubert", "wav2vec2"), layer)
     sample_rate = (read_preprocessor(folder) or FEATURE_DEFAULTS)["sampling_rate"]
     values = {"trunk": trunk, "sample_rate": sample_rate, "padding": padding}
-    ours = config.from_dict(HubertConfig, values, source=str(path))
+    network = config.from_dict(HubertConfig, values, source=str(path))
     total = hf.get("num_hidden_layers", HF_DEFAULTS["num_hidden_layers"])
     rules = [
-        *hf_rules(ours.trunk, total, r"(?:hubert\.|wav2vec2\.)?"),
+        *hf_rules(network.trunk, total, r"(?:hubert\.|wav2vec2\.)?"),
         # Heads, and tensors that are only needed for training.
         Rule(r"label_embs_concat|(?:final_proj|lm_head|projector|classifier)\..*", None),
         Rule(r"(?:quantizer|project_hid|project_q)\..*", None),
     ]
-    tensors = read_hf_tensors(folder, rules, ours.trunk.num_layers)
-    return ours, table.convert(tensors, rules, abstract_params(Trunk(ours.trunk)), str(folder))
+    tensors = read_hf_tensors(folder, rules, network.trunk.num_layers)
+    return network, table.convert(
+        tensors, rules, abstract_params(Trunk(network.trunk)), str(folder)
+    )
 
 
 def read_release_quantizer(path: str | Path) -> tuple[QuantizerConfig, dict[str, Any]]:
@@ -222,11 +224,11 @@ def read_release_quantizer(path: str | Path) -> tuple[QuantizerConfig, dict[str,
     if min(hidden) < 1:
         raise InputError(f"{path}: model_cfg asks for layers of {hidden} channels.")
     values = {"kind": "mlp", "vocab_size": vocab_size, "dim": dim, "hidden_sizes": hidden}
-    ours = config.from_dict(QuantizerConfig, values, source=str(path))
+    quantizer = config.from_dict(QuantizerConfig, values, source=str(path))
     # Every second numbered layer is a leaky ReLU without parameters.
     rules = [rule for i in range(3) for rule in linear_rules(str(2 * i), f"linear{i}")]
     tensors = torch_files.as_float32(saved["model_weight"], path)
-    return ours, table.convert(tensors, rules, quantizer_shapes(ours), str(path))
+    return quantizer, table.convert(tensors, rules, quantizer_shapes(quantizer), str(path))
 
 
 def read_kmeans(path: str | Path) -> tuple[QuantizerConfig, dict[str, Any]]:
@@ -342,7 +344,7 @@ def main(
         int, typer.Option(min=0, help="Silent samples to add at both ends; 40 for the open stack")
     ] = 0,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     give_one("--checkpoint", "--hf", given=(checkpoint, hf))
     give_one("--quantizer", "--kmeans", given=(quantizer, kmeans), least=0)
     if padding and not hf:

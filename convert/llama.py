@@ -31,7 +31,7 @@ from .main import DtypeOption, StoredDtype, show_progress
 from .table import Rule
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-# "lm." is in the names of SlamKit, and "model." is not in those of the network without its head.
+# SlamKit's names begin with "lm."; names in a checkpoint without the output head lack "model.".
 BASE = r"(?:lm\.)?(?:model\.)?"
 LAYER = BASE + r"layers\.(\d+)\."
 EMBEDDING, HEAD = BASE + r"embed_tokens\.weight", r"(?:lm\.)?lm_head\.weight"
@@ -52,8 +52,7 @@ def rules(cfg: LlamaConfig) -> list[Rule]:
         (_,) = array.shape
         return array.reshape(-1, cfg.head_dim)
 
-    layer = LAYER
-    attention, mlp = layer + r"self_attn\.", layer + r"mlp\."
+    attention, mlp = LAYER + r"self_attn\.", LAYER + r"mlp\."
     return [
         Rule(EMBEDDING, "embed/embedding"),
         Rule(attention + r"([qkv])_proj\.weight", r"layers/\1/\2/kernel", split_out),
@@ -63,8 +62,8 @@ def rules(cfg: LlamaConfig) -> list[Rule]:
         Rule(mlp + r"(gate|up|down)_proj\.weight", r"layers/\1/\2/kernel", table.transpose),
         Rule(mlp + r"(gate|up|down)_proj\.bias", r"layers/\1/\2/bias"),
         Rule(attention + r"([qk])_norm\.weight", r"layers/\1/\2_norm/scale"),
-        Rule(layer + r"input_layernorm\.weight", r"layers/\1/attention_norm/scale"),
-        Rule(layer + r"post_attention_layernorm\.weight", r"layers/\1/mlp_norm/scale"),
+        Rule(LAYER + r"input_layernorm\.weight", r"layers/\1/attention_norm/scale"),
+        Rule(LAYER + r"post_attention_layernorm\.weight", r"layers/\1/mlp_norm/scale"),
         Rule(BASE + r"norm\.weight", "final_norm/scale"),
         Rule(HEAD, None if cfg.tie_embeddings else "head", table.transpose),
         # Rotary frequencies of old checkpoints, which are computed from the config instead.
@@ -81,14 +80,14 @@ def export_rules(cfg: LlamaConfig) -> list[Rule]:
     def join_in(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array.reshape(-1, array.shape[-1]).T)
 
-    def flat(array: np.ndarray) -> np.ndarray:
+    def flatten(array: np.ndarray) -> np.ndarray:
         return array.reshape(-1)
 
     layer, to = r"layers/(\d+)/", r"model.layers.\1."
     return [
         Rule("embed/embedding", "model.embed_tokens.weight"),
         Rule(layer + "([qkv])/kernel", to + r"self_attn.\2_proj.weight", join_out),
-        Rule(layer + "([qkv])/bias", to + r"self_attn.\2_proj.bias", flat),
+        Rule(layer + "([qkv])/bias", to + r"self_attn.\2_proj.bias", flatten),
         Rule(layer + "([qk])_norm/scale", to + r"self_attn.\2_norm.weight"),
         Rule(layer + "o/kernel", to + "self_attn.o_proj.weight", join_in),
         Rule(layer + "o/bias", to + "self_attn.o_proj.bias"),
@@ -114,8 +113,9 @@ def convert_llama(
       folder: the checkpoint.
       output: the network folder to write.
       new_vocab_size: rows of the new embedding and head. New rows are drawn from a normal
-        distribution with the mean and deviation of the old rows (see `llama_weights.draw_rows`).
-      seed: of the new rows.
+        distribution with the mean and standard deviation of the old rows (see
+        `llama_weights.draw_rows`).
+      seed: random seed of the new rows.
       dtype: in which the parameters are stored; by default each keeps that of its tensor.
 
     Returns:
@@ -128,7 +128,7 @@ def convert_llama(
     where = str(folder)
     source, tensors = read_config(folder), weights.open_folder(folder)
     table.check_count(tensors, LAYER, source.num_layers, where, "layers")
-    source, tensor_rules = _settle_head(source, tensors, where)
+    source, tensor_rules = _decide_tying(source, tensors, where)
     shapes = abstract_params(Llama(source))
     steps = table.plan(list(tensors), tensor_rules, list(checkpoint.flatten(shapes)), where)
     rows = new_vocab_size or source.vocab_size
@@ -150,7 +150,7 @@ def convert_llama(
     return cfg
 
 
-def _settle_head(
+def _decide_tying(
     cfg: LlamaConfig, tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[LlamaConfig, list[Rule]]:
     """Decides whether head and embedding are tied, from the config and the tensors.
@@ -205,7 +205,7 @@ def main(
     ] = None,
     dtype: DtypeOption = None,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     from . import tokenizer
 
     kind, add = tokenizer.find_kind(checkpoint), add_speech_tokens is not None

@@ -208,7 +208,7 @@ def main(
     layer: Annotated[int, typer.Option(min=1, help="Layer whose output is quantized")] = LAYER,
     dtype: DtypeOption = None,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     give_one("--model", "--language-model", given=(model, language_model))
     files.refuse_existing(output)
     if model is not None:

@@ -140,7 +140,7 @@ def _read_stack(values: Mapping[str, Any], reverse: bool) -> StackConfig:
 
 
 def main(checkpoint: Checkpoint, output: Output) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     convert_pitch(checkpoint, output)
     print(f"wrote {output}")
 

@@ -122,7 +122,7 @@ def main(
     ] = None,
     dtype: DtypeOption = None,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     if checkpoints is None:
         raise InputError("Give --checkpoints DIR, or set SPIRITLM_CHECKPOINTS_DIR.")
     convert_release(checkpoints, model, output, fcpe, dtype)

@@ -56,7 +56,7 @@ def _count_labels(path: Path, hf: Mapping[str, Any]) -> Any:
 
 
 def main(checkpoint: Checkpoint, output: Output) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     convert_style(checkpoint, output)
     print(f"wrote {output}")
 

@@ -134,7 +134,7 @@ def run(
 
 
 def _check_finite(array: np.ndarray, name: str) -> None:
-    """Raises `InputError` for weights that are no numbers in float32, as networks compute."""
+    """Raises `InputError` for weights that are NaN or infinite in float32, the networks' dtype."""
     with np.errstate(over="ignore"):
         finite = np.isfinite(array.astype(np.float32) if array.dtype == np.float64 else array)
     if not finite.all():

@@ -1,7 +1,7 @@
 """Reads PyTorch's `.pt` and `.bin` files, without unrestricted pickle.
 
-They are opened memory-mapped and with `weights_only=True`. Only the functions of this module import
-torch, so that everything else is converted without it; `weights` reads safetensors.
+They are opened memory-mapped and with `weights_only=True`. In `convert/`, only functions that read
+or write PyTorch's files import torch; `weights` reads safetensors without it.
 """
 
 import pickle
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-MAX_REPEATED = 1 << 24  # most values of a broadcast view, whose storage is smaller
+MAX_REPEATED = 1 << 24  # largest size of a tensor with fewer values in the file (a broadcast view)
 HALF_COPIED = "is not a whole PyTorch checkpoint (half copied?)."
 
 
@@ -52,7 +52,7 @@ def load_pickle(path: str | Path) -> Any:
             "code; it was not read."
         )
         raise files.unreadable(path, error, reason) from error
-    except Exception as error:  # the unpickler raises many kinds for a damaged file
+    except Exception as error:  # the unpickler raises errors of many types for a damaged file
         raise files.unreadable(path, error, HALF_COPIED) from error
 
 
@@ -76,7 +76,7 @@ def import_torch(what: str) -> Any:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Raises `InputError` for compressed parts: PyTorch never writes them, and they may be huge."""
+    """Raises `InputError` for compressed parts, which PyTorch never writes and which may expand."""
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED:
@@ -116,7 +116,7 @@ def check_plain(value: Any, path: str | Path, depth: int = 4) -> None:
 
 def as_float32(state: Mapping[str, Any], path: str | Path) -> dict[str, np.ndarray]:
     """A mapping of tensors as float32 numpy; raises `InputError` for other values."""
-    with np.errstate(over="ignore"):  # `table.run` names what is not finite
+    with np.errstate(over="ignore"):  # `table.run` reports numbers that are not finite
         return {
             name: np.asarray(to_numpy(tensor, f"{path}: {show(name)}"), np.float32)
             for name, tensor in state.items()
@@ -137,17 +137,17 @@ def to_numpy(tensor: "torch.Tensor", where: str = "a tensor") -> np.ndarray:
 
     if not torch.is_tensor(tensor):
         raise InputError(f"{where} is not a tensor.")
-    kind, dtype = None, str(tensor.dtype).removeprefix("torch.")
+    problem, dtype = None, str(tensor.dtype).removeprefix("torch.")
     if tensor.layout != torch.strided:
-        kind = "sparse"
+        problem = "sparse"
     elif tensor.is_quantized:
-        kind = "quantised"
+        problem = "quantised"
     elif tensor.is_meta:
-        kind = "without values (on the meta device)"
+        problem = "without values (on the meta device)"
     elif dtype not in FLOATS:
-        kind = f"of type {dtype}"
-    if kind:
-        raise InputError(f"{where} is {kind}; expected a dense tensor of {', '.join(FLOATS)}.")
+        problem = f"of type {dtype}"
+    if problem:
+        raise InputError(f"{where} is {problem}; expected a dense tensor of {', '.join(FLOATS)}.")
     stored = tensor.untyped_storage().nbytes() // tensor.element_size()
     if tensor.numel() > max(stored, MAX_REPEATED):
         raise InputError(f"{where} has {tensor.numel()} values, but the file has {stored} of them.")
@@ -174,7 +174,10 @@ def read_tensors(path: str | Path) -> dict[str, "torch.Tensor"]:
 
 
 def read_arrays(path: str | Path) -> list[np.ndarray]:
-    """The tensors among the values of a `.pt` or `.bin` file, or the tensor that it is."""
+    """The tensors of a `.pt` or `.bin` file, as numpy arrays.
+
+    The file has one tensor, or a mapping, whose values other than tensors are left out.
+    """
     saved = load_pickle(path)
     import torch
 

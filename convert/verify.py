@@ -59,7 +59,7 @@ def main(
     model: Annotated[Path, typer.Option(help="Converted model folder")],
     audio: Annotated[Path, typer.Option(help="The utterance 7143-88743-0029")],
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     failed = 0
     for name, expected, actual in checks(model, audio):
         is_same = expected == actual

@@ -175,7 +175,7 @@ def build(output: Path) -> None:
 
 
 def main(output: Output) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     with lock.hold(output, choice="output folder"):
         build(output)
 

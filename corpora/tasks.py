@@ -202,7 +202,7 @@ def _read(path: Path) -> list[dict]:
 
 
 def main(corpus: Corpus) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     _read(corpus / "details.jsonl")
     with lock.hold(corpus / "tasks", choice="corpus"):
         build(corpus)

@@ -283,7 +283,7 @@ def main(
     utterances: Annotated[int, typer.Option(help="Of training")] = UTTERANCES,
     jobs: Annotated[int, typer.Option(help="Processes")] = 2,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     if utterances < 1 or jobs < 1:
         raise InputError("--utterances and --jobs must be at least 1.")
     with lock.hold(output, choice="output folder"):

@@ -218,7 +218,7 @@ def main(
     output: Output,
     store: Annotated[bool, typer.Option("--store", help="In the model's folder too")] = False,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     with lock.hold(output, choice="output folder"):
         settings = calibrate(model, output)
     if store:

@@ -29,7 +29,7 @@ def main(
     voice: Annotated[Literal[*speak.FLITE], typer.Option(help="Voice of flite")],
     accuracy: Annotated[bool, typer.Option("--accuracy", help="Measure the classifier")] = False,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
 
     def read(part: str) -> list[SpeechSample]:
         items = read_items([str(corpus / f"{part}.jsonl")])

@@ -18,7 +18,7 @@ from spirit_jax.cli.running import run
 
 
 def main(grammar: Annotated[Path, typer.Option(help="In JSGF")]) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     recognise = resynthesis.recogniser(grammar)
     samples = [SpeechSample(load_audio(line.strip()), "") for line in sys.stdin]
     for words in resynthesis.in_processes(recognise, samples, "Recognising words"):

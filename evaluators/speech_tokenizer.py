@@ -255,7 +255,7 @@ def main(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for audio and figures")] = None,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     needs_base = bool(plain or expressive)
     if bool(base) != needs_base or not (base or voice):
         raise InputError("Give --base with --plain or --expressive, or --voice, or all.")

@@ -31,7 +31,7 @@ def main(
     tasks: Annotated[Path, typer.Option("--config", help="Tasks, as of spirit-jax eval")],
     output: Output,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     settings, columns = config.read(EvalConfig, tasks), {}
     for model in models:
         name, _, place = model.partition("=")

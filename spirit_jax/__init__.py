@@ -1,6 +1,6 @@
-"""Spirit LM in JAX and Flax: reads, hears, writes and speaks in one stream of tokens.
+"""Spirit LM in JAX and Flax: one language model of text tokens and speech tokens.
 
-Public names are imported when they are first used, so `import spirit_jax` takes no time.
+Public names are imported when they are first used, so `import spirit_jax` is fast.
 """
 
 import importlib

@@ -14,11 +14,12 @@ from spirit_jax.files import as_path, find_lack, read_bytes, unreadable
 # Containers that libsndfile does not support. FFmpeg gets the name of the container, since it would
 # also open playlists, which refer to other files.
 FFMPEG_ONLY = ("mov", "matroska", "asf", "aac", "amr")
-# Containers of libsndfile that may have codecs which only FFmpeg supports.
-FFMPEG_TOO = ("wav", "aiff", "caf", "w64", "au", "ogg")
-# Their headers do not give the length, so truncation cannot be detected.
+# Containers that libsndfile reads, but not with all codecs; FFmpeg decodes the others.
+FFMPEG_FALLBACK = ("wav", "aiff", "caf", "w64", "au", "ogg")
+# Formats of libsndfile that are refused: their headers do not give the length, so truncation cannot
+# be detected.
 _UNSUPPORTED = ("RAW", "PAF", "PVF", "IRCAM", "SD2", "XI", "MAT5")
-_HTK = b"\0\2\0\0"  # at byte 8 of an HTK file: two bytes a sample, and the kind "waveform"
+_HTK = b"\0\2\0\0"  # bytes 8 to 11 of an HTK file: 2 bytes per sample, and the kind "waveform"
 SUFFIXES = tuple(
     sorted(
         {f".{name.lower()}" for name in soundfile.available_formats() if name not in _UNSUPPORTED}
@@ -27,7 +28,7 @@ SUFFIXES = tuple(
     )
 )
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's value for an unknown length
-_BLOCK = 1 << 24  # samples read at a time, since a damaged header may announce too many
+_BLOCK = 1 << 24  # samples read at a time, since a damaged header may declare too many
 # An empty tag, after which libsndfile recognises MP3 with any first frame.
 _EMPTY_ID3 = b"ID3\4\0\0\0\0\0\x0a" + bytes(10)
 
@@ -36,7 +37,7 @@ def decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
     """Decodes a file, and checks that it is complete.
 
     Concatenated files are read as one recording. The delay of an MP3's encoder and decoder is
-    removed: the delay in the file, or else LAME's 1,105 samples.
+    removed. Its length is that in the file's header frame; without one, LAME's 1,105 samples.
 
     Args:
       audio: a path, or the bytes of a file.
@@ -65,7 +66,7 @@ def decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
         raise InputError(f"{name}: has no audio that can be decoded.")
     if len(kinds) != 1:
         raise InputError(
-            f"{name}: has {len(pieces)} recordings, joined, with different sampling rates or "
+            f"{name}: has {len(pieces)} concatenated recordings with different sampling rates or "
             "numbers of channels; separate them."
         )
     samples_tc = pieces[0][0] if len(pieces) == 1 else np.concatenate([each for each, _ in pieces])
@@ -112,7 +113,7 @@ def _decode_pieces(data: bytes) -> list[tuple[np.ndarray, int]]:
 
 
 def _cut_out(data: bytes, piece: audio_containers.FileSegment) -> bytes:
-    """The bytes of a recording as a file of its own, with its header sizes filled in."""
+    """The bytes of a recording as a separate file, with missing sizes in its header filled in."""
     if not piece.repairs:
         whole = piece.start == 0 and piece.end >= len(data)
         return data if whole else data[piece.start : piece.end]
@@ -128,7 +129,7 @@ def _decode_piece(data: bytes, container: str) -> tuple[np.ndarray, int]:
     try:
         file = soundfile.SoundFile(_Memory(data))
     except soundfile.LibsndfileError as error:
-        if container not in FFMPEG_TOO or find_lack(error):
+        if container not in FFMPEG_FALLBACK or find_lack(error):
             raise
         return _read_ffmpeg(data, container)
     with file:
@@ -139,9 +140,13 @@ def _decode_piece(data: bytes, container: str) -> tuple[np.ndarray, int]:
 
 
 def _decode_mpeg(data: bytes, stream: mpeg_audio.MpegStream) -> tuple[np.ndarray, int]:
-    """The samples of a stream, from libsndfile if their number is the counted one."""
+    """(float64 samples, rate) of a stream.
+
+    libsndfile decodes it; FFmpeg does if libsndfile fails, or returns another number of samples
+    than the stream's frames have.
+    """
     rate = stream.header.rate
-    if len(stream.frames) == 1:  # for which libsndfile prints a warning
+    if len(stream.frames) == 1:  # libsndfile prints a warning for these
         return mpeg_audio.decode(data, stream), rate
     try:
         samples_tc, read_rate = _read_soundfile(
@@ -161,7 +166,7 @@ def _decode_mpeg(data: bytes, stream: mpeg_audio.MpegStream) -> tuple[np.ndarray
 class _Memory(io.BytesIO):
     """A file in memory that ignores a `seek` to a negative position.
 
-    libsndfile does so for damaged headers, and an exception in its callback would be printed.
+    libsndfile makes such calls for damaged headers, and would print the exception.
     """
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -185,14 +190,14 @@ def _read_soundfile(data: bytes) -> tuple[np.ndarray, int]:
 
 
 def _read_all(file: soundfile.SoundFile, strict: bool = True) -> tuple[np.ndarray, int]:
-    """(float64 samples, rate); `strict` raises for fewer samples than the header announces."""
+    """(float64 samples, rate); `strict` raises for fewer samples than the header declares."""
     blocks = [np.zeros((0, file.channels))]
     while len(block := file.read(max(1, _BLOCK // file.channels), dtype="float64", always_2d=True)):
         blocks.append(block)
     samples_tc = blocks[1] if len(blocks) == 2 else np.concatenate(blocks)
     if strict and len(samples_tc) < file.frames:
         raise InputError(
-            f"is truncated, {len(samples_tc)} of {file.frames} samples are there "
+            f"is truncated: it has {len(samples_tc)} of {file.frames} samples "
             f"({len(samples_tc) / file.samplerate:.2f} of "
             f"{file.frames / file.samplerate:.2f} s)."
         )
@@ -236,10 +241,11 @@ def _demux(data: bytes, container: str) -> tuple[np.ndarray, int]:
 
 
 def _missing_pre_skip(stream, first_packet) -> int:
-    """Samples at the start of Opus that belong to its delay and that FFmpeg does not remove.
+    """Samples of Opus's delay that FFmpeg's decoder leaves at the start of the recording.
 
-    The delay is in the stream's header, as pre-skip (RFC 7845). FFmpeg removes the samples that the
-    container announces instead, if it does. FFmpeg writes too few for rates other than 48 kHz.
+    The delay is in the stream's header, as pre-skip (RFC 7845). If the container also gives a
+    number of samples to skip, FFmpeg removes these instead. In files that FFmpeg wrote at rates
+    other than 48 kHz, this number is too small.
     """
     header = bytes(stream.codec_context.extradata or b"")
     if not header.startswith(b"OpusHead"):
@@ -248,4 +254,4 @@ def _missing_pre_skip(stream, first_packet) -> int:
     for side_data in first_packet.iter_sidedata():
         if side_data.data_type == "skip_samples":
             return max(0, pre_skip - int.from_bytes(bytes(side_data)[:4], "little"))
-    return 0  # without an announcement, the decoder removes the pre-skip
+    return 0  # the container gives no number, so the decoder removes the pre-skip

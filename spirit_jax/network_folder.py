@@ -32,10 +32,10 @@ def find_arrays(folder: str | Path) -> tuple[str, Path]:
       InputError: the folder has no arrays, or has them in both forms.
     """
     folder = files.as_path(folder).absolute()  # Orbax wants an absolute path
-    found = [(form, folder / name) for form, name in FORMS.items() if (folder / name).exists()]
+    present = [(form, folder / name) for form, name in FORMS.items() if (folder / name).exists()]
     names = " and ".join(FORMS.values())
-    if not found:
+    if not present:
         raise InputError(f"{folder}: is not a whole network folder ({names} are both absent).")
-    if len(found) > 1:
+    if len(present) > 1:
         raise InputError(f"{folder}: has both {names}; remove the one that is out of date.")
-    return found[0]
+    return present[0]

@@ -103,8 +103,8 @@ def aligner(folder):
 def assert_times(words, expected, frames=1.5):
     """The same words; times within frames (a frame's centre is what decides its label)."""
     assert [word for word, _, _ in words] == [word for word, _, _ in expected]
-    ours, theirs = (np.array([pair for _, *pair in each]) for each in (words, expected))
-    assert np.abs(ours - theirs).max() <= frames * FRAME
+    times, expected_times = (np.array([pair for _, *pair in each]) for each in (words, expected))
+    assert np.abs(times - expected_times).max() <= frames * FRAME
 
 
 def test_words_have_their_true_times(aligner):
@@ -379,7 +379,7 @@ def test_a_folder_with_texts_is_aligned(aligner, corpus, tmp_path):
 
 
 def test_pieces_of_recordings_are_aligned_each_by_itself(aligner, tmp_path):
-    (first, one), (second, two) = sing_words("abc de"), sing_words("c dd")
+    (first, first_words), (second, second_words) = sing_words("abc de"), sing_words("c dd")
     write_wav(tmp_path / "a.wav", np.concatenate([first, second]))
     middle = len(first) / RATE
     lines = [
@@ -391,7 +391,7 @@ def test_pieces_of_recordings_are_aligned_each_by_itself(aligner, tmp_path):
     align_corpus(tmp_path / "nemo.jsonl", tmp_path / "b" / "out.jsonl", aligner)
     items = list(read_source(str(tmp_path / "b" / "out.jsonl")))
     assert [item.id for item in items] == ["a@0", f"a@{middle:g}"]
-    for item, wave, words in zip(items, (first, second), (one, two), strict=True):
+    for item, wave, words in zip(items, (first, second), (first_words, second_words), strict=True):
         assert len(load_audio(item.audio)) == len(wave)
         assert_times(item.words, words)
 

@@ -47,8 +47,8 @@ def outputs_and_gradients(q, k, v, segments, backend):
     return y, *grads
 
 
-def assert_close(ours, expected, tolerance=1e-5):
-    for a, b in zip(ours, expected, strict=True):
+def assert_close(result, expected, tolerance=1e-5):
+    for a, b in zip(result, expected, strict=True):
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 

@@ -126,22 +126,22 @@ def test_eval_prints_a_table_and_keeps_answers(run, base_folder, tmp_path):
     (tmp_path / "tasks.yaml").write_text(
         f"tasks: [{{name: say, manifest: {tmp_path}/items.jsonl, ask: '[Text]{{text}}'}}]\n"
     )
-    told = "--config", tmp_path / "tasks.yaml", "--output", tmp_path / "out"
-    status, out, _ = run("eval", base_folder, *told, "seed=3")
+    options = "--config", tmp_path / "tasks.yaml", "--output", tmp_path / "out"
+    status, out, _ = run("eval", base_folder, *options, "seed=3")
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert status == 0 and "say" in out and f"wer {figures['say']['wer']:.1f}" in out
     (row,) = map(json.loads, (tmp_path / "out" / "say.jsonl").open())
     assert row["wanted"] == "every field acts" and row["given"]
-    status, _, err = run("eval", base_folder, *told, "tasks=[]")
+    status, _, err = run("eval", base_folder, *options, "tasks=[]")
     assert status == 1 and err == "error: The config has neither tasks nor pairs.\n"
 
 
 def test_new_makes_a_folder_for_training(run, base_folder, tmp_path):
     (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "every field acts"}\n')
-    made = "new", tmp_path / "model", tmp_path / "items.jsonl", "--speech", base_folder
-    status, out, _ = run(*made, "--pieces", 275)
+    arguments = "new", tmp_path / "model", tmp_path / "items.jsonl", "--speech", base_folder
+    status, out, _ = run(*arguments, "--pieces", 275)
     assert status == 0 and "275 text pieces and 500 units" in out
-    assert "exists" in run(*made)[2]
+    assert "exists" in run(*arguments)[2]
 
 
 @pytest.mark.compat
@@ -234,18 +234,18 @@ def test_the_demo_transcribes_answers_and_synthesises(run, tmp_path):
         assert path.read_bytes() == (model_folder.ASSETS / path.name).read_bytes()
     assert "do not know xylophones" in out and "cannot read it: '#5'." in out
     assert "rms reads: turn on forty two xylophones at half past three please" in out
-    made = {path.name: path for path in (tmp_path / "demo").iterdir() if path.suffix != ".flac"}
+    written = {path.name: path for path in (tmp_path / "demo").iterdir() if path.suffix != ".flac"}
     read = {f"read-{name}.wav" for name in ("rms", "slt", "lively", "sad")}
     spoken = read | {"answer-1.wav", "story.wav"}
-    assert spoken | {"demo.png"} == set(made)
-    assert made["demo.png"].read_bytes().startswith(b"\x89PNG")
+    assert spoken | {"demo.png"} == set(written)
+    assert written["demo.png"].read_bytes().startswith(b"\x89PNG")
     for name in spoken:
-        wave = load_audio(made[name])
+        wave = load_audio(written[name])
         assert 0.6 < len(wave) / 16_000 < 8.2 and np.abs(wave).max() > 0.05
         assert not wave[:1600].any() and not wave[-1600:].any()  # players cut the ends off
     pitch = {}
     for manner in ("lively", "sad"):
-        f0_t, voiced_t = f0.pyin_f0(load_audio(made[f"read-{manner}.wav"]))
+        f0_t, voiced_t = f0.pyin_f0(load_audio(written[f"read-{manner}.wav"]))
         pitch[manner] = f0_t[voiced_t > 0].mean()
     assert pitch["lively"] > 1.2 * pitch["sad"]
     status, _, err = run("demo", "--output", tmp_path / "demo")

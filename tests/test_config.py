@@ -141,8 +141,8 @@ def test_a_listed_config_is_valid_whenever_its_writer_is_killed(tmp_path, monkey
     monkeypatch.setattr(Path, "replace", replace_and_copy)
     config.write({"a": 2}, folder / "c.json")
     monkeypatch.undo()
-    found = [config.read_mapping(state / "c.json") for state in states]  # raises if it is damaged
-    assert found == [{"a": 1}, {"a": 2}, {"a": 2}]
+    values = [config.read_mapping(state / "c.json") for state in states]  # raises if it is damaged
+    assert values == [{"a": 1}, {"a": 2}, {"a": 2}]
     listed = checksums.read_json(folder / checksums.LIST)
     assert listed == {"files": {"c.json": checksums.of_file(folder / "c.json")}}
     config.write({"a": 2}, states[0] / "c.json")

@@ -123,8 +123,8 @@ def test_a_batch_gives_the_paths_of_each_row_alone():
         )
         for name, is_per_label in (("states_bt", False), ("starts_bl", True), ("ends_bl", True)):
             size = len(labels) if is_per_label else len(log_probs)
-            ours, theirs = getattr(batched, name)[row, :size], getattr(single, name)[0, :size]
-            np.testing.assert_array_equal(ours, theirs)
+            result, expected = getattr(batched, name)[row, :size], getattr(single, name)[0, :size]
+            np.testing.assert_array_equal(result, expected)
         np.testing.assert_allclose(batched.scores_b[row], single.scores_b[0], rtol=1e-6)
 
 

@@ -107,8 +107,8 @@ def test_forbidden_tokens_are_never_generated(params, prompts):
     allowed = (np.arange(96) >= 40) & (np.arange(96) < 60)
     sampling = GenerationConfig(max_new_tokens=16, do_sample=True, temperature=50.0)
     for config in (GREEDY, sampling):
-        made = np.concatenate(run(params, prompts, config, allowed))
-        assert made.min() >= 40 and made.max() < 60
+        generated = np.concatenate(run(params, prompts, config, allowed))
+        assert generated.min() >= 40 and generated.max() < 60
 
 
 def test_seeds_decide_the_draws(params, prompts):

@@ -87,8 +87,8 @@ def test_prompts_logits_and_greedy_ids(model):
     for i, case in enumerate(expected["gen"]):
         assert lm.text_tokenizer.encode(case["prompt"]) == case["prompt_ids"]
         last = lm.logits(case["prompt"])[-1]
-        theirs = array(f"gen{i}/last_logits")
-        assert np.abs(last - theirs).max() <= 1e-4 * np.abs(theirs).max()
+        released = array(f"gen{i}/last_logits")
+        assert np.abs(last - released).max() <= 1e-4 * np.abs(released).max()
         by_modality.setdefault(case["output_modality"], []).append(case)
     for modality, cases in by_modality.items():
         prompts = [case["prompt"] for case in cases]
@@ -113,10 +113,10 @@ def test_what_generations_say(model):
     for case in expected["decode_rules"]:
         (outputs,) = lm.decode_outputs([case["prompt"]], [case["generated"]], speaker_id=1)
         assert len(outputs) == len(case["outputs"])
-        for ours, theirs in zip(outputs, case["outputs"], strict=True):
-            assert ours.content_type.upper() == theirs["type"]
-            if ours.content_type == "text":
-                assert ours.content == theirs["text"]
+        for output, released in zip(outputs, case["outputs"], strict=True):
+            assert output.content_type.upper() == released["type"]
+            if output.content_type == "text":
+                assert output.content == released["text"]
             else:
-                assert len(ours.content) == theirs["samples"]
-                np.testing.assert_allclose(ours.content.std(), theirs["std"], rtol=1e-3)
+                assert len(output.content) == released["samples"]
+                np.testing.assert_allclose(output.content.std(), released["std"], rtol=1e-3)

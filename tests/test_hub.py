@@ -80,20 +80,20 @@ def test_a_local_folder_comes_first(tmp_path, monkeypatch):
 def test_a_model_is_fetched_once_and_then_used_offline(server, find, files):
     first = server.add("org/model", files)
     second = server.add("org/model", files | {"note.txt": b"newer"}, "feature/x")
-    (one, other), _ = find("org/model", "org/model@feature/x")
-    assert first in one and second in other
-    got = {p: open(os.path.join(one, p), "rb").read() for p in files}
+    (default, other), _ = find("org/model", "org/model@feature/x")
+    assert first in default and second in other
+    got = {p: open(os.path.join(default, p), "rb").read() for p in files}
     assert got == files
     fetched = [path for method, path in server.requests if method == "GET" and "resolve" in path]
     server.requests.clear()
-    assert find(f"org/model@{first}") == [[one], []]
+    assert find(f"org/model@{first}") == [[default], []]
     assert server.requests == []  # a commit that is whole in the cache needs no question
-    assert find("org/model")[0] == [one]
+    assert find("org/model")[0] == [default]
     assert not [path for _, path in server.requests if "resolve" in path]
     assert len(fetched) >= len(files)
     (offline,), warned = find("org/model", blocked=True)
-    assert offline == one and "the cached copy is used" in warned[0]
-    assert find("org/model", blocked=True, HF_HUB_OFFLINE="1") == [[one], []]
+    assert offline == default and "the cached copy is used" in warned[0]
+    assert find("org/model", blocked=True, HF_HUB_OFFLINE="1") == [[default], []]
 
 
 def test_all_parts_are_of_one_commit_if_a_branch_moves(server, run, files):

@@ -50,14 +50,14 @@ def test_marks_and_line_ends_of_windows_are_no_text(name, tmp_path, cases):
 
 
 def test_strings_may_hold_other_line_ends(cases):
-    found = texts(cases / "manifests" / "u2028.jsonl")
-    assert found == {"a": "hello\u2028there\u0085you\x0cx", "b": "hello b"}
+    items = texts(cases / "manifests" / "u2028.jsonl")
+    assert items == {"a": "hello\u2028there\u0085you\x0cx", "b": "hello b"}
 
 
 def test_a_line_in_another_encoding_is_named_with_its_byte(cases, tmp_path):
-    found = texts(cases / "manifests" / "latin1.jsonl")
-    assert "Line 1: is not UTF-8 text (0xe9 at byte 46)" in found["line 1"]
-    assert found["b"] == "hello b"
+    items = texts(cases / "manifests" / "latin1.jsonl")
+    assert "Line 1: is not UTF-8 text (0xe9 at byte 46)" in items["line 1"]
+    assert items["b"] == "hello b"
 
 
 def test_half_a_character_costs_its_own_item_alone(cases, tmp_path):
@@ -70,7 +70,7 @@ def test_half_a_character_costs_its_own_item_alone(cases, tmp_path):
     assert (report["items"], report["rejected"]) == (1, 1)
     (path,) = (tmp_path / "corpus").glob("rejects-*.jsonl")
     assert "lone surrogate" in json.loads(path.read_text())["reason"]
-    assert [one.text for one in Corpus(tmp_path / "corpus")] == ["hello b"]
+    assert [utterance.text for utterance in Corpus(tmp_path / "corpus")] == ["hello b"]
 
 
 @pytest.fixture
@@ -119,8 +119,8 @@ def test_items_without_an_id_have_that_of_nemos_file(tone, tmp_path):
         {"audio_filepath": "/there/x.y.wav", "text": "e"},
         {"audio": "a.wav"},
     )
-    found = texts(source)
-    assert found == {
+    texts_by_id = texts(source)
+    assert texts_by_id == {
         "x/a": "a",
         "b": "b",
         "a@0.25": "c",
@@ -181,10 +181,10 @@ def test_what_a_line_cannot_mean_is_named(fields, named, tmp_path):
 )
 def test_a_line_that_is_no_object_costs_itself_alone(line, named, tmp_path):
     good = {"id": "b", "text": "hello b"}
-    found = texts(write(tmp_path / "m.jsonl", good, "", line))
-    assert found.pop("b") == "hello b"
+    items = texts(write(tmp_path / "m.jsonl", good, "", line))
+    assert items.pop("b") == "hello b"
     with pytest.raises(InputError, match=f"Line 3: .*({named})"):
-        raise InputError(found["line 3"])
+        raise InputError(items["line 3"])
 
 
 def test_paths_are_found_as_they_are_written(tone, tmp_path, monkeypatch):
@@ -215,7 +215,7 @@ def test_what_is_not_understood_is_named_once_with_counts(tmp_path):
     source = write(tmp_path / "m.jsonl", *lines)
     with pytest.warns(InputWarning) as caught:
         items = list(read_source(source))
-    fields, labels = (str(one.message) for one in caught)
+    fields, labels = (str(warning.message) for warning in caught)
     assert "the fields lang (3 items), pred_text (1 item) are ignored" in fields
     assert "left out 2 labels in place of words" in labels
     assert [word for word, _, _ in items[0].words] == ["t"]
@@ -271,7 +271,7 @@ def test_files_that_are_not_read_are_named_with_counts(folder):
     (folder / ".git" / "c.wav").write_text("x")
     with pytest.warns(InputWarning) as caught:
         assert texts(folder) == {"a": "hello there", "sub/b": "it is b"}
-    skipped, unused = (str(one.message) for one in caught)
+    skipped, unused = (str(warning.message) for warning in caught)
     assert "skipped 7 files: 3 hidden, 2 .TextGrid, 1 " in skipped
     assert "1 .jpg" in skipped and "1 without a suffix" in skipped
     assert "left out 1 text without a recording: n.txt" in unused
@@ -289,9 +289,9 @@ def test_recordings_in_formats_that_are_not_read_are_no_text_corpus(tmp_path):
     for name in ("a.mpc", "a.txt", "b.txt"):
         (tmp_path / name).write_text("hello")
     with pytest.warns(InputWarning, match="skipped 1 file: 1 .mpc"):
-        found = texts(tmp_path)
-    assert found.pop("b") == "hello"
-    assert "a.mpc: a .mpc file cannot be read as a recording" in found["a"]
+        items = texts(tmp_path)
+    assert items.pop("b") == "hello"
+    assert "a.mpc: a .mpc file cannot be read as a recording" in items["a"]
 
 
 def test_links_are_followed_once(folder, tmp_path):
@@ -304,7 +304,9 @@ def test_links_are_followed_once(folder, tmp_path):
     with pytest.warns(InputWarning) as caught:
         items = {item.id: item for item in read_source(str(folder))}
     assert set(items) == {"a", "sub/b", "link/c", "gone"}
-    assert any("1 link to a folder that is read already" in str(one.message) for one in caught)
+    assert any(
+        "1 link to a folder that is read already" in str(warning.message) for warning in caught
+    )
     with pytest.raises(InputError, match=r"gone\.wav: there is no such file"):
         load_audio(items["gone"].audio)
     before = source_checksum(str(folder))
@@ -314,16 +316,16 @@ def test_links_are_followed_once(folder, tmp_path):
 
 def test_recordings_of_the_same_name_are_rejected(folder):
     shutil.copy(folder / "a.wav", folder / "a.flac")
-    found = texts(folder)
-    assert found["sub/b"] == "it is b" and set(found) == {"a.wav", "a.flac", "sub/b"}
-    assert "other recordings have the same name" in found["a.wav"]
+    items = texts(folder)
+    assert items["sub/b"] == "it is b" and set(items) == {"a.wav", "a.flac", "sub/b"}
+    assert "other recordings have the same name" in items["a.wav"]
 
 
 def test_texts_that_cannot_be_read_are_rejected(folder, tmp_path):
     (folder / "a.txt").write_bytes(b"caf\xe9")
     (folder / "sub" / "b.TXT").write_text(" \n")
-    found = texts(folder)
-    assert "0xe9 at line 1, byte 4" in found["a"] and "is empty" in found["sub/b"]
+    items = texts(folder)
+    assert "0xe9 at line 1, byte 4" in items["a"] and "is empty" in items["sub/b"]
     (folder / "a.txt").unlink()
     os.mkfifo(folder / "a.txt")  # reading it would wait for ever
     assert "is not a file" in texts(folder)["a"]

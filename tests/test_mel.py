@@ -21,7 +21,7 @@ def wave():
 @pytest.mark.parametrize("config", [MelConfig(), MelConfig(16000, 512, 100, 40, 60.0, 7000.0)])
 def test_log_mel_equals_librosa(wave, config):
     padding = (config.n_fft - config.hop) // 2
-    theirs = librosa.feature.melspectrogram(
+    expected = librosa.feature.melspectrogram(
         y=np.pad(wave, padding, mode="reflect"),
         sr=config.sample_rate,
         n_fft=config.n_fft,
@@ -32,9 +32,9 @@ def test_log_mel_equals_librosa(wave, config):
         fmin=config.f_min,
         fmax=config.f_max,
     )
-    ours = log_mel(wave[None], config)[0]
-    assert ours.shape == (len(wave) // config.hop, config.num_mels)
-    np.testing.assert_allclose(ours, np.log(np.maximum(theirs, 1e-5)).T, atol=2e-4)
+    mel = log_mel(wave[None], config)[0]
+    assert mel.shape == (len(wave) // config.hop, config.num_mels)
+    np.testing.assert_allclose(mel, np.log(np.maximum(expected, 1e-5)).T, atol=2e-4)
 
 
 @pytest.mark.parametrize(

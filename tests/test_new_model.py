@@ -134,9 +134,9 @@ def test_an_expressive_model_extended_from_base_has_the_logits_of_base(tmp_path)
     base = SpiritLM.from_pretrained("spirit-tiny-base")
     shared = base.vocab.size  # text, markers and phonetic units; pitch and style come after
     prompt = "[Text] it is half past[Speech][Hu57][Hu27][Hu99][Text] the"
-    ours, theirs = extended.logits(prompt), base.logits(prompt)
-    np.testing.assert_allclose(ours[:, :shared], theirs[:, :shared], atol=1e-5)
-    assert ours[:, shared : vocab.size].std() > 0.1
+    logits, base_logits = extended.logits(prompt), base.logits(prompt)
+    np.testing.assert_allclose(logits[:, :shared], base_logits[:, :shared], atol=1e-5)
+    assert logits[:, shared : vocab.size].std() > 0.1
     units = extended.speech_tokenizer.encode(
         np.random.default_rng(0).standard_normal(16_000, np.float32)
     )

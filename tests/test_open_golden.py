@@ -68,9 +68,9 @@ def test_waveforms_are_equal(lm, arrays, name):
     units = Units(EXPECTED["units"][name])
     for kind, predict in (("wave", False), ("wave_dedup", True)):
         expected = arrays[f"{name}/{kind}"]
-        ours = lm.speech_tokenizer.decode(units, predict_durations=predict)
-        assert ours.shape == expected.shape
-        assert np.abs(ours - expected).max() < 1e-4 * expected.std(), kind
+        wave = lm.speech_tokenizer.decode(units, predict_durations=predict)
+        assert wave.shape == expected.shape
+        assert np.abs(wave - expected).max() < 1e-4 * expected.std(), kind
 
 
 def test_prompts_are_equal(lm):

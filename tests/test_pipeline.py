@@ -219,9 +219,9 @@ def test_rows_are_whole_samples_side_by_side(quick, corpus, tokenizer):
             row["tokens"], row["segments"], row["positions"], row["weights"], strict=True
         ):
             for segment in range(1, segments.max() + 1):
-                own = segments == segment
-                assert positions[own].tolist() == list(range(own.sum()))
-                starts += tokens[own][0] == VOCAB.bos
+                is_segment = segments == segment
+                assert positions[is_segment].tolist() == list(range(is_segment.sum()))
+                starts += tokens[is_segment][0] == VOCAB.bos
             assert not tokens[segments == 0].any() and not weights[segments == 0].any()
             np.testing.assert_array_equal(weights, (segments > 0) & (positions > 0))
         assert (row["segments"] > 0).mean() > 0.5
@@ -236,8 +236,8 @@ def test_nothing_is_lost_of_a_document_longer_than_a_row(tmp_path, tokenizer):
     stream = Stream(config, tokenizer, VOCAB)
     whole = make_sample([utterance], source, tokenizer, VOCAB, None).tolist()
     rows = itertools.islice(stream, 3 * len(whole) // 64 + 3)
-    made = [t for row in rows for t in row["tokens"][row["segments"] > 0].tolist()]
-    assert made[: 2 * len(whole)] == whole * 2
+    tokens = [t for row in rows for t in row["tokens"][row["segments"] > 0].tolist()]
+    assert tokens[: 2 * len(whole)] == whole * 2
 
 
 def halves_of(config):
@@ -248,9 +248,9 @@ def halves_of(config):
 @pytest.mark.parametrize("rows", [4, 16])
 def test_hosts_share_the_rows_of_one(quick, corpus, tokenizer, rows):
     config = data_config(corpus, batch_rows=rows)
-    one = list(itertools.islice(Stream(config, tokenizer, VOCAB), 5))
-    hosts = [Stream(config, tokenizer, VOCAB, own) for own in halves_of(config)]
-    for expected in one:
+    whole = list(itertools.islice(Stream(config, tokenizer, VOCAB), 5))
+    hosts = [Stream(config, tokenizer, VOCAB, host_rows) for host_rows in halves_of(config)]
+    for expected in whole:
         parts = [next(stream) for stream in hosts]
         joined = {name: np.concatenate([p[name] for p in parts]) for name in expected}
         assert_same(joined, expected)
@@ -266,7 +266,7 @@ def test_a_stream_resumes_where_it_was_also_on_other_hosts(quick, corpus, tokeni
     expected = list(itertools.islice(stream, 6))
     again = Stream(config, tokenizer, VOCAB)
     again.set_state(state)
-    halves = [Stream(config, tokenizer, VOCAB, own) for own in halves_of(config)]
+    halves = [Stream(config, tokenizer, VOCAB, host_rows) for host_rows in halves_of(config)]
     for half in halves:
         half.set_state(state)
     for row in expected:

@@ -54,25 +54,27 @@ def write_lines(path, lines):
 
 
 def read(folder):
-    return [one.to_bytes() for one in Corpus(folder)]
+    return [utterance.to_bytes() for utterance in Corpus(folder)]
 
 
 def test_a_manifest_becomes_a_corpus(recordings, tokenizer, tmp_path):
     config = PrepareConfig(shard_items=2, window=2)
-    told = prepare(str(recordings / "all.jsonl"), tmp_path / "corpus", tokenizer, config)
+    figures = prepare(str(recordings / "all.jsonl"), tmp_path / "corpus", tokenizer, config)
     corpus = list(Corpus(tmp_path / "corpus"))
-    assert [one.id for one in corpus] == [f"r{number}" for number in range(6)]
-    for number, (one, seconds) in enumerate(zip(corpus, SECONDS, strict=True)):
+    assert [utterance.id for utterance in corpus] == [f"r{number}" for number in range(6)]
+    for number, (utterance, seconds) in enumerate(zip(corpus, SECONDS, strict=True)):
         alone = tokenizer.encode(recordings / f"r{number}.flac")
-        np.testing.assert_array_equal(one.units.hubert, alone.hubert)
-        np.testing.assert_array_equal(one.units.pitch, alone.pitch)
-        assert one.seconds == pytest.approx(seconds, abs=1e-3)
-        assert one.text == f"number {number}" and one.speaker == "noise"
-        assert one.words == (("number", 0.1, 0.3), (str(number), 0.3, 0.45))
-    assert [one.document for one in corpus] == ["", "", "both", "both", "", ""]
-    assert told["utterances"] == told["items"] == 6 and told["words"] == 12
-    assert told["hours"] * 3600 == pytest.approx(sum(SECONDS), abs=0.01)
-    assert sum(told["histogram"].values()) == sum(len(one.units.hubert) for one in corpus)
+        np.testing.assert_array_equal(utterance.units.hubert, alone.hubert)
+        np.testing.assert_array_equal(utterance.units.pitch, alone.pitch)
+        assert utterance.seconds == pytest.approx(seconds, abs=1e-3)
+        assert utterance.text == f"number {number}" and utterance.speaker == "noise"
+        assert utterance.words == (("number", 0.1, 0.3), (str(number), 0.3, 0.45))
+    assert [utterance.document for utterance in corpus] == ["", "", "both", "both", "", ""]
+    assert figures["utterances"] == figures["items"] == 6 and figures["words"] == 12
+    assert figures["hours"] * 3600 == pytest.approx(sum(SECONDS), abs=0.01)
+    assert sum(figures["histogram"].values()) == sum(
+        len(utterance.units.hubert) for utterance in corpus
+    )
 
 
 def test_parts_share_a_corpus_and_keep_documents_whole(recordings, tokenizer, tmp_path):
@@ -82,7 +84,7 @@ def test_parts_share_a_corpus_and_keep_documents_whole(recordings, tokenizer, tm
         prepare(source, tmp_path / "both", tokenizer, config, part, 2)
     prepare(source, tmp_path / "one", tokenizer, config)
     assert sorted(read(tmp_path / "both")) == sorted(read(tmp_path / "one"))
-    together = [one.id for one in Corpus(tmp_path / "both")]
+    together = [utterance.id for utterance in Corpus(tmp_path / "both")]
     assert together.index("r3") == together.index("r2") + 1
 
 
@@ -155,8 +157,8 @@ def test_rejects_have_reasons_and_the_rest_is_prepared(recordings, tokenizer, tm
         json.dumps({"id": "text", "text": "only words"}),
     ]
     (tmp_path / "all.jsonl").write_text("\n".join(lines))
-    told = prepare(str(tmp_path / "all.jsonl"), tmp_path / "corpus", tokenizer)
-    assert [one.id for one in Corpus(tmp_path / "corpus")] == ["good", "text"]
+    figures = prepare(str(tmp_path / "all.jsonl"), tmp_path / "corpus", tokenizer)
+    assert [utterance.id for utterance in Corpus(tmp_path / "corpus")] == ["good", "text"]
     (path,) = (tmp_path / "corpus").glob("rejects-*.jsonl")
     rejects = [json.loads(line) for line in path.read_text().splitlines()]
     reasons = {reject["id"]: reject["reason"] for reject in rejects}
@@ -174,7 +176,7 @@ def test_rejects_have_reasons_and_the_rest_is_prepared(recordings, tokenizer, tm
         ("number", "expected a str"),
     ):
         assert part in reasons[name], (name, reasons[name])
-    assert told["rejected"] == len(rejects) == 11
+    assert figures["rejected"] == len(rejects) == 11
 
 
 def test_a_source_of_which_nothing_can_be_used_is_an_error(tokenizer, tmp_path):
@@ -213,14 +215,14 @@ def test_folders_of_recordings_and_of_texts(recordings, tokenizer, tmp_path):
     (tmp_path / "a" / "b" / "one.txt").write_text("what is\nsaid")
     shutil.copy(recordings / "r1.flac", tmp_path / "a" / "two.flac")
     prepare(str(tmp_path / "a"), tmp_path / "speech", tokenizer)
-    found = {one.id: one.text for one in Corpus(tmp_path / "speech")}
-    assert found == {"b/one": "what is said", "two": ""}
+    texts = {utterance.id: utterance.text for utterance in Corpus(tmp_path / "speech")}
+    assert texts == {"b/one": "what is said", "two": ""}
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "story.txt").write_text("once upon a time")
-    told = prepare(str(tmp_path / "texts"), tmp_path / "text", None)
+    figures = prepare(str(tmp_path / "texts"), tmp_path / "text", None)
     (story,) = Corpus(tmp_path / "text")
     assert story.units is None and story.text == "once upon a time" and story.id == "story"
-    assert told["characters"] == len(story.text)
+    assert figures["characters"] == len(story.text)
 
 
 def test_long_recordings_are_split_at_silences_between_words(tokenizer, tmp_path):
@@ -238,24 +240,24 @@ def test_long_recordings_are_split_at_silences_between_words(tokenizer, tmp_path
         ],
     )
     config = PrepareConfig(max_seconds=2.0)
-    told = prepare(str(tmp_path / "long.jsonl"), tmp_path / "corpus", tokenizer, config)
-    made = list(Corpus(tmp_path / "corpus"))
-    known = [one for one in made if one.id.startswith("known")]
-    unknown = [one for one in made if one.id.startswith("unknown")]
-    assert [one.id for one in known] == [f"known#{i}" for i in range(len(known))]
-    assert {one.document for one in known} == {"known"}
+    figures = prepare(str(tmp_path / "long.jsonl"), tmp_path / "corpus", tokenizer, config)
+    utterances = list(Corpus(tmp_path / "corpus"))
+    known = [utterance for utterance in utterances if utterance.id.startswith("known")]
+    unknown = [utterance for utterance in utterances if utterance.id.startswith("unknown")]
+    assert [utterance.id for utterance in known] == [f"known#{i}" for i in range(len(known))]
+    assert {utterance.document for utterance in known} == {"known"}
     for pieces in (known, unknown):
-        assert len(pieces) >= 3 and max(one.seconds for one in pieces) <= 2.0
-        assert sum(one.seconds for one in pieces) == pytest.approx(5.0, abs=1e-3)
+        assert len(pieces) >= 3 and max(utterance.seconds for utterance in pieces) <= 2.0
+        assert sum(utterance.seconds for utterance in pieces) == pytest.approx(5.0, abs=1e-3)
     assert unknown[0].seconds == pytest.approx(1.55, abs=0.06)
-    begin, found = 0.0, []
-    for one in known:
-        found += [(word, start + begin, end + begin) for word, start, end in one.words]
-        assert one.text == " ".join(word for word, _, _ in one.words)
-        begin += one.seconds
-    assert [word for word, _, _ in found] == [word for word, _, _ in words]
-    np.testing.assert_allclose([t for _, *t in found], [t for _, *t in words], atol=1e-6)
-    assert {one.text for one in unknown} == {""} and told["texts_lost"] == 1
+    begin, times = 0.0, []
+    for utterance in known:
+        times += [(word, start + begin, end + begin) for word, start, end in utterance.words]
+        assert utterance.text == " ".join(word for word, _, _ in utterance.words)
+        begin += utterance.seconds
+    assert [word for word, _, _ in times] == [word for word, _, _ in words]
+    np.testing.assert_allclose([t for _, *t in times], [t for _, *t in words], atol=1e-6)
+    assert {utterance.text for utterance in unknown} == {""} and figures["texts_lost"] == 1
 
 
 def test_splits_never_lose_a_sample_and_keep_to_the_limit():
@@ -281,8 +283,8 @@ def test_the_command_reports_draws_and_is_strict_if_asked(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["items"] == 6 and told["rejected"] == 1
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["items"] == 6 and figures["rejected"] == 1
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
     for shard, message in (("2", "expected I/N"), ("3/2", "expected I/N")):
         monkeypatch.setattr(sys, "argv", ["x", *arguments, "--shard", shard])
@@ -337,11 +339,11 @@ def test_a_tensorflow_dataset(tokenizer, tmp_path):
     assert [item.id for item in items] == ["t0", "t1", "t2"]
     assert [item.speaker for item in items] == ["0", "1", "2"]
     units = tokenizer.encode(items[0].audio)
-    told = prepare(f"tfds:{builder.data_path}:train", tmp_path / "corpus", tokenizer)
-    made = {one.id: one for one in Corpus(tmp_path / "corpus")}
-    np.testing.assert_array_equal(made["t0"].units.hubert, units.hubert)
-    assert made["t0"].seconds == pytest.approx(1.0) and made["t0"].text == "beep"
-    assert told["items"] == 3
+    figures = prepare(f"tfds:{builder.data_path}:train", tmp_path / "corpus", tokenizer)
+    utterances = {utterance.id: utterance for utterance in Corpus(tmp_path / "corpus")}
+    np.testing.assert_array_equal(utterances["t0"].units.hubert, units.hubert)
+    assert utterances["t0"].seconds == pytest.approx(1.0) and utterances["t0"].text == "beep"
+    assert figures["items"] == 3
 
 
 def test_without_tensorflow_datasets_one_sentence_says_so(tokenizer, tmp_path, monkeypatch):
@@ -356,10 +358,12 @@ def test_a_beam_pipeline_makes_the_same_corpus(recordings, expressive_folder, to
 
     source, config = str(recordings / "all.jsonl"), PrepareConfig(shard_items=2)
     plain = prepare(source, tmp_path / "plain", tokenizer, config)
-    told = beam.run(source, tmp_path / "beam", expressive_folder, config, ["--runner=DirectRunner"])
+    figures = beam.run(
+        source, tmp_path / "beam", expressive_folder, config, ["--runner=DirectRunner"]
+    )
     assert read(tmp_path / "beam") == read(tmp_path / "plain")
-    assert told == plain
-    assert report.describe(told)
+    assert figures == plain
+    assert report.describe(figures)
 
 
 def test_what_changed_since_a_preparation_began_is_noticed(recordings, tokenizer, tmp_path):

@@ -95,11 +95,11 @@ def remote(vllm):
 def test_greedy_ids_are_ours(lm, remote):
     strings = [prompt for prompt, _ in make_prompts(40)]
     for modality in ("text", "speech", "arbitrary"):
-        ours = lm.continue_prompts(strings, modality, max_new_tokens=24)
-        theirs = remote.continue_prompts(strings, modality, max_new_tokens=24)
-        for mine, other in zip(ours, theirs, strict=True):
-            assert other.ids == mine.ids
-            np.testing.assert_allclose(other.log_probs, mine.log_probs, atol=2e-2)
+        expected = lm.continue_prompts(strings, modality, max_new_tokens=24)
+        results = remote.continue_prompts(strings, modality, max_new_tokens=24)
+        for local, other in zip(expected, results, strict=True):
+            assert other.ids == local.ids
+            np.testing.assert_allclose(other.log_probs, local.log_probs, atol=2e-2)
 
 
 def test_samples_are_of_the_modality(lm, remote):
@@ -141,12 +141,12 @@ def test_scores_are_ours(lm, remote):
     pairs = [("[Text]the cat", " sat on the"), ("[Text]a", "[Speech][Hu5][Hu7]")]
     with pytest.warns(InputWarning, match="counts the 50 padding rows"):
         scores = remote.score(pairs)
-    for (context, ending), mine, theirs in zip(pairs, lm.score(pairs), scores, strict=True):
+    for (context, ending), local, result in zip(pairs, lm.score(pairs), scores, strict=True):
         ids, logits_tv = lm.text_tokenizer.encode(context + ending), lm.logits(context + ending)
         logs_tv = logits_tv - np.logaddexp.reduce(logits_tv, axis=1, keepdims=True)
-        expected = sum(logs_tv[i - 1, ids[i]] for i in range(len(ids) - mine[1], len(ids)))
-        assert theirs == (pytest.approx(expected, rel=1e-4), mine[1])
-        assert theirs[0] == pytest.approx(mine[0], rel=1e-2)
+        expected = sum(logs_tv[i - 1, ids[i]] for i in range(len(ids) - local[1], len(ids)))
+        assert result == (pytest.approx(expected, rel=1e-4), local[1])
+        assert result[0] == pytest.approx(local[0], rel=1e-2)
 
 
 def test_the_command_eval_has_our_figures(vllm, tmp_path, monkeypatch):
@@ -186,9 +186,9 @@ def test_the_page_waits_for_a_vllm_that_is_started_again(lm, vllm, remote):
 
         return asyncio.run(read())
 
-    (*_, ours), (*_, theirs) = map(answer, services)
-    np.testing.assert_allclose(theirs[1][1], ours[1][1], atol=1)  # of int16
-    assert len(ours[1][1]) > 8000 and theirs[2] == ours[2]
+    (*_, local), (*_, served) = map(answer, services)
+    np.testing.assert_allclose(served[1][1], local[1][1], atol=1)  # of int16
+    assert len(local[1][1]) > 8000 and served[2] == local[2]
     vllm.stop()
     results = []
     with pytest.warns(InputWarning) as warned:
@@ -199,8 +199,8 @@ def test_the_page_waits_for_a_vllm_that_is_started_again(lm, vllm, remote):
     notice = f"{vllm.url}: does not answer; waiting for it."
     assert [str(each.message) for each in warned] == [notice]
     (states,) = results
-    assert states[0][2] == notice and states[-1][2] == ours[2]
-    np.testing.assert_allclose(states[-1][1][1], ours[1][1], atol=1)
+    assert states[0][2] == notice and states[-1][2] == local[2]
+    np.testing.assert_allclose(states[-1][1][1], local[1][1], atol=1)
     assert services[1].notice is None
     for service in services:
         service.stop()

@@ -180,10 +180,10 @@ def test_any_llama_becomes_a_starting_point(tmp_path, monkeypatch, pieces, kind)
     hf = transformers.LlamaForCausalLM.from_pretrained(source).eval()
     tokens = [1, 5, 9, 70]
     with torch.no_grad():
-        theirs = hf(torch.tensor([tokens])).logits[0, -1].numpy()
+        expected = hf(torch.tensor([tokens])).logits[0, -1].numpy()
     monkeypatch.setattr(lm.text_tokenizer, "encode", lambda string: tokens)
-    ours = lm.logits("")[-1][:pieces]
-    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    logits = lm.logits("")[-1][:pieces]
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_a_failed_conversion_of_a_llama_leaves_nothing(tmp_path):

@@ -40,9 +40,9 @@ def test_greedy_ids_are_those_of_our_engine(lm, remote, loopback, count):
         strings = [prompt for prompt, kind in prompts if kind == modality]
         expected = lm.continue_prompts(strings, modality, max_new_tokens=8)
         results = remote.continue_prompts(strings, modality, max_new_tokens=8)
-        for result, own in zip(results, expected, strict=True):
-            assert result.ids == own.ids
-            np.testing.assert_allclose(result.log_probs, own.log_probs, atol=1e-3)
+        for result, wanted in zip(results, expected, strict=True):
+            assert result.ids == wanted.ids
+            np.testing.assert_allclose(result.log_probs, wanted.log_probs, atol=1e-3)
         bodies = loopback.requests[-len(strings) :]
         allowed = np.flatnonzero(lm.vocab.allowed(modality)).tolist()
         assert max(allowed) < lm.vocab.size  # no padding id
@@ -71,8 +71,8 @@ def test_everything_else_is_done_here(lm, remote):
     pairs = [("[Text]the cat", " sat"), ("[Text]a", "[Speech][Hu5][Hu7]")]
     with pytest.warns(InputWarning, match="counts the 50 padding rows"):
         scores = remote.score(pairs)
-    for mine, theirs in zip(lm.score(pairs), scores, strict=True):
-        assert mine[1] == theirs[1] and abs(mine[0] - theirs[0]) < 1e-3
+    for expected, result in zip(lm.score(pairs), scores, strict=True):
+        assert expected[1] == result[1] and abs(expected[0] - result[0]) < 1e-3
     with pytest.raises(InputError, match="needs the weights here"):
         remote.logits("[Text]x")
 

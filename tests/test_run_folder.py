@@ -83,8 +83,8 @@ def test_a_changed_setting_is_refused_or_said_by_name(make_config, name, value, 
     changes = record.compare(describe(before), describe(after), LmRunConfig)
     assert [change.name for change in getattr(changes, kind)] == [name]
     assert sum(map(len, vars(changes).values())) == 1
-    told = str(getattr(changes, kind)[0])
-    assert json.dumps(value) in told and name in told
+    message = str(getattr(changes, kind)[0])
+    assert json.dumps(value) in message and name in message
 
 
 def test_what_lies_behind_a_path_counts_and_not_the_path(make_config, corpus, tmp_path):
@@ -141,7 +141,7 @@ def test_settings_of_a_speech_network_are_compared(tmp_path):
             after = changed(before, name, value)
         except TypeError:
             continue
-        made_of = (record.describe(one, {}) for one in (before, after))
+        made_of = (record.describe(config, {}) for config in (before, after))
         changes = record.compare(*made_of, PitchConfig)
         assert [change.name for change in getattr(changes, kind)] == [name]
 
@@ -189,8 +189,8 @@ def test_a_changed_run_is_refused_unless_changes_are_allowed(make_config, tmp_pa
     capfd.readouterr()
     lines = list(train(other, allow_changes=True))
     assert lines[-1]["step"] == 5
-    told = capfd.readouterr().err
-    assert "its stream starts again" in told and "keep was 3 and is 2" in told
+    printed = capfd.readouterr().err
+    assert "its stream starts again" in printed and "keep was 3 and is 2" in printed
     assert list(train(other)) == []  # what was taken is recorded
     assert "is already trained for 5 steps" in capfd.readouterr().err
     lower = dataclasses.replace(other, steps=2)

@@ -152,8 +152,8 @@ def test_a_mesh_changes_nothing(lm, expressive_folder, shape):
     assert sharded.generate_ids(prompts, max_new_tokens=12) == lm.generate_ids(
         prompts, max_new_tokens=12
     )
-    ours, theirs = sharded.logits(prompts[1]), lm.logits(prompts[1])
-    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    logits, expected = sharded.logits(prompts[1]), lm.logits(prompts[1])
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
     pairs = [(prompt, "[Text] fields") for prompt in prompts]
     np.testing.assert_allclose(sharded.score(pairs), lm.score(pairs), rtol=1e-5)
 

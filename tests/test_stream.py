@@ -198,8 +198,8 @@ def test_two_streams_at_once_do_not_mix(base):
     for pair in itertools.zip_longest(*streams):
         for number, part in enumerate(pair):
             parts[number] += [part] if part else []
-    for setting, own in zip(settings, parts, strict=True):
-        assert_same(join(own), base.generate([TEXT], "arbitrary", **setting))
+    for setting, pieces in zip(settings, parts, strict=True):
+        assert_same(join(pieces), base.generate([TEXT], "arbitrary", **setting))
 
 
 @pytest.mark.parametrize(

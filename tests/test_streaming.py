@@ -171,15 +171,15 @@ def test_the_generator_and_the_durations_give_their_offline_values(name):
     vocoder = offline(name)
     config, params = vocoder.config, vocoder.params
     x_tc = np.random.default_rng(2).normal(0, 1, (14, 12)).astype(np.float32)
-    one = np.array([14])
+    length = np.array([14])
     module, inner = hifigan.Generator(config), params["generator"]
-    expected = np.asarray(jax.jit(module.apply)({"params": inner}, x_tc[None], one)[0])
+    expected = np.asarray(jax.jit(module.apply)({"params": inner}, x_tc[None], length)[0])
     function = functools.partial(_in_order, hifigan_stream.generator, inner, config)
     output, signal = run_layers(function, x_tc, config)
     np.testing.assert_allclose(output[:, 0], expected, atol=1e-5)
     assert signal.delay == vocoder.stream.look_ahead
     module, inner = hifigan.DurationPredictor(config), params["duration"]
-    expected = np.asarray(jax.jit(module.apply)({"params": inner}, x_tc[None, :, :4], one)[0])
+    expected = np.asarray(jax.jit(module.apply)({"params": inner}, x_tc[None, :, :4], length)[0])
     function = functools.partial(_in_order, hifigan_stream.duration_predictor, inner, config)
     output, signal = run_layers(function, x_tc[:, :4], config)
     np.testing.assert_allclose(output[:, 0], expected, atol=1e-5)

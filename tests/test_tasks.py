@@ -135,7 +135,7 @@ def test_answers_in_batches_are_those_of_each_prompt_alone(lm, manifest, tmp_pat
     _, cut = ask(lm, tmp_path / "d", end="[Speech]", **form)
     prompts = [row["prompt"] for row in cut]
     free = [lm.text_tokenizer.decode(ids) for ids in lm.generate_ids(prompts, max_new_tokens=40)]
-    assert [row["given"] for row in cut] == [one.split("[Speech]")[0] for one in free]
+    assert [row["given"] for row in cut] == [string.split("[Speech]")[0] for string in free]
     assert free != [row["given"] for row in rows]
 
 
@@ -223,10 +223,10 @@ def test_pairs_go_to_the_ending_that_the_model_finds_likelier(lm, manifest, tmp_
     space = lm.text_tokenizer.word_prefix
     total, count = lm.score([(f"[Text]{space}tone", " a")])[0]
     assert contexts["text", "text"]["wrong"] == pytest.approx(total / count)
-    heard = [encode(f"{folder}/{name}") for name in audio[:3]]
-    total, count = lm.score([(f"[Speech]{heard[0]}[Text]{space}", "a")])[0]
+    encoded = [encode(f"{folder}/{name}") for name in audio[:3]]
+    total, count = lm.score([(f"[Speech]{encoded[0]}[Text]{space}", "a")])[0]
     assert contexts["speech", "text"]["wrong"] == pytest.approx(total / count)
-    total, count = lm.score([(f"[Speech]{heard[0]}", heard[1])])[0]
+    total, count = lm.score([(f"[Speech]{encoded[0]}", encoded[1])])[0]
     assert contexts["speech", "speech"]["right"] == pytest.approx(total / count)
 
 
@@ -259,10 +259,12 @@ def test_a_limit_and_speakers_choose_items(lm, manifest, tmp_path):
     _, fewer = ask(lm, tmp_path, limit=2, **form)
     assert len(fewer) == 2 < len(rows)
     speaker = json.loads(open(manifest).readline())["speaker"]
-    _, own = ask(lm, tmp_path, speakers=(speaker,), **form)
+    _, selected = ask(lm, tmp_path, speakers=(speaker,), **form)
     by = [json.loads(line) for line in open(manifest)]
-    assert [row["id"] for row in own] == [one["id"] for one in by if one["speaker"] == speaker]
-    assert 0 < len(own) < len(rows)
+    assert [row["id"] for row in selected] == [
+        item["id"] for item in by if item["speaker"] == speaker
+    ]
+    assert 0 < len(selected) < len(rows)
 
 
 def test_texts_of_pairs_are_text_whatever_they_spell(lm, tmp_path):

@@ -253,9 +253,9 @@ def test_frames_have_the_ids_of_decoding():
     )
     rng = np.random.default_rng(0)
     units = Units(rng.integers(0, 501, 60), rng.integers(0, 64, 29), rng.integers(0, 100, 2))
-    ours = vocoder_data.frame_ids(units, Item("x", speaker="b"), network)
-    theirs = speech_tokenizer._stack_ids(units, {"speaker": 1}, network)
-    np.testing.assert_array_equal(ours, theirs)
+    ids = vocoder_data.frame_ids(units, Item("x", speaker="b"), network)
+    decoder_ids = speech_tokenizer._stack_ids(units, {"speaker": 1}, network)
+    np.testing.assert_array_equal(ids, decoder_ids)
     with pytest.raises(InputError, match="x: This vocoder needs pitch units, and there are none"):
         vocoder_data.frame_ids(Units([1, 2]), Item("x", speaker="b"), network)
     with pytest.raises(InputError, match="x: There is no code unit 501; known are 0 to 500"):

@@ -66,8 +66,8 @@ def test_two_processes_give_the_losses_of_one(make_config, tmp_path, mesh):
     path = write_config(tmp_path / "run.yaml", config)
     overrides = [f"mesh.{name}={size}" for name, size in mesh.items()]
     finish(start(path, "steps=3", *overrides, devices=devices // 2))
-    one = run(make_config("one", MeshConfig(**{"fsdp": 1} | mesh), steps=3), devices=devices)
-    np.testing.assert_allclose(losses_of(tmp_path / "pair"), one, rtol=1e-5)
+    expected = run(make_config("one", MeshConfig(**{"fsdp": 1} | mesh), steps=3), devices=devices)
+    np.testing.assert_allclose(losses_of(tmp_path / "pair"), expected, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -87,8 +87,8 @@ def test_one_of_two_is_killed_and_both_start_again(make_config, tmp_path):
     finish(start(path, f"steps={steps}", "mesh.fsdp=8"))
     losses = losses_of(tmp_path / "pair")
     assert len(losses) == steps
-    one = run(make_config("one", MeshConfig(fsdp=8), steps=steps), devices=8)
-    np.testing.assert_allclose(losses, one, rtol=1e-5)
+    expected = run(make_config("one", MeshConfig(fsdp=8), steps=steps), devices=8)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -199,5 +199,5 @@ def test_two_processes_pass_over_the_same_damaged_checkpoint(make_config, tmp_pa
     (folder / "2" / "checksums" / "0.json").unlink()
     finish(start(path, "steps=6", "mesh.fsdp=8"))
     assert (folder / "damaged" / "4").is_dir()
-    one = run(make_config("one", MeshConfig(fsdp=8), steps=6), devices=8)
-    np.testing.assert_allclose(losses_of(tmp_path / "pair"), one, rtol=1e-5)
+    expected = run(make_config("one", MeshConfig(fsdp=8), steps=6), devices=8)
+    np.testing.assert_allclose(losses_of(tmp_path / "pair"), expected, rtol=1e-5)

@@ -89,8 +89,8 @@ def test_a_damaged_checkpoint_is_passed_over(make_config, tmp_path, capfd):
         path.write_bytes(path.read_bytes()[:100])
     assert damaged
     rest = run(make_config("hurt"))
-    told = capfd.readouterr().err
-    assert f"checkpoint {newest.name} of " in told and "cannot be read" in told
+    printed = capfd.readouterr().err
+    assert f"checkpoint {newest.name} of " in printed and "cannot be read" in printed
     assert rest == whole[-len(rest) :] and len(rest) > STEPS - int(newest.name)
     # What was done again is saved again, and is what an export takes.
     assert (folder / newest.name).is_dir() and (folder / "damaged" / newest.name).is_dir()

@@ -86,8 +86,8 @@ def test_lora_begins_as_the_model_was_and_learns_its_products_and_new_rows(make_
             old, new = old.T, new.T
         if name in ("embed/embedding", "head"):
             np.testing.assert_array_equal(new[:, : vocab.text_size], old[:, : vocab.text_size])
-            own = slice(vocab.text_size, vocab.size)
-            assert not np.array_equal(new[:, own], old[:, own])
+            new_tokens = slice(vocab.text_size, vocab.size)
+            assert not np.array_equal(new[:, new_tokens], old[:, new_tokens])
         elif name.endswith("kernel"):
             change = (new - old).reshape(old.shape[0], -1)
             rows = old.shape[0] * old.shape[1] if "/o/" in name else old.shape[0]

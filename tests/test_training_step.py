@@ -79,11 +79,11 @@ def loss_and_gradient(model, params, batch, config):
     return sums, grads
 
 
-def assert_close(ours, expected, tolerance=1e-5):
+def assert_close(result, expected, tolerance=1e-5):
     def check(a, b):
         assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-8)
 
-    jax.tree.map(check, *map(jax.device_get, (ours, expected)))  # NumPy has nothing to compile
+    jax.tree.map(check, *map(jax.device_get, (result, expected)))  # NumPy has nothing to compile
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +182,12 @@ def test_the_gradient_of_the_head_is_exact_over_many_chunks_in_bfloat16(devices)
 
     exact = gradient(jnp.float32)
     if devices == 1:
-        ours = gradient(jnp.bfloat16)
+        result = gradient(jnp.bfloat16)
     else:
         with jax.set_mesh(sharding.make_mesh(fsdp=devices)):
-            ours = gradient(jnp.bfloat16)
-    assert ours.dtype == jnp.float32
-    error = jnp.linalg.norm(ours - exact) / jnp.linalg.norm(exact)
+            result = gradient(jnp.bfloat16)
+    assert result.dtype == jnp.float32
+    error = jnp.linalg.norm(result - exact) / jnp.linalg.norm(exact)
     assert error < 0.003
 
 

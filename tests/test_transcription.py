@@ -132,12 +132,12 @@ def test_the_score_is_the_mean_log_probability_of_the_tokens(lm, recordings, tra
 def test_sampling_does_not_change_what_a_log_probability_is(lm, recordings):
     prompt = f"[Speech]{lm.speech_tokenizer.encode_string(recordings[4])}[Text] T:"
     options = {"do_sample": True, "temperature": 3.0, "top_k": 5, "repetition_penalty": 1.5}
-    (found,) = lm.continue_prompts([prompt], "text", max_new_tokens=8, **options)
+    (generation,) = lm.continue_prompts([prompt], "text", max_new_tokens=8, **options)
     tokens = lm.text_tokenizer.encode(prompt)
     logits_tv = np.where(lm.vocab.allowed("text"), lm.logits(prompt), -np.inf)
-    first = jax.nn.log_softmax(logits_tv[len(tokens) - 1])[found.ids[0]]
-    np.testing.assert_allclose(found.log_probs[0], first, atol=1e-4)
-    assert len(found.log_probs) == len(found.ids)
+    first = jax.nn.log_softmax(logits_tv[len(tokens) - 1])[generation.ids[0]]
+    np.testing.assert_allclose(generation.log_probs[0], first, atol=1e-4)
+    assert len(generation.log_probs) == len(generation.ids)
 
 
 def steady_sounds():

@@ -193,10 +193,10 @@ def test_precision_reaches_every_product(mode, precision):
     cfg = dataclasses.replace(MODES[mode], precision=precision)
     params = random_params(cfg)
     program = jax.make_jaxpr(Trunk(cfg).apply)({"params": params}, random_wave(), np.int32([99]))
-    found = list(product_precisions(program.jaxpr))
+    precisions = list(product_precisions(program.jaxpr))
     wanted = jax.lax.Precision(precision)
-    assert len(found) >= 3 + 8 * cfg.num_layers
-    assert all(set(p or (jax.lax.Precision.DEFAULT,)) == {wanted} for p in found)
+    assert len(precisions) >= 3 + 8 * cfg.num_layers
+    assert all(set(p or (jax.lax.Precision.DEFAULT,)) == {wanted} for p in precisions)
 
 
 def product_precisions(jaxpr):

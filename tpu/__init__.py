@@ -1,4 +1,4 @@
-"""Programs that plan runs on TPUs without having one; they run from the checkout."""
+"""Estimates memory and time of training and decoding on TPUs, without a TPU."""
 
 from spirit_jax.cli.running import require
 

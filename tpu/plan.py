@@ -250,7 +250,7 @@ def main(
         int, typer.Option(help="With --decode: copies of the model, each on a part of the slice")
     ] = 1,
 ) -> None:
-    """The command; see the module."""
+    """Runs the command that the module's docstring describes."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(describe_missing(["libtpu"], "tpu"))  # it compiles without a TPU too
     decoding = decode.Decoding(rows, slots, quantization, data)

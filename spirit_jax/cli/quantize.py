@@ -15,8 +15,8 @@ def quantize(
 ) -> None:
     """Copy a model folder with the language model's matrices rounded to int8.
 
-    The copy generates as the model does, with a little error, and needs a quarter of the memory of
-    float32 weights. It cannot be trained or exported.
+    The copy is used like the model, needs a quarter of the memory of float32 weights, and its
+    logits differ by rounding errors. It cannot be trained or exported.
     """
     files.refuse_existing(output)
     checks.output_folder(output.absolute().parent)

@@ -87,7 +87,7 @@ def convert(folder, output):
 def test_ids_are_those_of_transformers(pieces, tmp_path, legacy, prefix):
     settings = {"legacy": legacy} | ({} if prefix is None else {"add_prefix_space": prefix})
     folder = write_folder(tmp_path / "llama", pieces, **settings)
-    vocab, ours = convert(folder, tmp_path / "out")
+    vocab, tokenizer = convert(folder, tmp_path / "out")
     assert vocab.text_size == 1_005
     source = transformers.AutoTokenizer.from_pretrained(folder)
     written = transformers.AutoTokenizer.from_pretrained(tmp_path / "out" / "text_tokenizer")
@@ -97,28 +97,28 @@ def test_ids_are_those_of_transformers(pieces, tmp_path, legacy, prefix):
         assert written.encode(text, add_special_tokens=False) == expected, text
         # Here special tokens are text, as <s> is: no text can spell them.
         expected = source.encode(text, add_special_tokens=False, split_special_tokens=True)
-        ids = ours.encode(text)
+        ids = tokenizer.encode(text)
         if not legacy or prefix is False:
             assert ids[1:] == expected, text
-            assert ours.decode(ids) == source.decode(expected), text
+            assert tokenizer.decode(ids) == source.decode(expected), text
         # Of legacy tokenizers the release's behaviour holds: before a space that a text begins
         # with stands another. transformers 5 leaves it out.
         elif not any(part.startswith((" ", "\u2581")) for part in text.split("<tool>")):
             assert ids[1:] == expected, text
         else:
-            assert ours.decode(ids) == text.replace("\u2581", " "), text
+            assert tokenizer.decode(ids) == text.replace("\u2581", " "), text
 
 
 def test_prompts_follow_the_setting(pieces, tmp_path):
     """As transformers splits at added tokens, so text is split at markers."""
     folder = write_folder(tmp_path / "llama", pieces, legacy=False)
-    _, ours = convert(folder, tmp_path / "out")
+    _, tokenizer = convert(folder, tmp_path / "out")
     written = transformers.AutoTokenizer.from_pretrained(tmp_path / "out" / "text_tokenizer")
     for prompt in ("[Text]the cat[Speech][Hu3] the", "the[Hu0] cat<tool>the", " [Hu0] "):
-        ids = ours.encode(prompt)
+        ids = tokenizer.encode(prompt)
         assert ids[1:] == written.encode(prompt, add_special_tokens=False), prompt
-        assert ours.decode(ids) == prompt.removeprefix(" "), prompt
-    assert ours.word_prefix == " "
+        assert tokenizer.decode(ids) == prompt.removeprefix(" "), prompt
+    assert tokenizer.word_prefix == " "
     assert convert(write_folder(tmp_path / "old", pieces), tmp_path / "o")[1].word_prefix == ""
 
 
@@ -147,15 +147,15 @@ def test_tokens_that_a_tokenizer_json_lacks_are_added_as_transformers_adds_them(
     added = {"1000": entry("<tool>")}
     toy.write_json(folder / "tokenizer_config.json", settings | {"added_tokens_decoder": added})
     source = transformers.AutoTokenizer.from_pretrained(folder)
-    vocab, ours = convert(folder, tmp_path / "out")
+    vocab, tokenizer = convert(folder, tmp_path / "out")
     assert vocab.text_size == len(source) == 1_002
     written = transformers.AutoTokenizer.from_pretrained(tmp_path / "out" / "text_tokenizer")
     for text in ("a <tool>b", "<pad>the", " the"):
         ids = source.encode(text, add_special_tokens=False)
         assert written.encode(text, add_special_tokens=False) == ids
     text = "a <tool>b"
-    assert ours.encode(text)[1:] == source.encode(text, add_special_tokens=False)
-    assert ours.encode("[Hu0]") == [1, vocab.first_unit]
+    assert tokenizer.encode(text)[1:] == source.encode(text, add_special_tokens=False)
+    assert tokenizer.encode("[Hu0]") == [1, vocab.first_unit]
 
 
 @pytest.mark.parametrize(
@@ -209,20 +209,20 @@ def run(main, *arguments, monkeypatch):
 
 
 def test_rows_stay_and_a_folder_comes_back(pieces, tmp_path, monkeypatch, capsys):
-    hf, made, back = tmp_path / "hf", tmp_path / "made", tmp_path / "back"
+    hf, converted, back = tmp_path / "hf", tmp_path / "made", tmp_path / "back"
     write_llama(hf, pieces, 1_010)
-    arguments = ("--checkpoint", hf, "--output", made)
+    arguments = ("--checkpoint", hf, "--output", converted)
     with pytest.raises(SystemExit, match="1"):
         run(convert_llama.main, *arguments, monkeypatch=monkeypatch)
     assert "--add-speech-tokens" in capsys.readouterr().err
     run(convert_llama.main, *arguments, "--add-speech-tokens", "base", monkeypatch=monkeypatch)
-    vocab = config.read(Vocab, made / "vocab.json")
+    vocab = config.read(Vocab, converted / "vocab.json")
     assert (vocab.text_size, vocab.eos) == (1_005, (1_001,))
     before = weights.open_folder(hf)["model.embed_tokens.weight"]
-    params = checkpoint.flatten(checkpoint.load_params(made / "llama"))
+    params = checkpoint.flatten(checkpoint.load_params(converted / "llama"))
     assert np.array_equal(params["embed/embedding"][:1_005], before[:1_005])
 
-    run(export.main, "--model", made, "--output", tmp_path / "out", monkeypatch=monkeypatch)
+    run(export.main, "--model", converted, "--output", tmp_path / "out", monkeypatch=monkeypatch)
     arguments = ("--checkpoint", tmp_path / "out", "--output", back)
     for option in (("--add-speech-tokens", "base"), ("--seed", "1")):
         with pytest.raises(SystemExit, match="1"):
@@ -235,10 +235,10 @@ def test_rows_stay_and_a_folder_comes_back(pieces, tmp_path, monkeypatch, capsys
     for name, array in params.items():
         assert array.dtype == after[name].dtype and np.array_equal(array, after[name]), name
     for name in ("tokenizer.model", "tokenizer_config.json"):
-        files = [folder / "text_tokenizer" / name for folder in (made, back)]
+        files = [folder / "text_tokenizer" / name for folder in (converted, back)]
         assert files[0].read_bytes() == files[1].read_bytes()
 
-    vocab = extend_model(tmp_path / "spoken", made, "spirit-tiny-base")
+    vocab = extend_model(tmp_path / "spoken", converted, "spirit-tiny-base")
     assert (vocab.text_size, vocab.hubert_units) == (1_005, 100)
     spoken = SpiritLM.from_pretrained(tmp_path / "spoken")
     (ids,) = spoken.generate_ids(["[Text]the cat"], "speech", max_new_tokens=3)

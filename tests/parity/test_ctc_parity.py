@@ -52,11 +52,11 @@ def save(model, folder, vocab):
 def assert_same_logits(model, network):
     wave = np.random.default_rng(0).normal(0.1, 0.5, (2, 400)).astype(np.float32)
     mean, var = wave.mean(1, keepdims=True), wave.var(1, keepdims=True)
-    theirs = model(torch.from_numpy((wave - mean) / np.sqrt(var + 1e-7))).logits.numpy()
-    ours_model, params = ctc.load(network)
-    ours, counts = jax.jit(ours_model.apply)({"params": params}, wave, np.int32([400, 400]))
-    assert ours.shape == theirs.shape and counts.tolist() == [theirs.shape[1]] * 2
-    assert np.abs(np.asarray(ours) - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    expected = model(torch.from_numpy((wave - mean) / np.sqrt(var + 1e-7))).logits.numpy()
+    aligner, params = ctc.load(network)
+    logits, counts = jax.jit(aligner.apply)({"params": params}, wave, np.int32([400, 400]))
+    assert logits.shape == expected.shape and counts.tolist() == [expected.shape[1]] * 2
+    assert np.abs(np.asarray(logits) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("variant", ["group", slow("layer"), "adapter"])

@@ -66,7 +66,7 @@ def test_scores_features_losses_and_gradients_equal_pytorch(waves):
     generated.requires_grad_()
     real_scores, real_features = network(real)
     generated_scores, generated_features = network(generated)
-    theirs = {
+    torch_losses = {
         "discriminator": sum(
             ((r - 1) ** 2).mean() + (g**2).mean()
             for r, g in zip(real_scores, generated_scores, strict=True)
@@ -91,31 +91,31 @@ def test_scores_features_losses_and_gradients_equal_pytorch(waves):
         }
         return losses, losses
 
-    gradients, ours = gradients_and_losses(params, waves[1])
-    for name, loss in theirs.items():
-        np.testing.assert_allclose(ours[name], loss.item(), rtol=1e-5)
+    gradients, jax_losses = gradients_and_losses(params, waves[1])
+    for name, loss in torch_losses.items():
+        np.testing.assert_allclose(jax_losses[name], loss.item(), rtol=1e-5)
         _, gradient = gradients[name]
         (expected,) = torch.autograd.grad(loss, generated, retain_graph=True)
         worst = np.abs(gradient - expected.numpy()).max()
         assert worst <= 1e-5 * np.abs(expected.numpy()).max()
-    theirs["discriminator"].backward()
+    torch_losses["discriminator"].backward()
     expected = network.multi_period[1].convs[1].parametrizations.weight
-    ours = gradients["discriminator"][0]["period3"]["conv1"]
+    conv1 = gradients["discriminator"][0]["period3"]["conv1"]
     for name, other in (("scale", expected.original0.grad), ("kernel", expected.original1.grad)):
         other = other.numpy().reshape(*other.shape[:3])
         other = other.flatten() if name == "scale" else other.transpose(2, 1, 0)[None]
-        assert np.abs(ours[name] - other).max() <= 1e-5 * np.abs(other).max()
+        assert np.abs(conv1[name] - other).max() <= 1e-5 * np.abs(other).max()
 
 
 def test_initial_parameters_are_distributed_as_in_pytorch():
     torch.manual_seed(0)
-    theirs = checkpoint.flatten(to_jax(TorchDiscriminators(CONFIG)))
+    torch_params = checkpoint.flatten(to_jax(TorchDiscriminators(CONFIG)))
     model = Discriminators(CONFIG)
-    ours = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1000), np.float32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1000), np.float32))["params"]
     for part in ("kernel", "scale"):
         values = [
             np.concatenate([np.ravel(leaf) for name, leaf in leaves.items() if part in name])
-            for leaves in (checkpoint.flatten(ours), theirs)
+            for leaves in (checkpoint.flatten(params), torch_params)
         ]
         np.testing.assert_allclose(np.std(values[0]), np.std(values[1]), rtol=0.1)
         np.testing.assert_allclose(np.abs(values[0]).max(), np.abs(values[1]).max(), rtol=0.1)
@@ -126,14 +126,14 @@ def test_mel_and_its_gradient_equal_pytorch(config):
     rng = np.random.default_rng(0)
     wave = (0.3 * rng.standard_normal((2, 8960))).astype(np.float32)
     wave[1, 3000:] = 0
-    theirs_in = torch.from_numpy(wave).requires_grad_()
-    theirs = torch_log_mel(theirs_in, config)
-    ours = log_mel(wave, config)
-    assert ours.shape == (2, 8960 // config.hop, config.num_mels)
-    np.testing.assert_allclose(ours, theirs.detach().numpy().transpose(0, 2, 1), atol=1e-4)
-    weights = rng.standard_normal(ours.shape).astype(np.float32)
+    wave_in = torch.from_numpy(wave).requires_grad_()
+    torch_mel = torch_log_mel(wave_in, config)
+    mel = log_mel(wave, config)
+    assert mel.shape == (2, 8960 // config.hop, config.num_mels)
+    np.testing.assert_allclose(mel, torch_mel.detach().numpy().transpose(0, 2, 1), atol=1e-4)
+    weights = rng.standard_normal(mel.shape).astype(np.float32)
     gradient = jax.grad(lambda wave: (log_mel(wave, config) * weights).sum())(wave)
-    (theirs * torch.from_numpy(weights.transpose(0, 2, 1))).sum().backward()
-    expected = theirs_in.grad.numpy()
+    (torch_mel * torch.from_numpy(weights.transpose(0, 2, 1))).sum().backward()
+    expected = wave_in.grad.numpy()
     assert np.isfinite(gradient).all()
     assert np.abs(gradient - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -1,4 +1,4 @@
-"""Speech networks in PyTorch's formats: there and back, and the same results there."""
+"""Speech networks exported to PyTorch: equal results there, and equal parameters converted back."""
 
 import json
 import sys
@@ -37,25 +37,27 @@ VARIANTS = {
 }
 
 
-def assert_same(one, other):
-    one, other = checkpoint.flatten(one), checkpoint.flatten(other)
-    assert set(one) == set(other)
-    for path in one:
-        assert np.array_equal(one[path], other[path]), path
+def assert_same(params, expected):
+    params, expected = checkpoint.flatten(params), checkpoint.flatten(expected)
+    assert set(params) == set(expected)
+    for path in params:
+        assert np.array_equal(params[path], expected[path]), path
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_hubert_goes_to_hugging_face_and_back(name, tmp_path):
+def test_an_exported_hubert_equals_hugging_face_and_converts_back(name, tmp_path):
     cfg = HubertConfig(TrunkConfig(**TRUNK, **VARIANTS[name]))
     model = Trunk(cfg.trunk)
     params = random_params(abstract_params(model), np.random.default_rng(0))
-    params["pos_conv"]["kernel"][2] = 0  # has no direction
+    params["pos_conv"]["kernel"][2] = (
+        0  # weight norm cannot divide this slice by its norm, which is 0
+    )
     export_speech.export_hubert(cfg, params, tmp_path / "hf", "hubert")
     layer = None if cfg.trunk.norm_first and cfg.trunk.final_norm else 2
-    ours, back = hubert.read_hf_encoder(tmp_path / "hf", layer)
-    assert ours == cfg
-    assert_same(params, back)
-    theirs, report = transformers.HubertModel.from_pretrained(
+    cfg_read, params_read = hubert.read_hf_encoder(tmp_path / "hf", layer)
+    assert cfg_read == cfg
+    assert_same(params_read, params)
+    reference, report = transformers.HubertModel.from_pretrained(
         tmp_path / "hf", output_loading_info=True
     )
     assert not report["missing_keys"] and not report["unexpected_keys"]
@@ -63,13 +65,13 @@ def test_a_hubert_goes_to_hugging_face_and_back(name, tmp_path):
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "hf")
     inputs = extractor(wave[0], sampling_rate=16_000, return_tensors="pt").input_values
     with torch.no_grad():
-        result = theirs.eval()(inputs, output_hidden_states=True)
+        result = reference.eval()(inputs, output_hidden_states=True)
     expected = (result.last_hidden_state if layer is None else result.hidden_states[2]).numpy()
     hidden, _ = jax.jit(model.apply)({"params": params}, wave, np.array([800], np.int32))
     assert np.abs(np.asarray(hidden) - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_a_hubert_that_transformers_lacks_is_refused(tmp_path):
+def test_a_hubert_that_transformers_does_not_have_is_refused(tmp_path):
     cfg = HubertConfig(TrunkConfig(**TRUNK, norm_first=True, adapter_size=4))
     params = random_params(abstract_params(Trunk(cfg.trunk)), np.random.default_rng(0))
     with pytest.raises(InputError, match="adapter_size is 4"):
@@ -111,47 +113,45 @@ VOICES = {
 
 
 @pytest.mark.parametrize("name", VOICES)
-def test_a_vocoder_goes_to_the_release_and_back(name, tmp_path):
+def test_an_exported_vocoder_equals_the_release_and_converts_back(name, tmp_path):
     cfg = hifigan.HifiGanConfig(**(VOCODER | VOICES[name]))
     model = hifigan.HifiGan(cfg)
     params = random_params(hifigan.abstract_params(model), np.random.default_rng(0))
     assert not export_speech.export_hifigan(cfg, params, tmp_path / "release")
-    assert convert_hifigan(tmp_path / "release", tmp_path / "ours") == cfg
-    assert_same(params, hifigan.load(tmp_path / "ours")[1])
-    theirs = TorchHifiGan(json.loads((tmp_path / "release/config.json").read_text()))
+    assert convert_hifigan(tmp_path / "release", tmp_path / "converted") == cfg
+    assert_same(hifigan.load(tmp_path / "converted")[1], params)
+    reference = TorchHifiGan(json.loads((tmp_path / "release/config.json").read_text()))
     state = torch.load(tmp_path / "release/generator.pt", weights_only=True)["generator"]
-    theirs.load_state_dict(state)
+    reference.load_state_dict(state)
     rng = np.random.default_rng(0)
     ids = np.stack([rng.integers(0, n, (1, 6)) for n in cfg.channels.values()], axis=-1)
     wave, _ = jax.jit(model.apply)({"params": params}, ids, np.array([6], np.int32))
     with torch.no_grad():
-        expected = theirs([torch.from_numpy(ids[..., i]) for i in range(ids.shape[-1])]).numpy()
+        expected = reference([torch.from_numpy(ids[..., i]) for i in range(ids.shape[-1])]).numpy()
     assert np.abs(np.asarray(wave) - expected).max() < 1e-4 * expected.std()
 
 
-def test_quantizers_go_there_and_back(tmp_path):
+def test_exported_quantizers_convert_back(tmp_path):
     for cfg in (QuantizerConfig("mlp", 5, 16, (14, 11)), QuantizerConfig("kmeans", 5, 16)):
         shapes = hubert.quantizer_shapes(cfg)
         params = random_params(shapes, np.random.default_rng(0))
         assert not export_speech.export_quantizer(cfg, params, tmp_path)
-        read = (hubert.read_release_quantizer, tmp_path / "quantizer.pt")
         if cfg.kind == "kmeans":
-            read = (hubert.read_kmeans, tmp_path / "centroids.npy")
-        ours, back = read[0](read[1])
-        assert ours == cfg
-        assert_same(params, back)
+            cfg_read, params_read = hubert.read_kmeans(tmp_path / "centroids.npy")
+        else:
+            cfg_read, params_read = hubert.read_release_quantizer(tmp_path / "quantizer.pt")
+        assert cfg_read == cfg
+        assert_same(params_read, params)
 
 
-def test_a_model_is_exported_as_far_as_there_are_formats(base_folder, tmp_path, capsys):
+def test_networks_without_a_pytorch_format_are_left_out_of_an_export(base_folder, tmp_path, capsys):
     from convert.export import main
 
     main(base_folder, tmp_path / "out", speech=True)
     printed = capsys.readouterr().out
     source = model_folder.find_speech_tokenizer(base_folder)
-    params = hubert.checkpoint.load_params(source / "hubert")
-    layer = None
-    cfg, back = hubert.read_hf_encoder(tmp_path / "out/hubert", layer)
-    assert_same(params, back)
+    _, params = hubert.read_hf_encoder(tmp_path / "out/hubert", layer=None)
+    assert_same(params, checkpoint.load_params(source / "hubert"))
     assert "wrote" in printed
     main("spirit-tiny-base", tmp_path / "tiny", speech=True)
     printed = capsys.readouterr().out
@@ -159,7 +159,7 @@ def test_a_model_is_exported_as_far_as_there_are_formats(base_folder, tmp_path, 
     assert (tmp_path / "tiny/hubert/model.safetensors").is_file()
 
 
-def test_torch_that_is_missing_is_named(tmp_path, monkeypatch):
+def test_missing_torch_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     quantizer = QuantizerConfig("mlp", 5, 16, (14, 11))
     params = random_params(hubert.quantizer_shapes(quantizer), np.random.default_rng(0))

@@ -86,25 +86,25 @@ def logits_of(folder, tokens, **options):
     return np.asarray(jax.jit(model.apply)({"params": params}, *arguments)[0])
 
 
-def theirs(folder, tokens):
+def reference_logits(folder, tokens):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         return model(torch.from_numpy(tokens)).logits.numpy()
 
 
-def relative(ours, expected):
-    return np.abs(ours - expected).max() / np.abs(expected).max()
+def relative(logits, expected):
+    return np.abs(logits - expected).max() / np.abs(expected).max()
 
 
 def test_logits_of_long_prompts(pair):
-    hf, ours = pair
+    hf, model_dir = pair
     tokens = np.random.default_rng(0).integers(0, 61, (1, 600))
-    assert relative(logits_of(ours, tokens), theirs(hf, tokens)) < 1e-4
+    assert relative(logits_of(model_dir, tokens), reference_logits(hf, tokens)) < 1e-4
 
 
 def test_there_and_back_is_bitwise(pair, tmp_path):
-    hf, ours = pair
-    export_llama(ours, tmp_path / "back", bos=1, eos=2)
+    hf, model_dir = pair
+    export_llama(model_dir, tmp_path / "back", bos=1, eos=2)
     before, after = weights.open_folder(hf), weights.open_folder(tmp_path / "back")
     assert set(before) == set(after)
     for name in before:
@@ -113,9 +113,9 @@ def test_there_and_back_is_bitwise(pair, tmp_path):
     old, new = (json.loads((f / "config.json").read_text()) for f in (hf, tmp_path / "back"))
     assert (old["model_type"], old["architectures"]) == (new["model_type"], new["architectures"])
     tokens = np.random.default_rng(1).integers(0, 61, (1, 300))
-    assert np.array_equal(theirs(hf, tokens), theirs(tmp_path / "back", tokens))
+    assert np.array_equal(reference_logits(hf, tokens), reference_logits(tmp_path / "back", tokens))
     convert_llama(tmp_path / "back", tmp_path / "again")
-    texts = [(folder / "config.json").read_text() for folder in (ours, tmp_path / "again")]
+    texts = [(folder / "config.json").read_text() for folder in (model_dir, tmp_path / "again")]
     assert texts[0] == texts[1]
 
 
@@ -149,7 +149,7 @@ def test_scan_and_cache_know_layers_without_rotary_positions(tmp_path):
     make("smollm3", no_rope_layers=[0, 1]).save_pretrained(tmp_path / "hf")
     convert_llama(tmp_path / "hf", tmp_path / "ours")
     tokens = np.random.default_rng(0).integers(0, 61, (2, 16))
-    expected = theirs(tmp_path / "hf", tokens)
+    expected = reference_logits(tmp_path / "hf", tokens)
     assert relative(logits_of(tmp_path / "ours", tokens, scan_layers=True), expected) < 1e-4
     model, params = llama_weights.load(tmp_path / "ours")
     cache, parts = llama.init_cache(model, 2, 16), []

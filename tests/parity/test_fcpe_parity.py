@@ -44,7 +44,7 @@ def torchfcpe(fcpe_weights):
 
 
 @pytest.fixture(scope="module")
-def theirs(torchfcpe):
+def reference(torchfcpe):
     return torchfcpe.spawn_bundled_infer_model("cpu")
 
 
@@ -90,13 +90,13 @@ def speechlike(samples):
     return (wave + 0.003 * noise).astype(np.float32)
 
 
-def test_every_part_equals_torchfcpe(ours, theirs):
+def test_every_part_equals_torchfcpe(ours, reference):
     model, params, _ = ours
     wave = speechlike(30_000)
     with torch.no_grad():
-        mel = theirs.wav2mel(torch.from_numpy(wave)[None, :, None], RATE)
-        scores = theirs.model(mel)
-        hertz = theirs.model.infer(mel, decoder="local_argmax", threshold=0.05)[..., 0]
+        mel = reference.wav2mel(torch.from_numpy(wave)[None, :, None], RATE)
+        scores = reference.model(mel)
+        hertz = reference.model.infer(mel, decoder="local_argmax", threshold=0.05)[..., 0]
     log_mel = jax.jit(fcpe.log_mel, static_argnums=2)
     our_mel, frames = log_mel(wave[None], np.array([len(wave)]), model.config)
     assert our_mel.shape == mel.shape and frames.tolist() == [mel.shape[1]]
@@ -109,10 +109,10 @@ def test_every_part_equals_torchfcpe(ours, theirs):
 
 
 @pytest.mark.parametrize("samples", [1280, 1500, 15_999, 24_161])
-def test_f0_equals_torchfcpe(ours, theirs, samples):
+def test_f0_equals_torchfcpe(ours, reference, samples):
     wave = speechlike(samples)
     frames = samples // 80 + 1
-    hertz, unvoiced = theirs.infer(
+    hertz, unvoiced = reference.infer(
         torch.from_numpy(wave)[None, :, None],
         sr=RATE,
         decoder_mode="local_argmax",
@@ -177,11 +177,11 @@ def test_another_size_equals_torchfcpe_row_by_row(small, tmp_path):
     mel = np.random.default_rng(0).standard_normal((2, 50, 12)).astype(np.float32)
     frames = np.array([50, 23], np.int32)
     apply = jax.jit(model.apply, static_argnames="method")
-    ours = apply({"params": params}, mel, frames, method="score")
+    scores = apply({"params": params}, mel, frames, method="score")
     for row, count in enumerate(frames):
         with torch.no_grad():
             alone = small(torch.from_numpy(mel[row : row + 1, :count])).numpy()[0]
-        assert np.abs(ours[row, :count] - alone).max() <= 1e-5 * alone.max()
+        assert np.abs(scores[row, :count] - alone).max() <= 1e-5 * alone.max()
     np.testing.assert_array_equal(params["cents"], small.cent_table.numpy())
 
 

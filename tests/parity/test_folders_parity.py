@@ -81,11 +81,11 @@ def test_the_file_is_read_that_transformers_reads(forms, tmp_path):
     write_config(folder)
     for seed, form in enumerate(forms):
         write_weights(folder, form, seed)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    ours = weights.open_folder(folder)
-    assert set(ours) == set(theirs)
-    for name, tensor in theirs.items():
-        assert np.array_equal(ours[name], tensor.numpy()), name
+    expected = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    tensors = weights.open_folder(folder)
+    assert set(tensors) == set(expected)
+    for name, tensor in expected.items():
+        assert np.array_equal(tensors[name], tensor.numpy()), name
 
 
 def test_what_an_index_does_not_list_is_read_from_its_shards(tmp_path):
@@ -95,9 +95,9 @@ def test_what_an_index_does_not_list_is_read_from_its_shards(tmp_path):
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     del index["weight_map"]["model.norm.weight"]
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    ours = weights.open_folder(folder)
-    assert np.array_equal(ours["model.norm.weight"], theirs["model.norm.weight"].numpy())
+    expected = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    tensors = weights.open_folder(folder)
+    assert np.array_equal(tensors["model.norm.weight"], expected["model.norm.weight"].numpy())
 
 
 def test_a_file_that_the_config_names_is_read(tmp_path):
@@ -105,9 +105,9 @@ def test_a_file_that_the_config_names_is_read(tmp_path):
     write_config(folder, transformers_weights="other.safetensors")
     write_weights(folder, "model.safetensors", 0)
     write_weights(folder, "other.safetensors", 1)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    ours = weights.open_folder(folder)
-    assert np.array_equal(ours["lm_head.weight"], theirs["lm_head.weight"].numpy())
+    expected = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    tensors = weights.open_folder(folder)
+    assert np.array_equal(tensors["lm_head.weight"], expected["lm_head.weight"].numpy())
     write_config(folder, transformers_weights="../other.safetensors")
     with pytest.raises(InputError, match="names the weight file"):
         weights.open_folder(folder)
@@ -123,8 +123,8 @@ def test_files_of_a_variant_are_not_taken(tmp_path):
 def test_files_of_before_pytorch_1_6_are_read(tmp_path):
     state = {"a": torch.arange(4.0), "b": torch.ones(2, 3).T}
     torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    ours = weights.open_folder(tmp_path)
-    assert np.array_equal(ours["a"], [0, 1, 2, 3]) and ours["b"].shape == (3, 2)
+    tensors = weights.open_folder(tmp_path)
+    assert np.array_equal(tensors["a"], [0, 1, 2, 3]) and tensors["b"].shape == (3, 2)
 
 
 LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -171,11 +171,11 @@ CONFIGS = {
 
 
 def assert_same_logits(folder, output):
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     convert_llama.convert_llama(folder, output)
     tokens = np.random.default_rng(0).integers(0, 61, (1, 200))
     with torch.no_grad():
-        expected = theirs(torch.from_numpy(tokens)).logits.numpy()
+        expected = reference(torch.from_numpy(tokens)).logits.numpy()
     model, params = llama_weights.load(output)
     positions = np.arange(200)[None]
     logits, _ = jax.jit(model.apply)(
@@ -284,10 +284,10 @@ def test_audio_settings_are_those_of_transformers(name, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "hubert"}')
     for file, values in AUDIO[name].items():
         (tmp_path / file).write_text(json.dumps(values))
-    theirs = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
-    ours = trunk.read_preprocessor(tmp_path)
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
+    settings = trunk.read_preprocessor(tmp_path)
     for setting in ("do_normalize", "sampling_rate"):
-        assert ours[setting] == getattr(theirs, setting), setting
+        assert settings[setting] == getattr(extractor, setting), setting
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_networks_take_the_audio_settings(tmp_path):
     ],
 )
 def test_defaults_are_those_of_transformers(defaults, cls):
-    theirs = getattr(transformers, cls)()
+    reference = getattr(transformers, cls)()
     for name, value in defaults.items():
-        other = getattr(theirs, name)
+        other = getattr(reference, name)
         assert (list(other) if isinstance(other, tuple) else other) == value, name

@@ -89,10 +89,10 @@ def test_vocoder_matches_pytorch(tmp_path, spelling):
     ids = np.random.default_rng(0).integers(0, counts, (2, 31, len(counts))).astype(np.int32)
     streams = [torch.from_numpy(ids[..., i]).long() for i in range(len(counts))]
     with torch.no_grad():
-        theirs, durations = network(streams).numpy(), network.durations(streams[0]).numpy()
-    ours, samples = speak(ids, np.array([31, 31], np.int32))
+        expected, durations = network(streams).numpy(), network.durations(streams[0]).numpy()
+    wave, samples = speak(ids, np.array([31, 31], np.int32))
     assert samples.tolist() == [620, 620]
-    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    assert np.abs(wave - expected).max() <= 1e-4 * np.abs(expected).max()
     predict = jax.jit(
         lambda codes, n: model.apply({"params": params}, codes, n, method="log_durations")
     )
@@ -109,8 +109,8 @@ def test_the_base_vocoder_has_speaker_and_style_ids(tmp_path):
     assert (model.config.default_speaker, model.config.default_style) == (2, 8)
     ids = np.array([[[3, 1, 8], [4, 1, 8], [5, 1, 8]]], np.int32)
     with torch.no_grad():
-        theirs = network([torch.from_numpy(ids[..., i]).long() for i in range(3)]).numpy()
-    assert np.abs(speak(ids, np.array([3]))[0] - theirs).max() <= 1e-4 * np.abs(theirs).max()
+        expected = network([torch.from_numpy(ids[..., i]).long() for i in range(3)]).numpy()
+    assert np.abs(speak(ids, np.array([3]))[0] - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_invalid_checkpoints_are_rejected(tmp_path):
@@ -163,6 +163,6 @@ def test_waveforms_match_the_release(golden, tmp_path, model_name, folder):
         ids = np.zeros((1, 256, len(columns)), np.int32)
         ids[0, : len(codes)] = np.stack(columns, -1)
         wave, (samples,) = speak(ids, np.array([len(codes)], np.int32))
-        theirs = arrays[f"{model_name}/{name}/wav_units"]
-        assert samples == len(theirs)
-        assert np.abs(wave[0, :samples] - theirs).max() <= 1e-3 * theirs.std()
+        released = arrays[f"{model_name}/{name}/wav_units"]
+        assert samples == len(released)
+        assert np.abs(wave[0, :samples] - released).max() <= 1e-3 * released.std()

@@ -72,11 +72,11 @@ def pair(request, tmp_path_factory):
 @pytest.mark.parametrize("scan_layers", [False, slow(True)])
 def test_logits_of_long_prompts(pair, scan_layers):
     """600 tokens, since a wrong rotary angle hardly shows in a short prompt."""
-    model, _, ours = pair
+    model, _, model_dir = pair
     tokens = np.random.default_rng(0).integers(0, 199, (2, 600))
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens)).logits.numpy()
-    jax_model, params = llama_weights.load(ours, scan_layers=scan_layers)
+    jax_model, params = llama_weights.load(model_dir, scan_layers=scan_layers)
     positions = np.broadcast_to(np.arange(600), tokens.shape)
     logits, _ = jax.jit(jax_model.apply)(
         {"params": params}, jnp.asarray(tokens), jnp.ones_like(positions), positions
@@ -86,8 +86,8 @@ def test_logits_of_long_prompts(pair, scan_layers):
 
 
 def test_there_and_back_is_bitwise(pair, tmp_path):
-    model, hf, ours = pair
-    export_llama(ours, tmp_path / "back", bos=1, eos=2)
+    model, hf, model_dir = pair
+    export_llama(model_dir, tmp_path / "back", bos=1, eos=2)
     before, after = weights.open_folder(hf), weights.open_folder(tmp_path / "back")
     assert set(before) == set(after)
     for name in before:

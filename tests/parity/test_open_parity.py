@@ -1,4 +1,7 @@
-"""Random stacks in the formats of open weights, against transformers and a vocoder in torch."""
+"""Converted random models in the formats of SlamKit's open weights, compared with PyTorch.
+
+The reference is transformers for the language model and HuBERT, and a HiFi-GAN in torch.
+"""
 
 import dataclasses
 import json
@@ -69,7 +72,7 @@ DURATIONS = {"encoder_embed_dim": 4, "var_pred_hidden_dim": 6, "var_pred_kernel_
 
 @dataclasses.dataclass
 class Stack:
-    """A converted stack, and the networks that it was made of."""
+    """A converted model, and the PyTorch networks that it was converted from."""
 
     lm: SpiritLM
     folder: object
@@ -82,7 +85,10 @@ class Stack:
 
 
 def write_text_tokenizer(folder, tokens, bos):
-    """A byte-level BPE with these tokens, and with BOS if its post-processor adds it."""
+    """Writes a byte-level BPE with these added tokens, and returns the size of its vocabulary.
+
+    Its post-processor adds BOS and EOS, unless `bos` is None.
+    """
     folder.mkdir()
     path = toy.train_bpe(folder / "tokenizer.json")
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -90,7 +96,7 @@ def write_text_tokenizer(folder, tokens, bos):
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
     settings |= {"eos_token": "</s>"}
     if bos is None:
-        settings["add_bos_token"] = True  # has no effect beside a tokenizer.json
+        settings["add_bos_token"] = True  # ignored if there is a tokenizer.json
     else:
         ends = [("<s>", 1), ("</s>", 2)]
         tokenizer.post_processor = TemplateProcessing("<s> $A </s>", special_tokens=ends)
@@ -114,9 +120,11 @@ def write_language_model(folder, rows, ties):
     return model
 
 
-STACKS = {  # order of new tokens in the tokenizer (none: SlamKit's), BOS, tied head, vocoder
+# Speech tokens of the text tokenizer (if empty, they are added in SlamKit's order), BOS or None,
+# whether head and embedding are tied, and changes of the vocoder's config.
+STACKS = {
     "tied, without durations": ([], 1, True, {}),
-    "own order, styles": (
+    "other token order, styles": (
         ["<text>", "<speech>", *(f"<Un{i}>" for i in range(UNITS))],
         None,
         False,
@@ -127,7 +135,7 @@ STACKS = {  # order of new tokens in the tokenizer (none: SlamKit's), BOS, tied 
 
 @pytest.fixture(scope="module", params=STACKS)
 def stack(request, tmp_path_factory):
-    import joblib  # here, since each worker imports this module, and one runs it
+    import joblib  # slow to import; all workers of pytest-xdist import this module, one runs it
     from sklearn.cluster import KMeans
 
     folder = tmp_path_factory.mktemp("stack")
@@ -143,15 +151,16 @@ def stack(request, tmp_path_factory):
     hidden = hidden_states(encoder, wave)
     kmeans = KMeans(UNITS, n_init=1, random_state=np.random.RandomState(0)).fit(hidden)
     joblib.dump(kmeans, folder / "km.bin")
-    h = VOCODER | changes
-    h["model_in_dim"] = h["embedding_dim"] * (3 if "multistyle" in h else 2)
-    vocoder = TorchHifiGan(h).eval()
+    settings = VOCODER | changes
+    inputs = 3 if "multistyle" in settings else 2
+    settings["model_in_dim"] = inputs * settings["embedding_dim"]
+    vocoder = TorchHifiGan(settings).eval()
     with torch.no_grad():
         for name, value in vocoder.named_parameters():
             if name.endswith(("weight_g", "original0")):
-                value *= 4  # otherwise the wave hardly changes
+                value *= 4  # otherwise the waveform hardly depends on the units
     torch.save({"generator": vocoder.state_dict()}, folder / "vocoder.pt")
-    toy.write_json(folder / "vocoder_config.json", h)
+    toy.write_json(folder / "vocoder_config.json", settings)
     (folder / "speakers.txt").write_text("ann\nbob\ncat\n")
     parts = ("hubert", "km.bin", "vocoder.pt", "lm", "text")
     convert_open(*(folder / part for part in parts), folder / "model", layer=1)
@@ -185,20 +194,13 @@ def test_ids_logits_and_greedy_ids(stack):
     has_order = "<text>" in stack.text.get_vocab()
     assert list(tokens)[:2] == (["<text>", "<speech>"] if has_order else ["<Un0>", "<Un1>"])
     text = stack.text
-    plain = [text(part, add_special_tokens=False).input_ids for part in (" the cat",)]
+    the_cat = text(" the cat", add_special_tokens=False).input_ids
     ids = lm.text_tokenizer.encode(string)
     bos = [] if lm.vocab.bos is None else [lm.vocab.bos]
-    assert (
-        bos + text("x", add_special_tokens=False).input_ids == text("x").input_ids[: len(bos) + 1]
-    )
-    start = [
-        *bos,
-        tokens["<text>"],
-        *plain[0],
-        tokens["<speech>"],
-        tokens["<Un3>"],
-        tokens["<Un5>"],
-    ]
+    x_ids = text("x", add_special_tokens=False).input_ids
+    assert bos + x_ids == text("x").input_ids[: len(bos) + 1]
+    speech = [tokens[name] for name in ("<speech>", "<Un3>", "<Un5>")]
+    start = [*bos, tokens["<text>"], *the_cat, *speech]
     assert ids[: len(start)] == start
     assert ids[-1] == tokens["<speech>"] and not lm.vocab.is_unit(np.array(ids[len(start) :])).any()
     with torch.no_grad():
@@ -222,18 +224,18 @@ def test_voices(stack):
     styles = [1] if "num_styles" in cfg else []
     for speaker, number in ((None, 0), ("cat", 2), (1, 1)):
         options = {"speaker_id": speaker} | ({"style_id": 1} if styles else {})
-        ours = stack.lm.speech_tokenizer.decode(Units(units), **options)
+        wave = stack.lm.speech_tokenizer.decode(Units(units), **options)
         constant = [np.full(5, value) for value in (number, *styles)]
         streams = [torch.from_numpy(np.asarray(x))[None] for x in (units, *constant)]
         with torch.no_grad():
             expected = stack.vocoder(streams)[0].numpy()
-        assert np.abs(ours - expected).max() < 1e-4 * expected.std()
+        assert np.abs(wave - expected).max() < 1e-4 * expected.std()
     if "dur_predictor_params" not in cfg:  # every unit of a string has one frame
         assert len(stack.lm.speech_tokenizer.decode("[Hu4][Hu1]")) == 2 * 640
 
 
-def test_it_is_trained_on_its_own_layout(stack):
-    """BOS as the text tokenizer adds it, the stack's markers, and EOS."""
+def test_training_samples_have_the_format_of_the_converted_model(stack):
+    """They have BOS if the text tokenizer adds it, the markers of this model, and EOS."""
     vocab = stack.lm.vocab
     words = (("the", 0.0, 0.04), ("cat", 0.04, 0.08))
     utterance = Utterance("a", Units([3, 3, 5]), 0.12, "the cat", words)
@@ -243,21 +245,21 @@ def test_it_is_trained_on_its_own_layout(stack):
             [utterance], source, stack.lm.text_tokenizer, vocab, np.random.default_rng(0)
         )
         assert (ids[0] == 1) == (vocab.bos == 1) and ids[-1] == 2
-        shown = stack.lm.text_tokenizer.decode(ids)
-        assert ("<speech><Un3><Un5>" in shown) == (name != "text")
-        assert ("<text>" in shown) == (name != "speech")
+        string = stack.lm.text_tokenizer.decode(ids)
+        assert ("<speech><Un3><Un5>" in string) == (name != "text")
+        assert ("<text>" in string) == (name != "speech")
 
 
-def test_it_is_exported_and_comes_back(stack, tmp_path):
+def test_an_exported_model_equals_the_converted_one(stack, tmp_path):
     export.export_model(stack.folder / "model", tmp_path / "hf")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").state_dict()
     for name, tensor in stack.language_model.state_dict().items():
-        assert torch.equal(theirs[name], tensor), name
+        assert torch.equal(exported[name], tensor), name
     text = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     vocab = stack.lm.vocab
     assert text.convert_tokens_to_ids("<Un3>") == vocab.first_unit + 3
-    again = convert_text_tokenizer(tmp_path / "hf", tmp_path / "hf", UNITS, tmp_path)
-    assert again == vocab == config.read(Vocab, tmp_path / "vocab.json")
+    converted = convert_text_tokenizer(tmp_path / "hf", tmp_path / "hf", UNITS, tmp_path)
+    assert converted == vocab == config.read(Vocab, tmp_path / "vocab.json")
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,9 @@ def test_vqvae_matches_pytorch(tmp_path, values):
         codes = network.codes(inputs)
         decoded = network.decode(codes).transpose(1, 2).numpy()
     apply = jax.jit(model.apply, static_argnames="method")
-    ours, counts = apply({"params": params}, features, lengths, method="latent")
-    assert ours.shape == latent.shape and counts.tolist() == [latent.shape[1]] * 2
-    assert np.abs(ours - latent).max() <= 1e-5 * np.abs(latent).max()
+    result, counts = apply({"params": params}, features, lengths, method="latent")
+    assert result.shape == latent.shape and counts.tolist() == [latent.shape[1]] * 2
+    assert np.abs(result - latent).max() <= 1e-5 * np.abs(latent).max()
     our_codes, counts = apply({"params": params}, features, lengths)
     np.testing.assert_array_equal(our_codes, codes)
     our_decoded, frames = apply({"params": params}, our_codes, counts, method="decode")
@@ -115,7 +115,7 @@ def test_pitch_units_match_the_release(golden, tmp_path):
     codes, counts = encode(batch, np.array(lengths, np.int32))
     latents, _ = latent(batch, np.array(lengths, np.int32))
     for row, (name, streams) in enumerate(expected["audio"].items()):
-        theirs = arrays[f"mid/{name}/pitch_latent"].T
-        ours = latents[row, : counts[row]]
-        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+        released = arrays[f"mid/{name}/pitch_latent"].T
+        result = latents[row, : counts[row]]
+        assert np.abs(result - released).max() <= 1e-5 * np.abs(released).max()
         assert codes[row, : counts[row]].tolist() == [int(u) for u in streams["pitch"].split()]

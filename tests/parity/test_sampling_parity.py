@@ -57,7 +57,7 @@ def draw_logits(kind, rng):
     return logits_bv
 
 
-def theirs(logits_bv, seen_bt, settings):
+def reference_scores(logits_bv, seen_bt, settings):
     """The logits after Hugging Face's processors, in the order of its `generate`."""
     makers = {
         "repetition_penalty": transformers.RepetitionPenaltyLogitsProcessor,
@@ -72,7 +72,7 @@ def theirs(logits_bv, seen_bt, settings):
 
 
 @jax.jit
-def ours(logits_bv, seen_bv, sampling):
+def scores(logits_bv, seen_bv, sampling):
     """The logits after our rules."""
     logits_bv = penalise_repetition(logits_bv, seen_bv, sampling.penalty_b[:, None])
     return truncate(logits_bv, sampling)
@@ -93,8 +93,8 @@ def test_the_kept_tokens_are_those_of_hugging_face(kind, name):
         min_p_b=np.full(ROWS, settings.get("min_p", 0), np.float32),
         penalty_b=np.full(ROWS, settings.get("repetition_penalty", 1), np.float32),
     )
-    expected_bv = theirs(logits_bv, seen_bt, settings)
-    actual_bv = np.asarray(ours(logits_bv, seen_bv, sampling))
+    expected_bv = reference_scores(logits_bv, seen_bt, settings)
+    actual_bv = np.asarray(scores(logits_bv, seen_bv, sampling))
     expected_kept_bv, kept_bv = np.isfinite(expected_bv), np.isfinite(actual_bv)
     both_bv = kept_bv & expected_kept_bv
     assert both_bv.any(axis=1).all()
@@ -113,6 +113,6 @@ def test_the_kept_tokens_are_those_of_hugging_face(kind, name):
 
 def test_zeros_of_both_signs_are_ties():
     logits_bv = np.float32([[1, 0.0, -0.0, -1], [1, -0.0, 0.0, -1]])
-    expected_bv = theirs(logits_bv, np.zeros((2, 0), int), {"top_k": 2})
+    expected_bv = reference_scores(logits_bv, np.zeros((2, 0), int), {"top_k": 2})
     kept_bv = np.isfinite(jax.jit(keep_top_k)(logits_bv, np.int32([2, 2])))
     np.testing.assert_array_equal(kept_bv, np.isfinite(expected_bv))

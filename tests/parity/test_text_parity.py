@@ -38,9 +38,9 @@ any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
 prompts = st.lists(st.sampled_from(parts) | any_text, max_size=8).map("".join)
 
 
-def convert(tokenizer, folder):
-    """(our tokenizer, the folder that it was loaded from)."""
-    llama = toy.write_llama_folder(folder / "llama", tokenizer, toy.TEXT_SIZE)
+def convert(path, folder):
+    """(the converted tokenizer, the folder that it was written to)."""
+    llama = toy.write_llama_folder(folder / "llama", path, toy.TEXT_SIZE)
     vocab = convert_tokenizer(llama, "expressive", folder / "out", add=True)
     assert vocab == VOCAB
     return load_text_tokenizer(folder / "out" / "text_tokenizer", vocab), folder / "out"
@@ -48,75 +48,75 @@ def convert(tokenizer, folder):
 
 @pytest.fixture(scope="module")
 def added(tmp_path_factory):
-    """Ours and transformers' slow tokenizer, of SentencePiece with added tokens."""
+    """The converted SentencePiece model, and transformers' slow tokenizer with added tokens."""
     folder = tmp_path_factory.mktemp("added")
     path = toy.train_sentencepiece(folder / "text.model")
-    ours, _ = convert(path, folder)
-    theirs = spm.SentencePieceBackend(vocab_file=str(path), legacy=True, **SPECIAL)
-    theirs.add_tokens(
+    tokenizer, _ = convert(path, folder)
+    reference = spm.SentencePieceBackend(vocab_file=str(path), legacy=True, **SPECIAL)
+    reference.add_tokens(
         [transformers.AddedToken(string, normalized=False) for string in VOCAB.token_strings()]
     )
-    return ours, theirs
+    return tokenizer, reference
 
 
 @pytest.fixture(scope="module")
 def fast(tmp_path_factory):
-    """Ours and transformers' tokenizer, of one converted `tokenizer.json`."""
+    """The converted `tokenizer.json`, in this package and in transformers."""
     folder = tmp_path_factory.mktemp("fast")
-    ours, out = convert(toy.train_bpe(folder / "text.json"), folder)
-    theirs = transformers.PreTrainedTokenizerFast(
+    tokenizer, out = convert(toy.train_bpe(folder / "text.json"), folder)
+    reference = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(out / "text_tokenizer" / "tokenizer.json"), **SPECIAL
     )
-    return ours, theirs
+    return tokenizer, reference
 
 
-def ids_of(theirs, string, **settings):
-    return [VOCAB.bos, *theirs.encode(string, add_special_tokens=False, **settings)]
+def ids_of(reference, string, **settings):
+    return [VOCAB.bos, *reference.encode(string, add_special_tokens=False, **settings)]
 
 
 @pytest.mark.parametrize("pair", ["added", "fast"])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_ids_match_transformers(pair, prompt, request):
-    ours, theirs = request.getfixturevalue(pair)
-    assert ours.encode(prompt) == ids_of(theirs, prompt)
+    tokenizer, reference = request.getfixturevalue(pair)
+    assert tokenizer.encode(prompt) == ids_of(reference, prompt)
 
 
 @settings(deadline=None)
 @given(prompts)
 def test_ids_of_random_prompts_match_transformers(added, fast, prompt):
-    for ours, theirs in (added, fast):
-        assert ours.encode(prompt) == ids_of(theirs, prompt)
+    for tokenizer, reference in (added, fast):
+        assert tokenizer.encode(prompt) == ids_of(reference, prompt)
 
 
 @pytest.mark.parametrize("pair", ["added", "fast"])
 @pytest.mark.parametrize("text", ["<s>", "a</s> b", "<unk><s>\n"])
 def test_names_of_special_tokens_are_split_like_text(pair, text, request):
-    ours, theirs = request.getfixturevalue(pair)
-    assert ours.encode(text) == ids_of(theirs, text, split_special_tokens=True)
-    assert ours.encode(text) != ids_of(theirs, text)
+    tokenizer, reference = request.getfixturevalue(pair)
+    assert tokenizer.encode(text) == ids_of(reference, text, split_special_tokens=True)
+    assert tokenizer.encode(text) != ids_of(reference, text)
 
 
 @settings(deadline=None)
 @given(prompts)
 def test_decoded_strings_match_the_fast_tokenizer(fast, prompt):
-    ours, theirs = fast
-    ids = ours.encode(prompt)
-    plain = theirs.decode(ids[1:], clean_up_tokenization_spaces=False)
-    assert ours.decode(ids) == plain == prompt
+    tokenizer, reference = fast
+    ids = tokenizer.encode(prompt)
+    plain = reference.decode(ids[1:], clean_up_tokenization_spaces=False)
+    assert tokenizer.decode(ids) == plain == prompt
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
 def test_transformers_reads_a_converted_tokenizer(added, fast, tmp_path, name):
     """A converted tokenizer, copied beside an exported model, has the tokens at their ids."""
     source = toy.train_sentencepiece if name == "tokenizer.model" else toy.train_bpe
-    ours, out = convert(source(tmp_path / f"text{name.removeprefix('tokenizer')}"), tmp_path)
-    theirs = transformers.AutoTokenizer.from_pretrained(out / "text_tokenizer")
+    tokenizer, out = convert(source(tmp_path / f"text{name.removeprefix('tokenizer')}"), tmp_path)
+    reference = transformers.AutoTokenizer.from_pretrained(out / "text_tokenizer")
     for string, token in [
         ("[Text]", VOCAB.text_marker),
         ("[Hu0]", VOCAB.first_unit),
         ("[St99]", VOCAB.size - 1),
     ]:
-        assert theirs.convert_tokens_to_ids(string) == token
+        assert reference.convert_tokens_to_ids(string) == token
     if name == "tokenizer.json":  # for SentencePiece, transformers 5 adds other prefix spaces
         prompt = "[Text]the cat[Speech][Hu12]  sat\n"
-        assert ours.encode(prompt) == ids_of(theirs, prompt)
+        assert tokenizer.encode(prompt) == ids_of(reference, prompt)

@@ -23,11 +23,11 @@ from spirit_jax.models.wav2vec2 import Trunk, frame_lengths  # noqa: E402
 PART, WHOLE = 1e-5, 1e-4
 
 
-def difference(ours, theirs) -> float:
+def difference(result, expected) -> float:
     """The largest difference over the largest value."""
-    theirs = np.asarray(theirs)
-    assert ours.shape == theirs.shape
-    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+    expected = np.asarray(expected)
+    assert result.shape == expected.shape
+    return float(np.abs(np.asarray(result) - expected).max() / np.abs(expected).max())
 
 
 # The release's files and what the release computes from them.
@@ -101,10 +101,10 @@ def test_styles_are_those_of_the_release(release, recordings, expected):
     model, params = style.load(release[1] / "style")
     logits, counts = jax.device_get(jax.jit(model.apply)({"params": params}, wave, lengths))
     for row, name in enumerate(names):
-        ours = logits[row, : counts[row]]
-        assert difference(ours, arrays[f"mid/{name}/style_logits"]) <= PART
+        result = logits[row, : counts[row]]
+        assert difference(result, arrays[f"mid/{name}/style_logits"]) <= PART
         expressive = values["spirit-lm-expressive-7b"]["audio"][name]["style"]
-        assert " ".join(map(str, ours.argmax(-1))) == expressive
+        assert " ".join(map(str, result.argmax(-1))) == expressive
 
 
 # Hugging Face models with random weights.
@@ -178,16 +178,16 @@ def run(trunk_config, params, wave):
 def test_trunk_equals_hugging_face(hf):
     model, folder = hf
     wave = random_wave()
-    theirs = model(torch.from_numpy(wave), output_hidden_states=True)
+    reference = model(torch.from_numpy(wave), output_hidden_states=True)
     cfg, params = convert_hubert.read_hf_encoder(folder, layer=2)
     features = model.feature_extractor(torch.from_numpy(wave)).transpose(1, 2)
     extracted, hidden = run(cfg.trunk, params, wave)
     assert difference(extracted, features) <= PART
     # Of a pre-norm model the last of these is not its normed output.
-    assert difference(hidden, theirs.hidden_states[2]) <= WHOLE
+    assert difference(hidden, reference.hidden_states[2]) <= WHOLE
     cfg, params = convert_hubert.read_hf_encoder(folder, layer=1)
     assert set(params["layers"]) == {"0"}
-    assert difference(run(cfg.trunk, params, wave)[1], theirs.hidden_states[1]) <= WHOLE
+    assert difference(run(cfg.trunk, params, wave)[1], reference.hidden_states[1]) <= WHOLE
 
 
 FAIRSEQ_NAMES = {
@@ -212,8 +212,8 @@ def as_release(model):
             name = name.replace(".conv.", ".0.").replace(".layer_norm.", norm)
         elif ".layers." in name:
             name = name.replace(".layer_norm", ".self_attn_layer_norm")
-        for theirs, ours in FAIRSEQ_NAMES.items():
-            name = name.replace(theirs, ours)
+        for hf_name, fairseq_name in FAIRSEQ_NAMES.items():
+            name = name.replace(hf_name, fairseq_name)
         state[name] = tensor
     hf_config = model.config
     layers = zip(hf_config.conv_dim, hf_config.conv_kernel, hf_config.conv_stride, strict=True)
@@ -255,9 +255,9 @@ def test_release_form_equals_hugging_face(settings, tmp_path):
     torch.save(as_release(model), tmp_path / "hubert.pt")
     wave = random_wave()
     normed = torch.nn.functional.layer_norm(torch.from_numpy(wave), wave.shape[1:])
-    theirs = model(normed, output_hidden_states=True)
+    reference = model(normed, output_hidden_states=True)
     # fairseq's output of a named layer has not passed the encoder's LayerNorm, the last's neither.
-    for layer, hidden in ((1, theirs.hidden_states[1]), (2, last_layer_output(model, normed))):
+    for layer, hidden in ((1, reference.hidden_states[1]), (2, last_layer_output(model, normed))):
         cfg, params = convert_hubert.read_release_encoder(tmp_path / "hubert.pt", layer)
         assert cfg.sample_rate == 8000
         assert difference(run(cfg.trunk, params, wave)[1], hidden) <= WHOLE
@@ -270,13 +270,13 @@ def test_style_equals_hugging_face_where_one_run_is_all(tmp_path):
     model.save_pretrained(tmp_path / "hf")
     wave = random_wave()[:1]
     normed = transformers.Wav2Vec2FeatureExtractor()(wave[0], sampling_rate=16000)
-    theirs = model(torch.from_numpy(normed["input_values"][0])[None]).logits
+    expected = model(torch.from_numpy(normed["input_values"][0])[None]).logits
     cfg = convert_style.convert_style(tmp_path / "hf", tmp_path / "style")
     _, params = style.load(tmp_path / "style")
     one_run = style.StyleEncoder(dataclasses.replace(cfg, pool_frames=1000))
     logits, counts = jax.jit(one_run.apply)({"params": params}, wave, np.int32([wave.shape[1]]))
     assert counts.tolist() == [1]
-    assert difference(logits[0], theirs) <= WHOLE
+    assert difference(logits[0], expected) <= WHOLE
 
 
 def test_preprocessor_says_whether_the_waveform_is_normalised(hf):
