@@ -38,7 +38,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A corpus of 60 utterances of 3 to 20 words; every third goes on from the one before."""
+    """A corpus of 60 utterances of 3 to 20 words; every third continues the utterance before it."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     utterances = []
@@ -151,7 +151,7 @@ def test_a_cropped_pair_has_a_run_of_words_and_their_units(corpus, tokenizer):
         ids = make_sample([utterance], source, tokenizer, VOCAB, rng).tolist()
         start = ids.index(VOCAB.speech_marker)
         text, units = tokenizer.decode(ids[2:start]), ids[start + 1 : -1]
-        # Which run it is, told by the units: a run at an end of the recording has its silence.
+        # Find the run of words by its units; a run at an end of the recording includes its silence.
         fits = [
             (i, j)
             for i in range(len(words))

@@ -47,7 +47,7 @@ _STEPS = {}  # jitted steps by the other settings and shardings
 class SharedStepRecipe(LmRecipe):
     """The language model's training, whose step is traced and compiled once for equal settings.
 
-    A resumed run in another process, as in `test_a_killed_run_resumes`, compiles its step anew.
+    A resumed run in another process, as in `test_a_killed_run_resumes`, compiles its step again.
     """
 
     def jit_step(self, gradients, places):

@@ -66,7 +66,7 @@ def expected(golden):
     return json.loads((golden / "expected.json").read_text()), arrays
 
 
-@pytest.mark.slow  # as does test_golden, without what lies between
+@pytest.mark.slow  # test_golden also covers it, without intermediate values
 def test_units_are_those_of_the_release(release, recordings, expected):
     names, wave, lengths = recordings
     values, arrays = expected
@@ -94,7 +94,7 @@ def test_units_are_those_of_the_release(release, recordings, expected):
             assert " ".join(map(str, filled)) == released["audio"][name]["hubert"]
 
 
-@pytest.mark.slow  # as does test_golden, without what lies between
+@pytest.mark.slow  # test_golden also covers it, without intermediate values
 def test_styles_are_those_of_the_release(release, recordings, expected):
     names, wave, lengths = recordings
     values, arrays = expected
