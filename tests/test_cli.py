@@ -153,10 +153,10 @@ def test_every_command_helps(run):
         command = typer.main.get_command(app)
         command = command.commands[args[0]] if args else command
         texts = [command.help, *(getattr(option, "help", None) for option in command.params)]
-        shown = "".join(out.split())
+        printed = "".join(out.split())
         for text in filter(None, texts):  # words in brackets are no markup
             for words in re.findall(r"\[.*?\]", text, re.DOTALL):
-                assert "".join(words.split()) in shown
+                assert "".join(words.split()) in printed
 
 
 def test_the_version_is_that_of_the_package(run):
@@ -236,10 +236,10 @@ def test_the_demo_transcribes_answers_and_synthesises(run, tmp_path):
     assert "rms reads: turn on forty two xylophones at half past three please" in out
     written = {path.name: path for path in (tmp_path / "demo").iterdir() if path.suffix != ".flac"}
     read = {f"read-{name}.wav" for name in ("rms", "slt", "lively", "sad")}
-    spoken = read | {"answer-1.wav", "story.wav"}
-    assert spoken | {"demo.png"} == set(written)
+    names = read | {"answer-1.wav", "story.wav"}
+    assert names | {"demo.png"} == set(written)
     assert written["demo.png"].read_bytes().startswith(b"\x89PNG")
-    for name in spoken:
+    for name in names:
         wave = load_audio(written[name])
         assert 0.6 < len(wave) / 16_000 < 8.2 and np.abs(wave).max() > 0.05
         assert not wave[:1600].any() and not wave[-1600:].any()  # players cut the ends off

@@ -82,8 +82,8 @@ def test_a_model_is_fetched_once_and_then_used_offline(server, find, files):
     second = server.add("org/model", files | {"note.txt": b"newer"}, "feature/x")
     (default, other), _ = find("org/model", "org/model@feature/x")
     assert first in default and second in other
-    got = {p: open(os.path.join(default, p), "rb").read() for p in files}
-    assert got == files
+    contents = {p: open(os.path.join(default, p), "rb").read() for p in files}
+    assert contents == files
     fetched = [path for method, path in server.requests if method == "GET" and "resolve" in path]
     server.requests.clear()
     assert find(f"org/model@{first}") == [[default], []]

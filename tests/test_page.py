@@ -106,8 +106,8 @@ def test_the_event_works_behind_a_prefix(served, lm):
     address, _ = served
     client = gradio_client.Client(address, verbose=False)
     job = [page.READ, "turn on the lights", None, "rms", "sad", 300, 0, 1, 0]
-    said, speech, tokens, picture = client.predict(*job, api_name="/answer")
-    assert said == "" and tokens.startswith("[Text]T: turn on the lights[Speech] → [Hu")
+    text, speech, tokens, picture = client.predict(*job, api_name="/answer")
+    assert text == "" and tokens.startswith("[Text]T: turn on the lights[Speech] → [Hu")
     samples, rate = soundfile.read(speech, dtype="int16")
     (expected,) = lm.generate(
         prompt="[Text]T: turn on the lights[Speech]",
@@ -135,15 +135,15 @@ def test_recordings_of_any_form_are_transcribed(served, tmp_path, rate, channels
     wave = soxr.resample(load_audio(QUESTION), 16000, rate)
     path = tmp_path / "recording.wav"
     soundfile.write(path, np.stack([wave] * channels, axis=1), rate, subtype)
-    said, speech, tokens, picture = show(service, page.TRANSCRIBE, "", str(path))
-    assert said == WORDS and speech is None and tokens.startswith("[Hu")
+    text, speech, tokens, picture = show(service, page.TRANSCRIBE, "", str(path))
+    assert text == WORDS and speech is None and tokens.startswith("[Hu")
     assert picture.size[0] > 500
 
 
 def test_text_and_recording_are_continued(served, lm):
     _, service = served
-    said, speech, tokens, picture = show(service, "continue in text", WORDS, None)
-    assert said.strip() == "two plus two is four" and speech is None and picture is None
+    text, speech, tokens, picture = show(service, "continue in text", WORDS, None)
+    assert text.strip() == "two plus two is four" and speech is None and picture is None
     states = show(service, "continue in speech", "", str(QUESTION))
     (expected,) = lm.generate([("speech", str(QUESTION))], "speech", max_new_tokens=200)
     rate, samples = states[1]

@@ -72,8 +72,8 @@ def test_create_requests_a_slice_and_waits_for_it(pod):
     create = calls[0]
     assert create[:5] == ["compute", "tpus", "queued-resources", "create", "pod"]
     assert {"--spot", "v6e-8", "v2-alpha-tpuv6e", "--node-id"} <= set(create)
-    shown = [state for state in ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")]
-    assert [line.split()[-1] for line in process.stdout.splitlines()] == shown
+    states = ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    assert [line.split()[-1] for line in process.stdout.splitlines()] == states
     process, calls = pod("create", SLICES=2, KIND="reserved", TYPE="v5p-128")
     assert {"--reserved", "--node-count", "2", "--node-prefix", "v2-alpha-tpuv5"} <= set(calls[0])
 

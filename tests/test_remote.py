@@ -61,9 +61,9 @@ def test_everything_else_is_done_here(lm, remote):
     prompt = [("text", "what is two plus two")]
     options = {"stop": ["four"], "max_new_tokens": 20}
     assert remote.generate(prompt, "text", **options) == lm.generate(prompt, "text", **options)
-    (here,) = lm.generate(prompt, "speech", max_new_tokens=40, max_speech_seconds=1)
-    (there,) = remote.generate(prompt, "speech", max_new_tokens=40, max_speech_seconds=1)
-    np.testing.assert_array_equal(there.content, here.content)
+    (local_output,) = lm.generate(prompt, "speech", max_new_tokens=40, max_speech_seconds=1)
+    (remote_output,) = remote.generate(prompt, "speech", max_new_tokens=40, max_speech_seconds=1)
+    np.testing.assert_array_equal(remote_output.content, local_output.content)
     parts = list(remote.stream(prompt, "text", **options))
     assert "".join(part.content for part in parts) == "two plus two is"
     recording = str(model_folder.ASSETS / "question.flac")

@@ -239,15 +239,15 @@ def test_a_part_of_a_stop_string_is_never_given_out(base, step):
     ):
         config = GenerationConfig(stop=stop)
         reader = OutputReader("[Text]", base.text_tokenizer, base.vocab, config, None, ())
-        said = ""
+        text = ""
         for start in range(0, len(ids), step):
-            said += "".join(part.content for part in reader.add(ids[start : start + step]))
-            assert expected.startswith(said)
+            text += "".join(part.content for part in reader.add(ids[start : start + step]))
+            assert expected.startswith(text)
             if reader.ended:
                 break
         else:
-            said += "".join(part.content for part in reader.finish())
-        assert said == expected
+            text += "".join(part.content for part in reader.finish())
+        assert text == expected
 
 
 @pytest.mark.parametrize("seconds", [0.3, 0.5, 0.7345])

@@ -189,13 +189,13 @@ def test_wrong_settings_are_named(config, change, message):
 
 
 def test_the_number_of_recordings_is_limited(config, monkeypatch):
-    asked = []
+    counts = []
     monkeypatch.setattr(
-        training, "read_features", lambda items, *_: asked.append(len(items)) or [np.zeros((9, 2))]
+        training, "read_features", lambda items, *_: counts.append(len(items)) or [np.zeros((9, 2))]
     )
     for limit, expected in ((0, 6), (4, 4)):
         PitchRecipe(dataclasses.replace(config, max_recordings=limit)).make_stream([0])
-        assert asked.pop() == expected
+        assert counts.pop() == expected
 
 
 def test_a_recording_that_cannot_be_used_is_reported_with_its_manifest(tmp_path):
