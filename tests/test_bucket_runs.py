@@ -56,7 +56,7 @@ def call(start, tmp_path):
 
     def call(*arguments, **options):
         process = start(*arguments, **options)
-        output, errors = process.communicate(timeout=600)
+        output, errors = process.communicate(timeout=1800)
         assert process.returncode == 0, errors[-3000:]
         assert not os.listdir(tmp_path / "empty") and not os.listdir(tmp_path / "tmp")
         return output
@@ -123,7 +123,7 @@ def test_a_bucket_that_fails_now_and_then(emulator, bucket, call, tmp_path):
     folder = files.as_path(bucket)
     write_inputs(folder, tmp_path)
     (manifest,) = (folder / "recordings").glob("*.jsonl")
-    proxy = Proxy(emulator, 0.03)
+    proxy = Proxy(emulator, 0.01)
     try:
         for name, url in (("smooth", emulator), ("spoiled", proxy.url)):
             call("prepare", manifest, folder / name, "--model", folder / "model", url=url)
