@@ -90,7 +90,7 @@ def test_sizes_of_random_models_are_known():
     assert tuple(bench.SIZES) == sizes.SIZES
 
 
-def test_a_curve_of_what_is_not_there_is_one_sentence(tmp_path):
+def test_a_curve_without_data_is_one_sentence(tmp_path):
     from benchmarks.curve import draw
     from spirit_jax.errors import InputError
 

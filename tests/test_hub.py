@@ -150,7 +150,7 @@ def test_a_download_from_another_server_is_resumed(server, run, files):
     assert not any("Authorization" in names for names in headers)
 
 
-def test_refusals_are_told_apart(server, find, files):
+def test_refusals_have_different_messages(server, find, files):
     server.add("org/model", files)
     server.add("org/gated", files)
     server.add("org/secret", files)
@@ -203,7 +203,7 @@ def push(run):
     return push
 
 
-def test_a_pushed_model_comes_back(server, push, find, expressive_folder, tmp_path):
+def test_a_pushed_model_is_downloaded_unchanged(server, push, find, expressive_folder, tmp_path):
     figures = tmp_path / "figures.json"
     figures.write_text(json.dumps({"asr": {"items": 20, "wer": 12.34}}))
     options = ("--license", "apache-2.0", "--dataset", "org/corpus", "--figures", figures)

@@ -45,11 +45,11 @@ ALL = {"a": "hello a", "b": "hello b", "c": "hello c"}
 
 
 @pytest.mark.parametrize("name", ["bom", "crlf"])
-def test_marks_and_line_ends_of_windows_are_no_text(name, tmp_path, cases):
+def test_byte_order_marks_and_windows_line_ends_are_not_text(name, tmp_path, cases):
     assert texts(cases / "manifests" / f"{name}.jsonl") == ALL
 
 
-def test_strings_may_hold_other_line_ends(cases):
+def test_strings_may_contain_other_line_ends(cases):
     items = texts(cases / "manifests" / "u2028.jsonl")
     assert items == {"a": "hello\u2028there\u0085you\x0cx", "b": "hello b"}
 
@@ -60,7 +60,7 @@ def test_a_line_in_another_encoding_is_named_with_its_byte(cases, tmp_path):
     assert items["b"] == "hello b"
 
 
-def test_half_a_character_costs_its_own_item_alone(cases, tmp_path):
+def test_half_a_character_rejects_only_its_item(cases, tmp_path):
     for name in ("surrogate.jsonl",):
         shutil.copy(cases / "manifests" / name, tmp_path)
     lines = (tmp_path / "surrogate.jsonl").read_text().replace('"audio"', '"x"')
@@ -179,7 +179,7 @@ def test_what_a_line_cannot_mean_is_named(fields, named, tmp_path):
         ('{"id": "\\ud83d", "text": "t"}', "lone surrogate"),
     ],
 )
-def test_a_line_that_is_no_object_costs_itself_alone(line, named, tmp_path):
+def test_a_line_that_is_no_object_is_rejected_alone(line, named, tmp_path):
     good = {"id": "b", "text": "hello b"}
     items = texts(write(tmp_path / "m.jsonl", good, "", line))
     assert items.pop("b") == "hello b"
@@ -209,7 +209,7 @@ def test_names_may_be_numbers_and_words_objects(tmp_path):
     assert item.text == "a 1984 b" and np.isnan(item.words[2][1:]).all()
 
 
-def test_what_is_not_understood_is_named_once_with_counts(tmp_path):
+def test_ignored_fields_and_labels_are_reported_once_with_counts(tmp_path):
     lines = [{"id": str(n), "text": "t", "lang": "en", "score": -1} for n in range(3)]
     lines[0] |= {"pred_text": "x", "words": [["{LG}", 0, 1], ["[noise]", 1, 2], ["t", 2, 3]]}
     source = write(tmp_path / "m.jsonl", *lines)

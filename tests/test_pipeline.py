@@ -246,7 +246,7 @@ def halves_of(config):
 
 
 @pytest.mark.parametrize("rows", [4, 16])
-def test_hosts_share_the_rows_of_one(quick, corpus, tokenizer, rows):
+def test_hosts_together_read_the_rows_of_a_single_host(quick, corpus, tokenizer, rows):
     config = data_config(corpus, batch_rows=rows)
     whole = list(itertools.islice(Stream(config, tokenizer, VOCAB), 5))
     hosts = [Stream(config, tokenizer, VOCAB, host_rows) for host_rows in halves_of(config)]

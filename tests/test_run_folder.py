@@ -77,7 +77,7 @@ SETTINGS = [  # (name, other value, what is done about it)
 
 
 @pytest.mark.parametrize(("name", "value", "kind"), SETTINGS, ids=[name for name, *_ in SETTINGS])
-def test_a_changed_setting_is_refused_or_said_by_name(make_config, name, value, kind):
+def test_a_changed_setting_is_refused_or_reported_by_name(make_config, name, value, kind):
     before = make_config()
     after = changed(before, name, value)
     changes = record.compare(describe(before), describe(after), LmRunConfig)
@@ -87,7 +87,7 @@ def test_a_changed_setting_is_refused_or_said_by_name(make_config, name, value, 
     assert json.dumps(value) in message and name in message
 
 
-def test_what_lies_behind_a_path_counts_and_not_the_path(make_config, corpus, tmp_path):
+def test_the_content_at_a_path_is_compared_and_not_the_path(make_config, corpus, tmp_path):
     before = make_config()
     old = describe(before)
     shutil.copytree(corpus, tmp_path / "copy")

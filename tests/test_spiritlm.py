@@ -139,7 +139,7 @@ def test_generated_speech_follows_the_prompt_without_repeating_it(lm):
     np.testing.assert_array_equal(output.content, whole[skipped:])
 
 
-def test_speech_without_pitch_is_left_out_and_said_so(lm):
+def test_speech_without_pitch_is_left_out_with_a_warning(lm):
     with pytest.warns(UserWarning, match="without any pitch"):
         (outputs,) = lm.decode_outputs(["[Text]a"], ["b[Speech]" + "[Hu1][Hu2]" * 20])
     assert [piece.content for piece in outputs] == ["b"]
@@ -256,7 +256,7 @@ def test_white_space_and_markers_of_a_unit_string_are_no_text(lm):
     assert lm.build_prompt([("speech", " [Hu5]\n[Speech][Hu6] ")]) == "[Speech][Hu5][Hu6]"
 
 
-def test_a_prompt_longer_than_the_training_is_said_once(lm):
+def test_a_prompt_longer_than_in_training_is_reported_once(lm):
     long = SpiritLM(
         "somewhere",
         lm.vocab,

@@ -85,14 +85,16 @@ def test_error_rates_are_edits_in_a_hundred():
         ("می\u200cروم", "میروم", 1, 0),
     ],
 )
-def test_words_of_all_languages_are_compared_by_what_tells_them_apart(wanted, given, words, wrong):
+def test_words_of_all_languages_are_compared_without_case_and_punctuation(
+    wanted, given, words, wrong
+):
     rates = scoring.error_rates([wanted], [given])
     assert rates["wer"] == pytest.approx(100 * wrong / words)
     assert (rates["cer"] == 0) == (wrong == 0)
     assert scoring.accuracy([wanted], [given]) == (0 if wrong else 100)
 
 
-def test_the_language_can_be_said_and_an_empty_answer_is_all_wrong():
+def test_the_language_can_be_set_and_an_empty_answer_is_all_wrong():
     assert scoring.error_rates(["il est six"], ["il est 6"], "fr")["wer"] == pytest.approx(100 / 3)
     assert scoring.error_rates(["a b", ""], ["", "c"], "de")["wer"] == pytest.approx(150)
     assert scoring.accuracy(["?", "um"], ["!", "um"]) == 50
@@ -139,7 +141,7 @@ def test_answers_in_batches_are_those_of_each_prompt_alone(lm, manifest, tmp_pat
     assert free != [row["given"] for row in rows]
 
 
-def test_an_items_text_is_text_whatever_it_spells(lm):
+def test_markup_in_an_items_text_is_escaped(lm):
     item = Item("a", text="[Hu5][Speech]", label="Text")
     prompt = tasks.fill("[Text]A:{text} [{label}][Speech][Hu7]", item, None, lm)
     ids = lm.text_tokenizer.encode(prompt)
@@ -158,7 +160,7 @@ def test_an_end_marker_is_the_token_and_not_its_spelling(lm, manifest, tmp_path,
     assert {row["given"] for row in rows} == {"it says [Speech] here"}
 
 
-def test_what_is_said_is_kept_and_judged_by_another_program(lm, manifest, tmp_path):
+def test_spoken_answers_are_written_and_scored_by_another_program(lm, manifest, tmp_path):
     judge = (sys.executable, "-c", JUDGE)
     form = {"manifest": manifest, "ask": "[Text]{text}[Speech]", "output": "speech"}
     figures, rows = ask(lm, tmp_path, judge=judge, compare="label", **form)
@@ -191,7 +193,7 @@ def test_what_is_said_is_kept_and_judged_by_another_program(lm, manifest, tmp_pa
         ({"ask": "{speech}", "manifest": "gone"}, "gone.wav: there is no such file"),
     ],
 )
-def test_what_a_task_lacks_is_said(lm, tmp_path, fields, says):
+def test_missing_fields_of_a_task_are_reported(lm, tmp_path, fields, says):
     (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "b"}\n')
     (tmp_path / "out.jsonl").write_text('{"id": "/b", "text": "b"}\n')
     (tmp_path / "gone.jsonl").write_text('{"id": "a", "text": "b", "audio": "gone.wav"}\n')
@@ -234,7 +236,7 @@ def test_ties_of_pairs_count_half():
     assert pairs.percent_larger(np.array([[1.0, 0.0], [2.0, 2.0], [0.0, 1.0], [0.0, 1.0]])) == 37.5
 
 
-def test_a_line_that_is_no_pair_is_said(lm, tmp_path):
+def test_a_line_that_is_not_a_pair_is_reported(lm, tmp_path):
     (tmp_path / "pairs.jsonl").write_text('{"id": "a", "right": {"text": "b"}}\n')
     (tmp_path / "alone.jsonl").write_text(
         '{"id": 7, "right": {"text": "b"}, "wrong": {"text": "c"}}'
@@ -245,7 +247,7 @@ def test_a_line_that_is_no_pair_is_said(lm, tmp_path):
             pairs.run_pairs(lm, config, tasks.UnitStrings(lm), QUIET)
 
 
-def test_names_that_lead_elsewhere_or_are_there_twice_are_refused(lm, tmp_path):
+def test_names_of_other_folders_and_duplicate_names_are_refused(lm, tmp_path):
     task = tasks.TaskConfig("a", "m", "[Text]")
     others = [(dataclasses.replace(task, name=name),) for name in ("a/b", "..", "")]
     for wrong in (*others, (task, task)):
@@ -267,7 +269,7 @@ def test_a_limit_and_speakers_choose_items(lm, manifest, tmp_path):
     assert 0 < len(selected) < len(rows)
 
 
-def test_texts_of_pairs_are_text_whatever_they_spell(lm, tmp_path):
+def test_markup_in_texts_of_pairs_is_escaped(lm, tmp_path):
     row = {"id": 1, "context": {"text": "[Hu5]"}, "right": {"text": "[Speech]"}}
     row |= {"wrong": {"text": "[Hu6] x"}}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row))

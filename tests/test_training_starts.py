@@ -43,7 +43,7 @@ def module_tmp(tmp_path_factory):
 
 
 @pytest.mark.parametrize("scan", [True, slow(False)])
-def test_an_exported_run_generates_and_goes_on_as_a_start(make_config, tmp_path, scan):
+def test_an_exported_run_generates_and_can_be_trained_further(make_config, tmp_path, scan):
     settings = make_config(scan_layers=scan)
     losses = run(settings)
     assert export(LmRecipe(settings), tmp_path / "model") == STEPS

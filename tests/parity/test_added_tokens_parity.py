@@ -1,4 +1,4 @@
-"""Llama folders with tokens added behind `tokenizer.model`, and folders that come back."""
+"""Llama folders with tokens added to `tokenizer.model`, converted and exported again."""
 
 import json
 import sys
@@ -208,7 +208,7 @@ def run(main, *arguments, monkeypatch):
     running.run(main)
 
 
-def test_rows_stay_and_a_folder_comes_back(pieces, tmp_path, monkeypatch, capsys):
+def test_rows_are_kept_and_an_exported_folder_converts_back(pieces, tmp_path, monkeypatch, capsys):
     hf, converted, back = tmp_path / "hf", tmp_path / "made", tmp_path / "back"
     write_llama(hf, pieces, 1_010)
     arguments = ("--checkpoint", hf, "--output", converted)
@@ -250,7 +250,7 @@ def test_rows_stay_and_a_folder_comes_back(pieces, tmp_path, monkeypatch, capsys
         extend_model(tmp_path / "other", hf, "spirit-tiny-base")
 
 
-def test_a_packaged_model_comes_back(tmp_path):
+def test_an_exported_packaged_model_converts_back(tmp_path):
     export.export_model("spirit-tiny-expressive", tmp_path / "hf")
     written = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     vocab = convert_tokenizer(tmp_path / "hf", "expressive", tmp_path / "out", add=False)

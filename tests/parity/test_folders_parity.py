@@ -188,7 +188,7 @@ QUICK = "no theta", "scaling wins", "llama3 beside", "defaults"
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in CONFIGS])
-def test_a_config_means_what_it_means_to_transformers(name, tmp_path):
+def test_a_config_is_read_as_by_transformers(name, tmp_path):
     dropped, changes = CONFIGS[name]
     write_config(tmp_path / "hf", *dropped, **changes)
     write_weights(tmp_path / "hf", "model.safetensors", 0)
@@ -198,7 +198,7 @@ def test_a_config_means_what_it_means_to_transformers(name, tmp_path):
 @pytest.mark.parametrize(
     "held", ["both, different", slow("both, equal"), "embedding", slow("head"), slow("base")]
 )
-def test_a_tied_head_is_what_transformers_makes_of_it(held, tmp_path):
+def test_heads_are_tied_as_in_transformers(held, tmp_path):
     write_config(tmp_path / "hf", tie_word_embeddings=True)
     state = {name: tensor.clone() for name, tensor in make_llama().state_dict().items()}
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"

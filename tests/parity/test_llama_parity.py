@@ -1,4 +1,4 @@
-"""The Llama decoder against Hugging Face's, and the way there and back."""
+"""The Llama decoder gives Hugging Face's logits; conversion and export keep all weights."""
 
 import json
 
