@@ -28,7 +28,7 @@ def main(
     ),
     requests: Annotated[int, typer.Option(min=1, help="Number of requests")] = 200,
     clients: Annotated[int, typer.Option(min=1, help="Clients at once")] = 32,
-    tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of a completion")] = 64,
     rows: Annotated[int, typer.Option(min=1, help="Of the server")] = 32,
 ) -> None:
     """Runs the command that the module's docstring describes."""

@@ -180,10 +180,10 @@ def check_layer(path: str | Path, layer: int, total: Any) -> None:
     Raises:
       InputError: there is no such layer, or `total` is invalid.
     """
-    most = limits.LAYERS[1]
-    if type(total) is not int or not 1 <= total <= most:
+    maximum = limits.LAYERS[1]
+    if type(total) is not int or not 1 <= total <= maximum:
         raise InputError(
-            f"{path}: has {show(total)} layers; expected a whole number from 1 to {most}."
+            f"{path}: has {show(total)} layers; expected a whole number from 1 to {maximum}."
         )
     if not 1 <= layer <= total:
         raise InputError(

@@ -26,7 +26,7 @@ from spirit_jax.prompts import PromptEncoder
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.vocab import Modality
 
-USUAL_SLOTS = 2048  # tokens of a prompt and its continuation
+DEFAULT_SLOTS = 2048  # tokens of a prompt and its continuation
 USUAL_CACHE_BYTES = 512 << 20  # of a cache that is allocated for any number of prompts
 
 
@@ -237,7 +237,7 @@ class LanguageModel:
     def _usual_size(self, requests: Sequence[Request]) -> tuple[int, int]:
         """Rows and slots of an engine; mostly the same ones, so that little is compiled."""
         cfg = self._model.config
-        slots = max(slots_of(requests, self.max_tokens), min(USUAL_SLOTS, self.max_tokens))
+        slots = max(slots_of(requests, self.max_tokens), min(DEFAULT_SLOTS, self.max_tokens))
         token_bytes = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim
         row_bytes = slots * token_bytes * jnp.dtype(self._model.dtype).itemsize
         if row_bytes * ROWS <= USUAL_CACHE_BYTES:

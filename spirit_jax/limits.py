@@ -28,11 +28,11 @@ PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float3
 
 def check_seed(seed: Any) -> None:
     """Raises an `InputError` unless a value is a valid random seed."""
-    least, most = SEED
+    minimum, maximum = SEED
     is_whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if not is_whole or not least <= seed <= most:
+    if not is_whole or not minimum <= seed <= maximum:
         raise InputError(
-            f"seed is {str(seed)[:40]}; expected a whole number from {least} to {most}."
+            f"seed is {str(seed)[:40]}; expected a whole number from {minimum} to {maximum}."
         )
 
 
@@ -53,20 +53,20 @@ def check_numbers(config: Any, **limits: Limits) -> None:
       InputError: a number has the wrong type, is not finite, or is out of its limits.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
-    for name, (least, most) in limits.items():
+    for name, (minimum, maximum) in limits.items():
         if fields[name].default is None and getattr(config, name) is None:
             continue
         numbers = getattr(config, name)
         if isinstance(numbers, tuple | list) and fields[name].type in (int, float, "int", "float"):
             raise InputError(f"{name} is {str(numbers)[:40]}; expected one number.")
         for value in _numbers(name, numbers):
-            whole = isinstance(most, int)
+            whole = isinstance(maximum, int)
             # `type`, since a bool is an instance of int.
             fits = type(value) is int or (not whole and isinstance(value, float))
-            if not fits or not math.isfinite(value) or not least <= value <= most:
+            if not fits or not math.isfinite(value) or not minimum <= value <= maximum:
                 kind = "a whole number" if whole else "a number"
                 raise InputError(
-                    f"{name} is {str(value)[:40]}; expected {kind} from {least} to {most}."
+                    f"{name} is {str(value)[:40]}; expected {kind} from {minimum} to {maximum}."
                 )
     for field in fields.values():
         value = getattr(config, field.name)

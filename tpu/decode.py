@@ -16,10 +16,10 @@ from spirit_jax.generation.runner import Runner
 from spirit_jax.models import llama, llama_weights
 from spirit_jax.models.llama_config import LlamaConfig
 
-from .estimate import GIB, MOST_CHIPS, Chip, estimate
+from .estimate import GIB, MAX_CHIPS, Chip, estimate
 from .traffic import bytes_read
 
-MOST_ROWS, MOST_SLOTS = 4096, 1 << 20  # as of spirit-jax generate and bench
+MAX_ROWS, MAX_SLOTS = 4096, 1 << 20  # as of spirit-jax generate and bench
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Decoding:
 
     def __post_init__(self):
         int8_parts(self.quantization, "--quantization")
-        for name, most in (("rows", MOST_ROWS), ("slots", MOST_SLOTS), ("data", MOST_CHIPS)):
-            if not 1 <= getattr(self, name) <= most:
-                raise InputError(f"--{name} is {getattr(self, name)}; expected 1 to {most}.")
+        for name, maximum in (("rows", MAX_ROWS), ("slots", MAX_SLOTS), ("data", MAX_CHIPS)):
+            if not 1 <= getattr(self, name) <= maximum:
+                raise InputError(f"--{name} is {getattr(self, name)}; expected 1 to {maximum}.")
 
 
 def make_runner(

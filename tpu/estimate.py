@@ -38,7 +38,7 @@ class Chip:
 
 
 GIB = 1 << 30
-MOST_CHIPS = 1 << 14  # of a slice; the largest, of v5p, has 8960
+MAX_CHIPS = 1 << 14  # of a slice; the largest, of v5p, has 8960
 CHIPS = {
     "v5e": Chip(int(15.75 * GIB), 197e12, 1.503e9, 180e9, 3.125e9),
     "v5p": Chip(int(95.74 * GIB), 459e12, 1.751e9, 540e9, 6.25e9),

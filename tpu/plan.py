@@ -39,7 +39,7 @@ from spirit_jax.training.lm.recipe import LmRecipe, make_model, token_flops
 from spirit_jax.vocab import HUBERT_UNITS, Vocab
 
 from . import decode
-from .estimate import CHIPS, GIB, MOST_CHIPS, Chip, estimate
+from .estimate import CHIPS, GIB, MAX_CHIPS, Chip, estimate
 
 SEARCHED_REMAT = ("save_dots", "save_qkv", "save_attention", "block")
 SEARCHED_ROWS = (1, 2, 4, 8, 12)  # a device
@@ -49,10 +49,10 @@ def get_devices(topology: str, slices: int = 1) -> list[jax.Device]:
     """The devices of a slice such as "v5e:16x16", or of several, for compilation only."""
     name, _, size = topology.partition(":")
     sizes = re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}", size)
-    if name not in CHIPS or not sizes or math.prod(map(int, size.split("x"))) > MOST_CHIPS:
+    if name not in CHIPS or not sizes or math.prod(map(int, size.split("x"))) > MAX_CHIPS:
         raise InputError(
             f"The topology is '{topology}'; expected one like v5e:16x16, of the kinds "
-            f"{', '.join(CHIPS)}, with at most {MOST_CHIPS} chips."
+            f"{', '.join(CHIPS)}, with at most {MAX_CHIPS} chips."
         )
     # A single chip is a part of a host's chips.
     parts: dict[str, Any] = {}

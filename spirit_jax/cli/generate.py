@@ -21,7 +21,7 @@ To = Annotated[
     Literal["text", "speech", "arbitrary"],
     typer.Option(help="What to generate", case_sensitive=False),
 ]
-MaxNewTokens = Annotated[int, typer.Option(help="Most tokens to generate")]
+MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of tokens to generate")]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; below 1 is less random")]
 TopP = Annotated[
     float, typer.Option(help="Sample among the likeliest tokens of this total probability")
@@ -35,7 +35,7 @@ Seed = Annotated[int, typer.Option(help="Random seed of sampling")]
 StopStrings = Annotated[
     list[str] | None, typer.Option(help="End before this string in the text; may be repeated")
 ]
-MaxSpeechSeconds = Annotated[float | None, typer.Option(help="Most seconds of generated speech")]
+MaxSpeechSeconds = Annotated[float | None, typer.Option(help="Maximum seconds of generated speech")]
 FollowMarkers = Annotated[
     bool,
     typer.Option("--follow-markers", help="Only text after [Text], only units after [Speech]"),

@@ -1,4 +1,4 @@
-"""`spirit-jax serve`: OpenAI-shaped endpoints and a page for one model."""
+"""`spirit-jax serve`: OpenAI-compatible endpoints and a page for one model."""
 
 import importlib.util
 import os
@@ -13,13 +13,13 @@ from spirit_jax.cli.running import EXTRAS, describe_missing
 from spirit_jax.errors import InputError
 
 KEY_VARIABLE = "SPIRIT_API_KEY"
-USUAL_SLOTS = 2048
+DEFAULT_SLOTS = 2048
 
 
 def serve(
     model: options.ModelDir,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 for all of the machine's")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of the machine")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one")] = 8000,
     api_key_file: Annotated[
@@ -34,16 +34,16 @@ def serve(
         int, typer.Option(min=1, max=4096, help="Generations that decode together")
     ] = 16,
     slots: Annotated[
-        int | None, typer.Option(min=2, help="Most tokens of a prompt and its continuation")
+        int | None, typer.Option(min=2, help="Maximum tokens of a prompt and its continuation")
     ] = None,
     max_upload: Annotated[
-        float, typer.Option(min=0.001, max=4096, help="Most MiB of a request")
+        float, typer.Option(min=0.001, max=4096, help="Maximum size of a request in MiB")
     ] = 25,
     timeout: Annotated[
-        float, typer.Option(min=0.1, max=1e6, help="Most seconds of a request")
+        float, typer.Option(min=0.1, max=1e6, help="Maximum time of a request in seconds")
     ] = 600,
     max_concurrent: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Most generations that wait or run at once")
+        int, typer.Option(min=1, max=100_000, help="Maximum generations that wait or run at once")
     ] = 256,
     root_path: Annotated[
         str, typer.Option(help="Path under which a proxy publishes the server, such as /spirit")
@@ -51,10 +51,11 @@ def serve(
     remote: options.RemoteModel = None,
     page: Annotated[bool, typer.Option(help="Serve the page at /")] = True,
 ) -> None:
-    """Serve a model over HTTP: OpenAI-shaped endpoints, and a page.
+    """Serve a model over HTTP: OpenAI-compatible endpoints, and a page.
 
     Endpoints: /v1/completions, /v1/audio/speech, /v1/audio/transcriptions, /v1/models, /health and
-    /metrics. The page is at /. Ctrl-C ends the server after the requests that run, at most 10 s.
+    /metrics. The page is at /. Ctrl-C ends the server when running requests have finished, after at
+    most 10 s.
     """
     require_packages()
     folder = model_folder.find_language_model(model)
@@ -65,12 +66,12 @@ def serve(
     from spirit_jax.serving.service import Settings
     from spirit_jax.spiritlm import SpiritLM
 
-    # The folder of a model of the hub has no name of its own.
+    # The cache folder of a model from the hub is not named after the model.
     name = name or (folder.resolve().name if model.is_dir() else str(model))
     settings = Settings(name, key, int(max_upload * (1 << 20)), timeout, max_concurrent, root_path)
     listener = server.listen(host, port)
     lm = SpiritLM.from_pretrained(model, lm=remote)
-    engine = lm.engine(rows, slots or min(lm.max_tokens, USUAL_SLOTS))
+    engine = lm.engine(rows, slots or min(lm.max_tokens, DEFAULT_SLOTS))
     server.run(lm, engine, settings, listener, page)
 
 
