@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 MAX_REPEATED = 1 << 24  # largest size of a tensor with fewer values in the file (a broadcast view)
-HALF_COPIED = "is not a whole PyTorch checkpoint (half copied?)."
+INCOMPLETE = "is not a whole PyTorch checkpoint (incomplete copy?)."
 
 
 def load_pickle(path: str | Path) -> Any:
@@ -53,7 +53,7 @@ def load_pickle(path: str | Path) -> Any:
         )
         raise files.unreadable(path, error, reason) from error
     except Exception as error:  # the unpickler raises errors of many types for a damaged file
-        raise files.unreadable(path, error, HALF_COPIED) from error
+        raise files.unreadable(path, error, INCOMPLETE) from error
 
 
 def import_torch(what: str) -> Any:

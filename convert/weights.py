@@ -62,7 +62,7 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
         try:
             return safe_open(self._path, framework="np")
         except Exception as error:
-            reason = "is not a whole safetensors file (half copied?)."
+            reason = "is not a whole safetensors file (incomplete copy?)."
             raise files.unreadable(self._path, error, reason) from error
 
 

@@ -307,7 +307,7 @@ def copy_speech_tokenizer(folder: str | Path, output: str | Path) -> SpeechToken
     for name in about.hashes:
         network = find_network(folder, name)
         if not network.is_dir():
-            raise InputError(f"{folder}: the network '{name}' is missing (half copied?).")
+            raise InputError(f"{folder}: the network '{name}' is missing (incomplete copy?).")
         if not (output / name).is_dir():
             files.copy_tree(network, output / name)
     about = dataclasses.replace(about, shared="")

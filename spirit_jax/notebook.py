@@ -94,7 +94,7 @@ def _check_version(name: str) -> str:
 def run(line: str) -> None:
     """Runs a command line of spirit-jax in this process.
 
-    A process of its own could not use an accelerator that the notebook uses.
+    A separate process could not use an accelerator that the notebook uses.
 
     Args:
       line: such as "spirit-jax encode spirit-tiny-base a.wav". It is split into words as a shell

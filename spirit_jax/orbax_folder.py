@@ -95,7 +95,7 @@ def read_shapes(path: str | Path) -> Params:
     try:
         tree = ocp.metadata(path).metadata
     except Exception as error:
-        reason = "is not a whole parameter folder (missing, half copied or damaged)."
+        reason = "is not a whole parameter folder (missing, incompletely copied or damaged)."
         raise files.unreadable(path, error, reason) from error
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
@@ -122,5 +122,5 @@ def load(path: str | Path, abstract: Params, names: Mapping[str, Any]) -> Params
         with context:
             return ocp.load(path, wanted)
     except Exception as error:
-        reason = "its arrays cannot be read (half copied or damaged)."
+        reason = "its arrays cannot be read (incompletely copied or damaged)."
         raise files.unreadable(path, error, reason) from error

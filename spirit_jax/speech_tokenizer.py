@@ -77,7 +77,7 @@ class SpeechTokenizer:
         folders = {name: model_folder.find_network(folder, name) for name in NETWORKS[cfg.kind]}
         for name, network in folders.items():
             if not network.is_dir() and (name in cfg.hashes or name not in OPTIONAL_NETWORKS):
-                raise InputError(f"{folder}: the network '{name}' is missing (half copied?).")
+                raise InputError(f"{folder}: the network '{name}' is missing (incomplete copy?).")
         model, params = hubert.load(folders["hubert"], folders["quantizer"])
         self._check("hubert", params["hubert"], model.config.sample_rate)
         self._check("quantizer", params["quantizer"])

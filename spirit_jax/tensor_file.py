@@ -281,5 +281,5 @@ def _open(path: Path) -> Any:
             return TensorRanges(path, DTYPES)
         return safe_open(path, framework="np")
     except Exception as error:  # the library does not document its errors
-        reason = "is not a whole safetensors file (half copied or damaged)."
+        reason = "is not a whole safetensors file (incompletely copied or damaged)."
         raise files.unreadable(path, error, reason) from error

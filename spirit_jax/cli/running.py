@@ -166,7 +166,7 @@ def _replace_closed_streams() -> None:
 
 
 def _drop_output() -> bool:
-    """Whether standard output cannot be written; then what is left in its buffer is dropped."""
+    """Whether standard output cannot be written; the rest of its buffer is then discarded."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -10,7 +10,7 @@ from spirit_jax import limits
 from spirit_jax.errors import InputError
 from spirit_jax.generation.config import GenerationConfig
 
-# Codes of ISO 639-3 for languages that have a rule of their own in `scoring`.
+# Codes of ISO 639-3 for languages that have a special rule in `scoring`.
 _TWO_LETTERS = {
     **{"eng": "en", "zho": "zh", "cmn": "zh", "jpn": "ja", "tha": "th"},
     **{"khm": "km", "lao": "lo", "mya": "my", "bod": "bo"},

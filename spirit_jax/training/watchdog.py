@@ -20,7 +20,7 @@ RECENT, FEWEST = 50, 5  # steps that the median is of; before that nothing is re
 
 
 class Watchdog(contextlib.AbstractContextManager):
-    """Watches the steps of a training in a thread of its own, from `__enter__` to `__exit__`."""
+    """Watches the steps of a training in a separate thread, from `__enter__` to `__exit__`."""
 
     def __init__(self, exit_minutes: float = 0.0):
         """Args: exit_minutes: a step that takes longer ends the process; 0 for never."""
