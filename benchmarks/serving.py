@@ -1,9 +1,9 @@
-"""Throughput of the server: many clients at once against one after another.
+"""Throughput of the server: concurrent requests compared with the same ones one after another.
 
-python -m benchmarks.serving --requests 200 --clients 32
+    python -m benchmarks.serving --requests 200 --clients 32
 
 Starts `spirit-jax serve` for a packaged model, sends different requests from several clients at
-once and then the same ones one after another, and checks that each has the same answer.
+once and then the same ones one after another, and checks that the answers are the same.
 """
 
 import json
@@ -27,9 +27,9 @@ def main(
         "spirit-tiny-base"
     ),
     requests: Annotated[int, typer.Option(min=1, help="Number of requests")] = 200,
-    clients: Annotated[int, typer.Option(min=1, help="Clients at once")] = 32,
+    clients: Annotated[int, typer.Option(min=1, help="Number of concurrent clients")] = 32,
     tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of a completion")] = 64,
-    rows: Annotated[int, typer.Option(min=1, help="Of the server")] = 32,
+    rows: Annotated[int, typer.Option(min=1, help="Option --rows of the server")] = 32,
 ) -> None:
     """Runs the command that the module's docstring describes."""
     command = "import spirit_jax.cli; spirit_jax.cli.main()"
@@ -43,22 +43,23 @@ def main(
         address = server.stdout.readline().split()[-1]
         bodies = [make_body(number, tokens) for number in range(requests)]
         for body in bodies[:3]:
-            ask(address, body)  # compiles nothing, but opens files
-        started = time.monotonic()
+            ask(address, body)  # the server compiled at its start, but reads some files only now
+        start = time.monotonic()
         with ThreadPoolExecutor(clients) as pool:
-            together = list(pool.map(lambda body: ask(address, body), bodies))
-        middle = time.monotonic()
-        alone = [ask(address, body) for body in bodies]
-        ended = time.monotonic()
+            concurrent = list(pool.map(lambda body: ask(address, body), bodies))
+        concurrent_seconds = time.monotonic() - start
+        start = time.monotonic()
+        sequential = [ask(address, body) for body in bodies]
+        sequential_seconds = time.monotonic() - start
     finally:
         server.terminate()
         server.wait()
-    differing = sum(a != b for a, b in zip(together, alone, strict=True))
-    generated = sum(map(len, alone))
+    differing = sum(a != b for a, b in zip(concurrent, sequential, strict=True))
+    generated = sum(map(len, sequential))
     print(f"{requests} requests, {generated} tokens; answers that differ: {differing}")
-    print(f"{clients} clients at once: {middle - started:.1f} s")
-    print(f"one after another: {ended - middle:.1f} s")
-    print(f"ratio of the throughputs: {(ended - middle) / (middle - started):.1f}")
+    print(f"{clients} clients at once: {concurrent_seconds:.1f} s")
+    print(f"one after another: {sequential_seconds:.1f} s")
+    print(f"ratio of the throughputs: {sequential_seconds / concurrent_seconds:.1f}")
 
 
 def make_body(number: int, tokens: int) -> dict:

@@ -1,9 +1,9 @@
-"""Tokens a second that the packaged models generate.
+"""Generation speed of the packaged models, in tokens per second.
 
     python -m benchmarks.tiny
 
-At most 300 units after a text by greedy decoding, in batches of 1 and 16, on JAX's default device;
-median of seven runs, without compilation.
+Greedy decoding of at most 300 units after a text, in batches of 1 and 16, on JAX's default device;
+the median of seven runs, without compilation.
 """
 
 import statistics
@@ -27,7 +27,7 @@ def main() -> None:
                 rows = lm.generate_ids([PROMPT] * batch, "speech", max_new_tokens=MAX_TOKENS)
                 rates.append(sum(map(len, rows)) / (time.perf_counter() - start))
             rate = statistics.median(rates[1:])
-            print(f"{name}, batch {batch}: {rate:.0f} tokens a second ({len(rows[0])} a row)")
+            print(f"{name}, batch {batch}: {rate:.0f} tokens/s ({len(rows[0])} tokens per row)")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def convert_fcpe(path: str | Path, output: str | Path) -> FcpeConfig:
     """Writes the network folder of FCPE, and returns its config.
 
     Raises:
-      InputError: the file has another network, or `output` exists.
+      InputError: the file is not a supported FCPE checkpoint, or `output` exists.
     """
     state = torch_files.load_parts(path, "model", "config_dict")
     cfg = read_config(path, state["config_dict"])
@@ -100,21 +100,21 @@ RULES = [
     *norm_rules("norm", "norm"),
     *linear_rules("output_proj", "out"),
     Rule("cent_table", "cents"),
-    Rule("gaussian_blurred_cent_mask", None),  # only for training
+    Rule("gaussian_blurred_cent_mask", None),  # used in training only
 ]
 
 
 def add_to_model(path: str | Path, model: str | Path) -> None:
     """Adds FCPE to the speech tokenizer of a model folder, with its hash."""
     if model_folder.find_model(model) != Path(model):
-        raise InputError(f"{model}: comes with the package and is not changed; copy it first.")
+        raise InputError(f"{model}: is a packaged model, which cannot be changed; copy it first.")
     folder = Path(model) / model_folder.SPEECH_TOKENIZER
     config_path = folder / model_folder.CONFIG_NAME
     if not config_path.is_file():
         raise InputError(f"{model}: has no speech tokenizer.")
     with lock.hold(folder, "fcpe.lock", model, "model"):
         cfg = config.read(model_folder.SpeechTokenizerConfig, config_path)
-        if "fcpe" not in cfg.hashes:  # of a conversion that was killed before its hash was written
+        if "fcpe" not in cfg.hashes:  # an earlier conversion was killed before it wrote the hash
             shutil.rmtree(folder / "fcpe", ignore_errors=True)
         convert_fcpe(path, folder / "fcpe")
         model_folder.add_hash(folder, "fcpe")

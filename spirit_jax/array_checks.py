@@ -25,27 +25,29 @@ def write(path: str | Path) -> None:
     """Writes the checksums of a complete `params/` folder.
 
     Raises:
-      ValueError: it is not such a folder. The library may raise other errors.
+      ValueError: it is not such a folder. TensorStore may raise other errors.
     """
     path = files.as_path(path)
     arrays: dict[str, Any] = {}
-    for key, place in _list_values(path).items():
+    for key, location in _list_values(path).items():
         prefix, _, rest = key.partition("/")
         array = arrays.setdefault(prefix.replace(".", "/"), {"chunks": {}})
         if rest == METADATA:
-            about = json.loads(_open(path).read(key).result().value)
-            array["chunk_shape"] = about["chunk_grid"]["configuration"]["chunk_shape"]
-        elif place is not None:
-            array["chunks"][rest] = [*place, checksums.of_file(path / place[0], *place[1:])]
-    with_chunks = {chunk[0] for array in arrays.values() for chunk in array["chunks"].values()}
+            metadata = json.loads(_open(path).read(key).result().value)
+            array["chunk_shape"] = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        elif location is not None:
+            file, offset, length = location
+            checksum = checksums.of_file(path / file, offset, length)
+            array["chunks"][rest] = [file, offset, length, checksum]
+    chunk_files = {chunk[0] for array in arrays.values() for chunk in array["chunks"].values()}
     names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    names = sorted(set(names) - with_chunks - {checksums.LIST})
+    names = sorted(set(names) - chunk_files - {checksums.LIST})
     listed = dict(zip(names, checksums.of_files(path / name for name in names), strict=True))
     checksums.write_json(path / checksums.LIST, {"files": listed, "arrays": arrays})
 
 
 def check_metadata(path: str | Path) -> None:
-    """Checks the files of a `params/` folder that contain no arrays.
+    """Checks the files of a `params/` folder that contain no chunks of arrays.
 
     A folder of an earlier version, without checksums, is not checked.
 
@@ -59,12 +61,12 @@ def check_metadata(path: str | Path) -> None:
 
 
 def check_arrays(path: str | Path, wanted: Mapping[str, Any]) -> None:
-    """Checks the chunks that a read of arrays needs.
+    """Checks the chunks that this process reads.
 
     Args:
       path: the `params/` folder.
-      wanted: the arrays to read, by `a/b/c` name. For an array with a `sharding`, the chunks of
-        this process's shards are checked.
+      wanted: the arrays to read, by `a/b/c` name; objects with a `shape`. If one has a `sharding`,
+        only the chunks of this process's shards are checked.
 
     Raises:
       InputError: a chunk is damaged; the message names the parameter.
@@ -96,16 +98,16 @@ def _find_chunks(array: Mapping[str, Any], leaf: Any) -> Iterator[list]:
     if getattr(leaf, "sharding", None) is None:
         yield from chunks.values()
         return
-    places = set()
-    for index in leaf.sharding.addressable_devices_indices_map(shape).values():
+    indices = set()
+    for shard in leaf.sharding.addressable_devices_indices_map(shape).values():
         axes = []
-        for part, size, step in zip(index, shape, array["chunk_shape"], strict=True):
+        for part, size, chunk_size in zip(shard, shape, array["chunk_shape"], strict=True):
             start, stop, _ = part.indices(size)
-            axes.append(range(start // step, -(-stop // step)))
-        places |= set(itertools.product(*axes))
-    for place in sorted(places):
-        key = "/".join(["c", *map(str, place)])
-        if key in chunks:  # small chunks are stored in the nodes
+            axes.append(range(start // chunk_size, -(-stop // chunk_size)))
+        indices |= set(itertools.product(*axes))
+    for index in sorted(indices):
+        key = "/".join(["c", *map(str, index)])
+        if key in chunks:  # small chunks are stored in the nodes, which have checksums
             yield chunks[key]
 
 
@@ -113,10 +115,10 @@ def _read_checksums(path: Path) -> dict[str, Any]:
     """The checksums of a folder; empty for a folder without checksums."""
     if not (path / checksums.LIST).is_file():
         return {"files": {}, "arrays": {}}
-    known = checksums.read_json(path / checksums.LIST)
-    if not {"files", "arrays"} <= known.keys():
-        raise InputError(f"{path / checksums.LIST}: is not a list of arrays.")
-    return known
+    lists = checksums.read_json(path / checksums.LIST)
+    if not {"files", "arrays"} <= lists.keys():
+        raise InputError(f"{path / checksums.LIST}: has no checksums of files and arrays.")
+    return lists
 
 
 def _list_values(path: Path) -> dict[str, tuple[str, int, int] | None]:
@@ -127,11 +129,11 @@ def _list_values(path: Path) -> dict[str, tuple[str, int, int] | None]:
         raise ValueError("the database has more keys than one node holds")
     values: dict[str, tuple[str, int, int] | None] = {}
     for entry in tensorstore.ocdbt.dump(base, root["root"]["location"]).result()["entries"]:
-        place = None
+        location = None
         if "indirect_value" in entry:
             _, folder, file, offset, length = entry["indirect_value"].split(":")
-            place = (f"{DATABASE}/{folder}{file}", int(offset), int(length))
-        values[entry["key"].decode()] = place
+            location = (f"{DATABASE}/{folder}{file}", int(offset), int(length))
+        values[entry["key"].decode()] = location
     return values
 
 

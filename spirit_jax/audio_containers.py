@@ -70,7 +70,9 @@ def check_rest(data, position: int, name: str) -> None:
     if not other and mpeg_audio.find_streams(data[position:]):
         other = "mp3"
     if other:
-        raise InputError(f"has several recordings, joined: {name}, then {other}; separate them.")
+        raise InputError(
+            f"consists of several recordings, {name} and then {other}; split the file."
+        )
     raise InputError(
         f"has {len(data) - position} bytes after its audio (is the size in its header right?); "
         "convert it, or cut them off."

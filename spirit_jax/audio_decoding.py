@@ -29,6 +29,7 @@ SUFFIXES = tuple(
 )
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's value for an unknown length
 _BLOCK = 1 << 24  # samples read at a time, since a damaged header may declare too many
+_NOT_AUDIO = "is not audio that can be read (or is truncated)."
 # An empty tag, after which libsndfile recognises MP3 with any first frame.
 _EMPTY_ID3 = b"ID3\4\0\0\0\0\0\x0a" + bytes(10)
 
@@ -59,18 +60,17 @@ def decode(audio: str | Path | bytes) -> tuple[str, np.ndarray, int]:
     except InputError as error:
         raise unreadable(name, error, str(error)) from error
     except (soundfile.LibsndfileError, MemoryError) as error:
-        reason = "is not audio that can be read (or is truncated)."
-        raise unreadable(name, error, reason) from error
-    kinds = {(rate, samples_tc.shape[1]) for samples_tc, rate in pieces}
+        raise unreadable(name, error, _NOT_AUDIO) from error
     if not pieces:
         raise InputError(f"{name}: has no audio that can be decoded.")
-    if len(kinds) != 1:
+    formats = {(rate, samples_tc.shape[1]) for samples_tc, rate in pieces}
+    if len(formats) != 1:
         raise InputError(
-            f"{name}: has {len(pieces)} concatenated recordings with different sampling rates or "
-            "numbers of channels; separate them."
+            f"{name}: consists of {len(pieces)} recordings with different sampling rates or "
+            "numbers of channels; split the file."
         )
-    samples_tc = pieces[0][0] if len(pieces) == 1 else np.concatenate([each for each, _ in pieces])
-    return name, samples_tc, pieces[0][1]
+    arrays_tc = [samples_tc for samples_tc, _ in pieces]
+    return name, arrays_tc[0] if len(pieces) == 1 else np.concatenate(arrays_tc), pieces[0][1]
 
 
 def _read_file(path: str | Path) -> bytes:
@@ -84,7 +84,7 @@ def _read_file(path: str | Path) -> bytes:
 
 
 def _decode_pieces(data: bytes) -> list[tuple[np.ndarray, int]]:
-    """(samples, rate) of every recording in a file."""
+    """(samples, rate) of each recording; a file of concatenated recordings has several."""
     start = 0
     while data[start : start + 3] == b"ID3" and (size := mpeg_audio.tag_size(data, start)):
         start += size
@@ -97,8 +97,7 @@ def _decode_pieces(data: bytes) -> list[tuple[np.ndarray, int]]:
             end = audio_containers.skip_padding(data, streams[-1].frames[-1][1])
             audio_containers.check_rest(data, end, "mp3")
             return [_decode_mpeg(data, stream) for stream in streams]
-        # libsndfile would read other files as MPEG audio.
-        raise InputError("is not audio that can be read (or is truncated).")
+        raise InputError(_NOT_AUDIO)  # libsndfile would read other data as MPEG audio
     body = data[start:] if start else data
     decoded = []
     for piece in audio_containers.find_pieces(body, container):
@@ -118,8 +117,9 @@ def _cut_out(data: bytes, piece: audio_containers.FileSegment) -> bytes:
         whole = piece.start == 0 and piece.end >= len(data)
         return data if whole else data[piece.start : piece.end]
     repaired = bytearray(data[piece.start : piece.end])
-    for place, value in piece.repairs:
-        repaired[place - piece.start : place - piece.start + len(value)] = value
+    for position, value in piece.repairs:
+        offset = position - piece.start
+        repaired[offset : offset + len(value)] = value
     return bytes(repaired)
 
 
@@ -213,13 +213,13 @@ def _read_ffmpeg(data: bytes, container: str) -> tuple[np.ndarray, int]:
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError("is not audio that can be read (or is truncated).") from error
+        raise InputError(_NOT_AUDIO) from error
 
 
 def _demux(data: bytes, container: str) -> tuple[np.ndarray, int]:
     import av
 
-    blocks, to_drop = [], None
+    blocks, dropped = [], None  # dropped: number of samples to remove at the start
     to_float64 = av.AudioResampler(format="dblp")
     with av.open(_Memory(data), format=container, metadata_errors="replace") as file:
         if not file.streams.audio:
@@ -230,14 +230,14 @@ def _demux(data: bytes, container: str) -> tuple[np.ndarray, int]:
         for packet in file.demux(stream):
             if packet.is_corrupt:
                 raise InputError("is truncated or damaged.")
-            if to_drop is None:
-                to_drop = _missing_pre_skip(stream, packet)
+            if dropped is None:
+                dropped = _missing_pre_skip(stream, packet)
             for frame in packet.decode():
-                blocks += [each.to_ndarray().T for each in to_float64.resample(frame)]
+                blocks += [part.to_ndarray().T for part in to_float64.resample(frame)]
         rate = stream.codec_context.sample_rate
     if not blocks:
         raise InputError("has no audio that can be decoded.")
-    return np.concatenate(blocks)[to_drop:], rate
+    return np.concatenate(blocks)[dropped:], rate
 
 
 def _missing_pre_skip(stream, first_packet) -> int:

@@ -26,12 +26,15 @@ from spirit_jax.prompts import PromptEncoder
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 from spirit_jax.vocab import Modality
 
-DEFAULT_SLOTS = 2048  # tokens of a prompt and its continuation
-USUAL_CACHE_BYTES = 512 << 20  # of a cache that is allocated for any number of prompts
+DEFAULT_SLOTS = 2048  # of an engine whose requests do not need more
+# If a cache with `ROWS` rows would be larger, the engine has only as many rows as it needs.
+MAX_CACHE_BYTES = 512 << 20
 
 
 class LanguageModel:
     """The part of `SpiritLM` whose inputs are prompt strings and whose outputs are token ids.
+
+    The parameters are None if vLLM runs the language model.
 
     Attributes:
       folder: the model folder.
@@ -78,7 +81,7 @@ class LanguageModel:
     @property
     def bench_runner(self) -> Runner:
         """A runner of this model for `generation.bench`."""
-        self._require_weights("Measuring")
+        self._require_weights("Measuring the speed")
         return make_runner(self._model, self._params, self._mesh)
 
     def generate_ids(
@@ -130,7 +133,7 @@ class LanguageModel:
             self.make_request(prompt, output_modality, settings, number)
             for number, prompt in enumerate(bucketing.as_list(prompts, "prompts"))
         ]
-        rows, slots = self._usual_size(requests)
+        rows, slots = self._engine_size(requests)
         return self.engine(rows, slots).generate(requests)
 
     def submit(
@@ -173,7 +176,7 @@ class LanguageModel:
         Args:
           prompt: a prompt string, or token ids, which begin with BOS.
           modality: see `SpiritLM.generate_batch`.
-          settings: of generation.
+          settings: the settings of generation.
           sample: see `submit`.
 
         Raises:
@@ -206,10 +209,10 @@ class LanguageModel:
         return cut_at_stop(string, generation.request.config.stop, self.vocab.markup)
 
     def engine(self, rows: int = ROWS, slots: int | None = None) -> BaseEngine:
-        """The engine that generates; all methods that generate use it.
+        """The engine with which all methods of this model generate.
 
-        `Request.mask` is an index in `masks.make_masks`: that of a modality in `Modality`, or
-        `masks.steering_mask`.
+        In requests that are not from `make_request`, `Request.mask` is an index in
+        `masks.make_masks`: that of a modality in `Modality`, or `masks.steering_mask`.
 
         Args:
           rows: number of requests that decode together. The engine may have more rows.
@@ -234,13 +237,13 @@ class LanguageModel:
                 self._engine = Engine(runner, rows, slots)
             return self._engine
 
-    def _usual_size(self, requests: Sequence[Request]) -> tuple[int, int]:
-        """Rows and slots of an engine; mostly the same ones, so that little is compiled."""
+    def _engine_size(self, requests: Sequence[Request]) -> tuple[int, int]:
+        """Rows and slots of an engine for requests; mostly equal, so that little is compiled."""
         cfg = self._model.config
         slots = max(slots_of(requests, self.max_tokens), min(DEFAULT_SLOTS, self.max_tokens))
         token_bytes = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim
         row_bytes = slots * token_bytes * jnp.dtype(self._model.dtype).itemsize
-        if row_bytes * ROWS <= USUAL_CACHE_BYTES:
+        if row_bytes * ROWS <= MAX_CACHE_BYTES:
             return ROWS, slots
         return min(len(requests), ROWS), slots
 
@@ -278,25 +281,30 @@ class LanguageModel:
             does not have, or a pair has more tokens than the model has positions.
         """
         pairs = bucketing.as_list(pairs, "pairs")
-        counts_v = self.vocab.counted(counted)
+        is_counted_v = self.vocab.counted(counted)
         encoded = [self._prompts.encode_pair(pair) for pair in pairs]
-        wanted = [counts_v[tokens[start:]] for tokens, start in encoded]
-        for (_, continuation), wanted_t in zip(pairs, wanted, strict=True):
-            if not wanted_t.any():
-                raise InputError(f"The continuation {continuation[:40]!r} has no {counted}.")
+        # For each pair, which tokens of the continuation count.
+        masks = [is_counted_v[tokens[start:]] for tokens, start in encoded]
+        for (_, continuation), mask_t in zip(pairs, masks, strict=True):
+            if not mask_t.any():
+                which = "" if counted == Modality.ARBITRARY else f"{counted} "
+                raise InputError(f"The continuation {continuation[:40]!r} has no {which}tokens.")
         sequences = [tokens for tokens, _ in encoded]
         if isinstance(self._engine, RemoteEngine):
-            logs = self._engine.score(sequences)
-            sums = [float(np.dot(x[-len(w) :], w)) for x, w in zip(logs, wanted, strict=True)]
+            log_probs = self._engine.score(sequences)
+            sums = [
+                float(np.dot(log_probs_t[-len(mask_t) :], mask_t))
+                for log_probs_t, mask_t in zip(log_probs, masks, strict=True)
+            ]
         else:
             sums = sum_log_probs(
-                self._model, self._params, self._mesh, sequences, wanted, self.vocab.size
+                self._model, self._params, self._mesh, sequences, masks, self.vocab.size
             )
-        return [(total, int(w.sum())) for total, w in zip(sums, wanted, strict=True)]
+        return [(total, int(mask_t.sum())) for total, mask_t in zip(sums, masks, strict=True)]
 
     def _require_weights(self, what: str) -> None:
         if self._params is None:
-            raise InputError(f"{what} needs the weights here; load the model without lm.")
+            raise InputError(f"{what} needs the weights, not vLLM; load the model without lm.")
 
 
 def merge_options(base: GenerationConfig | None, options: dict[str, Any]) -> GenerationConfig:
@@ -307,7 +315,7 @@ def merge_options(base: GenerationConfig | None, options: dict[str, Any]) -> Gen
       options: values by the name of the field.
 
     Raises:
-      InputError: `base` is something else, or there is no such field, or a value is invalid.
+      InputError: `base` is not a `GenerationConfig`, a field does not exist, or a value is invalid.
     """
     if not isinstance(base, GenerationConfig | None):
         raise InputError(f"Expected a GenerationConfig, not {type(base).__name__}.")

@@ -81,7 +81,7 @@ def find_mov(data, start: int) -> FileSegment:
     if b"moov" not in names:
         raise InputError("is truncated: its index (the box 'moov') is missing.")
     if names.count(b"moov") > 1:
-        raise InputError("has several recordings, joined; separate them.")
+        raise InputError("consists of several recordings; split the file.")
     return FileSegment(start, min(position, len(data)))
 
 
@@ -103,7 +103,7 @@ def find_matroska(data, start: int) -> FileSegment:
             check_size(len(data) - body, size)
         position = body if name in (_SEGMENT, _CLUSTER) or size is None else body + size
     if headers > 1:
-        raise InputError("has several recordings, joined; separate them.")
+        raise InputError("consists of several recordings; split the file.")
     return FileSegment(start, min(position, len(data)))
 
 
@@ -130,7 +130,7 @@ def find_asf(data, start: int) -> FileSegment:
         if size < 24 or (is_data and size <= 50):  # a live stream
             break
         if position > start and data[position : position + 4] == data[start : start + 4]:
-            raise InputError("has several recordings, joined; separate them.")
+            raise InputError("consists of several recordings; split the file.")
         check_size(len(data) - position, size)
         position += size
     return FileSegment(start, len(data))
@@ -166,5 +166,5 @@ def find_amr(data, start: int) -> FileSegment:
                 check_size(len(data) - position, size)
                 position += size
             if position < len(data):
-                raise InputError("has several recordings, joined; separate them.")
+                raise InputError("consists of several recordings; split the file.")
     return FileSegment(start, len(data))

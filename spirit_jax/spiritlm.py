@@ -193,7 +193,7 @@ class SpiritLM(LanguageModel):
             lambda: self.speech_tokenizer,
             (speaker_id, style_id),
         )
-        return Stream(self.engine(*self._usual_size([request])), request, reader)
+        return Stream(self.engine(*self._engine_size([request])), request, reader)
 
     def generate_batch(
         self,

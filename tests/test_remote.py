@@ -73,7 +73,7 @@ def test_everything_else_is_done_here(lm, remote):
         scores = remote.score(pairs)
     for expected, result in zip(lm.score(pairs), scores, strict=True):
         assert expected[1] == result[1] and abs(expected[0] - result[0]) < 1e-3
-    with pytest.raises(InputError, match="needs the weights here"):
+    with pytest.raises(InputError, match="needs the weights, not vLLM"):
         remote.logits("[Text]x")
 
 

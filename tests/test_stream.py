@@ -174,7 +174,7 @@ def test_the_packaged_model_speaks_and_writes_as_it_generates(tiny):
 
 
 def test_leaving_the_loop_ends_the_request(base):
-    engine = base.engine(*base._usual_size([]))
+    engine = base.engine(*base._engine_size([]))
     for _ in range(engine.rows + 2):
         for _part in base.stream([TEXT], "speech", max_new_tokens=300):
             break

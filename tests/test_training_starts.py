@@ -1,8 +1,9 @@
-"""Where a run begins and what it gives: LoRA, evaluation, TensorBoard, a model folder."""
+"""Runs from a model folder to an exported one: LoRA, evaluation, TensorBoard, profiles."""
 
 import dataclasses
 import json
 from importlib import metadata
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +38,6 @@ def read_params(folder):
     return checkpoint.flatten(checkpoint.load_params(folder / "llama"))
 
 
-@pytest.fixture(scope="module")
-def module_tmp(tmp_path_factory):
-    return tmp_path_factory.mktemp("exports")
-
-
 @pytest.mark.parametrize("scan", [True, slow(False)])
 def test_an_exported_run_generates_and_can_be_trained_further(make_config, tmp_path, scan):
     settings = make_config(scan_layers=scan)
@@ -53,7 +49,7 @@ def test_an_exported_run_generates_and_can_be_trained_further(make_config, tmp_p
     )
     assert len(pieces) <= 1
     changed = read_params(tmp_path / "model")
-    for name, before in read_params(tmp_path.__class__(settings.model)).items():
+    for name, before in read_params(Path(settings.model)).items():
         assert changed[name].shape == before.shape and not np.array_equal(changed[name], before)
     again = dataclasses.replace(
         settings, run_dir=str(tmp_path / "again"), model=str(tmp_path / "model")
@@ -70,14 +66,14 @@ def test_a_run_without_a_checkpoint_cannot_be_exported(make_config, tmp_path):
 
 
 @needs_qwix
-def test_lora_begins_as_the_model_was_and_learns_its_products_and_new_rows(make_config, tmp_path):
+def test_lora_starts_from_the_model_and_trains_adapters_and_new_rows(make_config, tmp_path):
     plain = run(make_config("plain"), stop_after=1)
     settings = make_config("lora", lora=LORA)
     losses = run(settings)
     np.testing.assert_allclose(losses[0], plain[0], rtol=1e-6)
     assert losses[-1] < losses[0]
     export(LmRecipe(settings), tmp_path / "merged")
-    source = tmp_path.__class__(settings.model)
+    source = Path(settings.model)
     vocab = config.read(Vocab, source / "vocab.json")
     before, after = read_params(source), read_params(tmp_path / "merged")
     for name, old in before.items():
@@ -106,8 +102,8 @@ def test_lora_begins_as_the_model_was_and_learns_its_products_and_new_rows(make_
         (jnp.bfloat16, "qwen3"),
     ],
 )
-def test_products_do_not_change_the_dtype_that_is_computed_in(dtype, family):
-    """The biases and norms that a family has more than a Llama get no adapter."""
+def test_only_kernels_have_adapters(dtype, family):
+    """Biases and norms, which some families have in addition to a Llama's parameters, have none."""
     cfg = LlamaConfig(64, 16, 32, 2, 2, 2, 8, family=family)
     model = lora.add_to(llama.Llama(cfg, dtype, scan_layers=True), LORA)
     paths = [
@@ -121,44 +117,37 @@ def test_products_do_not_change_the_dtype_that_is_computed_in(dtype, family):
 
 @needs_qwix
 @pytest.mark.slow
-def test_merged_products_compute_what_they_did_apart(make_config, tmp_path):
+def test_a_merged_model_has_the_same_loss_as_its_adapters(make_config, tmp_path):
     settings = make_config("lora", lora=LORA)
     run(settings, stop_after=5)
-    rest = run(settings)  # from the newest checkpoint
+    assert run(settings)  # from the newest checkpoint
     export(LmRecipe(settings), tmp_path / "merged")
-    merged = dataclasses.replace(
-        settings, run_dir=str(tmp_path / "more"), model=str(tmp_path / "merged"), lora=LoraConfig()
-    )
-    more = dataclasses.replace(settings, steps=STEPS + 1)
-    (apart,) = run(more)
-    assert rest
-    first, _ = llama_weights.load(tmp_path / "merged" / "llama")
-    assert first.config.num_layers == 2
-    # The next batch of the run, by the merged model: the stream is sent on by as many steps.
+    (loss_with_adapters,) = run(dataclasses.replace(settings, steps=STEPS + 1))
     folder = tmp_path / "merged"
     vocab = config.read(Vocab, folder / "vocab.json")
-    stream = Stream(merged.data, load_text_tokenizer(folder / "text_tokenizer", vocab), vocab)
-    for _ in range(STEPS):
+    stream = Stream(settings.data, load_text_tokenizer(folder / "text_tokenizer", vocab), vocab)
+    for _ in range(STEPS):  # skips the batches of the first steps
         next(stream)
     model, params = llama_weights.load(folder / "llama")
+    assert model.config.num_layers == 2
     objective = Objective(model, vocab)
     sums = jax.jit(objective.losses)(params, jax.tree.map(jnp.asarray, next(stream)))
-    np.testing.assert_allclose(float(sums.loss / sums.count), apart, rtol=1e-5)
+    np.testing.assert_allclose(float(sums.loss / sums.count), loss_with_adapters, rtol=1e-5)
 
 
 @pytest.mark.slow
 @needs_qwix
-def test_lora_stopped_equals_unstopped(make_config):
-    whole = run(make_config("whole", lora=LORA))
+def test_a_resumed_lora_run_equals_an_uninterrupted_one(make_config):
+    uninterrupted = run(make_config("uninterrupted", lora=LORA))
     run(make_config("stopped", lora=LORA), stop_after=4)
-    rest = run(make_config("stopped", lora=LORA))
-    assert rest == whole[-len(rest) :]
+    resumed = run(make_config("stopped", lora=LORA))
+    assert resumed == uninterrupted[-len(resumed) :]
 
 
 @pytest.mark.slow
 @needs_qwix
 def test_checkpoints_with_lora_have_no_frozen_parameters(make_config, tmp_path):
-    """So the base model must still be the same when the run is resumed."""
+    """These are read from the base model again, so a run with a changed base model is refused."""
     settings = make_config("lora", lora=LORA)
     losses = run(settings, stop_after=4)
     (folder,) = (tmp_path / "lora" / "checkpoints").glob("[0-9]*")
@@ -173,16 +162,14 @@ def test_checkpoints_with_lora_have_no_frozen_parameters(make_config, tmp_path):
 
 @pytest.mark.slow
 @needs_qwix
-def test_lora_on_a_mesh_is_the_same(make_config):
-    whole = run(make_config("whole", lora=LORA))
-    mesh = MeshConfig(fsdp=4, tensor=2)
-    np.testing.assert_allclose(
-        run(make_config("mesh", mesh, lora=LORA), devices=8), whole, rtol=1e-5
-    )
+def test_lora_has_the_same_losses_on_a_mesh(make_config):
+    on_one_device = run(make_config("one", lora=LORA))
+    on_mesh = run(make_config("mesh", MeshConfig(fsdp=4, tensor=2), lora=LORA), devices=8)
+    np.testing.assert_allclose(on_mesh, on_one_device, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_evaluation_is_of_the_same_held_out_batches_each_time(make_config, corpus, tmp_path):
+def test_every_evaluation_uses_the_same_held_out_batches(make_config, corpus, tmp_path):
     held_out = dataclasses.replace(make_config().data.sources[0], name="held", format="asr")
     settings = make_config("eval", eval_sources=(held_out,), eval_every=3, eval_batches=2)
     run(settings)
@@ -190,7 +177,7 @@ def test_evaluation_is_of_the_same_held_out_batches_each_time(make_config, corpu
     evaluated = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     assert list(evaluated) == [3, 6, 7]
     assert evaluated[7] < evaluated[3]
-    # The third evaluation of the run was of the batches that another recipe evaluates first.
+    # The first evaluations of a new recipe have the batches of the run's third one.
     recipe, devices = LmRecipe(settings), jax.devices()[:1]
     mesh = settings.mesh.make(devices)
     state = newest_state(recipe, devices, with_optimizer=True)
@@ -200,8 +187,8 @@ def test_evaluation_is_of_the_same_held_out_batches_each_time(make_config, corpu
 
 
 @pytest.mark.slow
-def test_metrics_of_a_modality_are_of_all_sources(make_config, tmp_path):
-    """Also where a source has the name of one: each has metrics of its own."""
+def test_metrics_of_a_modality_include_all_sources(make_config, tmp_path):
+    """Also if a source has the name of a modality, "speech": its metrics are separate."""
     both = make_config().data.sources[0]
     sources = both, dataclasses.replace(both, format="speech")
     run(make_config("run", data=dataclasses.replace(make_config().data, sources=sources)))
@@ -213,7 +200,7 @@ def test_metrics_of_a_modality_are_of_all_sources(make_config, tmp_path):
         assert min(parts) < line["loss_speech"] < max(parts)
 
 
-def test_metrics_go_to_tensorboard_and_say_where_the_time_went(make_config, tmp_path):
+def test_tensorboard_has_the_metrics_and_their_times_add_up(make_config, tmp_path):
     settings = make_config("board")
     losses = run(settings)
     (file,) = (tmp_path / "board" / "tensorboard").glob("events*")
@@ -239,7 +226,7 @@ def read_events(path):
         data = data[16 + length :]
 
 
-def test_a_checkpoint_by_minutes(make_config, tmp_path):
+def test_checkpoint_minutes_saves_checkpoints(make_config, tmp_path):
     run(make_config("minutes", checkpoint_every=0, checkpoint_minutes=1e-6), stop_after=4)
     saved = {int(p.name) for p in (tmp_path / "minutes" / "checkpoints").iterdir()}
     assert saved and max(saved) >= 3
@@ -252,16 +239,16 @@ def test_a_profile_is_taken(make_config, tmp_path):
     def profiles():
         return len(list((tmp_path / "profiled" / "profile").rglob("*.xplane.pb")))
 
-    run(settings, stop_after=5)  # after the sixth step was sent; the fourth was saved
+    run(settings, stop_after=5)  # after the sixth step was dispatched; the fourth was saved
     assert profiles() == 1
-    assert len(run(settings)) == 3  # begins within what is profiled
+    assert len(run(settings)) == 3  # resumes within the profiled steps
     assert profiles() == 2
     longer = dataclasses.replace(settings, profile_at=STEPS, profile_steps=2)
     assert run(longer) == []  # a run at its end has nothing to profile
     assert profiles() == 2
 
 
-def test_settings_that_cannot_be_are_named(make_config):
+def test_errors_name_invalid_settings(make_config):
     for changes, message in (
         ({"lora": LORA, "random_init": True}, "cannot be used with random_init"),
         ({"sizes": LlamaConfig()}, "set random_init too"),
@@ -278,7 +265,7 @@ def test_settings_that_cannot_be_are_named(make_config):
     assert LmRunConfig(run_dir="a", model="b").steps == 100
 
 
-def test_a_qwix_that_is_too_old_is_named(monkeypatch):
+def test_the_error_for_an_old_qwix_names_its_version(monkeypatch):
     monkeypatch.setattr(lora.metadata, "version", lambda name: "0.1.2")
     with pytest.raises(InputError, match="LoRA needs qwix 0.1.8, and 0.1.2 is installed"):
         lora.add_to(llama.Llama(LlamaConfig()), LORA)

@@ -1,7 +1,7 @@
 """The command `spirit-jax`, with one module for each subcommand.
 
-Only this package reads the environment. JAX and the models are imported inside the commands, so
-help and errors appear at once.
+In spirit_jax only this package reads environment variables. JAX and the models are imported when a
+command needs them, so help and errors in the arguments appear at once.
 """
 
 from spirit_jax.cli import interrupts
