@@ -26,9 +26,9 @@ from spirit_jax.models.fcpe import Fcpe, FcpeConfig
 from spirit_jax.models.wav2vec2 import abstract_params
 
 from . import table, torch_files
-from .main import give_one, reading_config
+from .main import reading_config, require_one
 from .table import Rule
-from .trunk import linear_rules, norm_rules, refuse
+from .trunk import linear_rules, norm_rules, require_settings
 
 ASSET = "assets/fcpe_c_v001.pt"
 
@@ -70,8 +70,8 @@ def read_config(path: str | Path, values: Mapping[str, Any]) -> FcpeConfig:
     with reading_config(path):
         torch_files.check_plain(dict(values), path)
         mel, model = values["mel"], values["model"]
-        refuse(path, model, type="CFNaiveMelPE", conv_only=True, use_harmonic_emb=False)
-        refuse(path, mel, win_size=mel["n_fft"], type="default")
+        require_settings(path, model, type="CFNaiveMelPE", conv_only=True, use_harmonic_emb=False)
+        require_settings(path, mel, win_size=mel["n_fft"], type="default")
         return FcpeConfig(
             sample_rate=mel["sr"],
             window=mel["n_fft"],
@@ -128,7 +128,7 @@ def main(
     model: Annotated[Path | None, typer.Option(help="Instead: model folder to add it to")] = None,
 ) -> None:
     """Runs the command that the module's docstring describes."""
-    give_one("--output", "--model", given=(output, model))
+    require_one("--output", "--model", given=(output, model))
     weights = find_weights(weights)
     if weights is None:
         raise InputError("Give --weights fcpe_c_v001.pt, or set SPIRIT_FCPE_PT.")

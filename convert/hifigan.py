@@ -23,7 +23,7 @@ from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, abstract_params
 from . import table, torch_files
 from .main import reading_config
 from .table import Rule, show
-from .trunk import linear_rules, norm_rules, refuse
+from .trunk import linear_rules, norm_rules, require_settings
 
 RELEASE_DEFAULTS = 2, 8  # speaker and style
 # Names of the release to this package's: tables of embeddings, and convs of residual blocks.
@@ -85,7 +85,7 @@ def read_config(path: Path, defaults: tuple[int, int] = RELEASE_DEFAULTS) -> Hif
     for name in ("f0", "f0_quant_num_bin", "embedder_params"):
         if h.get(name):
             raise InputError(f"{path}: {name} is {show(h[name])}, which is not supported.")
-    refuse(path, h, resblock="1", sampling_rate=SAMPLE_RATE)
+    require_settings(path, h, resblock="1", sampling_rate=SAMPLE_RATE)
     with reading_config(path):
         duration = h.get("dur_predictor_params") or {}
         num_speakers = (h.get("num_speakers") or NUM_SPEAKERS) if h.get("multispkr") else 0

@@ -26,7 +26,7 @@ from spirit_jax.models.hubert import HubertConfig, QuantizerConfig, make_quantiz
 from spirit_jax.models.wav2vec2 import Trunk, TrunkConfig, abstract_params
 
 from . import kmeans_files, table, torch_files, weights
-from .main import give_one, reading_config
+from .main import reading_config, require_one
 from .table import Rule, show
 from .trunk import (
     FEATURE_DEFAULTS,
@@ -40,7 +40,7 @@ from .trunk import (
     read_hf_tensors,
     read_hf_trunk,
     read_preprocessor,
-    refuse,
+    require_settings,
     skip_layers,
 )
 
@@ -113,7 +113,9 @@ def read_release_encoder(path: str | Path, layer: int = 11) -> tuple[HubertConfi
         raise InputError(f"{path}: task_cfg is {show(task)}; expected a mapping.")
     total = cfg.get("encoder_layers", 12)
     check_layer(path, layer, total)
-    refuse(path, cfg, pos_conv_depth=1, layer_type="transformer", conv_pos_batch_norm=False)
+    require_settings(
+        path, cfg, pos_conv_depth=1, layer_type="transformer", conv_pos_batch_norm=False
+    )
     with reading_config(path):
         trunk = _read_release_trunk(path, cfg, layer)
         trunk["input_norm_eps"] = FAIRSEQ_INPUT_NORM_EPS if task.get("normalize") else None
@@ -345,8 +347,8 @@ def main(
     ] = 0,
 ) -> None:
     """Runs the command that the module's docstring describes."""
-    give_one("--checkpoint", "--hf", given=(checkpoint, hf))
-    give_one("--quantizer", "--kmeans", given=(quantizer, kmeans), least=0)
+    require_one("--checkpoint", "--hf", given=(checkpoint, hf))
+    require_one("--quantizer", "--kmeans", given=(quantizer, kmeans), required=False)
     if padding and not hf:
         raise UsageError("--padding is for --hf; the release adds no silence.")
     files.refuse_existing(output)

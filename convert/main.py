@@ -47,13 +47,14 @@ def show_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     yield from track(items, what, total, console=console, disable=not console.is_terminal)
 
 
-def give_one(*options: str, given: Sequence[Any], least: int = 1) -> None:
-    """Raises a usage error unless one of several options is given.
+def require_one(*options: str, given: Sequence[Any], required: bool = True) -> None:
+    """Raises a usage error unless exactly one of several options is given.
 
     Args:
       options: their names, such as "--output".
       given: their values; None for an option that is not given.
-      least: 0 if none may be given too.
+      required: False to allow that none is given.
     """
-    if not least <= sum(value is not None for value in given) <= 1:
-        raise UsageError(f"Give {'only ' if not least else ''}one of {' and '.join(options)}.")
+    count = sum(value is not None for value in given)
+    if count > 1 or (required and count == 0):
+        raise UsageError(f"Give {'' if required else 'only '}one of {' and '.join(options)}.")

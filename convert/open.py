@@ -23,7 +23,7 @@ from spirit_jax.text import load_text_tokenizer
 from spirit_jax.vocab import Vocab
 
 from . import hifigan, hubert, llama, llama_config, sources, tokenizer
-from .main import DtypeOption, StoredDtype, give_one, reading_config
+from .main import DtypeOption, StoredDtype, reading_config, require_one
 
 # SlamKit's names of the tokens after the text, in the order of their ids.
 TOKENS = (("hubert", "<Un{}>"), ("speech", "<speech>"), ("text", "<text>"))
@@ -209,7 +209,7 @@ def main(
     dtype: DtypeOption = None,
 ) -> None:
     """Runs the command that the module's docstring describes."""
-    give_one("--model", "--language-model", given=(model, language_model))
+    require_one("--model", "--language-model", given=(model, language_model))
     files.refuse_existing(output)
     if model is not None:
         encoder, kmeans, vocoder, language_model = find_parts(model, encoder, kmeans, vocoder)

@@ -17,7 +17,7 @@ from spirit_jax.models.pitch import PitchConfig, PitchVqVae, StackConfig, abstra
 from . import table, torch_files
 from .main import Checkpoint, reading_config
 from .table import Rule, show
-from .trunk import linear_rules, refuse
+from .trunk import linear_rules, require_settings
 
 MAX_DOWNS = 16  # strided convolutions
 
@@ -55,7 +55,7 @@ def read_config(path: str | Path) -> PitchConfig:
                 raise InputError(
                     f"{path}: encoder_params, decoder_params and vq_params must be mappings."
                 )
-            refuse(path, params, levels=1, dilation_cycle=None, res_scale=False)
+            require_settings(path, params, levels=1, dilation_cycle=None, res_scale=False)
         for name in ("downs_t", "strides_t", "input_emb_width", "output_emb_width"):
             if encoder[name] != decoder[name]:
                 raise InputError(f"{path}: {name} of the encoder and the decoder differ.")

@@ -16,7 +16,7 @@ from spirit_jax.models.wav2vec2 import abstract_params
 from . import table
 from .main import Checkpoint
 from .table import Rule
-from .trunk import hf_rules, linear_rules, read_hf_tensors, read_hf_trunk, refuse
+from .trunk import hf_rules, linear_rules, read_hf_tensors, read_hf_trunk, require_settings
 
 
 def convert_style(folder: str | Path, output: str | Path) -> StyleConfig:
@@ -27,7 +27,7 @@ def convert_style(folder: str | Path, output: str | Path) -> StyleConfig:
     """
     path = Path(folder) / "config.json"
     hf = config.read_mapping(path)
-    refuse(path, hf, use_weighted_layer_sum=False)
+    require_settings(path, hf, use_weighted_layer_sum=False)
     values = {
         "trunk": read_hf_trunk(folder, hf, ("wav2vec2",), normalize=True),
         "projection_size": hf.get("classifier_proj_size", 256),  # transformers' default

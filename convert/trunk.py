@@ -77,10 +77,10 @@ def read_hf_trunk(
     if kind not in model_types:
         expected = " or ".join(map(repr, model_types))
         raise InputError(f"{path}: model_type is {show(kind)}, expected {expected}.")
-    refuse(path, hf, add_adapter=False, quantization_config=None)
+    require_settings(path, hf, add_adapter=False, quantization_config=None)
     is_hubert = kind == "hubert"  # only these have the two settings below
     if is_hubert:
-        refuse(path, hf, conv_pos_batch_norm=False)
+        require_settings(path, hf, conv_pos_batch_norm=False)
     hf = HF_DEFAULTS | hf
     normalize = (read_preprocessor(folder) or {"do_normalize": normalize})["do_normalize"]
     with reading_config(path):
@@ -192,8 +192,8 @@ def check_layer(path: str | Path, layer: int, total: Any) -> None:
         )
 
 
-def refuse(path: str | Path, cfg: Mapping[str, Any], **expected: Any) -> None:
-    """Raises `InputError` if a setting is present with an unsupported value."""
+def require_settings(path: str | Path, cfg: Mapping[str, Any], **expected: Any) -> None:
+    """Raises `InputError` if a setting is present and has another value than the expected one."""
     for name, value in expected.items():
         if cfg.get(name, value) != value:
             raise InputError(f"{path}: {name} is {show(cfg[name])}; only {value!r} is supported.")
@@ -229,7 +229,7 @@ def read_preprocessor(folder: str | Path) -> dict[str, Any]:
             continue
         if not isinstance(settings, dict):
             raise InputError(f"{path}: its feature extractor is {show(settings)}.")
-        refuse(path, settings, feature_extractor_type=FEATURE_EXTRACTOR, feature_size=1)
+        require_settings(path, settings, feature_extractor_type=FEATURE_EXTRACTOR, feature_size=1)
         settings = FEATURE_DEFAULTS | settings
         if not isinstance(settings["do_normalize"], bool):
             raise InputError(f"{path}: do_normalize is {show(settings['do_normalize'])}.")
