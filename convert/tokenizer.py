@@ -142,7 +142,7 @@ def read_source(folder: Path) -> Source:
 
 
 def _check_listed_ids(path: Path, tokenizer: tokenizers.Tokenizer) -> None:
-    """The library gives an added token that is a piece, or that is there twice, another id."""
+    """Checks the ids: the library renumbers added tokens that are duplicates, or also pieces."""
     for entry in config.read_mapping(path).get("added_tokens") or ():
         token = tokenizer.token_to_id(entry["content"])
         if token != entry["id"]:

@@ -4,7 +4,7 @@
         base=spirit-tiny-base:runs/tiny/lm-base:runs/tiny/lm-base2 thirds=runs/thirds
 
 Evaluates each model as `spirit-jax eval` does, into OUTPUT/NAME, and prints a table in Markdown.
-Figures that are there are used if neither they, the model nor the config have changed. A model is
+Existing figures are reused if neither they, the model nor the config have changed. A model is
 NAME=FOLDER, or NAME=FOLDER:RUN_DIR[:RUN_DIR...] with the runs that trained it, for their cost.
 """
 

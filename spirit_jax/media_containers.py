@@ -33,7 +33,7 @@ def check_size(present: int, promised: int) -> None:
     if present < promised:
         share = max(0, present) / promised
         raise InputError(
-            f"is truncated: {max(0, present)} of {promised} bytes of audio are there ({share:.0%})."
+            f"is truncated: it has {max(0, present)} of {promised} bytes of audio ({share:.0%})."
         )
 
 

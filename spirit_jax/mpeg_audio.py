@@ -150,7 +150,7 @@ def find_streams(data) -> list[MpegStream]:
     for stream in streams:
         if not stream.is_whole:
             raise InputError(
-                f"is truncated: {len(stream.frames)} of {stream.promised} frames are there."
+                f"is truncated: it has {len(stream.frames)} of {stream.promised} frames."
             )
     return [stream for stream in streams if stream.frames] if 2 * covered > len(data) else []
 

@@ -242,7 +242,7 @@ class SpeechTokenizer:
 
     @functools.cached_property
     def vocoder_stream(self) -> VocoderStream:
-        """The vocoder in step form, for speech whose units are not all known yet.
+        """The vocoder in streaming form, for speech whose units are not all known yet.
 
         Raises:
           InputError: there is no vocoder.

@@ -166,7 +166,7 @@ class SpiritLM(LanguageModel):
         style_id: int | str | None = None,
         **options: Any,
     ) -> Stream:
-        """Continues one prompt, and gives text and speech as they come.
+        """Continues one prompt, and yields text and speech while they are generated.
 
         The arguments are those of `generate`. The parts of an output together are that output of
         `generate`, with one exception. If speech continues the speech of the prompt, `generate`

@@ -51,7 +51,7 @@ class Vocab:
       pitch_units: number of Pi tokens; 0 for a Base model.
       style_units: number of St tokens; 0 for a Base model.
       tokens: what the tokens after the text pieces are ("text" and "speech" for the markers, and
-        "hubert", "pitch" and "style" for units, which are side by side), with their names in the
+        "hubert", "pitch" and "style" for units, which are adjacent), with their names in the
         text tokenizer and in prompt strings, in the order of their ids. A model without pitch and
         style need not list these two.
       always_mark_output: a prompt ends with the marker of the output's modality even if its last
@@ -104,7 +104,7 @@ class Vocab:
             )
         first = kinds.index(units[0])
         if kinds[first : first + len(units)] != units:
-            raise InputError(f"tokens are {', '.join(kinds)}; the units must be side by side.")
+            raise InputError(f"tokens are {', '.join(kinds)}; the units must be adjacent.")
         for kind, name in self.tokens:
             ends = name.split("{}")
             is_whole = len(ends) == (2 if kind in UNIT_KINDS else 1) and all(map(len, ends))

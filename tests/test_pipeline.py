@@ -38,7 +38,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A corpus of 60 utterances of 3 to 20 words; every third continues the utterance before it."""
+    """60 utterances of 3 to 20 words; of every three, the first two are a document."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     utterances = []

@@ -1,4 +1,4 @@
-"""The vocoder in step form: the same samples as offline, layer by layer and as a whole."""
+"""The vocoder in streaming form: the same samples as offline, layer by layer and as a whole."""
 
 import dataclasses
 import functools
@@ -45,7 +45,7 @@ TOLERANCE = 1e-5  # of the standard deviation
 
 
 class Offline:
-    """A vocoder with random weights, its offline form and its step form."""
+    """A vocoder with random weights, its offline form and its streaming form."""
 
     def __init__(self, config):
         self.config, self.model = config, HifiGan(config)
@@ -105,7 +105,7 @@ def assert_same(wave, expected):
 
 
 def run_layers(function, x_tc, config=BASE):
-    """The values of layers in step form, in chunks of 4 and 1 frames; then they are flushed."""
+    """The values of layers in streaming form, in chunks of 4 and 1 frames, with a final flush."""
 
     @jax.jit
     def step(state, chunk_tc, frames_left):

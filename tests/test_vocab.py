@@ -146,7 +146,7 @@ def test_names_and_order_of_tokens_are_data():
         ([["hubert", "<Un{}>"], ["speech", "<\\s>"], ["text", "<s>"]], "backslash"),
         (
             [["hubert", "<Un{}>"], ["speech", "<s>"], ["pitch", "<P{}>"], ["text", "<t>"]],
-            "side by side",
+            "must be adjacent",
         ),
         ([["hubert"]], "pairs"),
     ],

@@ -98,7 +98,7 @@ def join(distributed: bool, peer_timeout: int = PEER_TIMEOUT) -> None:
 
 
 def end_together(error: BaseException) -> None:
-    """Ends a process of a run of several at once, with one sentence; else does nothing.
+    """Ends a process of a multi-process run immediately, with one sentence; else does nothing.
 
     A normal exit would wait for the other processes. They detect that this one is lost.
 

@@ -1,4 +1,4 @@
-"""The step form of the vocoder's networks: chunks of frames in, chunks of samples out.
+"""The streaming form of the vocoder's networks: chunks of frames in, chunks of samples out.
 
 Letters: b batch, t time (values of a signal), c channels, u units, s samples.
 

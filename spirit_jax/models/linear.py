@@ -63,8 +63,9 @@ def product_of_outputs(x_rc: jax.Array, kernel_oc: jax.Array) -> jax.Array:
     """The product of rows and a kernel in the order that is fastest on a CPU; float32 (r, o).
 
     XLA multiplies a few rows several times as fast when the kernel is the left operand, with the
-    input channels side by side. Of an int8 kernel a block of outputs is converted at a time, which
-    stays in the CPU's cache; XLA's own product converts the whole kernel in memory.
+    input channels contiguous in memory. An int8 kernel is converted in blocks of output channels
+    that fit in the processor's cache; XLA's product would write the whole converted kernel to
+    memory.
 
     Args:
       x_rc: float rows.

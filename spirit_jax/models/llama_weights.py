@@ -143,8 +143,8 @@ def lay_out_for_decoding(
     """Puts matrices into the order in which a decoding step reads them.
 
     On a CPU the output channels come first, for `linear.product_of_outputs`. On a GPU the int8
-    weights of each output channel are side by side in memory, for `linear.row_product`. On a TPU
-    the weights of each head of q, k and v are; otherwise every call copies these matrices.
+    weights of each output channel are contiguous in memory, for `linear.row_product`. On a TPU the
+    weights of each head of q, k and v are contiguous; otherwise every call copies these matrices.
 
     Args:
       model: with unrolled layers.

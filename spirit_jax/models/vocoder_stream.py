@@ -1,12 +1,12 @@
-"""The step form of the vocoder: units in, samples out, as the units come.
+"""The streaming form of the vocoder: units in, samples out, while units are generated.
 
 Letters: c channels, u units, t frames, s samples.
 
 Three networks run one after the other: durations of units, F0 of frames (only with a harmonic
-source), and the generator. Durations and generator have a step form (`hifigan_stream.py`). F0 is
-predicted in windows: it determines the phase of the harmonics, so a rounding error in each frame
-would add up; in a window of this size the sums are rounded as in the offline form. All samples
-together are those that the offline form gives for all units together.
+source), and the generator. The duration predictor and the generator have a streaming form
+(`hifigan_stream.py`). F0 is predicted in windows: it determines the phase of the harmonics, so a
+rounding error in each frame would add up; in a window of this size the sums are rounded as in the
+offline form. All samples together are those that the offline form gives for all units together.
 
     vocoder = VocoderStream(model, params)
     state = vocoder.start()
@@ -59,7 +59,7 @@ class VocoderState:
 
 
 class VocoderStream:
-    """The vocoder in step form; several streams may use it at once.
+    """The vocoder in streaming form; several streams may use it at the same time.
 
     Attributes:
       look_ahead: number of samples that are missing after a step, because they depend on frames to
@@ -253,7 +253,7 @@ class VocoderStream:
 
 
 class _Network:
-    """A network in step form: splits chunks of any length into the few that are compiled."""
+    """A network in streaming form: splits chunks of any length into few compiled lengths."""
 
     def __init__(self, function: Callable[..., Signal], config: HifiGanConfig, params: Any):
         """Finds the delay and the shapes of the state, without running anything.
