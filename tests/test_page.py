@@ -102,6 +102,7 @@ def show(service, *inputs) -> page.State:
     return asyncio.run(read())
 
 
+@pytest.mark.slow
 def test_the_event_works_behind_a_prefix(served, lm):
     address, _ = served
     client = gradio_client.Client(address, verbose=False)

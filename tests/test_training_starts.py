@@ -258,8 +258,9 @@ def test_errors_name_invalid_settings(make_config):
     ):
         with pytest.raises(InputError, match=message):
             make_config(**changes)
-    with pytest.raises(InputError, match="mount the bucket"):
-        LmRunConfig(run_dir="gs://bucket/run", model="m")
+    with pytest.raises(InputError, match="gs:// and s3:// only"):
+        LmRunConfig(run_dir="hf://bucket/run", model="m")
+    assert LmRunConfig(run_dir="gs://bucket/run", model="m").run_dir == "gs://bucket/run"
     with pytest.raises(InputError, match="no layer 'w'"):
         LoraConfig(rank=1, layers=("w",))
     assert LmRunConfig(run_dir="a", model="b").steps == 100
