@@ -441,7 +441,7 @@ def test_content_after_a_recording_is_never_silently_dropped(first):
     data = {form: encode(form, subtypes.get(form, "PCM_16")) for form in JOINED}
     for second in JOINED:
         if second != first and {first, second} != {"WAV", "RF64"}:  # which are the same format
-            with pytest.raises(InputError, match="joined|after its audio|not audio"):
+            with pytest.raises(InputError, match="several recordings|after its audio|not audio"):
                 load_audio(data[first] + data[second])
     with pytest.raises(InputError, match="after its audio"):
         load_audio(data[first] + b"rubbish of a downloader")
