@@ -94,7 +94,7 @@ def find_published(name: str, folder: Path) -> Path:
         try:
             _download(url, unfinished)
         except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-            if files.find_lack(error):
+            if files.find_resource_error(error):
                 raise
             raise InputError(
                 f"{url}: cannot be fetched ({files.describe(error)}); get it by other means and "

@@ -146,7 +146,7 @@ def choose(cases: list[Case], transcripts: list[Transcript], score: str, rejecte
     members = [
         getattr(transcript, score)
         for case, transcript in zip(cases, transcripts, strict=True)
-        if case.group == rejected and transcript.said
+        if case.group == rejected and transcript.has_speech
     ]
     return round(float(np.quantile(members, REJECTED)), 3)
 
@@ -160,7 +160,7 @@ def figures(cases: list[Case], transcripts: list[Transcript]) -> dict[str, float
         percent[f"{group}: understood"] = 100 * len(understood) / len(members)
         if group in ("steady", "sounds"):
             percent[f"{group}: nothing said"] = (
-                100 * sum(not t.said for _, t in members) / len(members)
+                100 * sum(not t.has_speech for _, t in members) / len(members)
             )
         if members[0][0].text and not group.startswith("other"):
             right = [t.text == c.text for c, t in members]
@@ -200,7 +200,7 @@ def calibrate(model: str | Path, output: Path) -> TranscriptionConfig:
     settings = dataclasses.replace(settings, figures=figures(cases, transcripts))
     folder = output / Path(model).name
     rows = [
-        {"group": c.group, "said": c.text} | dataclasses.asdict(t)
+        {"group": c.group, "reference": c.text} | dataclasses.asdict(t)
         for c, t in zip(cases, transcripts, strict=True)
     ]
     files.write_json_lines(folder / "transcripts.jsonl", rows)

@@ -9,7 +9,7 @@ import soundfile
 
 from spirit_jax import audio_containers, mpeg_audio
 from spirit_jax.errors import InputError
-from spirit_jax.files import as_path, find_lack, read_bytes, unreadable
+from spirit_jax.files import as_path, find_resource_error, read_bytes, unreadable
 
 # Containers that libsndfile does not support. FFmpeg gets the name of the container, since it would
 # also open playlists, which refer to other files.
@@ -129,7 +129,7 @@ def _decode_piece(data: bytes, container: str) -> tuple[np.ndarray, int]:
     try:
         file = soundfile.SoundFile(_Memory(data))
     except soundfile.LibsndfileError as error:
-        if container not in FFMPEG_FALLBACK or find_lack(error):
+        if container not in FFMPEG_FALLBACK or find_resource_error(error):
             raise
         return _read_ffmpeg(data, container)
     with file:
@@ -153,7 +153,7 @@ def _decode_mpeg(data: bytes, stream: mpeg_audio.MpegStream) -> tuple[np.ndarray
             _EMPTY_ID3 + data[stream.start : stream.frames[-1][1]]
         )
     except (soundfile.LibsndfileError, InputError) as error:
-        if find_lack(error):
+        if find_resource_error(error):
             raise
     else:
         if read_rate == rate and len(samples_tc) == stream.samples:

@@ -6,7 +6,7 @@ A request is a JSON object:
 
 `inputs` are pairs as in `SpiritLM.build_prompt`, or `prompt` is a prompt string in place of them.
 `to` is a modality; `speaker` and `style` choose the voice; all other fields are those of
-`GenerationConfig`. Results are appended to `results.jsonl` as they come, so an interrupted command
+`GenerationConfig`. Results are appended to `results.jsonl` one by one, so an interrupted command
 resumes. Requests that failed are tried again when it resumes. A result belongs to its request, the
 content of the request's recordings, and the model; if one of them has changed, resuming is refused.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from spirit_jax import checksums, files, model_folder, units
 from spirit_jax.audio import SAMPLE_RATE, write_wav
-from spirit_jax.errors import InputError, LackError
+from spirit_jax.errors import InputError, ResourceError
 from spirit_jax.files import lock
 from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.engine import Engine
@@ -171,7 +171,7 @@ def _recordings(inputs: Any, notation: Markup) -> Iterator[str]:
 def _generate(
     lm: SpiritLM, requests: Iterator[BatchRequest], output: Path, engine: Engine
 ) -> Iterator[dict[str, Any]]:
-    """Yields results as they come; reads further requests as rows become free."""
+    """Yields results as they are completed; reads further requests as rows become free."""
     running: list[tuple[BatchRequest, str, Generation]] = []
     more = True
     while more or running:
@@ -185,7 +185,7 @@ def _generate(
                 request = _add_recordings(request, lm.vocab.markup)
                 prompt = _prompt_of(lm, request)
                 running.append((request, prompt, lm.submit(engine, prompt, **_settings(request))))
-            except LackError:  # not the fault of the request
+            except ResourceError:  # not the fault of the request
                 raise
             except InputError as error:
                 yield _start(request) | {"error": str(error)}
@@ -204,7 +204,7 @@ def _result(
     voice = request.fields.get("speaker"), request.fields.get("style")
     try:
         (pieces,) = lm.decode_outputs([prompt], [generated], *voice)
-    except LackError:
+    except ResourceError:
         raise
     except InputError as error:
         return _start(request) | {"error": str(error)}
@@ -275,7 +275,7 @@ def _check_same_request(
         return  # it is tried again, with whatever was corrected
     try:
         digest = None if request is None else _add_recordings(request, notation).digest
-    except LackError:
+    except ResourceError:
         raise
     except InputError as error:
         raise InputError(

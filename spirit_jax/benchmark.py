@@ -62,9 +62,9 @@ def measure(
 
 def _check_tokens(tokens: int, cfg: LlamaConfig) -> None:
     """Raises an `InputError` unless the model has positions for the tokens and the new ones."""
-    maximum = cfg.max_positions - bench.MOST_STEPS
+    maximum = cfg.max_positions - bench.MAX_STEPS
     if tokens > maximum:
         raise InputError(
             f"--tokens is {tokens}; expected at most {maximum}, since the model has "
-            f"{cfg.max_positions} positions, of which {bench.MOST_STEPS} are for new tokens."
+            f"{cfg.max_positions} positions, of which {bench.MAX_STEPS} are for new tokens."
         )

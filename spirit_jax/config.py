@@ -144,8 +144,8 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         else:
             values = _parse_yaml(text)
     except Exception as error:
-        said = files.describe(error).rstrip(".")
-        reason = f"{said}." if kind == "JSON" else f"is not valid {kind} ({said})."
+        message = files.describe(error).rstrip(".")
+        reason = f"{message}." if kind == "JSON" else f"is not valid {kind} ({message})."
         raise files.unreadable(path, error, reason) from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of names to values.")

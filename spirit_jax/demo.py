@@ -24,7 +24,7 @@ STYLES = ("lively", "sad")  # a recording of each is in assets
 RECORDINGS = ("question", "request")  # in assets, by a speaker that is not in the training data
 # In the training data (configs/tiny), the flag before a transcript, and before a request's intent.
 TRANSCRIPT, INTENT = "T:", "A:"
-MOST_PIECES, MOST_UNITS = 60, 300  # of a generated text, and of generated speech
+MAX_PIECES, MAX_UNITS = 60, 300  # of a generated text, and of generated speech
 SILENCE = 0.1  # seconds of padding: players cut off the start and end of a file
 LONGEST_NAME = 40  # characters shown of a part of the text that cannot be synthesised
 
@@ -63,7 +63,7 @@ class Results:
           prompt: prompt string.
           speaker: of the vocoder.
         """
-        (ids,) = lm.generate_ids([prompt], "speech", max_new_tokens=MOST_UNITS)
+        (ids,) = lm.generate_ids([prompt], "speech", max_new_tokens=MAX_UNITS)
         strings = [lm.text_tokenizer.decode_prompt(ids)]
         # least=1, since a short word has few units.
         (speech,) = lm.decode_outputs([prompt], strings, speaker, least=1)
@@ -160,7 +160,7 @@ def report_unknown(text: str, unread: list[str], console: Console) -> None:
 def check_length(lm: SpiritLM, text: str) -> None:
     """Raises an `InputError` if a text is too long for its speech to fit in the model's context."""
     tokens = len(lm.text_tokenizer.encode(f"[Text]{TRANSCRIPT} {text}[Speech]"))
-    most = lm.max_tokens - MOST_UNITS
+    most = lm.max_tokens - MAX_UNITS
     if tokens > most:
         raise InputError(
             f"The text has {tokens} tokens; at most {most} can be synthesised. Shorten it."
@@ -182,7 +182,7 @@ def transcribe_and_answer(results: Results, lm: SpiritLM, wave: np.ndarray, name
     with results.console.status("transcribing"):
         (transcript,) = lm.transcribe([wave])
     length = f"{len(wave) / SAMPLE_RATE:.1f} s"
-    if not transcript.said:
+    if not transcript.has_speech:
         results.print("input", f"{length}: {transcription.NOTHING_SAID}")
         return
     string = units.to_string(lm.speech_tokenizer.encode(wave))
@@ -272,13 +272,13 @@ def read_in_styles(results: Results, lm: SpiritLM, text: str) -> None:
 def complete(lm: SpiritLM, prompt: str) -> str:
     """The text that continues a prompt string (greedy), up to the first marker or unit."""
     # The limit of speech, so that no other program is compiled than for synthesis.
-    (ids,) = lm.generate_ids([prompt], max_new_tokens=MOST_UNITS)
+    (ids,) = lm.generate_ids([prompt], max_new_tokens=MAX_UNITS)
     return first_text(lm, ids)
 
 
 def first_text(lm: SpiritLM, ids: list[int]) -> str:
     """The text at the start of generated ids, up to the first marker or unit."""
-    text_ids = itertools.takewhile(lambda token: token < lm.vocab.text_size, ids[:MOST_PIECES])
+    text_ids = itertools.takewhile(lambda token: token < lm.vocab.text_size, ids[:MAX_PIECES])
     return lm.text_tokenizer.decode(list(text_ids)).strip()
 
 

@@ -13,7 +13,7 @@ class ExistsError(InputError):
     """Something exists already where a new file or folder is to be written."""
 
 
-class LackError(InputError):
+class ResourceError(InputError):
     """The machine has no memory, open files or disk space left; no input is to blame.
 
     What skips an input that cannot be used must not skip it for this.

@@ -228,7 +228,7 @@ def _describe(error: Exception) -> str:
     """What the machine lacks, or all lines of the message, without the token."""
     import huggingface_hub
 
-    text = files.find_lack(error) or " ".join(str(error).split())[:300]
+    text = files.find_resource_error(error) or " ".join(str(error).split())[:300]
     text, token = text or type(error).__name__, huggingface_hub.get_token()
     return text.replace(token, "***").rstrip(".") if token else text.rstrip(".")
 

@@ -168,7 +168,7 @@ def decode(data, stream: MpegStream) -> np.ndarray:
         try:
             decoded = codec.decode(av.Packet(bytes(data[start:end])))
         except av.FFmpegError as error:  # such as a frame that needs bits of a missing frame
-            if files.find_lack(error):
+            if files.find_resource_error(error):
                 raise files.unreadable("a frame", error, "is damaged.") from error
             decoded = []
         arrays = [frame.to_ndarray().T for frame in decoded]

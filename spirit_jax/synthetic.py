@@ -15,7 +15,7 @@ from spirit_jax.training.lm.config import LmRunConfig
 
 PREFIX = "made:"
 KINDS = ("base", "expressive")
-MOST_UTTERANCES = 1_000_000
+MAX_UTTERANCES = 1_000_000
 SEEDS = {"data": 0, "eval_sources": 1}
 
 
@@ -62,10 +62,10 @@ def _visit(config: LmRunConfig, visit) -> LmRunConfig:
             return source
         count = source.path.removeprefix(PREFIX)
         digits = count if count.isascii() and count.isdigit() and len(count) < 9 else "0"
-        if not 1 <= int(digits) <= MOST_UTTERANCES:
+        if not 1 <= int(digits) <= MAX_UTTERANCES:
             raise InputError(
                 f"'{source.path}' is not a synthetic corpus; write for example {PREFIX}200 for 200 "
-                f"utterances (at most {MOST_UTTERANCES})."
+                f"utterances (at most {MAX_UTTERANCES})."
             )
         folder = parent / f"corpus-{seed}-{int(digits)}"
         visit(_write_corpus, folder, int(digits), seed)

@@ -35,7 +35,7 @@ NOT_UNDERSTOOD, NOTHING_SAID = "not understood", "nothing was said"
 # The packaged recordings, amplified and clipped, have some right transcripts up to 11 % (Base),
 # and only wrong ones from 17 % on.
 NEAR_PEAK = 0.98
-MOST_NEAR_PEAK = 0.15  # share of samples
+MAX_NEAR_PEAK = 0.15  # share of samples
 
 ROWS = 8  # fixed batch size: with other shapes the scores would be rounded differently
 
@@ -113,7 +113,7 @@ class Transcript:
         None without speech, or if the model cannot synthesise.
       understood: whether both scores reach their thresholds and there is no problem; None without
         calibration, if there is no problem.
-      said: whether the recording may contain speech.
+      has_speech: whether the recording may contain speech.
       problem: why no transcript of the recording is reliable (see `find_problem`); usually "".
     """
 
@@ -121,12 +121,12 @@ class Transcript:
     log_prob: float | None
     read_aloud: float | None
     understood: bool | None
-    said: bool = True
+    has_speech: bool = True
     problem: str = ""
 
     def describe(self) -> str:
         """The words, or the reason why there are none."""
-        if not self.said:
+        if not self.has_speech:
             return NOTHING_SAID
         if self.understood is not False:
             return self.text
@@ -230,7 +230,7 @@ def transcribe(
 
     texts = {i: text for i, text in texts.items() if text}
     read_aloud = score_read_aloud(lm, settings, texts, strings)
-    transcripts = [Transcript("", None, None, None, said=False)] * len(recordings)
+    transcripts = [Transcript("", None, None, None, has_speech=False)] * len(recordings)
     for i, text in texts.items():
         problem = find_problem(settings, waves[i]) if i in waves else ""
         transcript = Transcript(text, log_probs[i], read_aloud.get(i), None, problem=problem)
@@ -277,7 +277,7 @@ def apply_thresholds(settings: TranscriptionConfig, transcript: Transcript) -> T
     """The transcript with `understood` set."""
     if transcript.problem:
         return dataclasses.replace(transcript, understood=False)
-    if not transcript.said or settings.min_log_prob is None:
+    if not transcript.has_speech or settings.min_log_prob is None:
         return dataclasses.replace(transcript, understood=None)
     understood = transcript.log_prob >= settings.min_log_prob
     if settings.min_read_aloud is not None:
@@ -339,7 +339,7 @@ def find_problem(settings: TranscriptionConfig, samples_t: np.ndarray) -> str:
     level_t = np.abs(samples_t)
     near = np.count_nonzero(level_t >= NEAR_PEAK * level_t.max(initial=0))
     share = near / max(1, len(level_t))
-    if share > MOST_NEAR_PEAK:
+    if share > MAX_NEAR_PEAK:
         return (
             f"{share:.0%} of the samples are near the largest value, as in a clipped recording; "
             "record it at a lower volume"

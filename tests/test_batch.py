@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from spirit_jax import SpiritLM, batch, cli, model_folder
-from spirit_jax.errors import InputError, LackError
+from spirit_jax.errors import InputError, ResourceError
 
 SAMPLING = {"do_sample": True, "temperature": 0.8, "seed": 3}
 REQUESTS = [
@@ -148,10 +148,10 @@ def test_lack_of_memory_or_disk_is_not_the_error_of_a_request(lm, folder, tmp_pa
     requests = batch.read_requests(folder / "requests.jsonl")[:1]
 
     def fail(*args):
-        raise LackError("a.flac: cannot be read (too many files are open).")
+        raise ResourceError("a.flac: cannot be read (too many files are open).")
 
     monkeypatch.setattr(lm, "build_prompt", fail)
-    with pytest.raises(LackError):
+    with pytest.raises(ResourceError):
         batch.run(lm, requests, tmp_path / "out", 2)
     assert not (tmp_path / "out").exists()
 

@@ -168,9 +168,9 @@ def test_cyclic_exception_causes_are_searched_once():
     """Such as an error of a background thread that is raised again while it is handled."""
     first, second = ValueError("first"), ValueError("second")
     first.__context__, second.__context__ = second, first
-    assert files.find_lack(first) == "" and files.describe(first) == "first"
+    assert files.find_resource_error(first) == "" and files.describe(first) == "first"
     second.__cause__ = OSError(errno.ENOSPC, "full")
-    assert files.find_lack(first) == "the disk is full"
+    assert files.find_resource_error(first) == "the disk is full"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])

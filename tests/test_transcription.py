@@ -56,7 +56,7 @@ def test_sentences_of_the_world_are_understood_and_others_are_not(lm, transcript
     assert [transcript.text for transcript in known] == [texts[name] for name in NAMES]
     assert all(transcript.understood and transcript.log_prob > -0.15 for transcript in known)
     assert [transcript.describe() for transcript in known] == [texts[name] for name in NAMES]
-    assert other.said and other.understood is False and other.describe() == "not understood"
+    assert other.has_speech and other.understood is False and other.describe() == "not understood"
     assert other.log_prob < lm.transcription_config.min_log_prob - 0.3
 
 
@@ -161,7 +161,7 @@ def test_audio_without_speech_has_no_text(lm):
     names, waves = zip(*steady_sounds(), strict=True)
     assert [is_still(np.float32(wave)) for wave in waves] == [True] * len(names)
     for transcript in lm.transcribe([np.float32(wave) for wave in waves]):
-        assert not transcript.said and transcript.text == "" and transcript.log_prob is None
+        assert not transcript.has_speech and transcript.text == "" and transcript.log_prob is None
         assert transcript.describe() == "nothing was said"
 
 

@@ -10,7 +10,7 @@ import typer
 from spirit_jax import model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import ModelDir
-from spirit_jax.errors import InputError, LackError, plural
+from spirit_jax.errors import InputError, ResourceError, plural
 
 
 def encode(
@@ -62,7 +62,7 @@ def _skips(use) -> bool:
     """Calls a function; prints its `InputError` and returns True if it raises one."""
     try:
         use()
-    except LackError:
+    except ResourceError:
         raise
     except InputError as error:
         print(f"skipped: {error}", file=sys.stderr)

@@ -218,7 +218,7 @@ def _transcribe(
             print(json.dumps({"audio": path} | dataclasses.asdict(transcript)))
             continue
         print(f"{path}: {transcript.describe()}")
-        if transcript.said:
+        if transcript.has_speech:
             print(f"  {transcription.describe_scores(lm.transcription_config, transcript)}")
 
 

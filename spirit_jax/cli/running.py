@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from spirit_jax.cli import interrupts, options, processes
 from spirit_jax.errors import InputError
-from spirit_jax.files import as_path, describe, find_lack, is_bucket
+from spirit_jax.files import as_path, describe, find_resource_error, is_bucket
 
 UsageError = typer.BadParameter.__base__  # click's, or that of the copy inside Typer
 EXTRAS = {  # packages of commands, by the extra of this package that has them
@@ -130,7 +130,7 @@ def call(app: typer.Typer, name: str) -> None:
         processes.end_together(error)
         if isinstance(error, InputError):
             _fail(str(error), 1)
-        if isinstance(error, OSError) or find_lack(error):
+        if isinstance(error, OSError) or find_resource_error(error):
             output = "standard output" if _drop_output() else "the machine"
             _fail(f"{getattr(error, 'filename', None) or output}: {describe(error)}.", 1)
         raise

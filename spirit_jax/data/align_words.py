@@ -18,7 +18,7 @@ from spirit_jax.audio import SAMPLE_RATE, load_audio
 from spirit_jax.data import word_times
 from spirit_jax.data.align import Aligned
 from spirit_jax.data.manifest import PATHS, Item, Row
-from spirit_jax.errors import InputError, InputWarning, LackError, plural
+from spirit_jax.errors import InputError, InputWarning, ResourceError, plural
 
 
 class WordAligner(Protocol):
@@ -178,7 +178,7 @@ def read(words: WordSource, output: Path, row: Row) -> Job:
         if item.audio is None:
             raise InputError("The line has no 'audio' that is a string.")
         job.loaded = words.load(item)
-    except LackError:
+    except ResourceError:
         raise
     except InputError as error:
         job.problem = str(error)

@@ -41,7 +41,7 @@ class InterleaveConfig:
             raise InputError("speech_share must lie between 0 and 1, and mean_words above 0.")
 
 
-MOST_WORKERS = 256
+MAX_WORKERS = 256
 FORMATS = ("interleaved", "text", "speech", "asr", "tts")
 
 
@@ -119,8 +119,8 @@ class DataConfig:
 
     def __post_init__(self):
         limits.check_numbers(self, seed=limits.SEED)
-        if not 0 <= self.workers <= MOST_WORKERS:
-            raise InputError(f"workers is {self.workers}; expected 0 to {MOST_WORKERS}.")
+        if not 0 <= self.workers <= MAX_WORKERS:
+            raise InputError(f"workers is {self.workers}; expected 0 to {MAX_WORKERS}.")
         if min(self.seq_len - 1, self.batch_rows, self.shards, self.packing_bins) < 1:
             raise InputError("seq_len must be 2 or more; batch_rows, shards, packing_bins 1.")
         if self.batch_rows % self.shards and self.shards % self.batch_rows:

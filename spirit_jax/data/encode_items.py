@@ -15,7 +15,7 @@ from spirit_jax.data.items import Item
 from spirit_jax.data.read_ahead import read_ahead
 from spirit_jax.data.records import Utterance
 from spirit_jax.data.timing import Entry, fit_words
-from spirit_jax.errors import InputError, LackError
+from spirit_jax.errors import InputError, ResourceError
 from spirit_jax.speech_tokenizer import SpeechTokenizer
 
 FRAME = SAMPLE_RATE // 50  # samples of a frame whose power is measured, to find silences
@@ -45,7 +45,7 @@ def encode_items(
     def read(item: Item) -> tuple[Item, ReadItem | str]:
         try:
             return item, _read(item, tokenizer, config)
-        except LackError:
+        except ResourceError:
             raise
         except InputError as error:
             return item, str(error)

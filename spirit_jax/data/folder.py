@@ -12,7 +12,7 @@ from pathlib import Path
 from spirit_jax import files
 from spirit_jax.audio import SUFFIXES
 from spirit_jax.data.items import Item
-from spirit_jax.errors import InputError, InputWarning, LackError, plural
+from spirit_jax.errors import InputError, InputWarning, ResourceError, plural
 
 NAMED = 3  # largest number of files that a warning names
 
@@ -67,7 +67,7 @@ def read_text_item(path: Path, name: str) -> Item:
         if not path.is_file():
             return Item(name, problem=f"{path}: is not a file that can be read.")
         text = " ".join(files.read_text(path).split())
-    except LackError:
+    except ResourceError:
         raise
     except InputError as error:
         return Item(name, problem=str(error))

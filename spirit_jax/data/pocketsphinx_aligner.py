@@ -21,7 +21,7 @@ from spirit_jax.errors import InputError
 FRAME_RATE = 100  # frames per second of pocketsphinx
 ANY_SPEECH = "+SPN+"  # the phone of its model for unknown speech
 VOICELESS = ("P", "T", "K", "F", "TH")  # the ending 's is S after these, else Z
-MOST_STARS = 0.5  # share of unknown words above which a text is likely not English
+MAX_STARS = 0.5  # share of unknown words above which a text is likely not English
 
 
 class PocketsphinxAligner:
@@ -76,7 +76,7 @@ class PocketsphinxAligner:
         stars = unknown.total()
         if not words:
             return Aligned(problem="The text has no words.")
-        if stars > MOST_STARS * len(words):
+        if stars > MAX_STARS * len(words):
             return Aligned(
                 problem=f"{stars} of {len(words)} words are not in pocketsphinx's dictionary; is "
                 "the text English?"

@@ -23,7 +23,7 @@ from spirit_jax.data.index import Builder, Index
 from spirit_jax.data.manifest import Item, fingerprint, read_source, source_checksum
 from spirit_jax.data.records import SUFFIX, read_shard, write_shard
 from spirit_jax.data.shard_list import PREPARED, Shard, write_list
-from spirit_jax.errors import InputError, LackError
+from spirit_jax.errors import InputError, ResourceError
 from spirit_jax.files import lock
 from spirit_jax.model_folder import unit_hashes
 from spirit_jax.speech_tokenizer import SpeechTokenizer
@@ -286,10 +286,10 @@ def _is_intact(path: Path, listed: Mapping[str, Any] | None) -> bool:
         return True
     try:
         return vars(Shard.of(path, listed["records"])) == listed
-    except LackError:
+    except ResourceError:
         raise
     except (InputError, OSError) as error:
-        if files.find_lack(error):
+        if files.find_resource_error(error):
             raise files.unreadable(path, error, "") from error
         return False
 
@@ -301,7 +301,7 @@ def _checksum(items: Sequence[Item]) -> str:
         about = vars(item) | {"audio": item.audio_name}
         try:
             recording = checksums.of_bytes(fingerprint(item)) if item.audio is not None else ""
-        except LackError:
+        except ResourceError:
             raise
         except InputError as error:
             recording = str(error)

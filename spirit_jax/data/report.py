@@ -12,7 +12,7 @@ from spirit_jax import checksums, files
 from spirit_jax import units as units_lib
 from spirit_jax.data.manifest import Item
 from spirit_jax.data.records import Utterance
-from spirit_jax.errors import InputError, LackError, plural
+from spirit_jax.errors import InputError, ResourceError, plural
 
 
 class NothingUsed(InputError):
@@ -112,7 +112,7 @@ def read_note(path: str | Path) -> dict[str, Any]:
     """
     try:
         note = checksums.read_json(path)
-    except LackError:
+    except ResourceError:
         raise
     except InputError as error:
         message = f"{error} Remove it and prepare again; its shard is written again."

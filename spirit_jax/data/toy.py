@@ -19,7 +19,7 @@ from spirit_jax.vocab import HUBERT_UNITS, PITCH_UNITS, STYLE_UNITS
 WHO = ("the cat", "a dog", "my friend", "the old king", "a small bird")
 DOES = ("sees", "follows", "finds", "likes", "waits for")
 WHERE = ("in the garden", "by the river", "at night", "every morning", "near the house")
-MOST_FRAMES = 2  # longest duration of a unit
+MAX_FRAMES = 2  # longest duration of a unit
 
 
 def make_utterances(count: int, seed: int = 0) -> Iterator[Utterance]:
@@ -58,7 +58,7 @@ def _synthesise(name: str, text: str, rng: np.random.Generator) -> Utterance:
         start = len(hubert)
         for index, letter in enumerate(word):
             unit = (ord(letter) * 7 + index * 3) % (HUBERT_UNITS - 1)
-            hubert += [unit] * int(rng.integers(1, MOST_FRAMES + 1))
+            hubert += [unit] * int(rng.integers(1, MAX_FRAMES + 1))
         words.append((word, start / HUBERT_RATE, len(hubert) / HUBERT_RATE))
     seconds = len(hubert) / HUBERT_RATE
     pitch = rng.integers(0, PITCH_UNITS, max(1, round(seconds * PITCH_RATE)))

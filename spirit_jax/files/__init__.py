@@ -6,14 +6,6 @@ of a bucket (see `paths`), so modules turn arguments into paths with `as_path`.
 """
 
 from spirit_jax.files.growing import GrowingFile, Upload
-from spirit_jax.files.lacks import (
-    LFS_POINTER,
-    UNFINISHED,
-    describe,
-    find_lack,
-    unreadable,
-    unwritable,
-)
 from spirit_jax.files.paths import (
     BucketPath,
     as_path,
@@ -37,6 +29,14 @@ from spirit_jax.files.reading import (
     read_json_lines,
     read_json_objects,
     read_text,
+)
+from spirit_jax.files.resources import (
+    LFS_POINTER,
+    UNFINISHED,
+    describe,
+    find_resource_error,
+    unreadable,
+    unwritable,
 )
 from spirit_jax.files.writing import (
     format_json,
@@ -63,7 +63,7 @@ __all__ = [
     "copy_file",
     "copy_tree",
     "describe",
-    "find_lack",
+    "find_resource_error",
     "format_json",
     "is_bucket",
     "is_file",

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spirit_jax.errors import InputError
-from spirit_jax.files.lacks import UNFINISHED, find_lack
+from spirit_jax.files.resources import UNFINISHED, find_resource_error
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub", "memory": "fsspec"}
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a request is repeated, on average
@@ -155,10 +155,10 @@ class BucketPath(pathlib.PosixPath):
             yield self / about["name"].rstrip("/").rpartition("/")[2]
 
     def _list(self) -> list[dict[str, Any]]:
-        own = self.key.partition("://")[2].rstrip("/")
+        name = self.key.partition("://")[2].rstrip("/")
         listed = self._repeat(lambda: self.system.ls(self.key, detail=True))
-        # An object whose name ends in a slash stands for an empty folder.
-        return [about for about in listed if about["name"].strip("/") != own.strip("/")]
+        # An object whose name ends in a slash is an empty folder.
+        return [entry for entry in listed if entry["name"].strip("/") != name.strip("/")]
 
     def glob(self, pattern: str) -> Iterator["BucketPath"]:
         """The paths of objects and folders that match; a pattern of `*`, `?`, `[]` and `/`."""
@@ -183,8 +183,8 @@ class BucketPath(pathlib.PosixPath):
     def walk_files(self) -> Iterator["BucketPath"]:
         """All objects below the folder."""
         prefix = self.key.partition("://")[2].rstrip("/") + "/"
-        found = self._repeat(lambda: self.system.find(self.key))
-        for name in found:
+        keys = self._repeat(lambda: self.system.find(self.key))
+        for name in keys:
             rest = name.lstrip("/").removeprefix(prefix.lstrip("/"))
             if rest and not rest.endswith("/") and rest != name.lstrip("/"):
                 yield self / rest
@@ -334,7 +334,7 @@ class BucketPath(pathlib.PosixPath):
                         errno.ENOENT, "No such file or directory", str(self)
                     ) from error
                 is_final = isinstance(error, _FINAL) or status in _FINAL_STATUSES
-                if is_final or isinstance(error, MemoryError) or find_lack(error):
+                if is_final or isinstance(error, MemoryError) or find_resource_error(error):
                     raise
                 if wait is None:
                     lines = str(error).strip().splitlines() or [type(error).__name__]

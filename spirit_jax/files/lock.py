@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spirit_jax.errors import InputError
-from spirit_jax.files.lacks import describe
 from spirit_jax.files.paths import as_path, is_bucket
 from spirit_jax.files.reading import read_json
+from spirit_jax.files.resources import describe
 
 NAME = "run.lock"  # of a run folder
 RENEW_SECONDS = 10.0  # between updates of the modification time

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from spirit_jax.errors import InputError
-from spirit_jax.files.lacks import LFS_POINTER, describe, lfs_pointer, unreadable
 from spirit_jax.files.paths import open_binary
+from spirit_jax.files.resources import LFS_POINTER, describe, lfs_pointer, unreadable
 
 MAX_DIGITS = 19  # of a whole number in JSON; longer ones do not fit 64 bits
 MAX_CONFIG_DIGITS = 40  # tokenizer configs of transformers hold int(1e30) for "no limit"

@@ -16,8 +16,8 @@ from typing import Any
 
 from spirit_jax.errors import ExistsError, InputError
 from spirit_jax.files import lock
-from spirit_jax.files.lacks import UNFINISHED, is_of_writing, unwritable
 from spirit_jax.files.paths import BucketPath, as_path, is_bucket
+from spirit_jax.files.resources import UNFINISHED, is_of_writing, unwritable
 
 UPLOADS = 8  # files that are uploaded at the same time
 

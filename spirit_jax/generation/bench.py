@@ -13,7 +13,7 @@ from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.engine import Engine
 from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.request import Request
-from spirit_jax.generation.runner import MOST_STEPS, Rows, Runner
+from spirit_jax.generation.runner import MAX_STEPS, Rows, Runner
 from spirit_jax.generation.sampling import Sampling
 from spirit_jax.models import llama, llama_weights
 from spirit_jax.models.llama_config import LlamaConfig
@@ -66,30 +66,30 @@ def measure_decoding(runner: Runner, rows: int, tokens: int) -> dict[str, Any]:
     Args:
       runner: from `make_runner`.
       rows: number of rows.
-      tokens: of each row in the cache when a call of `MOST_STEPS` steps begins.
+      tokens: of each row in the cache when a call of `MAX_STEPS` steps begins.
 
     Returns:
       JSON values: "ms_per_step", "tokens_per_second", "gigabytes_per_step" (the weights once and
       the filled cache once), and the "bandwidth_share" that this is of the device's nominal one.
     """
-    slots = -(-(tokens + MOST_STEPS) // 64) * 64
+    slots = -(-(tokens + MAX_STEPS) // 64) * 64
     state = runner.init(rows, slots)
     zeros_b = np.zeros(rows, np.int32)
     ones_b, floats_b = np.ones(rows, np.float32), np.zeros(rows, np.float32)
     sampling = Sampling(floats_b, zeros_b, ones_b, floats_b, ones_b)
     seeds_b2 = np.zeros((rows, 2), np.uint32)
     described = Rows(
-        zeros_b, zeros_b + tokens, zeros_b, zeros_b + MOST_STEPS, zeros_b, seeds_b2, sampling
+        zeros_b, zeros_b + tokens, zeros_b, zeros_b + MAX_STEPS, zeros_b, seeds_b2, sampling
     )
 
     def run() -> None:
         nonlocal state
-        state, decoded = runner.decode(state, described, slots, MOST_STEPS, rows)
+        state, decoded = runner.decode(state, described, slots, MAX_STEPS, rows)
         jax.block_until_ready(decoded)
 
-    seconds = _median_seconds(run) / MOST_STEPS
+    seconds = _median_seconds(run) / MAX_STEPS
     cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.layers))
-    cache_bytes *= (tokens + MOST_STEPS / 2) / slots
+    cache_bytes *= (tokens + MAX_STEPS / 2) / slots
     read = weight_bytes(runner) + cache_bytes
     return {
         "rows": rows,
@@ -110,7 +110,7 @@ def measure_first_token(runner: Runner, tokens: int) -> dict[str, Any]:
     Returns:
       JSON values: "first_token_ms", "prefill_tokens_per_second".
     """
-    slots = -(-(tokens + MOST_STEPS) // 64) * 64
+    slots = -(-(tokens + MAX_STEPS) // 64) * 64
     engine = Engine(runner, rows=1, slots=slots)
     draws = np.random.default_rng(0)
     config = GenerationConfig(max_new_tokens=1)

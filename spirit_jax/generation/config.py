@@ -6,7 +6,7 @@ from typing import Any
 from spirit_jax import limits
 from spirit_jax.errors import InputError
 
-MOST_STOPS = 64  # stop strings
+MAX_STOPS = 64  # stop strings
 # What of a language model is rounded to int8: (weights, cache).
 QUANTIZATIONS = {"int8": (True, True), "int8_weights": (True, False), "int8_cache": (False, True)}
 FOR_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
@@ -104,8 +104,8 @@ class GenerationConfig:
 def _check_stop(stop: Any) -> tuple[str, ...]:
     """Stop strings as a tuple; one string is a tuple of one."""
     stops = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(stops, tuple | list) or len(stops) > MOST_STOPS:
-        raise InputError(f"stop is {str(stop)[:40]!r}; expected at most {MOST_STOPS} strings.")
+    if not isinstance(stops, tuple | list) or len(stops) > MAX_STOPS:
+        raise InputError(f"stop is {str(stop)[:40]!r}; expected at most {MAX_STOPS} strings.")
     for string in stops:
         if not isinstance(string, str) or not string:
             raise InputError(

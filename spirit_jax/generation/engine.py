@@ -31,7 +31,7 @@ from spirit_jax.generation.base_engine import BaseEngine
 from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.generation.masks import Masks
 from spirit_jax.generation.request import Generation, Request
-from spirit_jax.generation.runner import MOST_STEPS, Rows, Runner
+from spirit_jax.generation.runner import MAX_STEPS, Rows, Runner
 from spirit_jax.generation.sampling import Sampling
 from spirit_jax.models.llama import Llama
 
@@ -128,7 +128,7 @@ class Engine(BaseEngine):
         If no row is ready to decode, chunks of prefill are run until one is.
 
         Args:
-          most: `MOST_STEPS` if not given.
+          most: `MAX_STEPS` if not given.
         """
         with self._lock:
             try:
@@ -142,7 +142,7 @@ class Engine(BaseEngine):
                     prefilled += size
                     self._admit()  # requests that waited for these tokens
                 if self._decoding():
-                    self._decode(MOST_STEPS if most is None else most)
+                    self._decode(MAX_STEPS if most is None else most)
             except BaseException as error:
                 self._reset(error)
                 raise

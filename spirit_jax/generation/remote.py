@@ -21,7 +21,7 @@ from spirit_jax.generation.vllm import Away, Client, Waiting
 WAIT_SECONDS = 600.0  # for a server that is away
 STEP_SECONDS = 0.05  # of `step`, at most
 SCORED = 16  # prompts at once
-MOST_CHANGING = 8  # ids after which the mask changes; with more, tokens are requested one by one
+MAX_CHANGING = 8  # ids after which the mask changes; with more, tokens are requested one by one
 ROWS = 256  # vLLM's usual number of requests that decode together
 
 
@@ -134,10 +134,10 @@ class RemoteEngine(BaseEngine):
             }
         return sampling | {
             "prompt": [*map(int, request.prompt), *generation.ids],
-            "max_tokens": 1 if len(changing) > MOST_CHANGING else generation.limit - count,
+            "max_tokens": 1 if len(changing) > MAX_CHANGING else generation.limit - count,
             "repetition_penalty": config.repetition_penalty,
             "allowed_token_ids": allowed,
-            "stop_token_ids": self._eos + changing[:MOST_CHANGING],
+            "stop_token_ids": self._eos + changing[:MAX_CHANGING],
             "logprobs": 0,
             "return_tokens_as_token_ids": True,
         }

@@ -22,7 +22,7 @@ from spirit_jax.models.attention import KVCache, LayerCache
 from spirit_jax.models.attention_backends import reads_filled_slots
 from spirit_jax.models.llama import Llama, init_cache
 
-MOST_STEPS = 32  # largest number of steps of one call of `decode`
+MAX_STEPS = 32  # largest number of steps of one call of `decode`
 
 
 @struct.dataclass
@@ -147,7 +147,7 @@ class Runner:
           rows: the first rows, as numpy arrays.
           window: number of slots to attend to, from slot 0; at least the longest row's number of
             tokens + steps.
-          steps: largest number of steps, at most `MOST_STEPS`.
+          steps: largest number of steps, at most `MAX_STEPS`.
           most_ended: number of rows that may have ended before the last step.
 
         Returns:
@@ -284,8 +284,8 @@ def _decode(
         rows.masks_b,
         layers,
         state.seen_bv[:b],
-        jnp.zeros((b, MOST_STEPS), jnp.int32),
-        jnp.zeros((b, MOST_STEPS), jnp.float32),
+        jnp.zeros((b, MAX_STEPS), jnp.int32),
+        jnp.zeros((b, MAX_STEPS), jnp.float32),
     )
     step = functools.partial(_step, model, params, rows, _row_keys(rows.seeds_b2), masks, eos_e)
     last = jax.lax.while_loop(unfinished, step, first)
@@ -362,7 +362,7 @@ def _put_new(
     if part.shape == stored.shape:  # not a copy: the loop worked on the donated array itself
         return part
     b, _, window = part.shape[:3]
-    size = min(MOST_STEPS, window)
+    size = min(MAX_STEPS, window)
 
     def put(stored_gs, part_gs, length, idle):
         start = jnp.minimum(length, window - size)

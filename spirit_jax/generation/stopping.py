@@ -16,7 +16,7 @@ INCOMPLETE = "\ufffd"  # in place of the bytes of an incomplete character
 
 
 class TextReader:
-    """Decodes ids as they come: the text since the last marker or unit.
+    """Decodes ids while they are generated: the text since the last marker or unit.
 
     An id changes only the end of the text, so only ids since the last but one boundary are decoded
     again. A boundary is the end of a whole character after some text that is not a space: there, a

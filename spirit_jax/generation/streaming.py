@@ -74,7 +74,7 @@ def _read(engine: Engine, generation, reader: "OutputReader") -> Iterator[Output
 
 
 class OutputReader:
-    """Turns generated ids into outputs as they come, by the rules of `units.plan_outputs`.
+    """Turns ids into outputs while they are generated, by the rules of `units.plan_outputs`.
 
     Attributes:
       ended: whether a stop string or the limit of speech was reached, so that nothing may follow.
@@ -187,7 +187,7 @@ class OutputReader:
 
 
 class SpeechReader:
-    """Vocodes the units of one piece of speech as they come."""
+    """Vocodes the units of one piece of speech while they are generated."""
 
     def __init__(
         self, tokenizer: SpeechTokenizer, voice: Voice, needs_pitch: bool, context: str, least: int

@@ -21,7 +21,7 @@ CONNECT_SECONDS = 10
 READ_SECONDS = 600  # between two parts of an answer
 RETRY_SECONDS = 1.0
 AWAY = (502, 503, 504)  # of a proxy whose server is being started
-MOST_FAILURES = 3  # answers 500 in a row; vLLM gives one while its engine ends
+MAX_FAILURES = 3  # answers 500 in a row; vLLM gives one while its engine ends
 
 
 class Away(Exception):
@@ -232,7 +232,7 @@ class Waiting:
         """Waits a little; raises `InputError` if the server has been away for too long."""
         client, now = self._client, time.monotonic()
         self._failures = self._failures + 1 if isinstance(error, Failed) else 0
-        if self._failures >= MOST_FAILURES:
+        if self._failures >= MAX_FAILURES:
             raise InputError(f"{client.url}: fails again and again: {error}")
         if self._until is None:
             self._until = now + client._wait_seconds

@@ -112,7 +112,7 @@ class LayerCache:
     Attributes:
       k, v: (b, g, s, k), in the dtype of the computation or int8.
       k_scale_bgs, v_scale_bgs: float32, what int8 keys and values are multiplied by: a scale for
-        each token and head, so that a prefix has the same values whatever follows. None for
+        each token and head, so that a prefix has the same values with any later tokens. None for
         others.
     """
 

@@ -1,1 +1,1 @@
-"""A web server: OpenAI-shaped endpoints and a page, on one engine. Needs the extra `serve`."""
+"""A web server: OpenAI-compatible endpoints and a page, on one engine. Needs the extra `serve`."""

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from spirit_jax.generation.config import MOST_STOPS
+from spirit_jax.generation.config import MAX_STOPS
 
-MOST_CHOICES = 64  # prompts times samples of a request
-MOST_CHARACTERS = 4096  # of a spoken text, as in OpenAI's interface
+MAX_CHOICES = 64  # prompts times samples of a request
+MAX_CHARACTERS = 4096  # of a spoken text, as in OpenAI's interface
 
 Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False)]
 StopString = Annotated[StrictStr, Field(min_length=1)]
@@ -40,10 +40,10 @@ class CompletionBody(Body):
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = 16
     temperature: Annotated[Number, Field(ge=0, le=1e6)] | None = 1.0
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = 1.0
-    n: Annotated[StrictInt, Field(ge=1, le=MOST_CHOICES)] | None = 1
+    n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = 1
     stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=MOST_STOPS)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=0)] | None = None
     user: StrictStr | None = None
@@ -67,13 +67,13 @@ class SpeechBody(Body):
 
     Attributes:
       voice: a speaker, by name or number; "default" for the vocoder's default.
-      stream: whether the bytes are sent as they come; see `encoding.find_format`. It and all fields
-        below it are not in OpenAI's interface.
+      stream: whether the bytes are sent while they are generated; see `encoding.find_format`.
+        It and all fields below it are not in OpenAI's interface.
       style: of the voice, by name or number; for an Expressive model a token such as "[St3]".
     """
 
     model: StrictStr
-    input: Annotated[StrictStr, Field(min_length=1, max_length=MOST_CHARACTERS)]
+    input: Annotated[StrictStr, Field(min_length=1, max_length=MAX_CHARACTERS)]
     voice: StrictStr | StrictInt | None = None
     response_format: StrictStr | None = "mp3"
     stream_format: Literal["audio", "sse"] | None = "audio"

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from spirit_jax.errors import InputError
 from spirit_jax.generation import request as requests_lib
 from spirit_jax.generation.prompt_stream import PromptReader
-from spirit_jax.serving.bodies import MOST_CHOICES, CompletionBody
+from spirit_jax.serving.bodies import MAX_CHOICES, CompletionBody
 from spirit_jax.serving.errors import ApiError, respond
 from spirit_jax.serving.service import Service, sampling
 from spirit_jax.serving.worker import Ticket
@@ -30,8 +30,8 @@ async def complete(body: CompletionBody, request: Request) -> Any:
     service: Service = request.app.state.service
     service.check_model(body.model)
     prompts = _list_prompts(body)
-    if len(prompts) * (body.n or 1) > MOST_CHOICES:
-        raise ApiError(400, f"A request may have at most {MOST_CHOICES} choices.", None, "prompt")
+    if len(prompts) * (body.n or 1) > MAX_CHOICES:
+        raise ApiError(400, f"A request may have at most {MAX_CHOICES} choices.", None, "prompt")
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options are for stream=true.", None, "stream_options")
     requests = await service.in_thread(_make_requests, service.lm, body, prompts)
@@ -121,7 +121,7 @@ class _Choice:
 
 
 async def _merge(choices: list[_Choice]) -> AsyncIterator[dict]:
-    """The parts of all choices as they come; if it is closed, all generations are cancelled."""
+    """The parts of all choices while they are generated; closing it cancels all generations."""
     queue: asyncio.Queue[Any] = asyncio.Queue()
 
     async def read(choice: _Choice) -> None:

@@ -132,7 +132,7 @@ FORMATS: dict[str, tuple[str, Callable[[], Encoder]]] = {
     "wav": ("audio/wav", WavEncoder),
     "pcm": (PCM_TYPE, PcmEncoder),
 }
-# Many readers need the length in the header, so these are sent as they come only on request.
+# Many readers need the length in the header, so these are sent in parts only on request.
 WITH_LENGTH = ("flac", "wav")
 
 
@@ -141,8 +141,8 @@ def find_format(name: str, is_streamed: bool | None) -> tuple[str, Callable[[], 
 
     Args:
       name: one of `FORMATS`.
-      is_streamed: whether the bytes are sent as they come; by default, all formats but those
-        `WITH_LENGTH` are.
+      is_streamed: whether the bytes are sent while they are generated; by default, those of all
+        formats but `WITH_LENGTH` are.
 
     Raises:
       InputError: the format is unknown.

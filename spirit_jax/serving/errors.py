@@ -5,7 +5,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from spirit_jax.errors import InputError, LackError
+from spirit_jax.errors import InputError, ResourceError
 
 # OpenAI's client repeats a request by itself after 408, 409, 429 and 5xx, unless a header says no.
 RETRY_HEADER = "x-should-retry"
@@ -45,7 +45,7 @@ def respond(error: Exception) -> JSONResponse:
         status, message = error.status_code, str(error.detail)
         code, param = getattr(error, "code", None), getattr(error, "param", None)
         headers |= error.headers or {}
-    elif isinstance(error, LackError):
+    elif isinstance(error, ResourceError):
         status, message = 503, str(error)
     elif isinstance(error, InputError):
         status, message = 400, str(error)

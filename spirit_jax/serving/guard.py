@@ -15,8 +15,8 @@ from starlette.responses import Response
 from spirit_jax.serving.errors import ApiError, respond
 from spirit_jax.serving.service import Service
 
-MOST_DROPPED, DROP_SECONDS = 1 << 30, 60  # bytes and seconds of a body that nobody wants
-MOST_JSON = 4 << 20  # bytes of a JSON body, which is parsed in the event loop
+MAX_DROPPED, DROP_SECONDS = 1 << 30, 60  # bytes and seconds of a body that nobody wants
+MAX_JSON = 4 << 20  # bytes of a JSON body, which is parsed in the event loop
 
 
 class Guard:
@@ -49,7 +49,7 @@ class Guard:
     def _most_bytes(self, scope: Any) -> int:
         is_form = _header(scope, b"content-type").startswith(b"multipart/")
         most = self._service.settings.max_upload
-        return most if is_form else min(most, MOST_JSON)
+        return most if is_form else min(most, MAX_JSON)
 
     async def _run(self, exchange: "_Exchange") -> None:
         """Runs the handler until it ends, its time is over or the client leaves."""
@@ -122,7 +122,7 @@ class _Exchange:
             self._is_too_large |= size > self._most
             if not self._is_too_large:
                 await self._messages.put(message)
-            elif not message.get("more_body") or size > MOST_DROPPED:
+            elif not message.get("more_body") or size > MAX_DROPPED:
                 await self._messages.put(self._too_large())
 
     async def receive_for_handler(self) -> Any:

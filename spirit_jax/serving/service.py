@@ -25,7 +25,7 @@ from spirit_jax.spiritlm import SpiritLM
 from spirit_jax.transcription import Transcript
 from spirit_jax.vocab import Modality
 
-MOST_SPEECH_TOKENS = 1500  # of a spoken text; a minute of phonetic units
+MAX_SPEECH_TOKENS = 1500  # of a spoken text; a minute of phonetic units
 THREADS = 8  # beside the engine's, for encoding and decoding audio; they never wait for each other
 
 
@@ -104,7 +104,7 @@ class Service:
             raise ApiError(404, message, "model_not_found", "model")
 
     async def in_thread(self, function: Callable, *args: Any) -> Any:
-        """Calls a function in a thread, so that the event loop goes on."""
+        """Calls a function in a thread, without blocking the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
     def submit(self, requests: Sequence[Request], is_streamed: bool) -> list[Ticket]:
@@ -139,7 +139,7 @@ class Service:
         voice: Voice,
         on_ids: Callable[[list[int]], Any] = lambda ids: None,
     ) -> AsyncIterator[OutputPart]:
-        """Text and speech as they come; see `SpiritLM.stream`.
+        """Text and speech while they are generated; see `SpiritLM.stream`.
 
         Args:
           prompt: a prompt string.
@@ -195,7 +195,7 @@ class Service:
         encode = functools.partial(transcription.encode_recordings, self.lm, [wave])
         strings = await self.in_thread(encode, {0: wave})
         if not strings:
-            return Transcript("", None, None, None, said=False), seconds
+            return Transcript("", None, None, None, has_speech=False), seconds
         tokenizer = self.lm.text_tokenizer
         prompt = transcription.fill(settings.prompt, {"speech": strings[0]}.__getitem__, tokenizer)
         config = GenerationConfig(max_new_tokens=settings.max_new_tokens)
@@ -206,7 +206,7 @@ class Service:
         text = (text.split(settings.end)[0] if settings.end else text).strip()
         log_prob = sum(generation.log_probs) / len(generation.log_probs)
         if not text:
-            return Transcript("", None, None, None, said=False), seconds
+            return Transcript("", None, None, None, has_speech=False), seconds
         problem = transcription.find_problem(settings, wave)
         transcript = Transcript(text, log_prob, None, None, problem=problem)
         if with_scores:

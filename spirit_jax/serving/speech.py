@@ -16,7 +16,7 @@ from spirit_jax.errors import InputError
 from spirit_jax.serving import encoding
 from spirit_jax.serving.bodies import SpeechBody
 from spirit_jax.serving.errors import ApiError, respond
-from spirit_jax.serving.service import MOST_SPEECH_TOKENS, Service, sampling
+from spirit_jax.serving.service import MAX_SPEECH_TOKENS, Service, sampling
 from spirit_jax.vocab import Modality
 
 router = APIRouter()
@@ -42,7 +42,7 @@ async def speak(body: SpeechBody, request: Request) -> Any:
         body.temperature or 0.0,
         1.0 if body.top_p is None else body.top_p,
         body.seed,
-        max_new_tokens=MOST_SPEECH_TOKENS,
+        max_new_tokens=MAX_SPEECH_TOKENS,
         max_speech_seconds=body.max_speech_seconds,
     )
     prompt = service.speech_prompt(body.input, style)
@@ -79,7 +79,7 @@ def find_voice(
 
 
 async def _encode(service, encoder, prompt, config, voice) -> AsyncIterator[bytes]:
-    """The bytes of speech as they come.
+    """The bytes of speech while it is generated.
 
     Raises:
       InputError: no speech was generated, or see `Service.parts`.

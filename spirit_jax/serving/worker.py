@@ -24,7 +24,7 @@ class Ticket:
 
     Attributes:
       generation: the request in the engine; None until it was admitted.
-      is_streamed: whether its ids are wanted as they come.
+      is_streamed: whether its ids are wanted while they are generated.
       is_cancelled: whether nobody waits for it any more.
       has_ended: whether the end was passed on.
     """

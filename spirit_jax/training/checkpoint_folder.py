@@ -62,7 +62,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = ocp.metadata(folder).custom_metadata
     except Exception as error:  # libraries raise all kinds for a damaged file
-        lack = files.find_lack(error)
+        lack = files.find_resource_error(error)
         if lack:
             raise InputError(f"{folder}: cannot be read ({lack}).") from error
         raise Damaged(files.describe(error)) from error

@@ -224,7 +224,7 @@ class Checkpoints:
         try:
             result = read()
         except Exception as error:  # libraries raise all kinds for a damaged file
-            lack, reason = files.find_lack(error), files.describe(error)
+            lack, reason = files.find_resource_error(error), files.describe(error)
         worst = distributed.largest(2 if lack else bool(reason))
         if worst == 2:
             lack = lack or "another process lacks memory, files or permission"

@@ -169,7 +169,7 @@ def _load_whole(path: Path) -> list[Arrays] | None:
     try:
         return _load(path)
     except Exception as error:  # libraries raise all kinds for a damaged file
-        if files.find_lack(error):
+        if files.find_resource_error(error):
             raise files.unreadable(path, error, "is damaged.") from error
         print(f"notice: {path} is damaged and computed again", file=sys.stderr)
         return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spirit_jax import checksums, files
-from spirit_jax.errors import InputError, LackError
+from spirit_jax.errors import InputError, ResourceError
 from spirit_jax.files.lock import Lock, hold
 from spirit_jax.training import distributed, record
 from spirit_jax.training.checkpoints import Checkpoints, Restored
@@ -193,7 +193,7 @@ def _record_of(metadata: dict[str, Any], run_dir: Path) -> dict[str, Any] | None
         return metadata["record"]
     try:
         known = checksums.read_json(run_dir / RECORD)
-    except LackError:  # of memory, for example: the file may be intact
+    except ResourceError:  # of memory, for example: the file may be intact
         raise
     except InputError:
         return None

@@ -22,7 +22,7 @@ from marks import slow
 
 from spirit_jax.errors import InputError
 
-MOST_SECONDS = 20  # for one mutant; longer is a hang
+MAX_SECONDS = 20  # for one mutant; longer is a hang
 
 seeds = pytest.mark.parametrize("seeds", [range(50), slow(range(50, 20_000))], ids=str)
 
@@ -69,10 +69,10 @@ def attempt(call: Callable[[], Any], seed: int) -> Any:
       seed: of the mutant, for the message if the call fails otherwise or takes too long.
 
     Raises:
-      AssertionError: any other exception, or more than `MOST_SECONDS`.
+      AssertionError: any other exception, or more than `MAX_SECONDS`.
     """
     try:
-        with time_limit(MOST_SECONDS):
+        with time_limit(MAX_SECONDS):
             return call()
     except InputError as error:
         assert str(error).strip(), f"seed {seed}: the error has no message"

@@ -22,7 +22,7 @@ from spirit_jax.data.items import Item
 from spirit_jax.data.manifest import Row, read_source
 from spirit_jax.data.toy import make_utterances
 from spirit_jax.data.word_times import read_textgrid, read_whisperx
-from spirit_jax.errors import InputError, LackError
+from spirit_jax.errors import InputError, ResourceError
 from spirit_jax.evaluation import scoring
 from spirit_jax.evaluation.configs import EvalConfig
 from spirit_jax.training import recording_cache
@@ -144,19 +144,19 @@ def test_no_item_is_skipped_for_a_lack_of_memory_or_open_files(lack, tmp_path, m
     row = Row(1, {"audio": "a.wav"}, item)
     with monkeypatch.context() as patched:  # pytest itself opens files after the test
         patch(patched, "builtins.open", LACKS[lack][0])
-        with pytest.raises(LackError):
+        with pytest.raises(ResourceError):
             words = SimpleNamespace(load=lambda item: load_audio(item.audio))
             align_words.read(words, tmp_path / "out.jsonl", row)
-        with pytest.raises(LackError):
+        with pytest.raises(ResourceError):
             tokenizer = SimpleNamespace(devices=1)
             list(encode_items([item], tokenizer, PrepareConfig(threads=1), report.Counts()))
-        with pytest.raises(LackError):
+        with pytest.raises(ResourceError):
             list(read_source(str(tmp_path / "b.txt")))
 
 
 def test_a_file_without_read_permission_is_not_a_lack():
     error = files.unreadable("a", PermissionError(errno.EACCES, "Permission denied"), "")
-    assert not isinstance(error, LackError) and "permission is denied" in str(error)
+    assert not isinstance(error, ResourceError) and "permission is denied" in str(error)
 
 
 def test_an_empty_file_is_reported_as_empty(tmp_path):

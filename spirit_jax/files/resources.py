@@ -4,13 +4,13 @@ import errno
 import os
 from pathlib import Path
 
-from spirit_jax.errors import InputError, LackError
+from spirit_jax.errors import InputError, ResourceError
 
 UNFINISHED = ".unfinished"  # suffix of a temporary name; ".unfinished-1" while another is in use
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of such a file
 
 # Errors that are due to the machine and not to the file.
-_LACKS = {
+_RESOURCES = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the disk is read-only",
@@ -21,34 +21,36 @@ _LACKS = {
     errno.ENFILE: "too many files are open on this machine",
     errno.ENOMEM: "memory is used up",
 }
-_NO_WRITING = {_LACKS[number] for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)}
+_NO_WRITING = {
+    _RESOURCES[number] for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+}
 _PHRASES = {
-    "no space left": _LACKS[errno.ENOSPC],
-    "disk quota exceeded": _LACKS[errno.EDQUOT],
-    "read-only file system": _LACKS[errno.EROFS],
-    "file too large": _LACKS[errno.EFBIG],
-    "permission denied": _LACKS[errno.EACCES],
-    "too many open files": _LACKS[errno.EMFILE],
-    "resource_exhausted": _LACKS[errno.ENOMEM],
-    "out of memory": _LACKS[errno.ENOMEM],
-    "cannot allocate memory": _LACKS[errno.ENOMEM],
-    "bad_alloc": _LACKS[errno.ENOMEM],
-    "malloc () failed": _LACKS[errno.ENOMEM],  # libsndfile's words
+    "no space left": _RESOURCES[errno.ENOSPC],
+    "disk quota exceeded": _RESOURCES[errno.EDQUOT],
+    "read-only file system": _RESOURCES[errno.EROFS],
+    "file too large": _RESOURCES[errno.EFBIG],
+    "permission denied": _RESOURCES[errno.EACCES],
+    "too many open files": _RESOURCES[errno.EMFILE],
+    "resource_exhausted": _RESOURCES[errno.ENOMEM],
+    "out of memory": _RESOURCES[errno.ENOMEM],
+    "cannot allocate memory": _RESOURCES[errno.ENOMEM],
+    "bad_alloc": _RESOURCES[errno.ENOMEM],
+    "malloc () failed": _RESOURCES[errno.ENOMEM],  # libsndfile's words
 }
 
 
 def describe(error: BaseException) -> str:
-    """A short phrase for an error: `find_lack` if the machine is the cause, else its message."""
-    lacking = find_lack(error)
-    if lacking:
-        return lacking
+    """A short phrase for an error: that of `find_resource_error`, if any, or its message."""
+    phrase = find_resource_error(error)
+    if phrase:
+        return phrase
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
-def find_lack(error: BaseException | None) -> str:
+def find_resource_error(error: BaseException | None) -> str:
     """A phrase for what the machine lacks (disk, memory, ...) if that caused an error; else "".
 
     A library that cannot open another file, or is out of memory, often raises the same error as for
@@ -58,13 +60,13 @@ def find_lack(error: BaseException | None) -> str:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, MemoryError):
-            return _LACKS[errno.ENOMEM]
-        if isinstance(error, OSError) and error.errno in _LACKS:
-            return _LACKS[error.errno]
+            return _RESOURCES[errno.ENOMEM]
+        if isinstance(error, OSError) and error.errno in _RESOURCES:
+            return _RESOURCES[error.errno]
         text = str(error).lower()
-        for phrase, lacking in _PHRASES.items():
-            if phrase in text:
-                return lacking
+        for words, phrase in _PHRASES.items():
+            if words in text:
+                return phrase
         error = error.__cause__ or error.__context__
     return ""
 
@@ -78,15 +80,15 @@ def unreadable(path: str | Path, error: BaseException, reason: str) -> InputErro
       reason: what is wrong unless the machine lacks something, such as "is not a whole shard".
 
     Returns:
-      An `InputError` with `PATH: reason`; or, if the machine lacks something, a `LackError` with
-      `PATH: cannot be read (...)`, which is a plain `InputError` for a lack of permission. A Git
-      LFS pointer in place of the file is named as such.
+      An `InputError` with `PATH: reason`; or, if the machine lacks something, a `ResourceError`
+      with `PATH: cannot be read (...)`, which is a plain `InputError` for a lack of permission. A
+      Git LFS pointer in place of the file is named as such.
     """
-    lacking = find_lack(error)
-    if not lacking:
+    phrase = find_resource_error(error)
+    if not phrase:
         return lfs_pointer(path) if _is_lfs_pointer(path) else InputError(f"{path}: {reason}")
-    kind = InputError if lacking == _LACKS[errno.EACCES] else LackError
-    return kind(f"{path}: cannot be read ({lacking}).")
+    kind = InputError if phrase == _RESOURCES[errno.EACCES] else ResourceError
+    return kind(f"{path}: cannot be read ({phrase}).")
 
 
 def unwritable(
@@ -110,14 +112,14 @@ def unwritable(
         if not is_temporary and not is_inside:
             return InputError(f"{os.fsdecode(name)}: cannot be read ({describe(error)}).")
     reason = describe(error)
-    if temporary is not None and find_lack(error) in _NO_WRITING:
+    if temporary is not None and find_resource_error(error) in _NO_WRITING:
         reason = f"in the folder of temporary files, {temporary}, {reason}; set TMPDIR to another"
     return InputError(f"{output}: cannot be written ({reason}).")
 
 
 def is_of_writing(error: Exception) -> bool:
     """Whether an error is that of an output; libraries have their own types for a full disk."""
-    return isinstance(error, OSError) or find_lack(error) in _NO_WRITING
+    return isinstance(error, OSError) or find_resource_error(error) in _NO_WRITING
 
 
 def _is_lfs_pointer(path: str | Path) -> bool:
