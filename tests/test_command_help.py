@@ -62,6 +62,7 @@ def results(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in INTERNAL])
 def test_help_suffices_and_unknown_options_are_refused(results, name):
     status, out, err = results[f"{name} --help"]

@@ -118,6 +118,7 @@ print(model_folder.find_speech_tokenizer("org/model"))
     assert lines and all(first in line for line in lines[-2:])
 
 
+@pytest.mark.slow
 def test_an_incomplete_copy_is_noticed(server, find, files, tmp_path):
     server.add("org/model", files)
     (folder,), _ = find("org/model")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import slow
 
 ROOT = Path(__file__).parent.parent
 # Each function is the body of a command; the signal comes where an exception would not help.
@@ -80,7 +81,7 @@ def start(folder, body, redirection="", number="SIGINT", before=""):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", ["SIGINT", slow("SIGTERM")])
 @pytest.mark.parametrize("place", BODIES)
 def test_a_signal_ends_a_command_with_one_sentence(place, number, tmp_path):
     status, sentence = SIGNALS[number]

@@ -61,7 +61,6 @@ def relative(a, b):
     return np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max()
 
 
-@pytest.mark.compat
 def test_scanned_layers_give_the_same(folder, logits):
     model, params = llama_weights.load(folder, scan_layers=True)
     assert params["layers"]["q"]["kernel"].shape == (2, 16, 4, 8)

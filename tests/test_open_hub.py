@@ -71,6 +71,7 @@ def convert(hub, tmp_path):
     return convert
 
 
+@pytest.mark.slow
 def test_a_stack_is_fetched_and_converted(hub, convert, tmp_path):
     ((status, printed),) = convert(["--model", "slprl/SIMS-7B", "--output", "fetched"])
     assert status == 0, printed

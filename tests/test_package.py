@@ -142,7 +142,6 @@ def test_the_demo_and_a_conversion_run_from_the_wheel(wheel, tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.compat
 def test_importing_a_model_class_imports_nothing_slow():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", IMPORT]

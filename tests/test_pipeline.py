@@ -391,6 +391,7 @@ def test_workers_give_the_same_rows_and_states(quick, corpus, tokenizer):
     assert resumed.get_state() == alone.get_state()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_or_fails_ends_the_stream(quick, corpus, tokenizer, tmp_path):
     folder = shutil.copytree(corpus, tmp_path / "corpus")
     config = dataclasses.replace(data_config(folder), workers=1)

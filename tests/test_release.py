@@ -148,6 +148,7 @@ def write_big_tokenizer(path, pieces):
     tokenizer.save(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pieces", "kind"),
     [
