@@ -30,10 +30,10 @@ pytest.register_assert_rewrite("speech_runs")  # tests import it, and use it as 
 
 # A file runs whole in one worker. The longest come first, so that both workers end together.
 LONGEST = (
-    "golden training_run plan notebooks training_starts generation training_processes stream "
-    "release train_hubert train_vocoder spiritlm engine cli run_folder prepare train_style "
-    "train_pitch training_step int8 train_quantizer llama trunk_parity discriminators_parity "
-    "align transcription command_help"
+    "notebooks golden serving training_run train_hubert train_vocoder engine stream int8 streaming "
+    "training_starts generation training_processes prepare open_golden cli remote page plan "
+    "transcription train_pitch train_style llama speech_tokenizer run_folder hub align tasks "
+    "training_step spiritlm site package batch release"
 ).split()
 
 

@@ -105,7 +105,7 @@ def test_lack_of_memory_or_disk_is_reported_as_such(monkeypatch, capsys):
 def test_packaged_models_are_not_modified(run, tmp_path):
     (tmp_path / "in").write_bytes(b"x")
     status, errors = run("fcpe", "--weights", "IN", "--model", "spirit-tiny-expressive")
-    assert status == 1 and "is not changed; copy it first" in errors
+    assert status == 1 and "cannot be changed; copy it first" in errors
 
 
 def test_an_existing_output_is_rejected_before_the_input_is_read(run, tmp_path):

@@ -93,6 +93,7 @@ def test_requests_that_come_and_go_give_their_tokens_alone(runner, alone, count)
         assert allowed.all() and 0 < len(generation.ids) <= request.config.max_new_tokens
 
 
+@pytest.mark.slow
 def test_calls_over_a_part_of_the_cache_give_the_same_tokens(runner, alone, monkeypatch):
     """As on a TPU, where a call reads a window of the cache; on a CPU it reads filled slots."""
     monkeypatch.setattr(runner_module, "reads_filled_slots", lambda *_: False)

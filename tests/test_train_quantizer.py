@@ -93,6 +93,7 @@ def recipe(config):
     return QuantizerRecipe(config)
 
 
+@pytest.mark.slow
 def test_it_learns_and_measures_how_far_units_move(whole, config):
     assert np.mean(losses(whole[-10:])) < 0.4 * np.mean(losses(whole[:5]))
     last = whole[-1]
@@ -122,6 +123,7 @@ def test_two_devices_change_nothing(config, whole):
     np.testing.assert_allclose(losses(split), losses(whole[:8]), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_exported_networks_give_units_and_only_the_last_layer_is_trained(
     config, recipe, exported
 ):
@@ -142,6 +144,7 @@ def test_the_exported_networks_give_units_and_only_the_last_layer_is_trained(
         export(recipe, exported)
 
 
+@pytest.mark.slow
 def test_a_trained_quantizer_is_trained_further(config, exported):
     further = changed(config, "further", start=str(exported), train_encoder_layers=0)
     trained, frozen = QuantizerRecipe(further).init()
