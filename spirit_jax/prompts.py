@@ -44,22 +44,7 @@ class PromptEncoder:
     def build(
         self, inputs: Sequence[Input], output_modality: Modality | str = Modality.ARBITRARY
     ) -> str:
-        """The prompt string of inputs, followed by the marker of the output modality.
-
-        Text inputs are escaped: "[Hu5]" in a text means these five characters and not a unit, and
-        becomes "[\\Hu5]" in the prompt string; see `markup`.
-
-        Args:
-          inputs: (modality, content) pairs in order. The content is a text; or, for speech, audio
-            in any form that `SpeechTokenizer.encode` accepts, `Units`, or a unit string.
-          output_modality: text, speech or arbitrary.
-
-        Returns:
-          The prompt string.
-
-        Raises:
-          InputError: the modality is unknown, or the content cannot be used.
-        """
+        """The prompt string of inputs; see `SpiritLM.build_prompt`."""
         strings = []
         for item in bucketing.as_list(inputs, "inputs"):
             if not isinstance(item, tuple | list) or len(item) != 2:

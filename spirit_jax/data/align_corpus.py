@@ -46,10 +46,8 @@ def align_corpus(
     Args:
       source: a manifest, or a folder of recordings with .txt files of the same names.
       output: the manifest to write; relative audio paths stay relative.
-      aligner: computes the times from `text`. Give exactly one of `aligner`, `textgrid` and
-        `whisperx`.
-      textgrid: a folder of ID.TextGrid files.
-      whisperx: a folder of ID.json files.
+      aligner: computes the times from `text`; give it or one of the next two.
+      textgrid, whisperx: a folder of ID.TextGrid files, or of ID.json files.
       tier: name of the TextGrids' tier with the words.
       min_score: items with a lower score are rejected; see `Aligned.score`.
       batch_size: recordings in a batch; as many more are read in advance.
@@ -59,8 +57,8 @@ def align_corpus(
       Statistics of all items.
 
     Raises:
-      InputError: `output` exists, another process writes it, the source cannot be read, no item
-        can be used, or OUTPUT.partial belongs to another source, aligner or other settings.
+      InputError: `output` exists or is being written, the source cannot be read, no item can be
+        used, or OUTPUT.partial belongs to another source, aligner or other settings.
     """
     source, output = files.as_path(source), files.as_path(output)
     _check_arguments(output, (aligner, textgrid, whisperx), batch_size, min_score)
