@@ -9,7 +9,6 @@ import numpy as np
 
 from spirit_jax.audio import SAMPLE_RATE
 
-METHODS = ("fcpe", "pyin")
 HOP = 80  # samples from one frame to the next
 FRAME_RATE = SAMPLE_RATE // HOP
 LOWEST, HIGHEST = 50.0, 1100.0  # Hz
