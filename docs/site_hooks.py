@@ -90,5 +90,5 @@ def escape(text: str) -> str:
     """A text in which only code between backticks and names of pages are Markdown."""
     parts = re.split(r"(`[^`]+`)", text)
     parts[::2] = [re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", part) for part in parts[::2]]
-    # In angle brackets, so that it is no link of `OUTSIDE`.
+    # In angle brackets, so that it is not a link of `OUTSIDE`.
     return re.sub(r"\bdocs/([\w-]+\.md)", r"[\1](<../\1>)", "".join(parts))

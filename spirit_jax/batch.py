@@ -160,7 +160,7 @@ def _add_recordings(request: BatchRequest, notation: Markup) -> BatchRequest:
 
 
 def _recordings(inputs: Any, notation: Markup) -> Iterator[str]:
-    """The paths among the inputs of a request; inputs that are no pairs are ignored."""
+    """The paths among the inputs of a request; inputs that are not pairs are ignored."""
     for item in inputs if isinstance(inputs, list) else ():
         if isinstance(item, list) and len(item) == 2 and isinstance(item[1], str):
             is_speech = Modality.of(item[0]) is Modality.SPEECH

@@ -53,11 +53,11 @@ def measure(
             random, jnp.dtype(dtype or devices.default_dtype()), *int8_parts(quantization)
         )
         runner = bench.make_runner(network, params)
-    about = {"model": model or random, "device": jax.devices()[0].device_kind}
-    about |= {"dtype": jnp.dtype(runner.model.dtype).name, "quantization": quantization}
-    yield about | bench.measure_first_token(runner, tokens)
+    common = {"model": model or random, "device": jax.devices()[0].device_kind}
+    common |= {"dtype": jnp.dtype(runner.model.dtype).name, "quantization": quantization}
+    yield common | bench.measure_first_token(runner, tokens)
     for count in rows:
-        yield about | bench.measure_decoding(runner, count, tokens) | bench.peak_memory()
+        yield common | bench.measure_decoding(runner, count, tokens) | bench.peak_memory()
 
 
 def _check_tokens(tokens: int, cfg: LlamaConfig) -> None:

@@ -72,8 +72,8 @@ def fetch(repository: str, revision: str | None = None) -> Path:
     names = {file.rfilename for file in about.siblings or ()}
     if names.isdisjoint(_OURS):
         raise InputError(
-            f"{name}: is no spirit_jax model on the hub ({' and '.join(_OURS)} are absent). Others "
-            "are downloaded and then converted; see spirit-jax convert --help."
+            f"{name}: is not a spirit_jax model on the hub ({' and '.join(_OURS)} are absent). "
+            "Others are downloaded and then converted; see spirit-jax convert --help."
         )
     folder = _find_cached(repository, about.sha)
     if folder is None or _absent(folder, names) or find_missing(folder):

@@ -44,14 +44,18 @@ def _copy(folder: Path, output: Path, form: str) -> int:
     output.mkdir(exist_ok=True)
     count, shared = 0, {}
     if (folder / model_folder.CONFIG_NAME).is_file():
-        about = config.read(model_folder.SpeechTokenizerConfig, folder / model_folder.CONFIG_NAME)
-        shared = {name: model_folder.find_network(folder, name) for name in about.hashes}
+        tokenizer_config = config.read(
+            model_folder.SpeechTokenizerConfig, folder / model_folder.CONFIG_NAME
+        )
+        shared = {name: model_folder.find_network(folder, name) for name in tokenizer_config.hashes}
     for name, path in ({path.name: path for path in folder.iterdir()} | shared).items():
         if path.is_dir():
             count += _copy(path, output / name, form)
         else:
             files.copy_file(path, output / name)
-    if shared and about.shared:
-        config.write(dataclasses.replace(about, shared=""), output / model_folder.CONFIG_NAME)
+    if shared and tokenizer_config.shared:
+        config.write(
+            dataclasses.replace(tokenizer_config, shared=""), output / model_folder.CONFIG_NAME
+        )
         checksums.list_files(output, [model_folder.CONFIG_NAME])
     return count

@@ -60,9 +60,10 @@ class SpeechTokenizerConfig:
             raise InputError(f"chunk_seconds is {self.chunk_seconds}, expected 1 to 1000.")
 
 
-def unit_hashes(about: SpeechTokenizerConfig) -> dict[str, str]:
+def unit_hashes(tokenizer_config: SpeechTokenizerConfig) -> dict[str, str]:
     """The hashes of the networks that define units: all but the vocoder and the F0 network."""
-    return {name: about.hashes[name] for name in UNIT_NETWORKS if name in about.hashes}
+    hashes = tokenizer_config.hashes
+    return {name: hashes[name] for name in UNIT_NETWORKS if name in hashes}
 
 
 def read_unit_hashes(folder: str | Path) -> dict[str, str]:
@@ -117,12 +118,12 @@ def find_language_model(name: str | Path) -> Path:
     folder = find_model(name)
     if not (folder / "vocab.json").is_file() and (folder / "config.json").is_file():
         raise InputError(
-            f"{folder}: is no model folder; it looks like one of Hugging Face. Convert it with "
+            f"{folder}: is not a model folder; it looks like one of Hugging Face. Convert it with "
             f"spirit-jax convert llama --checkpoint {folder} --output MODEL_DIR."
         )
     if not (folder / "vocab.json").is_file():
         raise InputError(
-            f"{folder}: is no model folder (vocab.json is not there). The PyTorch release is "
+            f"{folder}: is not a model folder (vocab.json is not there). The PyTorch release is "
             "converted by spirit-jax convert release."
         )
     return folder
@@ -149,23 +150,25 @@ def find_aligner(name: str | Path) -> Path:
       InputError: there is no such folder, or it is something else; the message says what.
     """
     folder = find_model(name)
-    about = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if not isinstance(about, dict):
-        about = {}
-    if network_folder.has_arrays(folder) and "labels" in about:
+    path = folder / "config.json"
+    hf_config = files.read_json(path) if path.is_file() else {}
+    if not isinstance(hf_config, dict):
+        hf_config = {}
+    if network_folder.has_arrays(folder) and "labels" in hf_config:
         return folder
-    if (folder / "vocab.json").is_file() and not about:
+    if (folder / "vocab.json").is_file() and not hf_config:
         kind = "is a Spirit LM"
     elif (folder / CONFIG_NAME).is_file():
         kind = "is a speech tokenizer"
-    elif "model_type" in about:
-        kind = f"looks like a {about['model_type']} of Hugging Face"
+    elif "model_type" in hf_config:
+        kind = f"looks like a {hf_config['model_type']} of Hugging Face"
     elif network_folder.has_arrays(folder):
         kind = "is another network"
     else:
         kind = "has no network"
     raise InputError(
-        f"{folder}: {kind}, no CTC aligner. Expected a folder that spirit-jax convert ctc writes."
+        f"{folder}: {kind}, not a CTC aligner. Expected a folder that spirit-jax convert "
+        "ctc writes."
     )
 
 
@@ -184,13 +187,13 @@ def find_network(folder: str | Path, name: str) -> Path:
         return folder
     if (folder / SPEECH_TOKENIZER).is_dir():
         folder /= SPEECH_TOKENIZER
-    about, network = folder / CONFIG_NAME, folder / name
-    if network.is_dir() or not about.is_file():
+    config_path, network = folder / CONFIG_NAME, folder / name
+    if network.is_dir() or not config_path.is_file():
         return network
-    values = files.read_json(about)
+    values = files.read_json(config_path)
     shared = values.get("shared", "") if isinstance(values, dict) else ""
     if not isinstance(shared, str):
-        raise InputError(f"{about}: shared is {shared!r}; expected the path of a folder.")
+        raise InputError(f"{config_path}: shared is {shared!r}; expected the path of a folder.")
     return files.without_dots(folder / shared / name)
 
 
@@ -224,9 +227,11 @@ def fingerprint(folder: str | Path) -> str:
 
 def _networks(tokenizer: Path) -> dict[str, Any]:
     """The config of a speech tokenizer, without `shared`, and checksums of network configs."""
-    about = config.read(SpeechTokenizerConfig, tokenizer / CONFIG_NAME)
-    paths = [find_network(tokenizer, name) / "config.json" for name in sorted(about.hashes)]
-    values = dataclasses.asdict(about) | {"shared": ""}
+    tokenizer_config = config.read(SpeechTokenizerConfig, tokenizer / CONFIG_NAME)
+    paths = [
+        find_network(tokenizer, name) / "config.json" for name in sorted(tokenizer_config.hashes)
+    ]
+    values = dataclasses.asdict(tokenizer_config) | {"shared": ""}
     return values | {"configs": checksums.of_files(paths)}
 
 
@@ -256,18 +261,18 @@ def write_speech_tokenizer(
     folder = files.as_path(folder)
     names = [name for name in NETWORKS[kind] if (folder / name).is_dir()]
     hashes = {name: _hash_network(folder / name) for name in names}
-    about = SpeechTokenizerConfig(kind, f0_method, hashes=hashes)
-    config.write(about, folder / CONFIG_NAME)
+    tokenizer_config = SpeechTokenizerConfig(kind, f0_method, hashes=hashes)
+    config.write(tokenizer_config, folder / CONFIG_NAME)
     checksums.list_files(folder, [CONFIG_NAME])
-    return about
+    return tokenizer_config
 
 
 def add_hash(folder: str | Path, network: str) -> None:
     """Adds the hash of a new network to the config of a speech tokenizer."""
     folder = files.as_path(folder)
-    about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
-    hashes = about.hashes | {network: _hash_network(folder / network)}
-    config.write(dataclasses.replace(about, hashes=hashes), folder / CONFIG_NAME)
+    tokenizer_config = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
+    hashes = tokenizer_config.hashes | {network: _hash_network(folder / network)}
+    config.write(dataclasses.replace(tokenizer_config, hashes=hashes), folder / CONFIG_NAME)
 
 
 def share_networks(folder: str | Path, other: str | Path, output: str | Path) -> None:
@@ -279,13 +284,13 @@ def share_networks(folder: str | Path, other: str | Path, output: str | Path) ->
       output: the final path of `folder`; the reference is relative to it.
     """
     folder, other = files.as_path(folder), files.as_path(other)
-    about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
+    tokenizer_config = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
     known = config.read(SpeechTokenizerConfig, other / CONFIG_NAME).hashes
-    for name, sha in about.hashes.items():
+    for name, sha in tokenizer_config.hashes.items():
         if known.get(name) == sha and (other / name).is_dir():
             files.remove_tree(folder / name)
     shared = os.path.relpath(other, output)
-    config.write(dataclasses.replace(about, shared=shared), folder / CONFIG_NAME)
+    config.write(dataclasses.replace(tokenizer_config, shared=shared), folder / CONFIG_NAME)
 
 
 def copy_speech_tokenizer(folder: str | Path, output: str | Path) -> SpeechTokenizerConfig:
@@ -302,17 +307,17 @@ def copy_speech_tokenizer(folder: str | Path, output: str | Path) -> SpeechToken
       InputError: a network is missing.
     """
     folder, output = files.as_path(folder), files.as_path(output)
-    about = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
+    tokenizer_config = config.read(SpeechTokenizerConfig, folder / CONFIG_NAME)
     files.copy_tree(folder, output)
-    for name in about.hashes:
+    for name in tokenizer_config.hashes:
         network = find_network(folder, name)
         if not network.is_dir():
             raise InputError(f"{folder}: the network '{name}' is missing (incomplete copy?).")
         if not (output / name).is_dir():
             files.copy_tree(network, output / name)
-    about = dataclasses.replace(about, shared="")
-    config.write(about, output / CONFIG_NAME)
-    return about
+    tokenizer_config = dataclasses.replace(tokenizer_config, shared="")
+    config.write(tokenizer_config, output / CONFIG_NAME)
+    return tokenizer_config
 
 
 def _hash_network(folder: Path) -> str:

@@ -54,9 +54,11 @@ def write_new_model(
         raise InputError(f"{', '.join(sources)}: there is no text to train a vocabulary on.")
     with files.whole_folder(output) as folder:
         copied = folder / model_folder.SPEECH_TOKENIZER
-        about = model_folder.copy_speech_tokenizer(tokenizer, copied)
+        tokenizer_config = model_folder.copy_speech_tokenizer(tokenizer, copied)
         learn_text_tokenizer(folder / "text_tokenizer", texts, pieces)
-        vocab = Vocab.make(about.kind, pieces, units=_count_units(copied, about.kind))
+        vocab = Vocab.make(
+            tokenizer_config.kind, pieces, units=_count_units(copied, tokenizer_config.kind)
+        )
         config.write(vocab, folder / "vocab.json")
         model_folder.list_texts(folder)
     return vocab
@@ -100,11 +102,11 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
     start = model_folder.find_language_model(start)
     with files.whole_folder(output) as folder:
         copied = folder / model_folder.SPEECH_TOKENIZER
-        about = model_folder.copy_speech_tokenizer(tokenizer, copied)
+        tokenizer_config = model_folder.copy_speech_tokenizer(tokenizer, copied)
         if (start / model_folder.SPEECH_TOKENIZER).is_dir():
-            _check_same_units(start, about, speech)
+            _check_same_units(start, tokenizer_config, speech)
         old = config.read(Vocab, start / "vocab.json")
-        vocab = _extend_vocab(old, copied, about.kind)
+        vocab = _extend_vocab(old, copied, tokenizer_config.kind)
         config.write(vocab, folder / "vocab.json")
         text = folder / "text_tokenizer"
         text_files.write_tokenizer(start / "text_tokenizer", text, vocab)
@@ -120,12 +122,16 @@ def extend_model(output: str | Path, start: str | Path, speech: str | Path, seed
     return vocab
 
 
-def _check_same_units(start: Path, about: SpeechTokenizerConfig, speech: str | Path) -> None:
+def _check_same_units(
+    start: Path, tokenizer_config: SpeechTokenizerConfig, speech: str | Path
+) -> None:
     before = config.read(
         SpeechTokenizerConfig,
         model_folder.find_speech_tokenizer(start) / model_folder.CONFIG_NAME,
     )
-    if any(before.hashes[name] != about.hashes[name] for name in ("hubert", "quantizer")):
+    if any(
+        before.hashes[name] != tokenizer_config.hashes[name] for name in ("hubert", "quantizer")
+    ):
         raise InputError(f"{start}: its phonetic units are not those of {speech}.")
 
 

@@ -161,8 +161,9 @@ def _describe(folder: Path) -> str:
     )
     path = folder / model_folder.SPEECH_TOKENIZER / model_folder.CONFIG_NAME
     if path.is_file():
-        about = config.read(model_folder.SpeechTokenizerConfig, path)
-        lines.append(f"* Speech tokenizer: {about.kind}, with {', '.join(about.hashes)}.")
+        tokenizer_config = config.read(model_folder.SpeechTokenizerConfig, path)
+        networks = ", ".join(tokenizer_config.hashes)
+        lines.append(f"* Speech tokenizer: {tokenizer_config.kind}, with {networks}.")
     return lines[0] + "\n\n" + "\n".join(lines[1:])
 
 
@@ -170,7 +171,7 @@ def _figure_table(figures: Mapping[str, Mapping[str, float]]) -> str:
     rows = ["| task | items | figures |", "|---|---|---|"]
     for name, scores in figures.items():
         if not isinstance(scores, Mapping):
-            raise InputError(f"The figures of '{name}' are no scores by name.")
+            raise InputError(f"The figures of '{name}' are not scores by name.")
         values = ", ".join(f"{key} {value:.1f}" for key, value in scores.items() if key != "items")
         rows.append(f"| {name} | {scores.get('items', '')} | {values} |")
     return "\n".join(rows)

@@ -97,11 +97,11 @@ def read_shapes(path: str | Path) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {}
     with _open(path) as file:
         for name in file.keys():
-            about = file.get_slice(name)
-            if about.get_dtype() not in DTYPES:
-                raise InputError(f"{path}: '{name[:80]}' has dtype {about.get_dtype()}.")
-            dtype = DTYPES[about.get_dtype()]
-            shapes[name] = jax.ShapeDtypeStruct(tuple(about.get_shape()), dtype)
+            stored = file.get_slice(name)
+            if stored.get_dtype() not in DTYPES:
+                raise InputError(f"{path}: '{name[:80]}' has dtype {stored.get_dtype()}.")
+            dtype = DTYPES[stored.get_dtype()]
+            shapes[name] = jax.ShapeDtypeStruct(tuple(stored.get_shape()), dtype)
     return shapes
 
 
@@ -142,20 +142,20 @@ class _Reader:
         self._read: dict[tuple[Range, ...], np.ndarray] = {}
 
     def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
-        about = self._file.get_slice(self._name)
-        shape = tuple(about.get_shape())
+        stored = self._file.get_slice(self._name)
+        shape = tuple(stored.get_shape())
         wanted = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
         if wanted not in self._read:
-            self._read[wanted] = self._load(about, shape, wanted).astype(self._dtype, copy=False)
+            self._read[wanted] = self._load(stored, shape, wanted).astype(self._dtype, copy=False)
         return self._read[wanted]
 
-    def _load(self, about: Any, shape: tuple[int, ...], wanted: tuple[Range, ...]) -> np.ndarray:
+    def _load(self, stored: Any, shape: tuple[int, ...], wanted: tuple[Range, ...]) -> np.ndarray:
         tile = self._tiles["tile"] if self._tiles else (1,) * len(shape)
         grown = [  # to whole tiles
             (start // step * step, min(size, -(-stop // step) * step))
             for (start, stop), size, step in zip(wanted, shape, tile, strict=True)
         ]
-        array = _read_region(self._path, self._file, about, self._name, shape, grown)
+        array = _read_region(self._path, self._file, stored, self._name, shape, grown)
         if self._tiles:
             self._check(array, shape, tile, grown)
         inner = (
@@ -178,12 +178,12 @@ class _Reader:
                 )
 
 
-def _read_region(path: Path, file, about, name: str, shape, region: list[Range]) -> np.ndarray:
+def _read_region(path: Path, file, stored, name: str, shape, region: list[Range]) -> np.ndarray:
     """A part of an array, which safetensors copies out of the mapped file."""
     try:
         if 0 in shape or not shape:  # safetensors cannot slice these
             return file.get_tensor(name)
-        return about[tuple(slice(*bounds) for bounds in region)]
+        return stored[tuple(slice(*bounds) for bounds in region)]
     except Exception as error:  # the library does not document its errors
         raise files.unreadable(path, error, f"'{name}' cannot be read.") from error
 

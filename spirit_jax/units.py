@@ -195,7 +195,7 @@ def from_string(string: str, common_style: int = COMMON_STYLE) -> Units:
             tokens.append((unit[1], int(unit[2])))
         elif not part.is_token and part.string.strip():
             raise InputError(
-                f"{part.string.strip()[:40]!r} is no unit; a unit string consists of [Hu..], "
+                f"{part.string.strip()[:40]!r} is not a unit; a unit string consists of [Hu..], "
                 "[Pi..] and [St..]."
             )
     firsts = {kind: number for kind, number in reversed(tokens)}

@@ -124,8 +124,8 @@ class Hub:
             error = [{"message": '"license" must be one of the known ones'}] if bad else []
             return send(request, 400 if bad else 200, {"errors": error, "warnings": []})
         if path[:3] == ["api", "repos", "create"]:
-            about = json.loads(body)
-            name = f"{about.get('organization') or 'me'}/{about['name']}"
+            fields = json.loads(body)
+            name = f"{fields.get('organization') or 'me'}/{fields['name']}"
             (self.root / name).mkdir(parents=True, exist_ok=True)
             return send(request, 200, {"url": f"{self.url}/{name}"})
         name = "/".join(path[2:4] if path[0] == "api" else path[:2])
@@ -169,8 +169,8 @@ class Hub:
         names = [p.relative_to(folder).as_posix() for p in files]
         if kind == "revision":
             siblings = [{"rfilename": name} for name in names]
-            about = {"id": name, "sha": commit, "siblings": siblings, "private": False}
-            return send(request, 200, about | {"gated": False, "tags": [], "downloads": 0})
+            commit_info = {"id": name, "sha": commit, "siblings": siblings, "private": False}
+            return send(request, 200, commit_info | {"gated": False, "tags": [], "downloads": 0})
         if kind == "tree":
             tree = [
                 {"type": "file", "path": n, "size": p.stat().st_size, "oid": etag(p)}

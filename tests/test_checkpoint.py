@@ -91,9 +91,9 @@ def test_each_shard_reads_only_its_slice(tmp_path, monkeypatch):
     regions: list = []
     read = tensor_file._read_region
 
-    def record(path, file, about, name, shape, region):
+    def record(path, file, tensor_slice, name, shape, region):
         regions.append((name, region))
-        return read(path, file, about, name, shape, region)
+        return read(path, file, tensor_slice, name, shape, region)
 
     monkeypatch.setattr(tensor_file, "_read_region", record)
     loaded = checkpoint.load_params(

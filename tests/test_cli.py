@@ -175,8 +175,8 @@ def test_an_output_is_not_replaced_unasked(run, base_folder, recording, tmp_path
 def test_what_a_model_lacks_is_one_error_for_all_files(run, expressive_folder, recording, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(expressive_folder, folder)
-    about = folder / "speech_tokenizer" / "speech_tokenizer.json"
-    config.write(config.read_mapping(about) | {"f0_method": "fcpe"}, about)
+    path = folder / "speech_tokenizer" / "speech_tokenizer.json"
+    config.write(config.read_mapping(path) | {"f0_method": "fcpe"}, path)
     status, _, err = run("encode", folder, recording, recording)
     assert status == 1 and err.startswith("error: ") and "has no F0 network" in err
     assert len(err.splitlines()) == 1

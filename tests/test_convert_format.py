@@ -58,8 +58,10 @@ def test_shared_networks_are_copied(tmp_path):
     copy_model("spirit-tiny-expressive", tmp_path / "model", "safetensors")
     speech = tmp_path / "model" / "speech_tokenizer"
     assert json.loads((speech / "speech_tokenizer.json").read_text())["shared"] == ""
-    about = SpeechTokenizer.from_pretrained(speech).config
-    assert set(about.hashes) == {path.parent.name for path in speech.rglob("config.json")}
+    tokenizer_config = SpeechTokenizer.from_pretrained(speech).config
+    assert set(tokenizer_config.hashes) == {
+        path.parent.name for path in speech.rglob("config.json")
+    }
 
 
 def test_other_folders_are_refused(base_folder, tmp_path):

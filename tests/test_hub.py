@@ -169,7 +169,7 @@ def test_refusals_have_different_messages(server, find, files):
     assert "is gated" in results[1] and "no token was sent" in results[1]
     assert "missing, private or gated" in results[2]
     assert "has no revision 'v9'" in results[3] and "full commit hash" in results[4]
-    assert "is no spirit_jax model" in results[5]
+    assert "is not a spirit_jax model" in results[5]
     allowed, _ = find("org/gated", "org/secret", "org/none", HF_TOKEN=TOKEN)
     assert not [path for path in allowed[:2] if path.startswith("error")]
     assert "(a token was sent)" in allowed[2]

@@ -89,13 +89,13 @@ def test_the_wheel_has_all_files_and_no_others(wheel):
 def test_the_wheel_requires_no_torch(wheel):
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/METADATA"))
-        about = Parser().parsestr(archive.read(name).decode())
-    always = [line for line in about.get_all("Requires-Dist") if "extra ==" not in line]
+        metadata = Parser().parsestr(archive.read(name).decode())
+    always = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert len(always) > 10
     for heavy in ("torch", "tensorflow", "gradio", "transformers"):
         assert not [line for line in always if line.lower().startswith(heavy)]
-    assert about["Requires-Python"] == ">=3.11" and about.get_all("Classifier")
-    assert about["Keywords"] and about["Author"] and about.get_all("Project-URL")
+    assert metadata["Requires-Python"] == ">=3.11" and metadata.get_all("Classifier")
+    assert metadata["Keywords"] and metadata["Author"] and metadata.get_all("Project-URL")
 
 
 def test_the_wheel_works_in_an_empty_folder(wheel, tmp_path):

@@ -15,7 +15,6 @@ from spirit_jax.data import report
 from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.data.corpus import Corpus
 from spirit_jax.data.encode_items import find_splits
-from spirit_jax.data.manifest import read_source
 from spirit_jax.data.prepare import prepare
 
 SECONDS = (1.3, 0.7, 1.0, 0.9, 1.2, 0.5)
@@ -304,66 +303,10 @@ def test_a_full_disk_is_one_sentence(recordings, tokenizer, tmp_path, monkeypatc
     assert not list((tmp_path / "corpus").glob("part-*"))
 
 
-def test_a_tensorflow_dataset(tokenizer, tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    pytest.importorskip("pydub")
-
-    class Tones(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {
-                "id": tfds.features.Text(),
-                "speech": tfds.features.Audio(sample_rate=8000),
-                "text": tfds.features.Text(),
-                "speaker_id": tfds.features.Scalar(dtype=np.int64),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for number in range(3):
-                wave = (3000 * np.sin(np.arange(8000) * 0.1 * (number + 1))).astype(np.int64)
-                yield (
-                    number,
-                    {"id": f"t{number}", "speech": wave, "text": "beep", "speaker_id": number},
-                )
-
-    builder = Tones(data_dir=tmp_path / "tfds", file_format="array_record")
-    builder.download_and_prepare()
-    items = sorted(read_source(f"tfds:{builder.data_path}:train"), key=lambda item: item.id)
-    assert [item.id for item in items] == ["t0", "t1", "t2"]
-    assert [item.speaker for item in items] == ["0", "1", "2"]
-    units = tokenizer.encode(items[0].audio)
-    figures = prepare(f"tfds:{builder.data_path}:train", tmp_path / "corpus", tokenizer)
-    utterances = {utterance.id: utterance for utterance in Corpus(tmp_path / "corpus")}
-    np.testing.assert_array_equal(utterances["t0"].units.hubert, units.hubert)
-    assert utterances["t0"].seconds == pytest.approx(1.0) and utterances["t0"].text == "beep"
-    assert figures["items"] == 3
-
-
 def test_without_tensorflow_datasets_one_sentence_says_so(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(InputError, match=r"pip install 'spirit-jax\[tfds\]'"):
         prepare("tfds:librispeech:train", tmp_path, tokenizer)
-
-
-def test_a_beam_pipeline_makes_the_same_corpus(recordings, expressive_folder, tokenizer, tmp_path):
-    pytest.importorskip("apache_beam")
-    from spirit_jax.data import beam
-
-    source, config = str(recordings / "all.jsonl"), PrepareConfig(shard_items=2)
-    plain = prepare(source, tmp_path / "plain", tokenizer, config)
-    figures = beam.run(
-        source, tmp_path / "beam", expressive_folder, config, ["--runner=DirectRunner"]
-    )
-    assert read(tmp_path / "beam") == read(tmp_path / "plain")
-    assert figures == plain
-    assert report.describe(figures)
 
 
 def test_what_changed_since_a_preparation_began_is_noticed(recordings, tokenizer, tmp_path):

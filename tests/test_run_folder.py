@@ -102,8 +102,8 @@ def test_the_content_at_a_path_is_compared_and_not_the_path(make_config, corpus,
     assert {change.name for change in changes.free} == {"model", "data.sources[0].path"}
     assert not changes.announced + changes.refused
 
-    about = tmp_path / "model" / "llama" / "config.json"
-    config.write(config.read_mapping(about) | {"rope_theta": 5e5}, about)
+    config_path = tmp_path / "model" / "llama" / "config.json"
+    config.write(config.read_mapping(config_path) | {"rope_theta": 5e5}, config_path)
     with next((tmp_path / "model" / "text_tokenizer").iterdir()).open("a") as file:
         file.write(" ")
     names = {change.name for change in compare(model=str(tmp_path / "model")).refused}
@@ -270,8 +270,8 @@ def test_a_second_process_is_refused_and_a_dead_one_taken_over(tmp_path, capfd):
 def test_a_lock_of_another_host_is_watched(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(lock, "SILENT_SECONDS", 0.5)
     path = tmp_path / lock.NAME
-    about = {"token": "x", "host": "far", "pid": 1, "started": "1", "since": "yesterday"}
-    path.write_text(json.dumps(about))
+    content = {"token": "x", "host": "far", "pid": 1, "started": "1", "since": "yesterday"}
+    path.write_text(json.dumps(content))
     keep = subprocess.Popen(
         [
             sys.executable,
@@ -288,7 +288,7 @@ def test_a_lock_of_another_host_is_watched(tmp_path, monkeypatch, capfd):
         keep.wait()
     with lock.hold(tmp_path) as held:
         assert "is taken over" in capfd.readouterr().err
-        path.write_text(json.dumps(about))
+        path.write_text(json.dumps(content))
         with pytest.raises(InputError, match="was taken over by process 1 on far"):
             held.check()
         path.unlink()

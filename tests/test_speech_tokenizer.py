@@ -196,7 +196,7 @@ def test_units_that_cannot_be_decoded_are_named(base, expressive):
         expressive.decode(Units([1, 2], [64], [3]))
     with pytest.raises(InputError, match="needs pitch units"):
         expressive.decode("[Hu5]")
-    with pytest.raises(InputError, match="'hello' is no unit"):
+    with pytest.raises(InputError, match="'hello' is not a unit"):
         base.decode("[Hu5]hello")
 
 

@@ -190,7 +190,7 @@ def test_options_override_a_config(lm):
         (lambda lm: lm.generate([("arbitrary", "x")]), "text or speech, not arbitrary"),
         (lambda lm: lm.generate([("text", b"x")]), "must be a string, not bytes"),
         (lambda lm: lm.generate([("speech", "nowhere.wav")]), "nowhere.wav: there is no such file"),
-        (lambda lm: lm.generate([("speech", "[Hu5]junk")]), "'junk' is no unit"),
+        (lambda lm: lm.generate([("speech", "[Hu5]junk")]), "'junk' is not a unit"),
         (lambda lm: lm.generate([("speech", np.zeros(100))]), "shorter than 80 ms"),
         (lambda lm: lm.generate([("speech", Units([]))]), "shorter than 80 ms"),
         (lambda lm: lm.generate([TEXT], prompt="x"), "not both"),
@@ -276,7 +276,7 @@ def test_a_prompt_longer_than_in_training_is_reported_once(lm):
 
 
 def test_folders_that_do_not_fit_are_named(base_folder, expressive_folder, tmp_path):
-    with pytest.raises(InputError, match="is no model folder"):
+    with pytest.raises(InputError, match="is not a model folder"):
         SpiritLM.from_pretrained(tmp_path)
 
     text_only = tmp_path / "text"

@@ -365,8 +365,8 @@ def test_a_speech_tokenizer_is_known_by_its_networks_wherever_they_lie(base_fold
     (tmp_path / "networks").mkdir()
     (copy / "speech_tokenizer" / "hubert").rename(tmp_path / "networks" / "hubert")
     path = copy / "speech_tokenizer" / "speech_tokenizer.json"
-    about = config.read(model_folder.SpeechTokenizerConfig, path)
-    config.write(dataclasses.replace(about, shared="../../networks"), path)
+    tokenizer_config = config.read(model_folder.SpeechTokenizerConfig, path)
+    config.write(dataclasses.replace(tokenizer_config, shared="../../networks"), path)
     assert model_folder.fingerprint(copy) == before
     network = tmp_path / "networks" / "hubert" / "config.json"
     network.write_text(network.read_text() + " ")

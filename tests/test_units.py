@@ -135,7 +135,7 @@ def test_random_strings_give_units_or_an_input_error(string):
     try:
         parsed = units.from_string(string)
     except InputError as error:
-        assert "is no unit" in str(error)
+        assert "is not a unit" in str(error)
     else:
         remainder = re.sub(r"\[(Hu|Pi|St)[0-9]+\]|\[Text\]|\[Speech\]", "", string)
         assert not remainder.strip()

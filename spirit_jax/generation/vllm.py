@@ -254,7 +254,7 @@ class Waiting:
 def _split(url: str) -> urllib.parse.SplitResult:
     try:
         parts = urllib.parse.urlsplit(url)
-        _ = parts.port  # raises for one that is no number
+        _ = parts.port  # raises for one that is not a number
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname)
     except ValueError:
         is_usable = False

@@ -120,5 +120,7 @@ def check_shapes(folder: Path, stored: Any, wanted: dict[str, list]) -> None:
             )
 
 
-def _shape(about: list | None) -> str:
-    return "absent" if about is None else f"{about[1]} {tuple(about[0])}"
+def _shape(shape_and_dtype: list | None) -> str:
+    return (
+        "absent" if shape_and_dtype is None else f"{shape_and_dtype[1]} {tuple(shape_and_dtype[0])}"
+    )

@@ -196,9 +196,11 @@ def read_units(items: Sequence[Item], tokenizer: str, run_dir: Path) -> list[Uni
 def _tokenizer_networks(tokenizer: str) -> dict[str, str]:
     """What units depend on, by name: settings of the tokenizer and hashes of its networks."""
     folder = model_folder.find_speech_tokenizer(tokenizer)
-    about = config_lib.read(model_folder.SpeechTokenizerConfig, folder / model_folder.CONFIG_NAME)
-    networks = {name: sha for name, sha in about.hashes.items() if name != "hifigan"}
-    return {"kind": about.kind, "f0_method": about.f0_method} | networks
+    tokenizer_config = config_lib.read(
+        model_folder.SpeechTokenizerConfig, folder / model_folder.CONFIG_NAME
+    )
+    networks = {name: sha for name, sha in tokenizer_config.hashes.items() if name != "hifigan"}
+    return {"kind": tokenizer_config.kind, "f0_method": tokenizer_config.f0_method} | networks
 
 
 def read_wave(recording: UnitRecording, hop: int) -> np.ndarray:
