@@ -149,6 +149,21 @@ def test_attention_by_blocks_equals_the_plain_form(int8, rows, slots):
         )
 
 
+@pytest.mark.parametrize(("last", "reads_all"), [(5, False), (99, False), (100, True), (140, True)])
+def test_few_slots_are_read_as_a_whole_if_half_of_them_are_filled(monkeypatch, last, reads_all):
+    monkeypatch.setattr(attention, "LARGE_BLOCK", 0)
+    cache, draws = filled_cache(200, int8=False), np.random.default_rng(1)
+    q_bthk = jnp.asarray(draws.standard_normal((3, 1, 6, 8)), jnp.float32)
+    new = attention.NewTokens(jnp.full((3, 1), last), jnp.full(3, last))
+    attend = jax.jit(attention.attend_cache)
+    plain = attention._attend_slots(q_bthk.reshape(3, 2, 3, 8), cache, jnp.full((3, 3), last))
+    y_bthk = attend(q_bthk, cache, new)
+    np.testing.assert_allclose(y_bthk.reshape(plain.shape), plain, rtol=1e-5, atol=1e-6)
+    # A value that is not a number changes the result if it is read, also with a weight of 0.
+    spoilt = cache.replace(v=cache.v.at[:, :, -1].set(jnp.nan))
+    assert bool(jnp.isnan(attend(q_bthk, spoilt, new)).any()) == reads_all
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_attention_by_blocks_never_reads_blocks_that_no_query_attends_to(int8):
     """One compiled function reads as many slots as are filled, whatever the cache holds beyond."""

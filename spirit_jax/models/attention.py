@@ -4,6 +4,7 @@ Letters: b batch, t query positions, s key positions (cache slots), h query head
 heads, k head width, n queries of a key-value head, r rows of the cache.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,8 @@ from spirit_jax.models.llama_config import RopeScaling
 
 TPU_ROWS = 8  # least rows of a product on a TPU's matrix unit
 BLOCK = 64  # slots that attention on a CPU reads at once
-# A larger block leaves the CPU's cache; then so few slots are read faster as a whole.
+# A larger block leaves the CPU's cache; then few slots are read faster as a whole, if half of them
+# are filled.
 LARGE_BLOCK, FEW_SLOTS = 4 << 20, 512
 
 
@@ -241,9 +243,11 @@ def attend_cache(q_bthk: jax.Array, cache: LayerCache, new: NewTokens) -> jax.Ar
         return _attend_slots(q_bgnk, _part(cache, new.rows_b, b, 0, slots), last_bn)
 
     def attend_blocks(q_bgnk, cache, last_bn):
-        if new.rows_b is None and _is_read_faster_as_a_whole(cache, b):
-            return _attend_slots(q_bgnk, cache, last_bn)
-        return _attend_blocks(q_bgnk, cache, last_bn, new.rows_b)
+        blocks = functools.partial(_attend_blocks, rows_b=new.rows_b)
+        if new.rows_b is not None or not _may_be_read_as_a_whole(cache, b):
+            return blocks(q_bgnk, cache, last_bn)
+        is_half_full = 2 * jnp.max(last_bn) >= cache.k.shape[2]
+        return jax.lax.cond(is_half_full, _attend_slots, blocks, q_bgnk, cache, last_bn)
 
     on_tpu = _with_more_rows(attend) if q_bgnk.shape[2] < TPU_ROWS else attend
     y_bgnk = jax.lax.platform_dependent(
@@ -299,8 +303,8 @@ def _weighted_values(
     )
 
 
-def _is_read_faster_as_a_whole(cache: LayerCache, b: int) -> bool:
-    """Whether attention of b rows on a CPU should read all slots, of which nothing is copied."""
+def _may_be_read_as_a_whole(cache: LayerCache, b: int) -> bool:
+    """Whether attention of b rows on a CPU may be faster over all slots, which are not copied."""
     rows, kv_heads, slots, width = cache.k.shape
     block_bytes = 2 * b * kv_heads * BLOCK * width * cache.k.dtype.itemsize
     return b == rows and slots <= FEW_SLOTS and block_bytes > LARGE_BLOCK

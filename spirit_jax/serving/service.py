@@ -73,9 +73,13 @@ class Service:
 
     def warm_up(self) -> None:
         """Compiles what generation needs, before the first request."""
-        self._engine.warm_up()
+        # At the same time, since a compilation mostly uses one core.
+        compiled = []
         if self.vocoder is not None:
-            self.lm.speech_tokenizer.vocoder_stream.warm_up()
+            compiled.append(self._pool.submit(self.lm.speech_tokenizer.vocoder_stream.warm_up))
+        self._engine.warm_up()
+        for future in compiled:
+            future.result()
 
     def stop(self) -> None:
         """Ends all threads; requests that run end with an error."""
