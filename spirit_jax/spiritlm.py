@@ -92,14 +92,14 @@ class SpiritLM(LanguageModel):
             model = model.clone(config=rounded)
         model, params = llama_weights.lay_out_for_decoding(model, params)
         model = model.clone(int8_cache=int8_cache)
-        return cls(folder, vocab, *_load_tokenizers(folder, vocab), model, params, mesh)
+        return cls(folder, vocab, *load_tokenizers(folder, vocab), model, params, mesh)
 
     @classmethod
     def _with_remote(cls, folder: Path, url: str) -> "SpiritLM":
         """A model whose language model is served by vLLM."""
         vocab = config.read(Vocab, folder / "vocab.json")
         model = llama.Llama(config.read(LlamaConfig, folder / "llama" / "config.json"))
-        loaded = cls(folder, vocab, *_load_tokenizers(folder, vocab), model, None, None)
+        loaded = cls(folder, vocab, *load_tokenizers(folder, vocab), model, None, None)
         loaded._engine = RemoteEngine(url, make_masks(vocab), vocab.eos, loaded.max_tokens)
         return loaded
 
@@ -337,7 +337,7 @@ class SpiritLM(LanguageModel):
         return transcription.read_config(self.folder)
 
 
-def _load_tokenizers(folder: Path, vocab: Vocab) -> tuple[TextTokenizer, SpeechTokenizer | None]:
+def load_tokenizers(folder: Path, vocab: Vocab) -> tuple[TextTokenizer, SpeechTokenizer | None]:
     """The text tokenizer of a model folder, and its speech tokenizer if it has one."""
     speech_tokenizer = None
     if (folder / SPEECH_TOKENIZER).is_dir():

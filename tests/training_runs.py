@@ -40,7 +40,7 @@ def make_run(run_dir, model, corpus, mesh=ALL_FSDP, **changes):
 
 # Settings that a step does not use.
 UNUSED = {"run_dir", "seed", "random_init", "keep", "eval_sources", "eval_every", "eval_batches"}
-UNUSED |= {"checkpoint_every", "checkpoint_minutes"}
+UNUSED |= {"checkpoint_every", "checkpoint_minutes", "samples"}
 _STEPS = {}  # jitted steps by the other settings and shardings
 
 

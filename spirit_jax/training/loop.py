@@ -182,7 +182,7 @@ def _evaluate(
 
 def _write_report(recipe: Recipe, state: TrainState) -> None:
     """Writes the report if the recipe has one; only the first process's files are kept."""
-    if type(recipe).report is Recipe.report:
+    if not recipe.has_report:
         return
     with tempfile.TemporaryDirectory() as temporary:
         target = files.as_path(recipe.config.run_dir) / "report"

@@ -86,6 +86,11 @@ class Recipe(abc.ABC, Generic[Config]):
         """Metrics on held-out data; called if `has_evaluation` is set."""
         return {}
 
+    @property
+    def has_report(self) -> bool:
+        """Whether `report` writes anything."""
+        return type(self).report is not Recipe.report
+
     def report(self, state: TrainState, folder: Path) -> None:
         """Writes plots and audio of held-out data to an existing folder, after `evaluate`.
 

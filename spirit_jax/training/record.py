@@ -35,6 +35,7 @@ FREE = (
     "checkpoint_minutes",
     "keep",
     "eval_every",
+    "samples*",
     "profile_*",
     "stall_minutes",
     "mesh.*",

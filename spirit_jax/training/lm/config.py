@@ -5,8 +5,41 @@ import dataclasses
 from spirit_jax import limits
 from spirit_jax.data.configs import DataConfig, SourceConfig
 from spirit_jax.errors import InputError
+from spirit_jax.generation.config import GenerationConfig
 from spirit_jax.models.llama_config import LlamaConfig
 from spirit_jax.training.configs import LoopConfig, LoraConfig, OptimizerConfig, StepConfig
+from spirit_jax.vocab import Modality
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """A prompt that the language model continues at each evaluation.
+
+    Attributes:
+      text: the prompt, or "" if it is speech.
+      speech: path of a recording, or "" if the prompt is text.
+      to: what is generated: text, speech or arbitrary.
+      max_new_tokens: the most tokens that are generated.
+      temperature: of sampling; 0 takes the likeliest tokens.
+    """
+
+    text: str = ""
+    speech: str = ""
+    to: str = "arbitrary"
+    max_new_tokens: int = 100
+    temperature: float = 0.0
+
+    def __post_init__(self):
+        if bool(self.text) == bool(self.speech):
+            raise InputError("A sample needs either text or speech as its prompt.")
+        Modality.of(self.to)
+        self.settings(0)
+
+    def settings(self, seed: int) -> GenerationConfig:
+        """The settings of generation."""
+        if not self.temperature:
+            return GenerationConfig(self.max_new_tokens)
+        return GenerationConfig(self.max_new_tokens, True, self.temperature, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +58,8 @@ class LmRunConfig(LoopConfig):
       seed: of random parameters.
       eval_sources: held-out corpora for evaluation (see `eval_every`).
       eval_batches: number of batches in an evaluation; the same batches every time.
+      samples: prompts that are continued at each evaluation; the outputs are written to
+        RUN_DIR/report.
       optimizer: optimizer and learning rate.
       step: gradient accumulation, and how the loss is computed.
       lora: LoRA adapters.
@@ -43,6 +78,7 @@ class LmRunConfig(LoopConfig):
     data: DataConfig = DataConfig()
     eval_sources: tuple[SourceConfig, ...] = ()
     eval_batches: int = 4
+    samples: tuple[SampleConfig, ...] = ()
     optimizer: OptimizerConfig = OptimizerConfig()
     step: StepConfig = StepConfig()
     lora: LoraConfig = LoraConfig()

@@ -36,6 +36,7 @@ from spirit_jax.training import record
 from spirit_jax.training.lm import lora
 from spirit_jax.training.lm.config import LmRunConfig
 from spirit_jax.training.lm.loss import LossSums, Objective
+from spirit_jax.training.lm.samples import Sampler, make_unroll
 from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.recipe import Recipe
 from spirit_jax.training.step import Gradients, Metrics, TrainState, merge, partition
@@ -82,7 +83,7 @@ class LmRecipe(Recipe[LmRunConfig]):
         self.skip_norm = config.step.skip_norm
         self.compiler_options = config.compiler_options
         self.flops = token_flops(self.model.config, config.data.seq_len) * self.batch_tokens
-        self.has_evaluation = bool(config.eval_sources)
+        self.has_evaluation = bool(config.eval_sources or config.samples)
         self.saves_extra = not config.lora.rank  # the frozen parameters are those of the model
         # The stream of held-out batches, and its state before the first batch.
         self._held_out: tuple[Stream, dict[str, Any]] | None = None
@@ -195,6 +196,8 @@ class LmRecipe(Recipe[LmRunConfig]):
 
     def evaluate(self, state: TrainState, mesh: jax.sharding.Mesh) -> dict[str, float]:
         """The metrics on held-out batches, which are the same in every evaluation."""
+        if not self.config.eval_sources:
+            return {}
         batch_rows = self.config.data.batch_rows
         rows = sharding.local_rows(batch_rows, mesh)
         if self._held_out is None:  # opened only once, since opening checks the whole corpus
@@ -214,6 +217,28 @@ class LmRecipe(Recipe[LmRunConfig]):
             sums.append(self._held_out_sums(state, batch))
         total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), sums)
         return self._held_out_objective.metrics(total)
+
+    @functools.cached_property
+    def _sampler(self) -> Sampler:
+        return Sampler(self.folder, self.vocab, self.config.samples, self.config.seed)
+
+    def prepare(self) -> None:
+        """See `Recipe.prepare`: reads the prompts of samples, so that mistakes show at once."""
+        if self.config.samples:
+            _ = self._sampler
+
+    @property
+    def has_report(self) -> bool:
+        """Whether there are prompts to continue."""
+        return bool(self.config.samples)
+
+    def report(self, state: TrainState, folder: Path) -> None:
+        """See `Recipe.report`: continues the prompts of `samples`."""
+        mesh = state.step.sharding.mesh
+        cfg, dtype = self.model.config, self.model.dtype
+        model, unroll = make_unroll(cfg, dtype, mesh, self.config.scan_layers)
+        params = unroll(plain_params(state, self.config))
+        self._sampler.write(model, params, int(state.step), folder / "samples")
 
     def describe(self, with_data: bool = True) -> dict[str, Any]:
         """See `Recipe.describe`."""
