@@ -253,6 +253,33 @@ def test_an_interrupted_run_resumes(aligner, corpus, tmp_path):
         align_corpus(source, output, aligner)
 
 
+def test_parts_together_are_the_whole(aligner, corpus, tmp_path):
+    source, _ = corpus
+    align_corpus(source, tmp_path / "whole.jsonl", aligner)
+    for part in (1, 2, 3):
+        align_corpus(source, tmp_path / f"{part}.jsonl", aligner, part=part, parts=3)
+    for end in ("", ".rejects.jsonl"):
+        parts = [tmp_path / f"{part}.jsonl{end}" for part in (1, 2, 3)]
+        lines = [line for path in parts if path.exists() for line in read_lines(path)]
+        assert lines == read_lines(tmp_path / f"whole.jsonl{end}")
+    with pytest.raises(InputError, match="fewer items than 9 parts"):
+        align_corpus(source, tmp_path / "5.jsonl", aligner, part=1, parts=9)
+
+
+def test_a_part_resumes_only_as_the_same_part(aligner, corpus, tmp_path):
+    source, _ = corpus
+
+    def stop(done):
+        raise KeyError(done)
+
+    output, settings = tmp_path / "out.jsonl", {"batch_size": 1, "parts": 2}
+    with pytest.raises(KeyError):
+        align_corpus(source, output, aligner, part=2, **settings, progress=stop)
+    with pytest.raises(InputError, match="part '2/2', now '1/2'"):
+        align_corpus(source, output, aligner, part=1, **settings)
+    assert align_corpus(source, output, aligner, part=2, **settings).aligned == 3
+
+
 def test_two_processes_do_not_align_to_one_output(aligner, corpus, tmp_path):
     source, _ = corpus
     output = tmp_path / "out/aligned.jsonl"

@@ -9,7 +9,7 @@ import typer
 
 from spirit_jax import model_folder
 from spirit_jax.cli import checks
-from spirit_jax.cli.options import count_items
+from spirit_jax.cli.options import count_items, parse_shard
 from spirit_jax.data.configs import check_alignment
 from spirit_jax.data.manifest import check_source
 from spirit_jax.errors import InputError, plural
@@ -38,6 +38,9 @@ TextGrids = Annotated[Path | None, typer.Option(help="Instead: folder of MFA's I
 WhisperX = Annotated[Path | None, typer.Option(help="Instead: folder of WhisperX's ID.json files")]
 Tier = Annotated[str, typer.Option(help="Name of the TextGrids' tier with the words")]
 MinScore = Annotated[float | None, typer.Option(help="Reject items with a lower score (0 is best)")]
+ShardOfCorpus = Annotated[
+    str, typer.Option(metavar="I/N", help="Align part I of N, with an OUTPUT of its own")
+]
 BatchSize = Annotated[int, typer.Option(help="Recordings in a batch")]
 
 
@@ -52,6 +55,7 @@ def align(
     tier: Tier = "words",
     min_score: MinScore = None,
     batch_size: BatchSize = 16,
+    shard: ShardOfCorpus = "",
 ) -> None:
     """Compute the times of each word of a corpus, or read them from another tool's files.
 
@@ -61,6 +65,7 @@ def align(
     """
     _check_ways(model, aligner, textgrid, whisperx)
     check_alignment(batch_size, min_score)
+    part, parts = parse_shard(shard) if shard else (1, 1)
     check_source(str(source))
     checks.new_file(output)
     if model is not None:
@@ -75,7 +80,7 @@ def align(
     from spirit_jax.data.align_corpus import align_corpus
 
     word_aligner = _load_aligner(model, aligner)
-    with progress.counting("aligning", count_items(str(source), 1)) as add:
+    with progress.counting("aligning", count_items(str(source), parts)) as add:
         summary = align_corpus(
             source,
             output,
@@ -85,6 +90,8 @@ def align(
             tier=tier,
             min_score=min_score,
             batch_size=batch_size,
+            part=part,
+            parts=parts,
             progress=_added(add),
         )
     print(

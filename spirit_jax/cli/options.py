@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+import re
 import sys
 import warnings
 from importlib.metadata import entry_points
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax.errors import InputWarning
+from spirit_jax.errors import InputError, InputWarning
 
 TPU_DEVICES = "/dev/accel*", "/dev/vfio"
 ModelDir = Annotated[
@@ -42,6 +43,14 @@ def count_items(source: str, parts: int) -> int | None:
     if source.startswith("tfds:"):
         return None
     return -(-sum(1 for _ in read_source(source)) // parts)
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """(part, parts) of "I/N"; raises `InputError` for others."""
+    numbers = re.fullmatch(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})", shard)
+    if not numbers or int(numbers[1]) > int(numbers[2]):
+        raise InputError(f"--shard is '{shard}'; expected I/N with I from 1 to N, such as 1/4.")
+    return int(numbers[1]), int(numbers[2])
 
 
 def prepare_environment() -> None:

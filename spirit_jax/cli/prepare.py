@@ -1,7 +1,6 @@
 """`spirit-jax prepare`: prepares a corpus for training."""
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ import typer
 
 from spirit_jax import model_folder
 from spirit_jax.cli import checks, processes
-from spirit_jax.cli.options import Distributed, PeerTimeout, count_items
+from spirit_jax.cli.options import Distributed, PeerTimeout, count_items, parse_shard
 from spirit_jax.data.configs import PrepareConfig
 from spirit_jax.data.manifest import check_source
 from spirit_jax.errors import InputError, plural
@@ -67,7 +66,7 @@ def prepare(
     OUTPUT/rejects-*.jsonl.
     """
     settings = PrepareConfig(shard_items, max_seconds, threads)
-    part, parts = _parse_shard(shard) if shard else (0, 0)
+    part, parts = parse_shard(shard) if shard else (0, 0)
     if shard and processes.is_one_of_several(distributed):
         raise InputError(
             "Give either --shard or --distributed, which prepares the part of each process."
@@ -122,11 +121,3 @@ def _prepare(
         tokenizer.require_encoder()  # one error instead of one for each item
     with progress.counting("preparing", count_items(source, parts)) as add:
         return prepare_lib.prepare(source, output, tokenizer, settings, part, parts, add)
-
-
-def _parse_shard(shard: str) -> tuple[int, int]:
-    """(part, parts) of "I/N"."""
-    numbers = re.fullmatch(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})", shard)
-    if not numbers or int(numbers[1]) > int(numbers[2]):
-        raise InputError(f"--shard is '{shard}'; expected I/N with I from 1 to N, such as 1/4.")
-    return int(numbers[1]), int(numbers[2])

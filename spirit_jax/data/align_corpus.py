@@ -36,6 +36,8 @@ def align_corpus(
     tier: str = "words",
     min_score: float | None = None,
     batch_size: int = 16,
+    part: int = 1,
+    parts: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> AlignReport:
     """Writes the manifest `output`: the items of `source` with `words` and, if computed, `score`.
@@ -51,6 +53,8 @@ def align_corpus(
       tier: name of the TextGrids' tier with the words.
       min_score: items with a lower score are rejected; see `Aligned.score`.
       batch_size: recordings in a batch; as many more are read in advance.
+      part, parts: aligns part 1 to `parts` of the items. The outputs of all parts, one after
+        another, are the output without parts.
       progress: called after each batch with the number of items done so far.
 
     Returns:
@@ -62,20 +66,21 @@ def align_corpus(
     """
     source, output = files.as_path(source), files.as_path(output)
     _check_arguments(output, (aligner, textgrid, whisperx), batch_size, min_score)
-    rows = read_rows(str(source))
-    rows = itertools.chain([next(rows)], rows)  # raises for an empty source before it writes
+    rows = _read_part(str(source), part, parts)
     words: WordSource
     if aligner is not None:
         words = ComputedWords(aligner, min_score)
     else:
         kind, folder = ("whisperx", whisperx) if textgrid is None else ("textgrid", textgrid)
         words = ImportedWords(kind, folder, tier)
-        rows = words.watch_unused(rows)
+        if parts == 1:
+            rows = words.watch_unused(rows)
+    settings = words.settings | ({"part": f"{part}/{parts}"} if parts > 1 else {})
     with lock.hold(output.parent, output.name + ".lock", output, "output") as output_lock:
         files.refuse_existing(output)  # another process may have written it meanwhile
         partial = output.with_name(output.name + ".partial")
         try:
-            done = resume(partial, source, words.settings)
+            done = resume(partial, source, settings)
             with files.GrowingFile(partial) as file:
                 for batch in _align(islice(rows, done, None), words, output, batch_size):
                     output_lock.check()
@@ -86,6 +91,22 @@ def align_corpus(
             return split(partial, source, output)
         except OSError as error:
             raise files.unwritable(output, error) from error
+
+
+def _read_part(source: str, part: int, parts: int) -> Iterator[Row]:
+    """The rows of a part, one after another, so that those of a document stay together.
+
+    Raises:
+      InputError: the source or the part is empty, or cannot be read.
+    """
+    rows = read_rows(source)
+    if parts > 1:
+        count = sum(1 for _ in rows)
+        rows = islice(read_rows(source), count * (part - 1) // parts, count * part // parts)
+    first = list(islice(rows, 1))
+    if not first:
+        raise InputError(f"{source}: has fewer items than {parts} parts; give a smaller number.")
+    return itertools.chain(first, rows)
 
 
 def _align(
