@@ -164,15 +164,20 @@ def test_few_slots_are_read_as_a_whole_if_half_of_them_are_filled(monkeypatch, l
     assert bool(jnp.isnan(attend(q_bthk, spoilt, new)).any()) == reads_all
 
 
+@pytest.mark.parametrize(("block_bytes", "slots"), [(attention.BLOCK_BYTES, 64), (0, 16)])
 @pytest.mark.parametrize("int8", [False, True])
-def test_attention_by_blocks_never_reads_blocks_that_no_query_attends_to(int8):
+def test_attention_by_blocks_never_reads_blocks_that_no_query_attends_to(
+    monkeypatch, int8, block_bytes, slots
+):
     """One compiled function reads as many slots as are filled, whatever the cache holds beyond."""
+    monkeypatch.setattr(attention, "BLOCK_BYTES", block_bytes)
     cache = filled_cache(256, int8)
-    q_bgnk, last_bn = jnp.ones((3, 2, 1, 8)), jnp.array([[60], [5], [0]])
+    q_bgnk, last_bn = jnp.ones((3, 2, 1, 8)), jnp.array([[slots - 1], [5], [0]])
     expected = attention._attend_blocks(q_bgnk, cache, last_bn, None)
-    k = cache.k_scale_bgs if int8 else cache.k
-    spoilt = k.at[:, :, attention.BLOCK :].set(jnp.nan)
-    cache = cache.replace(**{"k_scale_bgs" if int8 else "k": spoilt})
+    # A value that is not a number changes the result if it is read, also with a weight of 0.
+    name = "v_scale_bgs" if int8 else "v"
+    spoilt = getattr(cache, name).at[:, :, slots:].set(jnp.nan)
+    cache = cache.replace(**{name: spoilt})
     np.testing.assert_array_equal(attention._attend_blocks(q_bgnk, cache, last_bn, None), expected)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import importlib.util
 import os
 import re
 import sys
@@ -28,15 +29,20 @@ MODEL = "a random model"  # stands for a folder with random weights: its few lay
 PARAMETERS = {  # as few steps as show that everything fits together
     "convert-and-run-7b": {"SMALL": MODEL, "BENCH": "--rows 1 --tokens 16"},
     "hear-it": {},
+    "plan-a-pod-run": {"TOPOLOGIES": ["v5e:1x1"], "ROWS": [1], "SLICES": 1},
     "your-voice": {"MODEL": MODEL, "VOCODER_STEPS": 2, "LANGUAGE_MODEL_STEPS": 2},
 }
-PRINTED = {  # by cells that ask for a GPU, a TPU or gated weights
+PRINTED = {  # among others, by cells that ask for a GPU, a TPU or gated weights
     "convert-and-run-7b": ["There is no GPU or TPU", "No weights of 7B", "no TPU: choose"],
     "hear-it": ["There is no microphone outside Colab"],
+    "plan-a-pod-run": ["v5e:1x1, 1 rows a chip: fits", "dollars", "lower bound"],
     "your-voice": [],
 }
 
 NAMES = sorted(PARAMETERS)
+NEEDS_COMPILER = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
 
 
 def read(name: str) -> nbformat.NotebookNode:
@@ -70,12 +76,15 @@ def kernel_environment() -> dict[str, str]:
 @pytest.mark.parametrize(
     "name, parameters",
     [
-        *PARAMETERS.items(),
-        *(
-            pytest.param(name, {}, marks=pytest.mark.slow, id=f"{name}-as-stored")
-            for name, parameters in PARAMETERS.items()
-            if parameters
-        ),
+        pytest.param(
+            name,
+            given,
+            marks=[pytest.mark.slow] * is_stored + [NEEDS_COMPILER] * name.startswith("plan"),
+            id=f"{name}-as-stored" if is_stored else name,
+        )
+        for name, parameters in PARAMETERS.items()
+        for is_stored, given in ((False, parameters), (True, {}))
+        if parameters or not is_stored
     ],
 )
 def test_a_notebook_runs_top_to_bottom(name, parameters, tmp_path, base_folder):
@@ -86,7 +95,9 @@ def test_a_notebook_runs_top_to_bottom(name, parameters, tmp_path, base_folder):
     )
     for cell in code_cells(content):
         cell.outputs, cell.execution_count = [], None
-    refresh.execute(content, tmp_path, CELL_SECONDS, kernel_environment())
+    # The TPU's compiler optimises little, which takes half of the time.
+    quick = {"JAX_OPTIMIZATION_LEVEL": "O0"} if parameters else {}
+    refresh.execute(content, tmp_path, CELL_SECONDS, kernel_environment() | quick)
     counts = [cell.execution_count for cell in code_cells(content)]
     assert counts == list(range(1, len(counts) + 1))
     assert [text for text in PRINTED[name] if text not in printed(content)] == []
@@ -187,6 +198,13 @@ def test_the_installation_keeps_the_accelerator_and_says_so_otherwise(
         *("-c", "constraints.txt"),
         f"{address}someone/spirit_jax",
     ]
+
+
+def test_a_missing_compiler_is_reported_with_its_command(monkeypatch):
+    (cell,) = [cell for cell in code_cells(read("plan-a-pod-run")) if "tpu" in tags(cell)]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"pip install 'jax\[tpu\]'"):
+        exec(cell.source, {})
 
 
 def test_jax_is_checked(monkeypatch):

@@ -17,7 +17,9 @@ from spirit_jax.models import cache_kernel
 from spirit_jax.models.llama_config import RopeScaling
 
 TPU_ROWS = 8  # least rows of a product on a TPU's matrix unit
-BLOCK = 64  # slots that attention on a CPU reads at once
+# Slots that attention on a CPU reads at once: fewer, down to the second number, if their keys and
+# values have more bytes than stay in the cache of a core.
+BLOCK, SMALLEST_BLOCK, BLOCK_BYTES = 64, 16, 1 << 20
 # A larger block leaves the CPU's cache; then few slots are read faster as a whole, if half of them
 # are filled.
 LARGE_BLOCK, FEW_SLOTS = 4 << 20, 512
@@ -305,9 +307,14 @@ def _weighted_values(
 
 def _may_be_read_as_a_whole(cache: LayerCache, b: int) -> bool:
     """Whether attention of b rows on a CPU may be faster over all slots, which are not copied."""
-    rows, kv_heads, slots, width = cache.k.shape
-    block_bytes = 2 * b * kv_heads * BLOCK * width * cache.k.dtype.itemsize
-    return b == rows and slots <= FEW_SLOTS and block_bytes > LARGE_BLOCK
+    rows, _, slots, _ = cache.k.shape
+    return b == rows and slots <= FEW_SLOTS and BLOCK * _slot_bytes(cache, b) > LARGE_BLOCK
+
+
+def _slot_bytes(cache: LayerCache, b: int) -> int:
+    """Bytes of the keys and values of a slot in b rows."""
+    _, kv_heads, _, width = cache.k.shape
+    return 2 * b * kv_heads * width * cache.k.dtype.itemsize
 
 
 def _attend_blocks(
@@ -321,7 +328,7 @@ def _attend_blocks(
     """
     b, kv_heads, n, width = q_bgnk.shape
     slots = cache.k.shape[2]
-    size = min(BLOCK, slots)
+    size = min(BLOCK, max(SMALLEST_BLOCK, BLOCK_BYTES // _slot_bytes(cache, b)), slots)
 
     def add_block(i, carry):
         largest_bgn, total_bgn, sum_bgnk = carry
