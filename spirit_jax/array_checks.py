@@ -40,7 +40,7 @@ def write(path: str | Path) -> None:
             checksum = checksums.of_file(path / file, offset, length)
             array["chunks"][rest] = [file, offset, length, checksum]
     chunk_files = {chunk[0] for array in arrays.values() for chunk in array["chunks"].values()}
-    names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    names = (file.relative_to(path).as_posix() for file in files.walk(path))
     names = sorted(set(names) - chunk_files - {checksums.LIST})
     listed = dict(zip(names, checksums.of_files(path / name for name in names), strict=True))
     checksums.write_json(path / checksums.LIST, {"files": listed, "arrays": arrays})

@@ -212,9 +212,8 @@ def fingerprint(folder: str | Path) -> str:
     listed = {path for path in folder.rglob("*.safetensors") if checksums.read_arrays(path)}
     paths = [
         path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path not in listed
+        for path in files.walk(folder)
+        if path not in listed
         and not path.name.startswith(".")
         and set(tokenizers).isdisjoint(path.parents)
         and (path.name == checksums.LIST or apart.isdisjoint(path.parents))

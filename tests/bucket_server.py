@@ -78,6 +78,7 @@ class Proxy:
 
     Attributes:
       url: the address of the proxy.
+      requests: number of requests.
       spoiled: number of spoiled requests, by kind.
     """
 
@@ -85,7 +86,7 @@ class Proxy:
 
     def __init__(self, url: str, share: float, seed: int = 0):
         """Starts the proxy; `share` of the requests are spoiled."""
-        self.share = share
+        self.share, self.requests = share, 0
         self.spoiled = dict.fromkeys(self.KINDS, 0)
         self._draw, self._lock = random.Random(seed), threading.Lock()
         self._target = url.removeprefix("http://")
@@ -93,6 +94,7 @@ class Proxy:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer takes 40 ms
 
             def answer(self):
                 proxy.answer(self)
@@ -114,6 +116,7 @@ class Proxy:
 
     def _choose(self) -> str:
         with self._lock:
+            self.requests += 1
             if self._draw.random() >= self.share:
                 return ""
             kind = self._draw.choice(self.KINDS)

@@ -3,6 +3,7 @@
 Imports happen once, and every attempt is a fork of this process. JAX has no backend here yet, so a
 child may start one. Prints a JSON object with one result for every kill: "same" if the output is
 bitwise that of an uninterrupted run, "different", or the error message of the second attempt.
+NAME "train" trains FOLDER/run.yaml instead, kills it again and again, and prints what was left.
 FOLDER, with the inputs and the outputs, may be in a bucket.
 """
 
@@ -75,9 +76,19 @@ def convert(inputs: Path, output: Path) -> None:
         main(inputs / "hf", output / "model")
 
 
+def train(inputs: Path, run_dir: Path) -> None:
+    from spirit_jax.training import loop, read_run_config
+    from spirit_jax.training.lm.recipe import LmRecipe
+
+    settings = read_run_config(inputs / "run.yaml", [f"run_dir={run_dir}", "steps=1000000"])
+    for _ in loop.train(LmRecipe(settings)):
+        pass
+
+
 COMMANDS = {"prepare": prepare, "align": align, "eval": evaluate, "export": export}
 COMMANDS["convert"] = convert
 LOGS = Path(tempfile.mkdtemp())
+WAIT_SECONDS = 300.0  # for the next checkpoint of a run
 
 
 def in_child(command: Callable[[Path, Path], None], inputs: Path, output: Path) -> int:
@@ -117,8 +128,38 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): checksums.of_file(path) for path in paths}
 
 
+def newest(run_dir: Path) -> int:
+    """The step of the newest checkpoint of a run in a bucket; 0 if there is none."""
+    paths = (run_dir / "checkpoints").glob("*/commit_success.txt")
+    return max((int(path.parent.name) for path in paths), default=0)
+
+
+def kill_training(inputs: Path, kills: int) -> dict[str, object]:
+    """Kills a run, which goes on each time: in its first seconds, or soon after a checkpoint."""
+    import spirit_jax.training.lm.recipe  # noqa: F401  # so that forks need not import it
+
+    rng, run_dir, left, killed, waited = random.Random(0), inputs / "run", [0], 0, 20.0
+    for number in range(kills):
+        child, started = in_child(train, inputs, run_dir), time.monotonic()
+        if number % 3:
+            while newest(run_dir) <= left[-1] and time.monotonic() < started + WAIT_SECONDS:
+                time.sleep(0.1)
+            waited = time.monotonic() - started
+        time.sleep(rng.uniform(0, 3 if number % 3 else waited))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status != -signal.SIGKILL:
+            return {"killed": killed, "error": (LOGS / "log").read_text()[-3000:]}
+        killed += 1
+        left.append(newest(run_dir))
+    return {"killed": killed, "left": left, "seconds": waited}
+
+
 def main() -> None:
     name, inputs, kills = sys.argv[1], files.as_path(sys.argv[2]).absolute(), int(sys.argv[3])
+    if name == "train":
+        print(json.dumps(kill_training(inputs, kills)))
+        return
     command, work = COMMANDS[name], inputs / f"kills-{name}"
     for folder in ("compiled", "uninterrupted"):  # the first run compiles, the second is timed
         (work / folder / "out").mkdir(parents=True)

@@ -2,23 +2,24 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from bucket_server import Proxy, environment
+from kill_runs import newest
 from tones import write_tones
 
-from spirit_jax import files, model_folder
+from spirit_jax import files
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 KILLS = 30
+FLAGS = "--xla_backend_optimization_level=0"  # compiles faster; one device
 STEPS = 8
 SETTINGS = {
     "checkpoint_every": 1,
@@ -36,7 +37,7 @@ def start(emulator, tmp_path):
     (tmp_path / "tmp").mkdir()
 
     def start(*arguments, url=emulator):
-        variables = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        variables = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
         command = [sys.executable, "-c", "from spirit_jax.cli import main; main()"]
         return subprocess.Popen(
             [*command, *map(str, arguments)],
@@ -64,16 +65,22 @@ def call(start, tmp_path):
     return call
 
 
-def write_inputs(folder, tmp_path):
-    """Writes a model, recordings, a manifest and a run config to the bucket."""
-    files.upload_folder(model_folder.ASSETS / "spirit-tiny-base", folder / "model")
-    (tmp_path / "tones").mkdir()
-    write_tones(tmp_path / "tones", 6)
-    files.upload_folder(tmp_path / "tones", folder / "recordings")
-    source = {"path": f"{folder}/corpus", "format": "speech"}
-    data = SETTINGS["data"] | {"sources": [source]}
-    values = SETTINGS | {"model": f"{folder}/model", "run_dir": f"{folder}/run", "data": data}
-    files.write_json(folder / "run.yaml", values)
+@pytest.fixture
+def write_inputs(tmp_path, base_folder):
+    """Writes a model, recordings, a manifest and a run config to a folder of the bucket."""
+
+    def write_inputs(folder):
+        files.upload_folder(base_folder, folder / "model")
+        (tmp_path / "tones").mkdir()
+        write_tones(tmp_path / "tones", 6)
+        files.upload_folder(tmp_path / "tones", folder / "recordings")
+        source = {"path": f"{folder}/corpus", "format": "speech"}
+        data = SETTINGS["data"] | {"sources": [source]}
+        values = SETTINGS | {"model": f"{folder}/model", "run_dir": f"{folder}/run", "data": data}
+        files.write_json(folder / "run.yaml", values)
+        return folder / "recordings/manifest.jsonl"
+
+    return write_inputs
 
 
 def steps_of(run_dir):
@@ -85,15 +92,9 @@ def content(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")}
 
 
-def newest(run_dir):
-    paths = (run_dir / "checkpoints").glob("*/commit_success.txt")
-    return max((int(path.parent.name) for path in paths), default=0)
-
-
-def test_the_whole_way_with_nothing_on_the_local_disk(bucket, start, call, tmp_path):
+def test_the_whole_way_with_nothing_on_the_local_disk(bucket, start, call, write_inputs, tmp_path):
     folder = files.as_path(bucket)
-    write_inputs(folder, tmp_path)
-    (manifest,) = (folder / "recordings").glob("*.jsonl")
+    manifest = write_inputs(folder)
     call("prepare", manifest, folder / "corpus", "--model", folder / "model")
     train = ("train", "--config", folder / "run.yaml")
     process = start(*train)
@@ -113,16 +114,15 @@ def test_the_whole_way_with_nothing_on_the_local_disk(bucket, start, call, tmp_p
         call(*train, f"run_dir={folder}/{name}", "--export", folder / f"{name}-model")
     exported = content(folder / "run-model")
     assert exported == content(folder / "undisturbed-model") and "llama/config.json" in exported
-    (recording,) = list((folder / "recordings").glob("*0.wav"))[:1]
-    prompt = (f"speech:{recording}", "--to", "speech", "--max-new-tokens", 30, "--seed", 1)
+    options = ("--to", "speech", "--max-new-tokens", 30, "--seed", 1)
+    prompt = (f"speech:{folder}/recordings/0.wav", *options)
     call("generate", folder / "run-model", *prompt, "--output", folder / "generated")
     assert not list(folder.rglob("*.lock*")) and not list(folder.rglob("*unfinished*"))
 
 
-def test_a_bucket_that_fails_now_and_then(emulator, bucket, call, tmp_path):
+def test_a_bucket_that_fails_now_and_then(emulator, bucket, call, write_inputs):
     folder = files.as_path(bucket)
-    write_inputs(folder, tmp_path)
-    (manifest,) = (folder / "recordings").glob("*.jsonl")
+    manifest = write_inputs(folder)
     proxy = Proxy(emulator, 0.01)
     try:
         for name, url in (("smooth", emulator), ("spoiled", proxy.url)):
@@ -138,34 +138,21 @@ def test_a_bucket_that_fails_now_and_then(emulator, bucket, call, tmp_path):
     assert content(folder / "model-smooth") == content(folder / "model-spoiled")
 
 
-def test_a_killed_training_resumes_bitwise(bucket, start, call, tmp_path):
-    folder, rng = files.as_path(bucket), np.random.default_rng(0)
-    write_inputs(folder, tmp_path)
-    (manifest,) = (folder / "recordings").glob("*.jsonl")
+def test_a_killed_training_resumes_bitwise(bucket, emulator, call, write_inputs):
+    folder = files.as_path(bucket)
+    manifest = write_inputs(folder)
     call("prepare", manifest, folder / "corpus", "--model", folder / "model")
+    report = json.loads(_python(["tests/kill_runs.py", "train", str(folder), str(KILLS)], emulator))
+    print(report)
+    assert report["killed"] == KILLS, report["error"]
+    left = report["left"]  # the newest checkpoint after each kill
+    assert left == sorted(left) and left[-1] >= KILLS // 2
+    last = f"steps={left[-1] + 2}"
     train = ("train", "--config", folder / "run.yaml")
-    saved = killed = 0
-    for number in range(KILLS):
-        process = start(*train, "steps=1000000")
-        if number % 3:  # soon after a checkpoint, else in the first seconds
-            while newest(folder / "run") <= saved and process.poll() is None:
-                time.sleep(0.1)
-            time.sleep(rng.uniform(0, 3))
-        else:
-            time.sleep(rng.uniform(0, 20))
-        process.send_signal(signal.SIGKILL)
-        errors = process.communicate()[1]
-        killed += process.returncode == -signal.SIGKILL
-        assert "error: " not in errors, errors[-3000:]
-        assert newest(folder / "run") >= saved
-        saved = newest(folder / "run")
-    assert killed == KILLS and saved >= KILLS // 2
-    for path in (tmp_path / "tmp").iterdir():
-        files.remove_tree(path)
-    for name in ("run", "undisturbed"):
-        call(*train, f"run_dir={folder}/{name}", f"steps={saved + 2}")
+    call(*train, last)
+    call(*train, last, f"run_dir={folder}/undisturbed", "checkpoint_every=1000")
     assert steps_of(folder / "run") == steps_of(folder / "undisturbed")
-    assert len(steps_of(folder / "run")) == saved + 2
+    assert len(steps_of(folder / "run")) == left[-1] + 2
     assert not list((folder / "run").rglob("damaged/*"))
 
 
@@ -203,13 +190,15 @@ def test_killed_commands_give_the_same_result_when_run_again(
 def _python(arguments, url):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     variables = {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
-    process = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | environment(url) | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    variables["XLA_FLAGS"] = FLAGS
+    with tempfile.TemporaryDirectory() as temporary:  # killed processes leave files
+        process = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=os.environ | environment(url) | variables | {"TMPDIR": temporary},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert process.returncode == 0, process.stderr[-3000:]
     return process.stdout

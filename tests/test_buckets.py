@@ -51,6 +51,27 @@ def test_paths_of_buckets_have_the_methods_of_local_paths(folder):
     assert not folder.exists()
 
 
+def test_a_question_is_one_request(emulator, folder, monkeypatch):
+    files.write_text(folder / "a/file", "x" * 100_000)
+    proxy = Proxy(emulator, 0.0)
+    use(proxy.url, monkeypatch)
+    questions = {
+        lambda: (folder / "a/file").is_file(): 1,
+        lambda: (folder / "a").exists(): 2,  # is it an object, is it a folder
+        lambda: (folder / "b").exists(): 2,
+        lambda: files.walk(folder): 1,
+        lambda: files.read_text(folder / "a/file"): 2,  # the size, the content
+        lambda: checksums.of_file(folder / "a/file"): 2,
+    }
+    try:
+        for question, requests in questions.items():
+            before = proxy.requests
+            question()
+            assert proxy.requests - before == requests
+    finally:
+        proxy.close()
+
+
 def test_a_file_is_whole_or_absent(folder):
     path = folder / "a.json"
     files.write_json(path, {"a": 1})
@@ -259,7 +280,7 @@ def test_requests_are_repeated(emulator, folder, monkeypatch):
     proxy = Proxy(emulator, 0.3)
     try:
         use(proxy.url, monkeypatch)
-        for number in range(8):
+        for number in range(20):
             files.write_json(folder / f"{number}.json", [number] * 1000)
             assert files.read_json(folder / f"{number}.json") == [number] * 1000
         with files.whole_file(folder / "new", overwrite=False) as unfinished:
@@ -267,7 +288,7 @@ def test_requests_are_repeated(emulator, folder, monkeypatch):
         (folder / "lock").create(b"mine")  # also if an answer is lost
         with pytest.raises(FileExistsError):
             (folder / "lock").create(b"other")
-        assert len(names_in(folder)) == 10
+        assert len(names_in(folder)) == 22
         assert all(proxy.spoiled.values()), proxy.spoiled
         proxy.share = 1.0
         monkeypatch.setattr(Proxy, "KINDS", ("503",))

@@ -18,6 +18,7 @@ from spirit_jax.files.paths import (
     local_copy,
     open_binary,
     remove_tree,
+    walk,
     without_dots,
 )
 from spirit_jax.files.reading import (
@@ -84,6 +85,7 @@ __all__ = [
     "unreadable",
     "unwritable",
     "upload_folder",
+    "walk",
     "whole_file",
     "whole_folder",
     "without_dots",

@@ -6,6 +6,7 @@ object only if there is none, and repeats no request.
 """
 
 import contextlib
+import datetime
 import errno
 import fnmatch
 import io
@@ -22,11 +23,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spirit_jax.errors import InputError
+from spirit_jax.files.object_reader import BLOCK, ObjectReader
 from spirit_jax.files.resources import UNFINISHED, find_resource_error
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub", "memory": "fsspec"}
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a request is repeated, on average
-BLOCK = 8 << 20  # bytes of one request
 
 # `pathlib` makes one slash of two.
 URL = re.compile(rf"({'|'.join(SCHEMES)}):/+(.*)", re.DOTALL)
@@ -115,7 +116,23 @@ class BucketPath(pathlib.PosixPath):
 
     def info(self) -> dict[str, Any]:
         """fsspec's description: type, size, and more; raises `FileNotFoundError`."""
-        return self._repeat(lambda: self.system.info(self.key))
+        return self._repeat(self._describe)
+
+    def _describe(self) -> dict[str, Any]:
+        if self.scheme != "gs" or not self.is_object:
+            return self.system.info(self.key)
+        # `gcsfs.info` makes up to three requests, and closes the connection of one of them.
+        bucket, _, name = self.key.removeprefix("gs://").partition("/")
+        try:
+            about = self.system.call("GET", "b/{}/o/{}", bucket, name, json_out=True)
+        except FileNotFoundError:
+            options = {"prefix": f"{name}/", "maxResults": 1}
+            listed = self.system.call("GET", "b/{}/o", bucket, **options, json_out=True)
+            if not listed.get("items"):
+                raise
+            return {"type": "directory", "size": 0}
+        changed = datetime.datetime.fromisoformat(about["updated"])
+        return about | {"type": "file", "size": int(about["size"]), "mtime": changed}
 
     def exists(self) -> bool:
         return bool(self._kind())
@@ -230,7 +247,7 @@ class BucketPath(pathlib.PosixPath):
         """Opens an object for reading; `whole_file` and `put` write."""
         if mode not in ("r", "rb", "rt"):
             raise NotImplementedError(f"{self}: an object of a bucket is only written whole.")
-        binary = io.BufferedReader(_Ranges(self), BLOCK)
+        binary = io.BufferedReader(ObjectReader(self), BLOCK)
         if mode == "rb":
             return binary
         return io.TextIOWrapper(binary, encoding=options.get("encoding") or "utf-8")
@@ -342,36 +359,6 @@ class BucketPath(pathlib.PosixPath):
                     raise OSError(errno.EIO, reason, str(self)) from error
                 time.sleep(wait * random.uniform(0.5, 1.5))  # many clients at different times
         raise AssertionError  # not reached
-
-
-class _Ranges(io.RawIOBase):
-    """The bytes of an object, read in ranges, each of which is requested again after an error."""
-
-    def __init__(self, path: BucketPath):
-        self._path, self._place = path, 0
-        about = path.info()
-        if about["type"] == "directory":
-            raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-        self._size = int(about["size"])
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        self._place = max(start + offset, 0)
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), self._size - self._place)
-        if length <= 0:
-            return 0
-        buffer[:length] = self._path.read_range(self._place, self._place + length)
-        self._place += length
-        return length
 
 
 def _split_url(parts: tuple[Any, ...]) -> tuple[Any, ...]:

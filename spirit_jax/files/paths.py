@@ -46,6 +46,14 @@ def is_file(path: str | os.PathLike) -> bool:
     return path.is_file() if is_bucket(path) else os.path.isfile(path)
 
 
+def walk(folder: str | os.PathLike) -> list[Path]:
+    """All files below a folder, at any depth; in a bucket one listing gives them all."""
+    folder = as_path(folder)
+    if is_bucket(folder):
+        return list(folder.walk_files())
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def join(folder: Path, name: str) -> Path:
     """A path relative to a folder, or `name` itself if that is absolute."""
     return as_path(name) if os.path.isabs(name) else without_dots(folder / name)

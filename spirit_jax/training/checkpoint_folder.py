@@ -24,8 +24,7 @@ class Damaged(Exception):
 
 def write_checksums(folder: Path) -> None:
     """Writes the checksums of this process's files of a checkpoint."""
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    names = [path.relative_to(folder).as_posix() for path in paths]
+    names = [path.relative_to(folder).as_posix() for path in files.walk(folder)]
     # Other processes may be writing their lists now.
     names = [name for name in names if not name.startswith(f"{CHECKSUMS}/")]
     process = jax.process_index()
