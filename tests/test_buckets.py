@@ -1,5 +1,6 @@
 """Files, folders, locks and corpora in a bucket, with a storage emulator on this machine."""
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -294,6 +295,22 @@ def test_requests_are_repeated(emulator, folder, monkeypatch):
         monkeypatch.setattr(Proxy, "KINDS", ("503",))
         with pytest.raises(InputError, match="0.json: cannot be read .the bucket does not answer"):
             files.read_text(folder / "0.json")
+    finally:
+        proxy.close()
+
+
+def test_a_lost_answer_to_a_removal_is_no_error(emulator, folder, monkeypatch):
+    monkeypatch.setattr("gcsfs.retry.asyncio.sleep", _short_sleep(), raising=False)
+    files.write_text(folder / "a", "1")
+    proxy = Proxy(emulator, 0.0)
+    kinds = itertools.cycle(["lost answer", ""])
+    monkeypatch.setattr(proxy, "_choose", lambda: next(kinds))
+    try:
+        use(proxy.url, monkeypatch)
+        (folder / "a").unlink()
+        with pytest.raises(FileNotFoundError):
+            (folder / "a").unlink()
+        (folder / "a").unlink(missing_ok=True)
     finally:
         proxy.close()
 

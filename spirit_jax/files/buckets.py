@@ -218,11 +218,11 @@ class BucketPath(pathlib.PosixPath):
             path.unlink(missing_ok=True)
 
     def unlink(self, missing_ok: bool = False) -> None:
-        try:
+        if not missing_ok:
+            self.info()
+        # If the answer is lost, then the repeated request finds nothing.
+        with contextlib.suppress(FileNotFoundError):
             self._repeat(lambda: self.system.rm_file(self.key))
-        except FileNotFoundError:
-            if not missing_ok:
-                raise
 
     def rename(self, target: Any) -> "BucketPath":
         """Copies the object or folder, and removes the original; this is not atomic."""
