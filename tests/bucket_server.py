@@ -10,6 +10,7 @@ import importlib.util
 import random
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -73,6 +74,14 @@ def _create_bucket(port: int) -> None:
     raise AssertionError("the emulator does not start")
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *arguments):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # of a client that has ended
+            super().handle_error(*arguments)
+
+
 class Proxy:
     """Passes requests on to an emulator, and spoils some of them.
 
@@ -104,8 +113,7 @@ class Proxy:
             def log_message(self, *_):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

@@ -7,6 +7,7 @@ NAME "train" trains FOLDER/run.yaml instead, kills it again and again, and print
 FOLDER, with the inputs and the outputs, may be in a bucket.
 """
 
+import importlib
 import json
 import os
 import random
@@ -87,6 +88,14 @@ def train(inputs: Path, run_dir: Path) -> None:
 
 COMMANDS = {"prepare": prepare, "align": align, "eval": evaluate, "export": export}
 COMMANDS["convert"] = convert
+MODULES = {  # imported before the forks
+    "prepare": ("spirit_jax.data.prepare", "spirit_jax.speech_tokenizer"),
+    "align": ("spirit_jax.data.align_corpus",),
+    "eval": ("spirit_jax.evaluation.run", "spirit_jax.spiritlm"),
+    "export": ("training_runs", "spirit_jax.training.export"),
+    "convert": ("convert.llama",),
+    "train": ("spirit_jax.training.lm.recipe",),
+}
 LOGS = Path(tempfile.mkdtemp())
 WAIT_SECONDS = 300.0  # for the next checkpoint of a run
 
@@ -136,8 +145,6 @@ def newest(run_dir: Path) -> int:
 
 def kill_training(inputs: Path, kills: int) -> dict[str, object]:
     """Kills a run, which goes on each time: in its first seconds, or soon after a checkpoint."""
-    import spirit_jax.training.lm.recipe  # noqa: F401  # so that forks need not import it
-
     rng, run_dir, left, killed, waited = random.Random(0), inputs / "run", [0], 0, 20.0
     for number in range(kills):
         child, started = in_child(train, inputs, run_dir), time.monotonic()
@@ -157,6 +164,8 @@ def kill_training(inputs: Path, kills: int) -> dict[str, object]:
 
 def main() -> None:
     name, inputs, kills = sys.argv[1], files.as_path(sys.argv[2]).absolute(), int(sys.argv[3])
+    for module in MODULES[name]:
+        importlib.import_module(module)
     if name == "train":
         print(json.dumps(kill_training(inputs, kills)))
         return

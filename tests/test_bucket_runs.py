@@ -123,7 +123,7 @@ def test_the_whole_way_with_nothing_on_the_local_disk(bucket, start, call, write
 def test_a_bucket_that_fails_now_and_then(emulator, bucket, call, write_inputs):
     folder = files.as_path(bucket)
     manifest = write_inputs(folder)
-    proxy = Proxy(emulator, 0.01)
+    proxy = Proxy(emulator, 0.03)
     try:
         for name, url in (("smooth", emulator), ("spoiled", proxy.url)):
             call("prepare", manifest, folder / name, "--model", folder / "model", url=url)
