@@ -29,7 +29,7 @@ MODEL = "a random model"  # stands for a folder with random weights: its few lay
 PARAMETERS = {  # as few steps as show that everything fits together
     "convert-and-run-7b": {"SMALL": MODEL, "BENCH": "--rows 1 --tokens 16"},
     "hear-it": {},
-    "plan-a-pod-run": {"TOPOLOGIES": ["v5e:1x1"], "ROWS": [1], "SLICES": 1},
+    "plan-a-pod-run": {"CHOICES": [("v5e:1x1", 1)], "SLICES": 1},
     "your-voice": {"MODEL": MODEL, "VOCODER_STEPS": 2, "LANGUAGE_MODEL_STEPS": 2},
 }
 PRINTED = {  # among others, by cells that ask for a GPU, a TPU or gated weights
