@@ -26,10 +26,14 @@ REPOSITORY = r"([\w-]+/[\w-]+)"  # OWNER/REPO until there is a public one; see d
 LARGEST = 300_000  # bytes
 CELL_SECONDS = 600
 MODEL = "a random model"  # stands for a folder with random weights: its few layers compile quickly
+TINY = (
+    "sizes.num_layers=1 sizes.hidden_size=128 sizes.intermediate_size=128 sizes.num_heads=1 "
+    "sizes.num_kv_heads=1 sizes.head_dim=128 sizes.vocab_size=1024 data.seq_len=128 remat=none"
+)
 PARAMETERS = {  # as few steps as show that everything fits together
     "convert-and-run-7b": {"SMALL": MODEL, "BENCH": "--rows 1 --tokens 16"},
     "hear-it": {},
-    "plan-a-pod-run": {"CHOICES": [("v5e:1x1", 1)], "SLICES": 1},
+    "plan-a-pod-run": {"CHANGES": TINY, "CHOICES": [("v5e:1x1", 1)], "SLICES": 1},
     "your-voice": {"MODEL": MODEL, "VOCODER_STEPS": 2, "LANGUAGE_MODEL_STEPS": 2},
 }
 PRINTED = {  # among others, by cells that ask for a GPU, a TPU or gated weights
