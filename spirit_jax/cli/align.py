@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spirit_jax import model_folder
+from spirit_jax import allocator, model_folder
 from spirit_jax.cli import checks
 from spirit_jax.cli.options import count_items, parse_shard
 from spirit_jax.data.configs import check_alignment
@@ -79,6 +79,7 @@ def align(
     from spirit_jax.data import progress
     from spirit_jax.data.align_corpus import align_corpus
 
+    allocator.return_large_blocks()
     word_aligner = _load_aligner(model, aligner)
     with progress.counting("aligning", count_items(str(source), parts)) as add:
         summary = align_corpus(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spirit_jax import model_folder
+from spirit_jax import allocator, model_folder
 from spirit_jax.cli import checks, processes
 from spirit_jax.cli.options import Distributed, PeerTimeout, count_items, parse_shard
 from spirit_jax.data.configs import PrepareConfig
@@ -113,6 +113,7 @@ def _prepare(
     from spirit_jax.data import progress
     from spirit_jax.speech_tokenizer import SpeechTokenizer
 
+    allocator.return_large_blocks()
     if not parts:
         part, parts = jax.process_index() + 1, jax.process_count()
     tokenizer = None
