@@ -62,7 +62,11 @@ def test_prompts_that_cannot_be_used_are_named_before_training(make_config, tmp_
         SampleConfig()
     with pytest.raises(InputError, match="'music'"):
         SampleConfig(text="x", to="music")
-    missing = SampleConfig(speech=str(tmp_path / "no.wav"))
-    with pytest.raises(InputError, match=r"no\.wav"):
-        run(make_config("run", samples=(missing,)), devices=len(jax.devices()))
+    long, short = SampleConfig(text="the object " * 3000), SampleConfig(text="the object")
+    for sample, named in (
+        (SampleConfig(speech=str(tmp_path / "no.wav")), r"samples\[1\]: .*no\.wav"),
+        (long, r"samples\[1\]: .*positions"),
+    ):
+        with pytest.raises(InputError, match=named):
+            run(make_config("run", samples=(short, sample)), devices=len(jax.devices()))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -39,7 +39,7 @@ WhisperX = Annotated[Path | None, typer.Option(help="Instead: folder of WhisperX
 Tier = Annotated[str, typer.Option(help="Name of the TextGrids' tier with the words")]
 MinScore = Annotated[float | None, typer.Option(help="Reject items with a lower score (0 is best)")]
 ShardOfCorpus = Annotated[
-    str, typer.Option(metavar="I/N", help="Align part I of N, with an OUTPUT of its own")
+    str | None, typer.Option(metavar="I/N", help="Align part I of N, with an OUTPUT of its own")
 ]
 BatchSize = Annotated[int, typer.Option(help="Recordings in a batch")]
 
@@ -55,7 +55,7 @@ def align(
     tier: Tier = "words",
     min_score: MinScore = None,
     batch_size: BatchSize = 16,
-    shard: ShardOfCorpus = "",
+    shard: ShardOfCorpus = None,
 ) -> None:
     """Compute the times of each word of a corpus, or read them from another tool's files.
 
@@ -65,7 +65,7 @@ def align(
     """
     _check_ways(model, aligner, textgrid, whisperx)
     check_alignment(batch_size, min_score)
-    part, parts = parse_shard(shard) if shard else (1, 1)
+    part, parts = parse_shard(shard) if shard is not None else (1, 1)
     check_source(str(source))
     checks.new_file(output)
     if model is not None:

@@ -24,7 +24,7 @@ Model = Annotated[
     typer.Option(help="Model whose speech tokenizer computes units, by folder or name"),
 ]
 ShardOfCorpus = Annotated[
-    str,
+    str | None,
     typer.Option(metavar="I/N", help="Prepare part I of N; on a pod the part of the process"),
 ]
 Plot = Annotated[Path | None, typer.Option(help="Plot unit frequencies and lengths to this file")]
@@ -46,7 +46,7 @@ def prepare(
     source: Source,
     output: Output,
     model: Model = None,
-    shard: ShardOfCorpus = "",
+    shard: ShardOfCorpus = None,
     plot: Plot = None,
     strict: Strict = False,
     as_json: AsJson = False,
@@ -66,12 +66,12 @@ def prepare(
     OUTPUT/rejects-*.jsonl.
     """
     settings = PrepareConfig(shard_items, max_seconds, threads)
-    part, parts = parse_shard(shard) if shard else (0, 0)
-    if shard and processes.is_one_of_several(distributed):
+    part, parts = parse_shard(shard) if shard is not None else (0, 0)
+    if shard is not None and processes.is_one_of_several(distributed):
         raise InputError(
             "Give either --shard or --distributed, which prepares the part of each process."
         )
-    if shard and beam is not None:
+    if shard is not None and beam is not None:
         raise InputError("Give either --shard or --beam, which distributes the items itself.")
     check_source(source)
     if model is not None:

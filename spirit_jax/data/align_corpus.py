@@ -97,16 +97,15 @@ def _read_part(source: str, part: int, parts: int) -> Iterator[Row]:
     """The rows of a part, one after another, so that those of a document stay together.
 
     Raises:
-      InputError: the source or the part is empty, or cannot be read.
+      InputError: the source cannot be read, is empty, or has fewer items than parts.
     """
     rows = read_rows(source)
     if parts > 1:
         count = sum(1 for _ in rows)
+        if count < parts:
+            raise InputError(f"{source}: has fewer items than {parts} parts; give a smaller N.")
         rows = islice(read_rows(source), count * (part - 1) // parts, count * part // parts)
-    first = list(islice(rows, 1))
-    if not first:
-        raise InputError(f"{source}: has fewer items than {parts} parts; give a smaller number.")
-    return itertools.chain(first, rows)
+    return itertools.chain([next(rows)], rows)  # raises for an empty source before it writes
 
 
 def _align(

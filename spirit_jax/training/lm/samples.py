@@ -8,8 +8,9 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from spirit_jax import config as config_lib
 from spirit_jax import files, sharding
-from spirit_jax.audio import SAMPLE_RATE, load_audio, write_wav
+from spirit_jax.audio import SAMPLE_RATE, write_wav
 from spirit_jax.errors import InputError
 from spirit_jax.generation.engine import slots_of
 from spirit_jax.generation.request import Generation
@@ -25,7 +26,7 @@ class Sampler:
     """Continues the prompts of a run. The model for generation is in memory only meanwhile."""
 
     def __init__(self, folder: Path, vocab: Vocab, configs: tuple[SampleConfig, ...], seed: int):
-        """Reads tokenizers and recordings.
+        """Encodes the prompts.
 
         Args:
           folder: the model folder of the run.
@@ -34,17 +35,31 @@ class Sampler:
           seed: random seed of sampling.
 
         Raises:
-          InputError: a recording cannot be read, or the folder has no speech tokenizer for it.
+          InputError: a recording cannot be read, the folder has no speech tokenizer, or a prompt is
+            too long; the message names the sample.
         """
         self._folder, self._vocab, self._seed, self._configs = folder, vocab, seed, configs
         self._tokenizers = load_tokenizers(folder, vocab)
-        needs_speech = any(config.speech or config.to == Modality.SPEECH for config in configs)
-        if needs_speech and self._tokenizers[1] is None:
-            raise InputError(f"{folder}: has no speech tokenizer, and samples ask for speech.")
-        self._inputs = [
-            ("speech", load_audio(config.speech)) if config.speech else ("text", config.text)
-            for config in configs
-        ]
+        model = llama.Llama(config_lib.read(LlamaConfig, folder / "llama" / "config.json"))
+        self._prompts: list[str] = []
+        lm = self._language_model(model, None, None)
+        for number, config in enumerate(configs):
+            try:
+                self._prompts.append(self._encode(lm, config))
+            except InputError as error:
+                raise InputError(f"samples[{number}]: {error}") from error
+
+    def _language_model(self, model: llama.Llama, params: Any, mesh: Any) -> SpiritLM:
+        return SpiritLM(self._folder, self._vocab, *self._tokenizers, model, params, mesh)
+
+    def _encode(self, lm: SpiritLM, config: SampleConfig) -> str:
+        """The prompt of a sample."""
+        if config.to == Modality.SPEECH:
+            _ = lm.speech_tokenizer  # raises an error if there is none
+        given = ("speech", config.speech) if config.speech else ("text", config.text)
+        prompt = lm.build_prompt([given], config.to)
+        slots_of([lm.make_request(prompt, config.to, config.settings(self._seed))], lm.max_tokens)
+        return prompt
 
     def write(self, model: llama.Llama, params: Any, step: int, folder: Path) -> None:
         """Generates; writes step-STEP.md, and a WAV file beside it for each output of speech.
@@ -58,35 +73,24 @@ class Sampler:
         """
         mesh = jax.tree.leaves(params)[0].sharding.mesh
         model, params = llama_weights.lay_out_for_decoding(model, params)
-        lm = SpiritLM(self._folder, self._vocab, *self._tokenizers, model, params, mesh)
-        prompts = [
-            lm.build_prompt([given], config.to)
-            for given, config in zip(self._inputs, self._configs, strict=True)
-        ]
+        lm = self._language_model(model, params, mesh)
         requests = [
             lm.make_request(prompt, config.to, config.settings(self._seed))
-            for prompt, config in zip(prompts, self._configs, strict=True)
+            for prompt, config in zip(self._prompts, self._configs, strict=True)
         ]
         engine = lm.engine(len(requests), slots_of(requests, lm.max_tokens))
         generations = engine.generate(requests)
         if distributed.is_first():
             folder.mkdir(parents=True, exist_ok=True)
-            self._write(lm, prompts, generations, step, folder)
+            self._write(lm, generations, step, folder)
 
-    def _write(
-        self,
-        lm: SpiritLM,
-        prompts: list[str],
-        generations: list[Generation],
-        step: int,
-        folder: Path,
-    ) -> None:
+    def _write(self, lm: SpiritLM, generations: list[Generation], step: int, folder: Path) -> None:
         generated = [lm.generated_string(generation) for generation in generations]
         lines = [f"# Samples after step {step}"]
         for number, (config, outputs) in enumerate(
-            zip(self._configs, lm.decode_outputs(prompts, generated), strict=True)
+            zip(self._configs, lm.decode_outputs(self._prompts, generated), strict=True)
         ):
-            lines += ["", f"## {config.speech or config.text}, to {config.to}"]
+            lines += ["", f"## {number}: {config.speech or config.text}, to {config.to}"]
             lines += ["", "```", generated[number], "```"]
             for part, output in enumerate(outputs):
                 if output.content_type is Modality.SPEECH:
