@@ -58,7 +58,12 @@ class Sampler:
             _ = lm.speech_tokenizer  # raises an error if there is none
         given = ("speech", config.speech) if config.speech else ("text", config.text)
         prompt = lm.build_prompt([given], config.to)
-        slots_of([lm.make_request(prompt, config.to, config.settings(self._seed))], lm.max_tokens)
+        request = lm.make_request(prompt, config.to, config.settings(self._seed))
+        if len(request.prompt) >= lm.max_tokens:
+            raise InputError(
+                f"the prompt has {len(request.prompt)} tokens, but the model has {lm.max_tokens} "
+                "positions."
+            )
         return prompt
 
     def write(self, model: llama.Llama, params: Any, step: int, folder: Path) -> None:
