@@ -67,14 +67,9 @@ def align_corpus(
     source, output = files.as_path(source), files.as_path(output)
     _check_arguments(output, (aligner, textgrid, whisperx), batch_size, min_score)
     rows = _read_part(str(source), part, parts)
-    words: WordSource
-    if aligner is not None:
-        words = ComputedWords(aligner, min_score)
-    else:
-        kind, folder = ("whisperx", whisperx) if textgrid is None else ("textgrid", textgrid)
-        words = ImportedWords(kind, folder, tier)
-        if parts == 1:
-            rows = words.watch_unused(rows)
+    words = _word_source(aligner, min_score, textgrid, whisperx, tier)
+    if isinstance(words, ImportedWords) and parts == 1:
+        rows = words.watch_unused(rows)
     settings = words.settings | ({"part": f"{part}/{parts}"} if parts > 1 else {})
     with lock.hold(output.parent, output.name + ".lock", output, "output") as output_lock:
         files.refuse_existing(output)  # another process may have written it meanwhile
@@ -91,6 +86,14 @@ def align_corpus(
             return split(partial, source, output)
         except OSError as error:
             raise files.unwritable(output, error) from error
+
+
+def _word_source(aligner, min_score, textgrid, whisperx, tier) -> WordSource:
+    """Computes or loads words; see `align_corpus` for the arguments."""
+    if aligner is not None:
+        return ComputedWords(aligner, min_score)
+    kind, folder = ("whisperx", whisperx) if textgrid is None else ("textgrid", textgrid)
+    return ImportedWords(kind, folder, tier)
 
 
 def _read_part(source: str, part: int, parts: int) -> Iterator[Row]:

@@ -220,7 +220,8 @@ class LmRecipe(Recipe[LmRunConfig]):
 
     @functools.cached_property
     def _sampler(self) -> Sampler:
-        return Sampler(self.folder, self.vocab, self.config.samples, self.config.seed)
+        cfg, config = self.model.config, self.config
+        return Sampler(self.folder, self.vocab, cfg, config.samples, config.seed)
 
     def prepare(self) -> None:
         """See `Recipe.prepare`: reads the prompts of samples, so that mistakes show at once."""

@@ -1,4 +1,4 @@
-"""Text and speech that the language model generates at each evaluation, to be read and heard."""
+"""Text and speech that the language model generates at each evaluation of a training."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from spirit_jax import config as config_lib
 from spirit_jax import files, sharding
 from spirit_jax.audio import SAMPLE_RATE, write_wav
 from spirit_jax.errors import InputError
@@ -25,12 +24,20 @@ from spirit_jax.vocab import Modality, Vocab
 class Sampler:
     """Continues the prompts of a run. The model for generation is in memory only meanwhile."""
 
-    def __init__(self, folder: Path, vocab: Vocab, configs: tuple[SampleConfig, ...], seed: int):
+    def __init__(
+        self,
+        folder: Path,
+        vocab: Vocab,
+        cfg: LlamaConfig,
+        configs: tuple[SampleConfig, ...],
+        seed: int,
+    ):
         """Encodes the prompts.
 
         Args:
           folder: the model folder of the run.
           vocab: its vocabulary.
+          cfg: of the network; with random initialisation the folder need not have it.
           configs: the prompts.
           seed: random seed of sampling.
 
@@ -40,9 +47,8 @@ class Sampler:
         """
         self._folder, self._vocab, self._seed, self._configs = folder, vocab, seed, configs
         self._tokenizers = load_tokenizers(folder, vocab)
-        model = llama.Llama(config_lib.read(LlamaConfig, folder / "llama" / "config.json"))
         self._prompts: list[str] = []
-        lm = self._language_model(model, None, None)
+        lm = self._language_model(llama.Llama(cfg), None, None)
         for number, config in enumerate(configs):
             try:
                 self._prompts.append(self._encode(lm, config))
