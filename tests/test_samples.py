@@ -1,6 +1,7 @@
 """Samples at evaluation: what the trained model generates, in files for people."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from spirit_jax.training import export
 from spirit_jax.training.configs import LoraConfig, OptimizerConfig
 from spirit_jax.training.lm.config import SampleConfig
 from spirit_jax.training.lm.recipe import LmRecipe
+from spirit_jax.training.lm.samples import Sampler
 
 
 @pytest.fixture
@@ -70,3 +72,10 @@ def test_prompts_that_cannot_be_used_are_named_before_training(make_config, tmp_
         with pytest.raises(InputError, match=named):
             run(make_config("run", samples=(short, sample)), devices=len(jax.devices()))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_prompts_need_no_network_in_the_model_folder(make_config, expressive_folder, tmp_path):
+    shutil.copytree(expressive_folder, tmp_path / "model", ignore=shutil.ignore_patterns("llama"))
+    recipe = LmRecipe(make_config("run"))
+    samples = (SampleConfig(text="the object"),)
+    Sampler(tmp_path / "model", recipe.vocab, recipe.model.config, samples, seed=0)
